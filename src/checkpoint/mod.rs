@@ -1,0 +1,1 @@
+//! Checkpoints in one format for every topology; Hugging Face import and export.

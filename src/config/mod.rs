@@ -1,0 +1,273 @@
+//! The run configuration: what a YAML file may say. Raw values only; what they mean together is the `plan`.
+//!
+//! Field docs are the descriptions in `herd config schema`.
+
+mod model;
+
+pub use model::{ModelConfig, RopeScaling, RopeType};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// A training run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of the run, for logs and reports.
+    pub name: String,
+    /// Seed of initial weights and sample order.
+    #[serde(default = "defaults::seed")]
+    pub seed: u64,
+    /// Directory that holds everything the run writes; created if absent.
+    pub run_dir: PathBuf,
+    pub model: ModelSection,
+    pub data: DataSection,
+    pub batch: BatchSection,
+    pub train: TrainSection,
+    #[serde(default)]
+    pub optim: OptimSection,
+    #[serde(default)]
+    pub parallel: ParallelSection,
+    #[serde(default)]
+    pub validation: ValidationSection,
+    #[serde(default)]
+    pub checkpoint: CheckpointSection,
+    #[serde(default)]
+    pub log: LogSection,
+}
+
+/// Where the model's shape and first weights come from. Give `shape`, or `config`, or only `weights`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSection {
+    /// A Hugging Face `config.json` to take the shape from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<PathBuf>,
+    /// The shape, inline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shape: Option<ModelConfig>,
+    /// A Hugging Face directory (config.json, *.safetensors) whose weights the run starts from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DataSection {
+    /// `bytes`, a Hugging Face `tokenizer.json`, or a tiktoken `tokenizer.model`. Must be the one the corpora were made with.
+    #[serde(default = "defaults::tokenizer")]
+    pub tokenizer: String,
+    /// Tokens per sample (S); each sample reads S + 1 consecutive tokens.
+    pub sequence_length: usize,
+    /// Corpora to train on.
+    pub train: Vec<Corpus>,
+    /// Held-out corpora for validation.
+    #[serde(default)]
+    pub validation: Vec<Corpus>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Corpus {
+    /// Path of an indexed token file without its ending: `<path>.bin` and `<path>.idx`.
+    pub path: PathBuf,
+    /// Share of samples drawn from it, relative to the other corpora.
+    #[serde(default = "defaults::one")]
+    pub weight: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BatchSection {
+    /// Sequences per optimizer step over all ranks.
+    pub global: usize,
+    /// Sequences per forward pass on one rank; divides global / data-parallel size.
+    pub micro: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrainSection {
+    /// Optimizer steps in the whole run.
+    pub steps: u64,
+    /// Leave with exit code 75 after this step, with a checkpoint (for tests and timed allocations).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_at: Option<u64>,
+    #[serde(default)]
+    pub precision: Precision,
+    #[serde(default)]
+    pub device: DeviceChoice,
+    #[serde(default)]
+    pub recompute: Recompute,
+    /// Largest global gradient norm; larger ones are scaled down to it. 0 turns clipping off.
+    #[serde(default = "defaults::one")]
+    pub clip_norm: f64,
+    /// Weight of the z-loss term, the square of log Z (PaLM, arXiv:2204.02311 §5). 0 turns it off.
+    #[serde(default)]
+    pub z_loss: f64,
+    /// Stop after this many skipped (non-finite) steps in a row.
+    #[serde(default = "defaults::max_skipped")]
+    pub max_skipped_steps: u64,
+    /// CPU threads per rank; 0 shares the cores of the node between its ranks.
+    #[serde(default)]
+    pub threads: usize,
+}
+
+/// Type of parameters and activations. Master weights, moments, gradient accumulation, norms and loss are fp32 in both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    #[default]
+    Bf16,
+    Fp32,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceChoice {
+    /// The GPU with the node-local rank's number where there is one, else the CPU.
+    #[default]
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+/// Which activations the backward pass recomputes instead of keeping.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    #[default]
+    None,
+    /// Keep only each block's input.
+    Full,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimSection {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Learning rate at the end of the schedule.
+    pub min_lr: f64,
+    /// Steps of linear warm-up from 0.
+    pub warmup_steps: u64,
+    pub schedule: Schedule,
+    /// Length of the final decay of `wsd`, in steps.
+    pub decay_steps: u64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    /// Decoupled weight decay, applied to matrices only.
+    pub weight_decay: f64,
+}
+
+/// Shape of the learning rate after warm-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    #[default]
+    Cosine,
+    /// Warm-up, stable, decay (arXiv:2404.06395): constant until `decay_steps` before the end, then linear to `min_lr`.
+    Wsd,
+    Constant,
+}
+
+/// Sizes of the parallel axes. Their product is the number of ranks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ParallelSection {
+    pub tensor: usize,
+    pub context: usize,
+    pub pipeline: usize,
+    /// Data-parallel replicas; 0 takes what the other axes leave of the world.
+    pub data: usize,
+    /// Gradient bucket size in MiB; whole units are put together until it is reached.
+    pub bucket_mib: usize,
+    /// Reduce gradients while the backward pass goes on.
+    pub overlap: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ValidationSection {
+    /// Validate every n steps and after the last; 0 never.
+    pub every: u64,
+    /// Sequences per validation, over all ranks.
+    pub sequences: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointSection {
+    /// Save every n steps and after the last; 0 only after the last.
+    pub every: u64,
+    /// Newest checkpoints to keep; 0 keeps all.
+    pub keep: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogSection {
+    /// One console line every n steps where there is no terminal.
+    pub every: u64,
+    /// Write TensorBoard event files.
+    pub tensorboard: bool,
+    /// Compare a hash of the parameters across data-parallel replicas every n steps; 0 never.
+    pub sync_check_every: u64,
+}
+
+mod defaults {
+    pub fn seed() -> u64 {
+        1234
+    }
+    pub fn one() -> f64 {
+        1.0
+    }
+    pub fn tokenizer() -> String {
+        "bytes".into()
+    }
+    pub fn max_skipped() -> u64 {
+        3
+    }
+}
+
+impl Default for OptimSection {
+    fn default() -> Self {
+        OptimSection {
+            lr: 3e-4,
+            min_lr: 3e-5,
+            warmup_steps: 100,
+            schedule: Schedule::Cosine,
+            decay_steps: 0,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+        }
+    }
+}
+
+impl Default for ParallelSection {
+    fn default() -> Self {
+        ParallelSection { tensor: 1, context: 1, pipeline: 1, data: 0, bucket_mib: 25, overlap: true }
+    }
+}
+
+impl Default for ValidationSection {
+    fn default() -> Self {
+        ValidationSection { every: 0, sequences: 64 }
+    }
+}
+
+impl Default for CheckpointSection {
+    fn default() -> Self {
+        CheckpointSection { every: 0, keep: 3 }
+    }
+}
+
+impl Default for LogSection {
+    fn default() -> Self {
+        LogSection { every: 10, tensorboard: true, sync_check_every: 100 }
+    }
+}

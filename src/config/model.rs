@@ -1,0 +1,89 @@
+//! The shape of a Llama 3 model, with Hugging Face's key names.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Architecture of Llama 3, 3.1 and 3.2. Keys are those of Hugging Face's `config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Number of token ids, padding not counted.
+    pub vocab_size: usize,
+    /// Width of the residual stream (H).
+    pub hidden_size: usize,
+    /// Width of the gated feed-forward layer (F).
+    pub intermediate_size: usize,
+    /// Number of transformer blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key/value heads; divides `num_attention_heads`.
+    pub num_key_value_heads: usize,
+    /// Width of one head (D). Default: hidden_size / num_attention_heads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_dim: Option<usize>,
+    /// Longest sequence the model is meant for.
+    #[serde(default = "default_max_position")]
+    pub max_position_embeddings: usize,
+    /// Epsilon inside RMSNorm.
+    #[serde(default = "default_eps")]
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    #[serde(default = "default_theta")]
+    pub rope_theta: f64,
+    /// Llama 3.1's frequency scaling for long context.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeScaling>,
+    /// Whether the output head shares the embedding matrix (Llama 3.2 1B and 3B).
+    #[serde(default)]
+    pub tie_word_embeddings: bool,
+    /// Standard deviation of the normal distribution that fresh weights are drawn from.
+    #[serde(default = "default_init")]
+    pub initializer_range: f64,
+}
+
+/// `rope_type: llama3`: low frequencies are divided by `factor`, high ones kept, a band between is interpolated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RopeScaling {
+    pub rope_type: RopeType,
+    pub factor: f64,
+    pub low_freq_factor: f64,
+    pub high_freq_factor: f64,
+    /// Context length before scaling, in tokens.
+    pub original_max_position_embeddings: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RopeType {
+    Llama3,
+}
+
+fn default_max_position() -> usize {
+    8192
+}
+fn default_eps() -> f64 {
+    1e-5
+}
+fn default_theta() -> f64 {
+    500_000.0
+}
+fn default_init() -> f64 {
+    0.02
+}
+
+impl ModelConfig {
+    /// D.
+    pub fn head_dim(&self) -> usize {
+        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))
+    }
+    /// Width of all query heads together.
+    pub fn q_dim(&self) -> usize {
+        self.num_attention_heads * self.head_dim()
+    }
+    /// Width of all key (or value) heads together.
+    pub fn kv_dim(&self) -> usize {
+        self.num_key_value_heads * self.head_dim()
+    }
+}

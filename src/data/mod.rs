@@ -1,0 +1,1 @@
+//! Tokenizers, indexed token files, sample order.

@@ -1,0 +1,139 @@
+//! Errors and exit codes.
+//!
+//! An error is a fact with every number that clashes, and a hint; it prints as one line. Its exit code is an
+//! interface: batch scripts and the supervisor decide by it whether to retry, so the table lives here once and
+//! `herd help exit-codes` prints it.
+
+use std::fmt;
+use std::path::Path;
+
+/// Why the process ends. The numbers are stable; scripts may rely on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(i32)]
+pub enum Exit {
+    /// Done.
+    Ok = 0,
+    /// A bug in herd: never caused by input alone.
+    Internal = 1,
+    /// Wrong command line.
+    Usage = 2,
+    /// The configuration is wrong: unknown key, wrong type, values that clash.
+    Config = 10,
+    /// Training data or tokenizer is missing, truncated or does not fit the model.
+    Data = 11,
+    /// A model to import or export is missing, incomplete or of another shape.
+    Model = 12,
+    /// The MPI world is not the one that was asked for.
+    World = 13,
+    /// A device was asked for that this host does not have.
+    Device = 14,
+    /// No valid checkpoint where one is needed.
+    Checkpoint = 20,
+    /// The filesystem refused: full, quota, permission, I/O error.
+    Storage = 21,
+    /// Loss or gradient norm was not finite too many steps in a row.
+    NonFinite = 30,
+    /// Another rank failed or a communication call returned an error.
+    Peer = 31,
+    /// Stopped on a signal after saving; submit or requeue to continue.
+    Requeue = 75,
+}
+
+impl Exit {
+    /// Every code with its meaning and what a supervisor should do, in numeric order.
+    pub const TABLE: &'static [(Exit, &'static str, &'static str)] = &[
+        (Exit::Ok, "done", "stop"),
+        (Exit::Internal, "internal error: a bug in herd", "report; retry at most once"),
+        (Exit::Usage, "wrong command line", "stop; never retry"),
+        (Exit::Config, "the configuration is wrong", "stop; never retry"),
+        (Exit::Data, "training data or tokenizer is missing, damaged or does not fit", "stop; never retry"),
+        (Exit::Model, "a model to import or export is missing, incomplete or of another shape", "stop; never retry"),
+        (Exit::World, "the MPI world is not the one asked for", "stop; fix the launch line"),
+        (Exit::Device, "a device was asked for that this host does not have", "stop, or replace the node"),
+        (Exit::Checkpoint, "no valid checkpoint where one is needed", "stop; look at the run directory"),
+        (Exit::Storage, "the filesystem refused: full, quota, permission or I/O error", "free space, then start again"),
+        (Exit::NonFinite, "loss or gradient norm not finite too many steps in a row", "stop; look at data and learning rate"),
+        (Exit::Peer, "another rank failed or communication broke", "start again from the newest checkpoint"),
+        (Exit::Requeue, "stopped by a signal after saving", "requeue to continue"),
+    ];
+
+    pub fn code(self) -> i32 {
+        self as i32
+    }
+}
+
+/// A failure a person will read: the fact (with all its numbers), a hint, and the exit code it leads to.
+#[derive(Clone, Debug)]
+pub struct Error {
+    pub exit: Exit,
+    pub fact: String,
+    pub hint: Option<String>,
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub fn new(exit: Exit, fact: impl Into<String>) -> Self {
+        Error { exit, fact: fact.into(), hint: None }
+    }
+
+    /// Adds what the reader can do about it.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Puts where it happened in front of the fact.
+    pub fn context(mut self, place: impl fmt::Display) -> Self {
+        self.fact = format!("{place}: {}", self.fact);
+        self
+    }
+
+    /// An operating-system error on `path`. A missing file takes `missing` as its exit code (what the file was for);
+    /// everything else is the filesystem's refusal.
+    pub fn io(path: &Path, doing: &str, e: &std::io::Error, missing: Exit) -> Self {
+        use std::io::ErrorKind as K;
+        let fact = format!("cannot {doing} {}: {}", path.display(), os_reason(e));
+        match e.kind() {
+            K::NotFound => Error::new(missing, fact).hint("check the path"),
+            K::StorageFull | K::QuotaExceeded => {
+                Error::new(Exit::Storage, fact).hint("free space or raise the quota, then start again")
+            }
+            K::PermissionDenied | K::ReadOnlyFilesystem => {
+                Error::new(Exit::Storage, fact).hint("check the owner and mode of the directory")
+            }
+            _ => Error::new(Exit::Storage, fact),
+        }
+    }
+}
+
+/// The system's words without the trailing "(os error N)".
+fn os_reason(e: &std::io::Error) -> String {
+    let s = e.to_string();
+    match s.find(" (os error") {
+        Some(i) => s[..i].to_lowercase(),
+        None => s,
+    }
+}
+
+impl fmt::Display for Error {
+    /// One line: `fact (hint: …)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let one_line = |s: &str| s.split_whitespace().collect::<Vec<_>>().join(" ");
+        write!(f, "{}", one_line(&self.fact))?;
+        if let Some(h) = &self.hint {
+            write!(f, " (hint: {})", one_line(h))?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<tch::TchError> for Error {
+    /// libtorch's first line; the rest is a C++ backtrace.
+    fn from(e: tch::TchError) -> Self {
+        let text = e.to_string();
+        Error::new(Exit::Internal, format!("libtorch: {}", text.lines().next().unwrap_or("unknown error")))
+    }
+}

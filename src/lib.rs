@@ -1,0 +1,35 @@
+//! herd trains and runs Llama 3 on Slurm clusters: one native binary, started by `srun`.
+//!
+//! # Layout
+//! Rooms, from the top; a room uses only rooms below it.
+//!
+//! - [`cli`]: arguments, one file per command, exit codes, human output
+//! - [`train`]: the step, the loop, metrics, progress
+//! - [`generate`]: KV cache, sampling
+//! - [`parallel`]: one file per axis
+//! - [`plan`]: configuration + world → everything resolved; memory formulas
+//! - [`model`]: Llama 3 layers with explicit forward, backward_input, backward_weight
+//! - [`optim`]: AdamW on fp32 state, learning-rate schedules, clipping
+//! - [`checkpoint`]: the universal HDF5 format, restore, Hugging Face import and export
+//! - [`slurm`]: the environment that Slurm gives a step
+//! - [`data`]: tokenizers, indexed token files, sample order
+//! - [`kernels`]: fused operations, each with its libtorch reference
+//! - [`wire`]: moving bytes between ranks
+//! - [`topology`], [`layout`], [`config`], [`error`]: values and pure functions
+
+pub mod checkpoint;
+pub mod cli;
+pub mod config;
+pub mod data;
+pub mod error;
+pub mod generate;
+pub mod kernels;
+pub mod layout;
+pub mod model;
+pub mod optim;
+pub mod parallel;
+pub mod plan;
+pub mod slurm;
+pub mod topology;
+pub mod train;
+pub mod wire;

@@ -1,0 +1,1 @@
+//! AdamW on flat fp32 state, learning-rate schedules, clipping.

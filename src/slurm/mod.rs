@@ -1,0 +1,1 @@
+//! What Slurm tells a step about itself.

@@ -1,0 +1,98 @@
+//! Who a rank is: its coordinate on every parallel axis, and which ranks share each axis with it.
+//!
+//! World rank order, innermost first: tensor, context, pipeline, data (the Llama 3 paper, arXiv:2407.21783 §3.3.2),
+//! so that tensor ranks share a node. Pure arithmetic; communicators are made from it in `wire`.
+
+use serde::{Deserialize, Serialize};
+
+/// The parallel axes, innermost first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Axis {
+    Tensor,
+    Context,
+    Pipeline,
+    Data,
+}
+
+impl Axis {
+    pub const ALL: [Axis; 4] = [Axis::Tensor, Axis::Context, Axis::Pipeline, Axis::Data];
+}
+
+/// A process grid and one rank's place in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Topology {
+    /// World rank, `0..world`.
+    pub rank: usize,
+    /// Sizes of the axes in the order of [`Axis::ALL`].
+    pub sizes: [usize; 4],
+}
+
+impl Topology {
+    /// `sizes` in the order of [`Axis::ALL`]; `rank` must be below their product (checked by the plan).
+    pub fn new(rank: usize, sizes: [usize; 4]) -> Self {
+        debug_assert!(rank < sizes.iter().product());
+        Topology { rank, sizes }
+    }
+
+    /// One process alone.
+    pub fn solo() -> Self {
+        Topology::new(0, [1; 4])
+    }
+
+    /// Only the data axis.
+    pub fn data(rank: usize, size: usize) -> Self {
+        Topology::new(rank, [1, 1, 1, size])
+    }
+
+    pub fn world(&self) -> usize {
+        self.sizes.iter().product()
+    }
+
+    pub fn size(&self, axis: Axis) -> usize {
+        self.sizes[axis as usize]
+    }
+
+    /// This rank's coordinate on `axis`.
+    pub fn coord(&self, axis: Axis) -> usize {
+        self.rank / self.stride(axis) % self.size(axis)
+    }
+
+    /// Distance in world rank between neighbours on `axis`.
+    pub fn stride(&self, axis: Axis) -> usize {
+        self.sizes[..axis as usize].iter().product()
+    }
+
+    /// World ranks that differ from this one on `axis` only, in order of their coordinate.
+    pub fn group(&self, axis: Axis) -> Vec<usize> {
+        let base = self.rank - self.coord(axis) * self.stride(axis);
+        (0..self.size(axis)).map(|i| base + i * self.stride(axis)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_partition_the_world_on_every_axis() {
+        let sizes = [2, 1, 3, 4];
+        for axis in Axis::ALL {
+            let mut seen = vec![0; 24];
+            for rank in 0..24 {
+                let t = Topology::new(rank, sizes);
+                let group = t.group(axis);
+                assert_eq!(group.len(), t.size(axis));
+                assert_eq!(group[t.coord(axis)], rank);
+                seen[group[0]] += 1;
+            }
+            assert!(seen.iter().all(|&n| n == 0 || n == sizes[axis as usize]));
+        }
+    }
+
+    #[test]
+    fn tensor_ranks_are_neighbours() {
+        assert_eq!(Topology::new(5, [4, 1, 2, 1]).group(Axis::Tensor), vec![4, 5, 6, 7]);
+        assert_eq!(Topology::new(5, [4, 1, 2, 1]).group(Axis::Pipeline), vec![1, 5]);
+    }
+}

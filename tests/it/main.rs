@@ -1,0 +1,14 @@
+//! Integration tests: they run the real binary, real MPI ranks and, where asked, a real private Slurm.
+
+mod support;
+
+mod checkpoint;
+mod cli;
+mod config;
+mod data;
+mod errors;
+mod generate;
+mod model;
+mod slurm;
+mod train;
+mod wire;

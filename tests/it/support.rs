@@ -1,0 +1,66 @@
+//! Running the real binary, alone or on MPI ranks, and the Python oracle.
+#![allow(dead_code)]
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+/// The herd binary under test.
+pub fn herd() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_herd"))
+}
+
+/// `mpirun -n N` with what a test host needs (root, more ranks than cores, loopback only).
+pub fn mpirun(n: usize) -> Command {
+    let mut c = Command::new("mpirun");
+    c.args(["-n", &n.to_string(), "--oversubscribe", "--bind-to", "none"])
+        .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
+        .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+        .env("OMPI_MCA_btl", "self,vader")
+        .env("OMPI_MCA_btl_vader_single_copy_mechanism", "none");
+    c
+}
+
+const INSIDE: &str = "HERD_TEST_INSIDE_RANKS";
+
+/// Runs the calling test on `n` MPI ranks: outside, starts `mpirun` on this very test (`name` as the harness knows it)
+/// and fails if a rank fails; inside, returns true and the caller goes on with the rank's part.
+///
+/// ```ignore
+/// #[test]
+/// fn sums() { if ranks(4, "wire::sums") { ... } }
+/// ```
+pub fn ranks(n: usize, name: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let exe = std::env::current_exe().unwrap();
+    let out = mpirun(n)
+        .env(INSIDE, "1")
+        .env("OMP_NUM_THREADS", "1")
+        .arg(exe)
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .output()
+        .expect("mpirun starts");
+    assert!(out.status.success(), "{n} ranks of {name}: {}\n{}", out.status, text(&out));
+    assert!(text(&out).contains("1 passed"), "{name} is not the name of a test");
+    false
+}
+
+/// Both streams as text.
+pub fn text(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr)
+}
+
+/// The Python with torch and transformers: the oracle.
+pub fn python() -> Command {
+    let path = std::env::var("HERD_PYTHON").map(PathBuf::from).unwrap_or_else(|_| root().join("build/deps/python/bin/python"));
+    assert!(path.exists(), "no Python oracle at {}: run `make deps-test`, or set HERD_PYTHON", path.display());
+    let mut c = Command::new(path);
+    c.env("HF_HUB_OFFLINE", "1").current_dir(root());
+    c
+}
+
+/// The repository.
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
