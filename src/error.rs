@@ -52,7 +52,11 @@ impl Exit {
         (Exit::Device, "a device was asked for that this host does not have", "stop, or replace the node"),
         (Exit::Checkpoint, "no valid checkpoint where one is needed", "stop; look at the run directory"),
         (Exit::Storage, "the filesystem refused: full, quota, permission or I/O error", "free space, then start again"),
-        (Exit::NonFinite, "loss or gradient norm not finite too many steps in a row", "stop; look at data and learning rate"),
+        (
+            Exit::NonFinite,
+            "loss or gradient norm not finite too many steps in a row",
+            "stop; look at data and learning rate",
+        ),
         (Exit::Peer, "another rank failed or communication broke", "start again from the newest checkpoint"),
         (Exit::Requeue, "stopped by a signal after saving", "requeue to continue"),
     ];

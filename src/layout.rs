@@ -6,6 +6,7 @@
 
 use crate::config::ModelConfig;
 use crate::topology::{Axis, Topology};
+use std::ops::Range;
 
 /// A group of parameters that is gathered, reduced and updated together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -66,6 +67,24 @@ pub struct UnitLayout {
     pub used: usize,
     /// Length of the flat buffer: `used` padded to a multiple of [`PAD`] × data-axis size; the tail stays zero.
     pub len: usize,
+}
+
+impl UnitLayout {
+    /// The elements of the flat buffer that rank `rank` of `size` on the data axis owns.
+    pub fn shard(&self, rank: usize, size: usize) -> Range<usize> {
+        let n = self.len / size;
+        rank * n..(rank + 1) * n
+    }
+
+    /// The parameters that meet `range` of the flat buffer, each with the local elements of it that do.
+    pub fn pieces<'a>(&'a self, range: &Range<usize>) -> impl Iterator<Item = (&'a Param, Range<usize>)> {
+        let range = range.clone();
+        self.params.iter().filter_map(move |p| {
+            let lo = p.start.max(range.start);
+            let hi = (p.start + p.len()).min(range.end);
+            (lo < hi).then(|| (p, lo - p.start..hi - p.start))
+        })
+    }
 }
 
 /// Flat buffers are padded to this many elements per data rank: one 64-byte line of bf16, two of fp32.

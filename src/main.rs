@@ -1,1 +1,7 @@
-fn main() {}
+//! The `herd` binary: everything is in [`herd::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    herd::cli::run()
+}

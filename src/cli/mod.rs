@@ -1,1 +1,96 @@
 //! Arguments, one file per command, exit codes, human output.
+//!
+//! Each command is a module with `Args` and `run(Args) -> Result<()>`. Results go to stdout, everything else to stderr;
+//! an error prints as `herd: error: <fact> (hint: …)` and ends the process with its [`Exit`] code.
+
+mod completions;
+mod config;
+mod exit_codes;
+pub mod logging;
+mod man;
+mod outcome;
+mod version;
+
+use crate::error::{Error, Exit, Result};
+use clap::{CommandFactory, Parser, Subcommand};
+use std::io::Write;
+use std::process::ExitCode;
+
+const EXAMPLES: &str = "\
+Examples:
+  herd config check configs/llama3_demo.yaml
+  srun --mpi=pmix herd train configs/llama3_demo.yaml
+  herd help exit-codes
+
+Exit codes are an interface for scripts: `herd help exit-codes` lists them.";
+
+/// Train and run Llama 3 on Slurm clusters: one native binary, started by srun.
+#[derive(Parser)]
+#[command(name = "herd", version, long_version = version::long(), after_help = EXAMPLES)]
+#[command(disable_help_subcommand = true, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Config(config::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+    Help(HelpArgs),
+}
+
+/// Print help for a command or a topic (`exit-codes`).
+#[derive(clap::Args)]
+struct HelpArgs {
+    /// A command, its subcommand, or `exit-codes`.
+    #[arg(value_name = "TOPIC")]
+    topic: Vec<String>,
+}
+
+/// Runs the command line of this process; the returned code is one of [`Exit`].
+pub fn run() -> ExitCode {
+    outcome::install_panic_hook();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) => {
+            // Help and version are "errors" for clap too; a closed pipe is no reason to complain about either.
+            let _ = usage.print();
+            return outcome::exit_code(if usage.use_stderr() { Exit::Usage } else { Exit::Ok });
+        }
+    };
+    let result = match cli.command {
+        Command::Config(a) => config::run(a),
+        Command::Completions(a) => completions::run(a),
+        Command::Man(a) => man::run(a),
+        Command::Help(a) => help(&a.topic),
+    };
+    outcome::finish(result)
+}
+
+/// Writes `text` to stdout. A reader that closed the pipe early (`herd … | head`) ends the process quietly.
+pub fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(Exit::Ok.code()),
+        Err(e) => Err(Error::io(std::path::Path::new("standard output"), "write to", &e, Exit::Storage)),
+        Ok(()) => Ok(()),
+    }
+}
+
+fn help(topic: &[String]) -> Result<()> {
+    if topic == ["exit-codes"] {
+        return print(&exit_codes::table());
+    }
+    let mut command = Cli::command();
+    command.build();
+    for name in topic {
+        let Some(sub) = command.find_subcommand(name) else {
+            return Err(Error::new(Exit::Usage, format!("no help on `{}`", topic.join(" ")))
+                .hint("`herd help` lists the commands; `herd help exit-codes` the exit codes"));
+        };
+        command = sub.clone();
+    }
+    print(&command.render_long_help().to_string())
+}

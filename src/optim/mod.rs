@@ -1,1 +1,7 @@
-//! AdamW on flat fp32 state, learning-rate schedules, clipping.
+//! The optimizer: AdamW on flat fp32 state, learning-rate schedules, clipping.
+
+mod adamw;
+mod schedule;
+
+pub use adamw::{clip_factor, Optimizer, Slots};
+pub use schedule::learning_rate;

@@ -1,0 +1,60 @@
+//! Tracing set-up: a console on one rank, a file per rank in the run directory.
+//!
+//! Console lines go to stderr without a rank prefix: `srun --label` adds one. `HERD_LOG` sets the level or a filter
+//! (`HERD_LOG=debug`, `HERD_LOG=herd::train=trace`); the default is `info`.
+
+use crate::error::{Error, Exit, Result};
+use std::fs::{create_dir_all, OpenOptions};
+use std::io::IsTerminal;
+use std::path::Path;
+use std::sync::Mutex;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
+use tracing_subscriber::prelude::*;
+use tracing_subscriber::{fmt, EnvFilter};
+
+/// Starts logging. `console`: also write to stderr (rank 0). With `run_dir`, rank `rank` appends to
+/// `run_dir/logs/rank-NNNNN.log`. A second call in one process changes nothing.
+///
+/// # Errors
+/// The log file cannot be opened, or `HERD_LOG` is no filter.
+pub fn init(console: bool, run_dir: Option<&Path>, rank: usize) -> Result<()> {
+    let console = match console {
+        true => {
+            let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+            Some(layer.compact().with_target(false).with_timer(Clock("%H:%M:%S")).with_filter(filter()?))
+        }
+        false => None,
+    };
+    let file = match run_dir {
+        Some(dir) => {
+            let dir = dir.join("logs");
+            create_dir_all(&dir).map_err(|e| Error::io(&dir, "create", &e, Exit::Storage))?;
+            let path = dir.join(format!("rank-{rank:05}.log"));
+            let file = OpenOptions::new().create(true).append(true).open(&path);
+            let file = file.map_err(|e| Error::io(&path, "open", &e, Exit::Storage))?;
+            let layer = fmt::layer().with_writer(Mutex::new(file)).with_ansi(false);
+            Some(layer.with_timer(Clock("%Y-%m-%dT%H:%M:%S%.3fZ")).with_filter(filter()?))
+        }
+        None => None,
+    };
+    let _ = tracing_subscriber::registry().with(console).with(file).try_init();
+    Ok(())
+}
+
+fn filter() -> Result<EnvFilter> {
+    let text = std::env::var("HERD_LOG").ok().filter(|s| !s.is_empty()).unwrap_or_else(|| "info".into());
+    EnvFilter::try_new(&text).map_err(|e| {
+        Error::new(Exit::Usage, format!("HERD_LOG={text}: {e}"))
+            .hint("use error, warn, info, debug, trace, or module=level")
+    })
+}
+
+/// UTC in a strftime format: the same clock on every node's file.
+struct Clock(&'static str);
+
+impl FormatTime for Clock {
+    fn format_time(&self, w: &mut Writer<'_>) -> std::fmt::Result {
+        write!(w, "{}", jiff::Timestamp::now().strftime(self.0))
+    }
+}

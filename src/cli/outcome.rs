@@ -1,0 +1,71 @@
+//! How the process ends: an error or a panic becomes one message on stderr and an exit code.
+
+use crate::error::{Exit, Result};
+use std::io::Write;
+use std::panic::PanicHookInfo;
+use std::process::ExitCode;
+
+pub fn exit_code(exit: Exit) -> ExitCode {
+    ExitCode::from(exit.code() as u8)
+}
+
+/// Prints an error for a person and turns it into its exit code.
+pub fn finish(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => exit_code(Exit::Ok),
+        Err(e) => {
+            let _ = writeln!(std::io::stderr(), "herd: error: {e}");
+            exit_code(e.exit)
+        }
+    }
+}
+
+/// A panic in any thread prints one line and ends the process at once with [`Exit::Internal`]: unwinding could wait for
+/// MPI, and a process that lost a thread is of no use to its peers.
+pub fn install_panic_hook() {
+    std::panic::set_hook(Box::new(|info| {
+        let text = message(info);
+        // `println!` panics when a reader closes the pipe (`herd … | head`): not a bug, and nobody reads on.
+        if text.starts_with("failed printing to std") {
+            hard_exit(Exit::Ok);
+        }
+        let place = info.location().map(|l| format!(" ({}:{})", l.file(), l.line())).unwrap_or_default();
+        let _ = writeln!(
+            std::io::stderr(),
+            "herd: internal error: {}{place}; this is a bug, please report it",
+            first_words(&text)
+        );
+        hard_exit(Exit::Internal);
+    }));
+}
+
+fn message(info: &PanicHookInfo) -> String {
+    let payload = info.payload();
+    let text = payload.downcast_ref::<&str>().map(|s| s.to_string());
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic".into())
+}
+
+/// One line, without the C++ backtrace that libtorch appends to its messages.
+fn first_words(text: &str) -> String {
+    let text = text.split("\\nException raised from").next().unwrap_or(text).replace("\\n", " ");
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Ends the process without running exit handlers, which may wait for peers.
+fn hard_exit(exit: Exit) -> ! {
+    let _ = std::io::stdout().flush();
+    // SAFETY: _exit only ends the process.
+    unsafe { libc::_exit(exit.code()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libtorch_messages_lose_their_backtrace() {
+        let torch = "called `Result::unwrap()` on an `Err` value: Torch(\"mat1 and mat2\\nException raised from x at y\\nframe\")";
+        assert_eq!(first_words(torch), "called `Result::unwrap()` on an `Err` value: Torch(\"mat1 and mat2");
+        assert_eq!(first_words("a\n  b"), "a b");
+    }
+}
