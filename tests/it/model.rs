@@ -23,10 +23,7 @@ impl Case {
         static FILES: OnceLock<BTreeMap<String, Vec<u8>>> = OnceLock::new();
         let cases = cases();
         let files = FILES.get_or_init(|| ask_oracle(&cases));
-        Case {
-            config: serde_json::from_value(cases[name]["model"].clone()).unwrap(),
-            tensors: tensors(&files[name]),
-        }
+        Case { config: serde_json::from_value(cases[name]["model"].clone()).unwrap(), tensors: tensors(&files[name]) }
     }
 
     pub fn tensor(&self, name: &str) -> &Tensor {
