@@ -5,11 +5,17 @@
 //! were started on every rank, and are waited for through [`Work`]. Implementations: `mpi` on host memory; NCCL and
 //! staged device memory come with the other axes.
 
+mod combine;
+mod control;
+mod ffi;
+mod messages;
 mod mpi;
 mod work;
+mod world;
 
-pub use self::mpi::{MpiWire, World};
+pub use self::mpi::MpiWire;
 pub use work::{Timing, Work};
+pub use world::{leave, Via, World};
 
 use crate::error::Result;
 use tch::Tensor;
