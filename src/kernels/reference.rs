@@ -154,6 +154,21 @@ pub fn linear_backward_weight(dy: &Tensor, x: &Tensor, grad: &Tensor) {
     let _ = grad.shallow_clone().g_add_(&dy.tr().matmul(x));
 }
 
+/// grad [O,I] f32 = dy [N,O]ᵀ · x [N,I].
+pub fn linear_backward_weight_first(dy: &Tensor, x: &Tensor, grad: &Tensor) {
+    grad.shallow_clone().copy_(&dy.tr().matmul(x));
+}
+
+/// grad f32 += x T.
+pub fn accumulate(grad: &Tensor, x: &Tensor) {
+    let _ = grad.shallow_clone().g_add_(&x.to_kind(Kind::Float));
+}
+
+/// dst = src.
+pub fn cast(dst: &Tensor, src: &Tensor) {
+    dst.shallow_clone().copy_(src);
+}
+
 /// grad [V,H] f32 += rows of dy [N,H] at `ids` [N] i64.
 pub fn embedding_backward(dy: &Tensor, ids: &Tensor, grad: &Tensor) {
     let _ = grad.shallow_clone().index_add_(0, ids, &dy.to_kind(Kind::Float));

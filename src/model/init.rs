@@ -208,6 +208,13 @@ mod tests {
     }
 
     #[test]
+    fn the_bits_of_a_known_matrix_never_change() {
+        let v = whole(&matrix("model.embed_tokens.weight", [96, 3]), 42);
+        let bits: Vec<u32> = [0, 1, 31, 32, 63, 64, 287].iter().map(|&i| v[i].to_bits()).collect();
+        assert_eq!(bits, [3166913215, 3138067803, 1010632817, 1019132962, 3173134854, 1025783514, 1024851887]);
+    }
+
+    #[test]
     fn logarithm_and_circle_match_the_standard_library() {
         for i in 0..100_000u64 {
             let u = uniform(splitmix(3, i) >> 33);
