@@ -103,10 +103,31 @@ libtorch() {
     fi
 }
 
+# Lmod and environment-modules conflict as packages, so both are unpacked into FOLDER/modules; what they need to run is
+# installed. For a real `module load herd` in the demo and the tests.
+module_tools() {
+    [ ! -e "$folder/modules/done" ] || return 0
+    local needs download
+    apt-cache show lmod >/dev/null 2>&1 || as_root apt-get update -qq
+    mapfile -t needs < <(apt-cache depends lmod environment-modules | awk '$1 == "Depends:" && $2 !~ /</ { print $2 }' | sort -u)
+    apt_install "${needs[@]}"
+    say "unpacking lmod and environment-modules into $folder/modules"
+    download=$(mktemp -d)
+    chmod 755 "$download"
+    (cd "$download" && apt-get download -qq lmod environment-modules 2>/dev/null)
+    mkdir -p "$folder/modules"
+    local package
+    for package in "$download"/*.deb; do dpkg-deb -x "$package" "$folder/modules"; done
+    rm -rf "$download"
+    touch "$folder/modules/done"
+    installed=yes
+}
+
 case $what in
     base)
         system_packages
         mkdir -p "$folder"
+        module_tools
         # A site's own libtorch, as LIBTORCH, is used as it is.
         if [ "${LIBTORCH:-$folder/libtorch}" = "$folder/libtorch" ]; then libtorch; else say "using LIBTORCH=$LIBTORCH"; fi
         ;;
