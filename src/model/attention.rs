@@ -5,7 +5,7 @@
 
 use crate::config::ModelConfig;
 use crate::kernels;
-use crate::model::{Flat, Rope};
+use crate::model::{Accumulate, Flat, Rope};
 use tch::Tensor;
 
 const NORM: &str = "input_layernorm.weight";
@@ -86,8 +86,10 @@ impl Attention {
     }
 
     /// dy [N,H] → dx [N,H], everything of the layer's own included (the residual too), and what the weight gradients
-    /// need. Adds the norm's weight gradient.
-    pub fn backward_input(&self, w: &Flat, saved: Saved, dy: &Tensor, rope: &Rope) -> (Tensor, Pending) {
+    /// need. Writes the norm's weight gradient.
+    pub fn backward_input(
+        &self, w: &Flat, saved: Saved, dy: &Tensor, rope: &Rope, grads: Accumulate,
+    ) -> (Tensor, Pending) {
         let Saved { x, rstd, normed, qkv, out, lse } = saved;
         let dout = kernels::linear_backward_input(dy, &w.param(O)).view_as(&out);
         let dqkv = qkv.empty_like();
@@ -99,15 +101,15 @@ impl Attention {
         drop((dout, qkv, lse));
         kernels::rope_(&self.rotated(&dqkv, rope.len()), &rope.cos, &rope.sin, true);
         let dnormed = kernels::linear_backward_input(&dqkv, &w.fused_param(Q, V));
-        let dx = kernels::rms_norm_backward(&dnormed, &x, &w.param(NORM), &rstd, Some(dy), &w.grad(NORM));
+        let dx = kernels::rms_norm_backward(&dnormed, &x, &w.param(NORM), &rstd, Some(dy), &grads.ready(w.grad(NORM)));
         (dx, Pending { dy: dy.shallow_clone(), out, dqkv, normed })
     }
 
-    /// Adds the gradients of Wo and Wqkv.
-    pub fn backward_weight(&self, w: &Flat, p: Pending) {
-        kernels::linear_backward_weight(&p.dy, &self.rows(&p.out), &w.grad(O));
+    /// Writes the gradients of Wo and Wqkv.
+    pub fn backward_weight(&self, w: &Flat, p: Pending, grads: Accumulate) {
+        grads.matrix(&p.dy, &self.rows(&p.out), &w.grad(O));
         drop((p.dy, p.out));
-        kernels::linear_backward_weight(&p.dqkv, &p.normed, &w.fused_grad(Q, V));
+        grads.matrix(&p.dqkv, &p.normed, &w.fused_grad(Q, V));
     }
 
     /// [N,A] → [B,S,Hq+2·Hkv,D], a view.

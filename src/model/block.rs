@@ -27,7 +27,7 @@
 use crate::config::ModelConfig;
 use crate::model::attention::{self, Attention};
 use crate::model::mlp::{self, Mlp};
-use crate::model::{Flat, Rope};
+use crate::model::{Accumulate, Flat, Rope};
 use tch::Tensor;
 
 #[derive(Clone, Copy, Debug)]
@@ -72,28 +72,30 @@ impl Block {
         Saved { attention, mlp: self.mlp.activations(w, &mid) }
     }
 
-    /// dy → dx, both [N,H] T. Weight gradients are added half by half, so that each half's activations go early.
-    pub fn backward(&self, w: &Flat, saved: Saved, dy: Tensor, rope: &Rope) -> Tensor {
-        let (dmid, pending) = self.mlp.backward_input(w, saved.mlp, &dy);
+    /// dy → dx, both [N,H] T. Weight gradients are written half by half, so that each half's activations go early.
+    pub fn backward(&self, w: &Flat, saved: Saved, dy: Tensor, rope: &Rope, grads: Accumulate) -> Tensor {
+        let (dmid, pending) = self.mlp.backward_input(w, saved.mlp, &dy, grads);
         drop(dy);
-        self.mlp.backward_weight(w, pending);
-        let (dx, pending) = self.attention.backward_input(w, saved.attention, &dmid, rope);
+        self.mlp.backward_weight(w, pending, grads);
+        let (dx, pending) = self.attention.backward_input(w, saved.attention, &dmid, rope, grads);
         drop(dmid);
-        self.attention.backward_weight(w, pending);
+        self.attention.backward_weight(w, pending, grads);
         dx
     }
 
     /// Only dx (and the norms' weight gradients); [`Block::backward_weight`] may follow at any later time.
-    pub fn backward_input(&self, w: &Flat, saved: Saved, dy: Tensor, rope: &Rope) -> (Tensor, Pending) {
-        let (dmid, mlp) = self.mlp.backward_input(w, saved.mlp, &dy);
-        let (dx, attention) = self.attention.backward_input(w, saved.attention, &dmid, rope);
+    pub fn backward_input(
+        &self, w: &Flat, saved: Saved, dy: Tensor, rope: &Rope, grads: Accumulate,
+    ) -> (Tensor, Pending) {
+        let (dmid, mlp) = self.mlp.backward_input(w, saved.mlp, &dy, grads);
+        let (dx, attention) = self.attention.backward_input(w, saved.attention, &dmid, rope, grads);
         (dx, Pending { attention, mlp })
     }
 
-    /// Adds the matrices' gradients.
-    pub fn backward_weight(&self, w: &Flat, pending: Pending) {
-        self.mlp.backward_weight(w, pending.mlp);
-        self.attention.backward_weight(w, pending.attention);
+    /// Writes the matrices' gradients.
+    pub fn backward_weight(&self, w: &Flat, pending: Pending, grads: Accumulate) {
+        self.mlp.backward_weight(w, pending.mlp, grads);
+        self.attention.backward_weight(w, pending.attention, grads);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Token embedding: rows of a matrix.
 
 use crate::kernels;
-use crate::model::Flat;
+use crate::model::{Accumulate, Flat};
 use tch::Tensor;
 
 pub const MATRIX: &str = "embed_tokens.weight";
@@ -11,7 +11,7 @@ pub fn forward(w: &Flat, ids: &Tensor) -> Tensor {
     w.param(MATRIX).index_select(0, ids)
 }
 
-/// Adds the matrix's gradient: dx [N,H] T, ids [N] i64.
-pub fn backward_weight(w: &Flat, dx: &Tensor, ids: &Tensor) {
-    kernels::embedding_backward(dx, ids, &w.grad(MATRIX));
+/// Writes the matrix's gradient: dx [N,H] T, ids [N] i64.
+pub fn backward_weight(w: &Flat, dx: &Tensor, ids: &Tensor, grads: Accumulate) {
+    kernels::embedding_backward(dx, ids, &grads.ready(w.grad(MATRIX)));
 }

@@ -3,7 +3,7 @@
 
 use crate::config::ModelConfig;
 use crate::kernels::{self, LossSums};
-use crate::model::{embedding, Flat};
+use crate::model::{embedding, Accumulate, Flat, StepOptions};
 use tch::Tensor;
 
 const NORM: &str = "model.norm.weight";
@@ -44,22 +44,27 @@ impl Head {
     }
 
     /// Loss and gradient: x [N,H] T, targets [N] i64 (negative: not counted) → sums over the tokens and dx [N,H] T of
-    /// `grad_scale·(loss + z_loss·z)`. Adds the gradients of the norm and of the matrix.
+    /// `grad_scale·(loss + z_loss·z)`. Writes the gradients of the norm and of the matrix.
     ///
     /// Memory beyond x: dx, and of one chunk the logits (overwritten by their gradient), normed x and its gradient.
     pub fn forward_backward(
-        &self, w: &Flat, out: &Projection, x: &Tensor, targets: &Tensor, grad_scale: f64, z_loss: f64,
+        &self, w: &Flat, out: &Projection, x: &Tensor, targets: &Tensor, step: &StepOptions,
     ) -> (LossSums, Tensor) {
-        let (norm, dnorm) = (w.param(NORM), w.grad(NORM));
+        let (norm, dnorm) = (w.param(NORM), step.grads.ready(w.grad(NORM)));
+        let mut grads = step.grads;
         let mut sums = LossSums::default();
         let dx = x.empty_like();
         for (start, len) in self.chunks(x, &out.weight) {
             let x = x.narrow(0, start, len);
             let (normed, rstd) = kernels::rms_norm(&x, &norm, self.eps);
             let logits = kernels::linear(&normed, &out.weight, None);
-            add(&mut sums, kernels::cross_entropy_(&logits, &targets.narrow(0, start, len), Some(grad_scale), z_loss));
+            add(
+                &mut sums,
+                kernels::cross_entropy_(&logits, &targets.narrow(0, start, len), Some(step.grad_scale), step.z_loss),
+            );
             let dlogits = logits;
-            kernels::linear_backward_weight(&dlogits, &normed, &out.grad);
+            grads.matrix(&dlogits, &normed, &out.grad);
+            grads = Accumulate::Add;
             let dnormed = kernels::linear_backward_input(&dlogits, &out.weight);
             drop(dlogits);
             dx.narrow(0, start, len).copy_(&kernels::rms_norm_backward(&dnormed, &x, &norm, &rstd, None, &dnorm));

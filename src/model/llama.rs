@@ -6,7 +6,7 @@ use crate::kernels::LossSums;
 use crate::layout::Unit;
 use crate::model::block::{self, Block};
 use crate::model::head::{Head, Projection};
-use crate::model::{embedding, Params, Rope};
+use crate::model::{embedding, Accumulate, Params, Rope};
 use tch::{Device, Tensor};
 
 /// Geometry and rotary tables; the weights are in [`Params`].
@@ -26,6 +26,8 @@ pub struct StepOptions {
     /// Weight of (log Z)² in the loss; 0 turns it off.
     pub z_loss: f64,
     pub recompute: Recompute,
+    /// Replace in the first micro-batch of a step, Add in the others.
+    pub grads: Accumulate,
 }
 
 /// What a block leaves for its backward pass.
@@ -48,7 +50,7 @@ impl Llama {
 
     /// Forward and backward pass of one micro-batch: tokens and targets [B,S] i64 (a negative target does not count).
     ///
-    /// Gradients of `grad_scale·(loss + z_loss·z)` are added to those in `p`. `on_unit` is called as soon as a unit's
+    /// Gradients of `grad_scale·(loss + z_loss·z)` go to `p`, added or replacing (`step.grads`). `on_unit` is called as soon as a unit's
     /// gradient of this micro-batch is complete: the head, the blocks from last to first, the embedding. The gradient of a
     /// tied matrix belongs to the embedding. An error of `on_unit` ends the pass.
     pub fn forward_backward(
@@ -77,8 +79,7 @@ impl Llama {
         }
 
         let head = p.unit(Unit::Head);
-        let (sums, mut dx) =
-            self.head.forward_backward(head, &self.projection(p), &x, &targets, step.grad_scale, step.z_loss);
+        let (sums, mut dx) = self.head.forward_backward(head, &self.projection(p), &x, &targets, step);
         drop(x);
         on_unit(Unit::Head)?;
 
@@ -89,10 +90,12 @@ impl Llama {
                 Kept::All(saved) => saved,
                 Kept::Input(x) => self.block.recompute(w, &x, &rope),
             };
-            dx = self.block.backward(w, saved, dx, &rope);
+            dx = self.block.backward(w, saved, dx, &rope, step.grads);
             on_unit(Unit::Block(i))?;
         }
-        embedding::backward_weight(p.unit(Unit::Embedding), &dx, &ids);
+        // A tied matrix has the head's gradient by now.
+        let grads = if self.tied { Accumulate::Add } else { step.grads };
+        embedding::backward_weight(p.unit(Unit::Embedding), &dx, &ids, grads);
         on_unit(Unit::Embedding)?;
         Ok(sums)
     }

@@ -5,7 +5,7 @@
 
 use crate::config::ModelConfig;
 use crate::kernels;
-use crate::model::Flat;
+use crate::model::{Accumulate, Flat};
 use tch::Tensor;
 
 const NORM: &str = "post_attention_layernorm.weight";
@@ -60,22 +60,22 @@ impl Mlp {
         Saved { x: x.shallow_clone(), rstd, normed, gate_up, act }
     }
 
-    /// dy [N,H] → dx [N,H], the residual's part included, and what the weight gradients need. Adds the norm's weight
+    /// dy [N,H] → dx [N,H], the residual's part included, and what the weight gradients need. Writes the norm's weight
     /// gradient.
-    pub fn backward_input(&self, w: &Flat, saved: Saved, dy: &Tensor) -> (Tensor, Pending) {
+    pub fn backward_input(&self, w: &Flat, saved: Saved, dy: &Tensor, grads: Accumulate) -> (Tensor, Pending) {
         let Saved { x, rstd, normed, gate_up, act } = saved;
         let dact = kernels::linear_backward_input(dy, &w.param(DOWN));
         let dgate_up = kernels::swiglu_backward(&dact, &gate_up);
         drop((dact, gate_up));
         let dnormed = kernels::linear_backward_input(&dgate_up, &w.fused_param(GATE, UP));
-        let dx = kernels::rms_norm_backward(&dnormed, &x, &w.param(NORM), &rstd, Some(dy), &w.grad(NORM));
+        let dx = kernels::rms_norm_backward(&dnormed, &x, &w.param(NORM), &rstd, Some(dy), &grads.ready(w.grad(NORM)));
         (dx, Pending { dy: dy.shallow_clone(), act, dgate_up, normed })
     }
 
-    /// Adds the gradients of Wd and of gate|up.
-    pub fn backward_weight(&self, w: &Flat, p: Pending) {
-        kernels::linear_backward_weight(&p.dy, &p.act, &w.grad(DOWN));
+    /// Writes the gradients of Wd and of gate|up.
+    pub fn backward_weight(&self, w: &Flat, p: Pending, grads: Accumulate) {
+        grads.matrix(&p.dy, &p.act, &w.grad(DOWN));
         drop((p.dy, p.act));
-        kernels::linear_backward_weight(&p.dgate_up, &p.normed, &w.fused_grad(GATE, UP));
+        grads.matrix(&p.dgate_up, &p.normed, &w.fused_grad(GATE, UP));
     }
 }

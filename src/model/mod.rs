@@ -4,6 +4,7 @@
 //! backward pass reads as a struct of its own; `backward_input` consumes it and returns dx with what the weight gradients
 //! read; `backward_weight` consumes that. So every activation has one owner and goes as soon as it was used.
 
+pub mod accumulate;
 pub mod attention;
 pub mod block;
 pub mod embedding;
@@ -14,6 +15,7 @@ pub mod mlp;
 pub mod params;
 pub mod rope;
 
+pub use accumulate::Accumulate;
 pub use llama::{Llama, StepOptions};
 pub use params::{Flat, Params};
 pub use rope::Rope;

@@ -3,7 +3,7 @@
 use crate::support;
 use herd::config::{ModelConfig, Recompute};
 use herd::layout::Layout;
-use herd::model::{Llama, Params, StepOptions};
+use herd::model::{Accumulate, Llama, Params, StepOptions};
 use herd::topology::Topology;
 use safetensors::SafeTensors;
 use serde_json::{json, Value};
@@ -104,7 +104,12 @@ fn matches_transformers(name: &str) {
     assert!(largest(logits) > 1.0, "{name}: logits too small to tell");
 
     let counted = targets.ge(0).sum(Kind::Int64).int64_value(&[]);
-    let step = StepOptions { grad_scale: 1.0 / counted as f64, z_loss: 0.0, recompute: Recompute::None };
+    let step = StepOptions {
+        grad_scale: 1.0 / counted as f64,
+        z_loss: 0.0,
+        recompute: Recompute::None,
+        grads: Accumulate::Replace,
+    };
     let sums = model.forward_backward(&p, tokens, targets, &step, &mut |_| Ok(())).unwrap();
     let loss = case.tensor("loss").double_value(&[0]);
     assert_eq!(sums.tokens as i64, counted);

@@ -2,10 +2,11 @@
 
 use super::oracle::{self, leaf, Leaves};
 use super::{close, config, ids, noise, params};
+use crate::config::Recompute;
 use crate::layout::Unit;
 use crate::model::block::Block;
 use crate::model::head::{self, Head, Projection};
-use crate::model::{embedding, Flat, Rope};
+use crate::model::{embedding, Accumulate, Flat, Rope, StepOptions};
 use tch::{Device, Kind, Tensor};
 
 const TOLERANCE: f64 = 1e-5;
@@ -44,8 +45,8 @@ fn attention_equals_autograd() {
     let (block, rope) = (Block::new(&m), Rope::new(&m, 0, S as usize, Device::Cpu));
     let (x, dy) = (noise(&[B * S, 36], 2), noise(&[B * S, 36], 3));
     let (y, saved) = block.attention.forward(w, &x, &rope);
-    let (dx, pending) = block.attention.backward_input(w, saved, &dy, &rope);
-    block.attention.backward_weight(w, pending);
+    let (dx, pending) = block.attention.backward_input(w, saved, &dy, &rope, Accumulate::Add);
+    block.attention.backward_weight(w, pending, Accumulate::Add);
 
     let (leaves, xr) = (Leaves::new(w), leaf(&x.view([B, S, 36])));
     let yr = oracle::attention(&m, &leaves, &xr);
@@ -64,8 +65,8 @@ fn mlp_equals_autograd() {
     let block = Block::new(&m);
     let (x, dy) = (noise(&[B * S, 36], 2), noise(&[B * S, 36], 3));
     let (y, saved) = block.mlp.forward(w, &x);
-    let (dx, pending) = block.mlp.backward_input(w, saved, &dy);
-    block.mlp.backward_weight(w, pending);
+    let (dx, pending) = block.mlp.backward_input(w, saved, &dy, Accumulate::Add);
+    block.mlp.backward_weight(w, pending, Accumulate::Add);
 
     let (leaves, xr) = (Leaves::new(w), leaf(&x));
     let yr = oracle::mlp(&m, &leaves, &xr);
@@ -84,7 +85,7 @@ fn block_equals_autograd_and_its_passes_split() {
     let (block, rope) = (Block::new(&m), Rope::new(&m, 0, S as usize, Device::Cpu));
     let (x, dy) = (noise(&[B * S, 36], 5), noise(&[B * S, 36], 6));
     let (y, saved) = block.forward(w, &x, &rope);
-    let dx = block.backward(w, saved, dy.shallow_clone(), &rope);
+    let dx = block.backward(w, saved, dy.shallow_clone(), &rope, Accumulate::Add);
 
     let (leaves, xr) = (Leaves::new(w), leaf(&x.view([B, S, 36])));
     let yr = oracle::mlp(&m, &leaves, &oracle::attention(&m, &leaves, &xr));
@@ -98,8 +99,8 @@ fn block_equals_autograd_and_its_passes_split() {
     let fused = w.grad.copy();
     for saved in [block.forward(w, &x, &rope).1, block.recompute(w, &x, &rope)] {
         ones(w);
-        let (split, pending) = block.backward_input(w, saved, dy.shallow_clone(), &rope);
-        block.backward_weight(w, pending);
+        let (split, pending) = block.backward_input(w, saved, dy.shallow_clone(), &rope, Accumulate::Add);
+        block.backward_weight(w, pending, Accumulate::Add);
         assert_eq!(split, dx);
         assert_eq!(w.grad, fused);
     }
@@ -115,7 +116,7 @@ fn embedding_equals_autograd() {
     // Ids repeat.
     let (ids, dy) = (ids(B, S, 7, 8).reshape([-1]), noise(&[B * S, 36], 3));
     let x = embedding::forward(w, &ids);
-    embedding::backward_weight(w, &dy, &ids);
+    embedding::backward_weight(w, &dy, &ids, Accumulate::Add);
     let leaves = Leaves::new(w);
     let matrix = leaves.get(embedding::MATRIX);
     let xr = matrix.index_select(0, &ids);
@@ -141,7 +142,8 @@ fn head_equals_autograd_over_several_chunks() {
     // Some do not count.
     let targets = targets.where_self(&targets.remainder(5).ne(0), &Tensor::from(-100i64));
     let (scale, z_loss) = (1.0 / 64.0, 3e-3);
-    let (sums, dx) = head.forward_backward(w, &out, &x, &targets, scale, z_loss);
+    let step = StepOptions { grad_scale: scale, z_loss, recompute: Recompute::None, grads: Accumulate::Add };
+    let (sums, dx) = head.forward_backward(w, &out, &x, &targets, &step);
 
     let (leaves, xr) = (Leaves::new(w), leaf(&x));
     let (norm, matrix) = (leaves.get("norm.weight"), leaves.get("lm_head.weight"));
@@ -153,6 +155,12 @@ fn head_equals_autograd_over_several_chunks() {
     close("logits", &head.logits(w, &out, &x), &logits, TOLERANCE);
     close("dx", &dx, &want[0], TOLERANCE);
     same_grads(w, &["norm.weight", "lm_head.weight"], &want[1..]);
+
+    // Replacing holds over all chunks, not for each.
+    let _ = w.grad.shallow_clone().fill_(f64::NAN);
+    head.forward_backward(w, &out, &x, &targets, &StepOptions { grads: Accumulate::Replace, ..step });
+    close("norm.weight", &w.grad("norm.weight"), &want[1], TOLERANCE);
+    close("lm_head.weight", &w.grad("lm_head.weight"), &want[2], TOLERANCE);
 
     // Rows that do not count get no gradient at all.
     let skipped = targets.lt(0).nonzero().squeeze_dim(-1);

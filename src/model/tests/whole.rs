@@ -5,13 +5,13 @@ use crate::config::{ModelConfig, Recompute};
 use crate::error::{Error, Exit};
 use crate::kernels::LossSums;
 use crate::layout::Unit;
-use crate::model::{Llama, Params, StepOptions};
+use crate::model::{Accumulate, Llama, Params, StepOptions};
 use tch::{Device, Kind, Tensor};
 
 const S: usize = 19;
 
 fn step(recompute: Recompute) -> StepOptions {
-    StepOptions { grad_scale: 1.0 / 57.0, z_loss: 1e-3, recompute }
+    StepOptions { grad_scale: 1.0 / 57.0, z_loss: 1e-3, recompute, grads: Accumulate::Add }
 }
 
 fn model(m: &ModelConfig) -> Llama {
@@ -96,6 +96,24 @@ fn micro_batches_add_up() {
         for (unit, want) in p.units.iter().zip(&want) {
             close(&format!("{:?}", unit.layout.unit), &unit.grad, want, 1e-5);
         }
+    }
+}
+
+#[test]
+fn the_first_micro_batch_may_replace_what_the_buffers_hold() {
+    for tied in [false, true] {
+        let m = config(tied);
+        let p = params(&m, 27);
+        let (tokens, targets) = batch(&m);
+        run(&m, &p, &tokens, &targets, Recompute::None);
+        let want = gradients(&p);
+        for u in &p.units {
+            // Rubbish, but not in the padding, which nobody writes.
+            let _ = u.grad.narrow(0, 0, u.layout.used as i64).fill_(f64::NAN);
+        }
+        let step = StepOptions { grads: Accumulate::Replace, ..step(Recompute::None) };
+        model(&m).forward_backward(&p, &tokens, &targets, &step, &mut |_| Ok(())).unwrap();
+        assert_eq!(gradients(&p), want);
     }
 }
 
