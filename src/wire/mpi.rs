@@ -1,32 +1,241 @@
-//! MPI: the process world and collectives on host memory.
+//! One axis over MPI on host memory: a communication thread that runs the queued collectives in order, through shared
+//! memory when all ranks of the axis are on one node and by messages otherwise.
+//!
+//! The thread, not MPI's progress, is what lets communication go on while the caller computes.
 
+use super::combine::element_size;
+use super::ffi::Comm;
+use super::messages::Messages;
+use super::shared::{Memory, Shared};
+use super::world::Via;
 use super::{Op, Wire, Work};
-use crate::error::Result;
-use tch::Tensor;
+use crate::error::{Error, Exit, Result};
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{channel, Receiver, Sender};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tch::{Device, Kind, Tensor};
 
-/// The MPI world of this process.
-pub struct World {}
+/// `len` elements of `width` bytes in the memory of a tensor.
+#[derive(Clone, Copy)]
+pub(super) struct Span {
+    start: *mut u8,
+    pub(super) len: usize,
+    pub(super) width: usize,
+}
 
-/// One axis over MPI.
-pub struct MpiWire {}
+impl Span {
+    fn of(t: &Tensor) -> Span {
+        Span { start: t.data_ptr().cast(), len: t.numel(), width: element_size(t.kind()).unwrap_or(1) }
+    }
+
+    /// Address of element `i`.
+    pub(super) fn at(&self, i: usize) -> *mut u8 {
+        debug_assert!(i <= self.len);
+        self.start.wrapping_add(i * self.width)
+    }
+}
+
+enum What {
+    AllReduce(Op),
+    ReduceScatter,
+    AllGather,
+    Broadcast(usize),
+}
+
+/// A queued collective; it holds its tensors, so that their memory outlives it.
+struct Job {
+    what: What,
+    input: Tensor,
+    output: Option<Tensor>,
+    done: Sender<Result<Duration>>,
+}
+
+/// One axis of the grid over MPI.
+///
+/// Tensors must be contiguous and on the CPU; dtypes: f32, f64, i64, u8, bf16. Sums and maxima are combined in rank
+/// order: the same bits on every rank and in every run.
+pub struct MpiWire {
+    rank: usize,
+    size: usize,
+    /// None on an axis of one rank. The thread ends when it is dropped, and is never joined: after a failure it may
+    /// be waiting for a peer that is gone.
+    queue: Option<Sender<Job>>,
+    /// Where [`Wire::tensor`] puts tensors, when the ranks share memory.
+    memory: Option<Arc<Memory>>,
+}
+
+/// How the bytes of this axis move.
+enum Path {
+    Shared(Shared),
+    Messages(Messages),
+}
+
+impl MpiWire {
+    /// An axis of one rank: nothing to move.
+    pub(super) fn solo() -> MpiWire {
+        MpiWire { rank: 0, size: 1, queue: None, memory: None }
+    }
+
+    /// Collective over `comm`.
+    pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>, via: Via) -> Result<MpiWire> {
+        let (rank, size) = (comm.rank()?, comm.size()?);
+        let one_node = via == Via::Fastest && comm.split_node()?.size()? == size;
+        let path = match one_node {
+            true => match Shared::new(comm, stop.clone())? {
+                Ok(shared) => Path::Shared(shared),
+                Err(comm) => Path::Messages(Messages::new(comm, stop)?),
+            },
+            false => Path::Messages(Messages::new(comm, stop)?),
+        };
+        let memory = match &path {
+            Path::Shared(shared) => Some(shared.memory()),
+            Path::Messages(_) => None,
+        };
+        let (queue, jobs) = channel();
+        std::thread::Builder::new()
+            .name("herd-wire".into())
+            .spawn(move || serve(path, jobs))
+            .map_err(|e| Error::new(Exit::Internal, format!("cannot start a communication thread: {e}")))?;
+        Ok(MpiWire { rank, size, queue: Some(queue), memory })
+    }
+
+    fn start(&self, what: What, input: &Tensor, output: Option<&Tensor>) -> Result<Work> {
+        for t in [Some(input), output].into_iter().flatten() {
+            usable(t)?;
+        }
+        let Some(queue) = &self.queue else {
+            if let Some(out) = output {
+                out.shallow_clone().copy_(input);
+            }
+            return Ok(Work::ready());
+        };
+        if input.numel() == 0 {
+            return Ok(Work::ready());
+        }
+        let (done, rx) = channel();
+        let job = Job { what, input: input.shallow_clone(), output: output.map(Tensor::shallow_clone), done };
+        // A thread that is gone shows when the work is waited for.
+        let _ = queue.send(job);
+        Ok(Work::pending(rx))
+    }
+
+    /// Checks that `many` has `size` times the elements of `one`, and the same dtype.
+    fn fits(&self, call: &str, one: &Tensor, many: &Tensor) -> Result<()> {
+        if one.numel() * self.size == many.numel() && one.kind() == many.kind() {
+            return Ok(());
+        }
+        Err(Error::new(
+            Exit::Internal,
+            format!(
+                "{call} over {} ranks between {} elements of {:?} and {} of {:?}",
+                self.size,
+                one.numel(),
+                one.kind(),
+                many.numel(),
+                many.kind()
+            ),
+        ))
+    }
+}
 
 impl Wire for MpiWire {
     fn rank(&self) -> usize {
-        0
+        self.rank
     }
+
     fn size(&self) -> usize {
-        1
+        self.size
     }
-    fn all_reduce(&self, _tensor: &Tensor, _op: Op) -> Result<Work> {
-        Ok(Work::ready())
+
+    fn tensor(&self, len: usize, kind: Kind) -> Result<Tensor> {
+        let width = element_size(kind).unwrap_or(0);
+        let shared = match &self.memory {
+            Some(memory) if len * width > 0 => memory.allocate(len * width)?,
+            _ => None,
+        };
+        match shared {
+            // SAFETY: zero-filled memory of that many bytes, page-aligned and mapped until the process ends.
+            Some(p) => Ok(unsafe { Tensor::f_from_blob(p, &[len as i64], &[1], kind, Device::Cpu)? }),
+            None => Ok(Tensor::f_zeros([len as i64], (kind, Device::Cpu))?),
+        }
     }
-    fn reduce_scatter(&self, _input: &Tensor, _output: &Tensor) -> Result<Work> {
-        Ok(Work::ready())
+
+    fn all_reduce(&self, tensor: &Tensor, op: Op) -> Result<Work> {
+        self.start(What::AllReduce(op), tensor, None)
     }
-    fn all_gather(&self, _input: &Tensor, _output: &Tensor) -> Result<Work> {
-        Ok(Work::ready())
+
+    fn reduce_scatter(&self, input: &Tensor, output: &Tensor) -> Result<Work> {
+        self.fits("reduce-scatter", output, input)?;
+        self.start(What::ReduceScatter, input, Some(output))
     }
-    fn broadcast(&self, _tensor: &Tensor, _root: usize) -> Result<Work> {
-        Ok(Work::ready())
+
+    fn all_gather(&self, input: &Tensor, output: &Tensor) -> Result<Work> {
+        self.fits("all-gather", input, output)?;
+        self.start(What::AllGather, input, Some(output))
+    }
+
+    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Work> {
+        if root >= self.size {
+            return Err(Error::new(Exit::Internal, format!("broadcast from rank {root} of {}", self.size)));
+        }
+        self.start(What::Broadcast(root), tensor, None)
+    }
+}
+
+fn usable(t: &Tensor) -> Result<()> {
+    let fail = |why: String| Err(Error::new(Exit::Internal, format!("a tensor for MPI {why}")));
+    if t.device() != Device::Cpu {
+        return fail(format!("is on {:?}; this wire moves host memory", t.device()));
+    }
+    if !t.is_contiguous() {
+        return fail(format!("of shape {:?} is not contiguous", t.size()));
+    }
+    match element_size(t.kind()) {
+        Some(_) => Ok(()),
+        None => fail(format!("is {:?}; the wire carries f32, f64, i64, u8 and bf16", t.kind())),
+    }
+}
+
+/// The communication thread. After the first error every later collective gets the same one: the ranks no longer agree
+/// on what is under way.
+fn serve(mut path: Path, jobs: Receiver<Job>) {
+    let mut broken: Option<Error> = None;
+    for job in jobs {
+        let start = Instant::now();
+        let result = match &broken {
+            Some(e) => Err(e.clone()),
+            None => run(&mut path, &job),
+        };
+        if let Err(e) = &result {
+            broken.get_or_insert_with(|| e.clone());
+            // MPI may still read and write the buffers of an operation that failed.
+            if let Path::Messages(m) = &mut path {
+                m.leak();
+            }
+            std::mem::forget(job.input);
+            std::mem::forget(job.output);
+        }
+        // The caller may have dropped the Work.
+        let _ = job.done.send(result.map(|()| start.elapsed()));
+    }
+}
+
+fn run(path: &mut Path, job: &Job) -> Result<()> {
+    let kind = job.input.kind();
+    let input = Span::of(&job.input);
+    let output = job.output.as_ref().map_or(input, Span::of);
+    // SAFETY: the job holds the tensors, whose users wait for the Work; `serve` leaks them after an error.
+    unsafe {
+        match (path, &job.what) {
+            (Path::Shared(p), What::AllReduce(op)) => p.all_reduce(kind, *op, input),
+            (Path::Shared(p), What::ReduceScatter) => p.reduce_scatter(kind, Op::Sum, input, output),
+            (Path::Shared(p), What::AllGather) => p.all_gather(kind, input, output),
+            (Path::Shared(p), What::Broadcast(root)) => p.broadcast(kind, input, *root),
+            (Path::Messages(p), What::AllReduce(op)) => p.all_reduce(kind, *op, input),
+            (Path::Messages(p), What::ReduceScatter) => p.reduce_scatter(kind, Op::Sum, input, output),
+            (Path::Messages(p), What::AllGather) => p.all_gather(input, output),
+            (Path::Messages(p), What::Broadcast(root)) => p.broadcast(input, *root),
+        }
     }
 }

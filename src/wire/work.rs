@@ -41,9 +41,9 @@ impl Work {
             State::Ready => Ok(Timing::default()),
             State::Pending(rx) => {
                 let start = Instant::now();
-                let busy = rx
-                    .recv()
-                    .map_err(|_| Error::new(Exit::Peer, "the communication thread ended before the collective did"))??;
+                let busy = rx.recv().map_err(|_| {
+                    Error::new(Exit::Peer, "the communication thread ended before the collective did")
+                })??;
                 Ok(Timing { busy, exposed: start.elapsed() })
             }
         }

@@ -1,0 +1,121 @@
+//! The control plane of [`World`]: small host messages between all ranks.
+//!
+//! Every call is collective: all ranks make the same calls in the same order, from one thread per `World`
+//! ([`World::duplicate`] gives another thread its own). Errors: [`Exit::Peer`].
+
+use super::ffi::Requests;
+use super::{Op, World};
+use crate::error::{Error, Exit, Result};
+use serde_json::{json, Value};
+
+impl World {
+    /// Returns when every rank has called it.
+    pub fn barrier(&self) -> Result<()> {
+        let mut req = Requests::default();
+        req.barrier(&self.comm)?;
+        req.wait(&self.stop, "barrier")
+    }
+
+    /// On `root` every rank's bytes in rank order; `None` elsewhere.
+    pub fn gather_bytes(&self, mine: &[u8], root: usize) -> Result<Option<Vec<Vec<u8>>>> {
+        let lens = self.comm.all_gather(&[mine.len() as u64], &self.stop)?;
+        let mut req = Requests::default();
+        if self.rank() != root {
+            let mine = mine.to_vec();
+            // SAFETY: the copy lives until the wait returns, or for ever.
+            let sent = unsafe { req.send(&self.comm, mine.as_ptr(), mine.len(), root, TAG) };
+            keep(sent.and_then(|()| req.wait(&self.stop, "gather")), mine)?;
+            return Ok(None);
+        }
+        let mut all: Vec<Vec<u8>> = lens.iter().map(|&n| vec![0; n as usize]).collect();
+        all[root].copy_from_slice(mine);
+        let mut got = Ok(());
+        for (r, buf) in all.iter_mut().enumerate().filter(|(r, _)| *r != root) {
+            // SAFETY: each buffer is one message's own, and lives until the wait returns, or for ever.
+            got = got.and_then(|()| unsafe { req.recv(&self.comm, buf.as_mut_ptr(), buf.len(), r, TAG) });
+        }
+        keep(got.and_then(|()| req.wait(&self.stop, "gather")), all).map(Some)
+    }
+
+    /// Every rank ends with `root`'s bytes; what the others pass is ignored.
+    pub fn broadcast_bytes(&self, bytes: Vec<u8>, root: usize) -> Result<Vec<u8>> {
+        let lens = self.comm.all_gather(&[bytes.len() as u64], &self.stop)?;
+        let mut buf = if self.rank() == root { bytes } else { vec![0; lens[root] as usize] };
+        let mut req = Requests::default();
+        // SAFETY: the buffer lives until the wait returns, or for ever.
+        let started = unsafe { req.broadcast(&self.comm, buf.as_mut_ptr(), buf.len(), root) };
+        keep(started.and_then(|()| req.wait(&self.stop, "broadcast")), buf)
+    }
+
+    /// Every rank's bytes, in rank order, on every rank.
+    pub fn all_gather_bytes(&self, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let lens = self.comm.all_gather(&[mine.len() as u64], &self.stop)?;
+        let mut all: Vec<Vec<u8>> = lens.iter().map(|&n| vec![0; n as usize]).collect();
+        all[self.rank()].copy_from_slice(mine);
+        let mut req = Requests::default();
+        let mut started = Ok(());
+        for (r, buf) in all.iter_mut().enumerate() {
+            // SAFETY: the buffers live until the wait returns, or for ever.
+            started = started.and_then(|()| unsafe { req.broadcast(&self.comm, buf.as_mut_ptr(), buf.len(), r) });
+        }
+        keep(started.and_then(|()| req.wait(&self.stop, "all-gather")), all)
+    }
+
+    /// Element by element over all ranks, combined in rank order: the same bits on every rank and in every run.
+    pub fn all_reduce_f64(&self, mine: &[f64], op: Op) -> Result<Vec<f64>> {
+        let all = self.comm.all_gather(mine, &self.stop)?;
+        let mut out = mine.to_vec();
+        for (i, out) in out.iter_mut().enumerate() {
+            let column = all.iter().skip(i).step_by(mine.len()).copied();
+            *out = match op {
+                Op::Sum => column.fold(-0.0, |a, b| a + b),
+                Op::Max => column.fold(f64::NEG_INFINITY, |a, b| if a >= b || a.is_nan() { a } else { b }),
+            };
+        }
+        Ok(out)
+    }
+
+    /// The ranks go on together or not at all: if `mine` is an error on any rank, every rank gets an error that names
+    /// the ranks and repeats the lowest one's. Call it wherever one rank alone may fail (files, devices).
+    pub fn agree<T>(&self, mine: Result<T>) -> Result<T> {
+        if self.size() == 1 {
+            return mine;
+        }
+        let packed = match &mine {
+            Ok(_) => Vec::new(),
+            Err(e) => {
+                json!({ "exit": e.exit.code(), "fact": e.fact, "hint": e.hint, "problems": e.problems, "host": self.host() })
+                    .to_string()
+                    .into()
+            }
+        };
+        let all = self.all_gather_bytes(&packed)?;
+        let failed: Vec<(usize, &Vec<u8>)> = all.iter().enumerate().filter(|(_, b)| !b.is_empty()).collect();
+        let Some(&(first, packed)) = failed.first() else { return mine };
+        let v: Value = serde_json::from_slice(packed).unwrap_or(Value::Null);
+        let exit = Exit::TABLE.iter().map(|row| row.0).find(|e| Some(e.code() as i64) == v["exit"].as_i64());
+        let mut e = Error::new(exit.unwrap_or(Exit::Internal), v["fact"].as_str().unwrap_or("unknown error"));
+        e.hint = v["hint"].as_str().map(str::to_string);
+        e.problems =
+            v["problems"].as_array().into_iter().flatten().filter_map(|p| p.as_str().map(str::to_string)).collect();
+        e.agreed = true;
+        Err(e.context(match failed.len() {
+            n if n == self.size() => format!("all {n} ranks"),
+            1 => format!("rank {first} ({})", v["host"].as_str().unwrap_or("unknown host")),
+            n => format!("rank {first} and {} more of {}", n - 1, self.size()),
+        }))
+    }
+}
+
+const TAG: i32 = 1;
+
+/// `buf` when the operation on it ended; else the error, and `buf` is leaked because MPI may still write to it.
+fn keep<T>(ended: Result<()>, buf: T) -> Result<T> {
+    match ended {
+        Ok(()) => Ok(buf),
+        Err(e) => {
+            std::mem::forget(buf);
+            Err(e)
+        }
+    }
+}

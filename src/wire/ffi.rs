@@ -1,0 +1,227 @@
+//! The MPI calls herd makes, each return code turned into an [`Error`].
+//!
+//! rsmpi's safe layer ignores return codes, panics on counts beyond `c_int` and finalizes on drop, so herd calls the
+//! C functions. All waiting is a test loop that watches a stop flag: nothing here blocks inside MPI for ever.
+
+use crate::error::{Error, Exit, Result};
+use mpi::ffi;
+use std::os::raw::{c_int, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Largest piece of one message in bytes; MPI counts are `c_int`.
+const PIECE: usize = 1 << 30;
+
+/// `Ok` for MPI_SUCCESS, else MPI's own words for the code (MPI 4.1 §9.3).
+pub(super) fn check(code: c_int, call: &str) -> Result<()> {
+    if code == ffi::MPI_SUCCESS as c_int {
+        return Ok(());
+    }
+    let mut text = [0u8; ffi::MPI_MAX_ERROR_STRING as usize + 1];
+    let mut len: c_int = 0;
+    // SAFETY: the buffer holds MPI_MAX_ERROR_STRING characters.
+    unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr().cast(), &mut len) };
+    let text = String::from_utf8_lossy(&text[..len.clamp(0, 256) as usize]).into_owned();
+    Err(Error::new(Exit::Peer, format!("{call} failed with MPI code {code}: {text}")))
+}
+
+/// A communicator whose errors are returned, never fatal.
+pub(super) struct Comm(ffi::MPI_Comm);
+
+// SAFETY: a communicator is a handle, and World::init refuses an MPI without MPI_THREAD_MULTIPLE.
+unsafe impl Send for Comm {}
+unsafe impl Sync for Comm {}
+
+impl Comm {
+    pub(super) fn world() -> Result<Comm> {
+        // SAFETY: MPI is initialised (World::init is the only caller).
+        unsafe { Comm(ffi::RSMPI_COMM_WORLD).returning_errors() }
+    }
+
+    fn returning_errors(self) -> Result<Comm> {
+        // SAFETY: a valid communicator and a predefined handler.
+        check(unsafe { ffi::MPI_Comm_set_errhandler(self.0, ffi::RSMPI_ERRORS_RETURN) }, "MPI_Comm_set_errhandler")?;
+        Ok(self)
+    }
+
+    /// The same ranks with a message space of their own. Collective.
+    pub(super) fn duplicate(&self) -> Result<Comm> {
+        let mut out = self.0;
+        // SAFETY: `out` receives the new handle.
+        check(unsafe { ffi::MPI_Comm_dup(self.0, &mut out) }, "MPI_Comm_dup")?;
+        Comm(out).returning_errors()
+    }
+
+    /// The ranks that give the same `color`, ordered by `key`. Collective (MPI 4.1 §7.4.2).
+    pub(super) fn split(&self, color: usize, key: usize) -> Result<Comm> {
+        let mut out = self.0;
+        // SAFETY: as above; colour and key are ranks, which fit a c_int.
+        check(unsafe { ffi::MPI_Comm_split(self.0, color as c_int, key as c_int, &mut out) }, "MPI_Comm_split")?;
+        Comm(out).returning_errors()
+    }
+
+    /// The ranks that can share memory with this one: its node. Collective (MPI 4.1 §7.4.2).
+    pub(super) fn split_node(&self) -> Result<Comm> {
+        let mut out = self.0;
+        // SAFETY: as above; key 0 keeps the order of ranks.
+        check(
+            unsafe { ffi::MPI_Comm_split_type(self.0, ffi::RSMPI_COMM_TYPE_SHARED, 0, ffi::RSMPI_INFO_NULL, &mut out) },
+            "MPI_Comm_split_type",
+        )?;
+        Comm(out).returning_errors()
+    }
+
+    pub(super) fn rank(&self) -> Result<usize> {
+        let mut n: c_int = 0;
+        // SAFETY: out parameter.
+        check(unsafe { ffi::MPI_Comm_rank(self.0, &mut n) }, "MPI_Comm_rank")?;
+        Ok(n as usize)
+    }
+
+    pub(super) fn size(&self) -> Result<usize> {
+        let mut n: c_int = 0;
+        // SAFETY: out parameter.
+        check(unsafe { ffi::MPI_Comm_size(self.0, &mut n) }, "MPI_Comm_size")?;
+        Ok(n as usize)
+    }
+
+    /// Every rank's `mine`, in rank order. `T` is plain data of the same size everywhere.
+    pub(super) fn all_gather<T: bytemuck::Pod>(&self, mine: &[T], stop: &AtomicBool) -> Result<Vec<T>> {
+        let mine = mine.to_vec();
+        let mut all = vec![T::zeroed(); mine.len() * self.size()?];
+        let bytes = std::mem::size_of_val(&mine[..]) as c_int;
+        let mut req = Requests::default();
+        // SAFETY: both buffers outlive the wait below, or are leaked when it fails.
+        let code = unsafe {
+            ffi::MPI_Iallgather(
+                mine.as_ptr().cast(),
+                bytes,
+                ffi::RSMPI_UINT8_T,
+                all.as_mut_ptr().cast(),
+                bytes,
+                ffi::RSMPI_UINT8_T,
+                self.0,
+                req.next(),
+            )
+        };
+        check(code, "MPI_Iallgather")?;
+        if let Err(e) = req.wait(stop, "all-gather") {
+            std::mem::forget((all, mine));
+            return Err(e);
+        }
+        Ok(all)
+    }
+}
+
+/// Started non-blocking operations.
+#[derive(Default)]
+pub(super) struct Requests(Vec<ffi::MPI_Request>);
+
+impl Requests {
+    fn next(&mut self) -> *mut ffi::MPI_Request {
+        // SAFETY: reading a constant that MPI defines.
+        self.0.push(unsafe { ffi::RSMPI_REQUEST_NULL });
+        self.0.last_mut().expect("just pushed")
+    }
+
+    pub(super) fn barrier(&mut self, comm: &Comm) -> Result<()> {
+        // SAFETY: no buffers.
+        check(unsafe { ffi::MPI_Ibarrier(comm.0, self.next()) }, "MPI_Ibarrier")
+    }
+
+    /// # Safety
+    /// `data` is readable for `len` bytes until [`Requests::wait`] has returned `Ok`.
+    pub(super) unsafe fn send(
+        &mut self, comm: &Comm, data: *const u8, len: usize, to: usize, tag: c_int,
+    ) -> Result<()> {
+        for at in (0..len).step_by(PIECE) {
+            let n = PIECE.min(len - at) as c_int;
+            let code = ffi::MPI_Isend(
+                data.add(at) as *const c_void,
+                n,
+                ffi::RSMPI_UINT8_T,
+                to as c_int,
+                tag,
+                comm.0,
+                self.next(),
+            );
+            check(code, "MPI_Isend")?;
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// `data` is writable for `len` bytes, and nobody else's, until [`Requests::wait`] has returned `Ok`.
+    pub(super) unsafe fn recv(
+        &mut self, comm: &Comm, data: *mut u8, len: usize, from: usize, tag: c_int,
+    ) -> Result<()> {
+        for at in (0..len).step_by(PIECE) {
+            let n = PIECE.min(len - at) as c_int;
+            let code = ffi::MPI_Irecv(
+                data.add(at) as *mut c_void,
+                n,
+                ffi::RSMPI_UINT8_T,
+                from as c_int,
+                tag,
+                comm.0,
+                self.next(),
+            );
+            check(code, "MPI_Irecv")?;
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// As for [`Requests::send`] on the root and [`Requests::recv`] elsewhere.
+    pub(super) unsafe fn broadcast(&mut self, comm: &Comm, data: *mut u8, len: usize, root: usize) -> Result<()> {
+        for at in (0..len).step_by(PIECE) {
+            let n = PIECE.min(len - at) as c_int;
+            let code =
+                ffi::MPI_Ibcast(data.add(at) as *mut c_void, n, ffi::RSMPI_UINT8_T, root as c_int, comm.0, self.next());
+            check(code, "MPI_Ibcast")?;
+        }
+        Ok(())
+    }
+
+    /// Until every operation is complete. On an error, or when `stop` is set, operations may still be under way:
+    /// their buffers must then never be freed.
+    pub(super) fn wait(&mut self, stop: &AtomicBool, what: &str) -> Result<()> {
+        let mut pause = Backoff::default();
+        loop {
+            let mut done: c_int = 0;
+            // SAFETY: `self.0` holds the requests; completed ones become null.
+            let code = unsafe {
+                ffi::MPI_Testall(self.0.len() as c_int, self.0.as_mut_ptr(), &mut done, ffi::RSMPI_STATUSES_IGNORE)
+            };
+            check(code, &format!("MPI_Testall ({what})"))?;
+            if done != 0 {
+                self.0.clear();
+                return Ok(());
+            }
+            if stop.load(Ordering::Relaxed) {
+                return Err(stopped(what));
+            }
+            pause.step();
+        }
+    }
+}
+
+/// The error of a wait that the stop flag ended.
+pub(super) fn stopped(what: &str) -> Error {
+    Error::new(Exit::Peer, format!("told to stop while waiting for other ranks ({what})"))
+}
+
+/// Waiting that gives the core away soon: ranks share cores with threads that compute.
+#[derive(Default)]
+pub(super) struct Backoff(u32);
+
+impl Backoff {
+    pub(super) fn step(&mut self) {
+        self.0 += 1;
+        match self.0 {
+            0..=64 => std::hint::spin_loop(),
+            65..=256 => std::thread::yield_now(),
+            _ => std::thread::sleep(Duration::from_micros(30)),
+        }
+    }
+}
