@@ -1,7 +1,137 @@
 //! Fused operations of the step. Each has a libtorch reference (`reference`), which any device runs, and a CPU version.
 //! Shapes: N = tokens (B·S), H = hidden, F = feed-forward, D = head width, V = vocabulary. `x` of dtype T = bf16 or fp32.
 //! Statistics (rstd, lse, losses) and gradients of weights are fp32.
+//!
+//! A function takes its CPU version where the tensors suit it (dense CPU tensors of one dtype T, last dim adjacent) and
+//! libtorch's way otherwise. The CPU versions give the same bits on every run and for every number of threads.
 
+mod cpu;
+pub mod device;
+mod ffi;
+pub mod host;
+pub mod memory;
+pub mod parallel;
 pub mod reference;
+#[cfg(test)]
+mod tests;
 
-pub use reference::*;
+pub use reference::{AdamW, LossSums};
+
+use half::bf16;
+use tch::{Kind, Tensor};
+
+/// `$f::<T>(…)` for the T of tensor `$x`, `None` for other dtypes.
+macro_rules! by_kind {
+    ($x:expr, $($f:ident)::+ ($($arg:expr),* $(,)?)) => {
+        match $x.kind() {
+            Kind::Float => $($f)::+::<f32>($($arg),*),
+            Kind::BFloat16 => $($f)::+::<bf16>($($arg),*),
+            _ => None,
+        }
+    };
+}
+
+/// RMSNorm (arXiv:1910.07467): `y = x · rstd · w`, `rstd = 1/sqrt(mean(x²) + eps)`. x [N,H] T, w [H] T → (y [N,H] T, rstd [N] f32).
+pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> (Tensor, Tensor) {
+    by_kind!(x, cpu::norm::forward(x, w, eps)).unwrap_or_else(|| reference::rms_norm(x, w, eps))
+}
+
+/// Backward of [`rms_norm`]: returns dx [N,H] T (plus `residual` [N,H] T if given, the gradient that flows around the
+/// norm), and adds into `dw` [H] f32.
+pub fn rms_norm_backward(
+    dy: &Tensor, x: &Tensor, w: &Tensor, rstd: &Tensor, residual: Option<&Tensor>, dw: &Tensor,
+) -> Tensor {
+    by_kind!(x, cpu::norm::backward(dy, x, w, rstd, residual, dw))
+        .unwrap_or_else(|| reference::rms_norm_backward(dy, x, w, rstd, residual, dw))
+}
+
+/// Rotary embedding in place, Hugging Face's half-split form: x [B,S,heads,D] T (strided over a larger row is fine),
+/// cos and sin [S,D/2] f32. `inverse` rotates back: the backward pass.
+pub fn rope_(x: &Tensor, cos: &Tensor, sin: &Tensor, inverse: bool) {
+    by_kind!(x, cpu::rope::rotate(x, cos, sin, inverse)).unwrap_or_else(|| reference::rope_(x, cos, sin, inverse))
+}
+
+/// SwiGLU: gate_up [N,2F] T (gate first) → silu(gate)·up [N,F] T.
+pub fn swiglu(gate_up: &Tensor) -> Tensor {
+    by_kind!(gate_up, cpu::swiglu::forward(gate_up)).unwrap_or_else(|| reference::swiglu(gate_up))
+}
+
+/// Backward of [`swiglu`]: dy [N,F] T → d gate_up [N,2F] T.
+pub fn swiglu_backward(dy: &Tensor, gate_up: &Tensor) -> Tensor {
+    by_kind!(gate_up, cpu::swiglu::backward(dy, gate_up)).unwrap_or_else(|| reference::swiglu_backward(dy, gate_up))
+}
+
+/// Cross-entropy with its gradient in place: logits [N,V] T become d(grad_scale·(loss + z_loss·z))/d logits.
+/// targets [N] i64; a negative target does not count. With `grad_scale` None logits are left as they are.
+pub fn cross_entropy_(logits: &Tensor, targets: &Tensor, grad_scale: Option<f64>, z_loss: f64) -> LossSums {
+    by_kind!(logits, cpu::loss::in_place(logits, targets, grad_scale, z_loss))
+        .unwrap_or_else(|| reference::cross_entropy_(logits, targets, grad_scale, z_loss))
+}
+
+/// Causal grouped-query attention with softmax scale 1/sqrt(D). q [B,S,Hq,D], k and v [B,S,Hkv,D], strided over a larger
+/// row is fine. Returns (out [B,S,Hq,D] T contiguous, lse [B,Hq,S] f32: log of the sum of exponentials per row).
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
+    reference::attention(q, k, v)
+}
+
+/// Backward of [`attention`], written into dq, dk, dv (shapes of q, k, v; strided is fine; overwritten).
+#[allow(clippy::too_many_arguments)]
+pub fn attention_backward(
+    dout: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, out: &Tensor, lse: &Tensor, dq: &mut Tensor, dk: &mut Tensor,
+    dv: &mut Tensor,
+) {
+    reference::attention_backward(dout, q, k, v, out, lse, dq, dk, dv)
+}
+
+/// y [N,O] = x [N,I] · w [O,I]ᵀ, plus `residual` [N,O] if given.
+pub fn linear(x: &Tensor, w: &Tensor, residual: Option<&Tensor>) -> Tensor {
+    reference::linear(x, w, residual)
+}
+
+/// dx [N,I] = dy [N,O] · w [O,I].
+pub fn linear_backward_input(dy: &Tensor, w: &Tensor) -> Tensor {
+    reference::linear_backward_input(dy, w)
+}
+
+/// grad [O,I] f32 += dy [N,O]ᵀ · x [N,I].
+pub fn linear_backward_weight(dy: &Tensor, x: &Tensor, grad: &Tensor) {
+    reference::linear_backward_weight(dy, x, grad)
+}
+
+/// grad [O,I] f32 = dy [N,O]ᵀ · x [N,I]: the first micro-batch, which need not read (or clear) the buffer.
+pub fn linear_backward_weight_first(dy: &Tensor, x: &Tensor, grad: &Tensor) {
+    reference::linear_backward_weight_first(dy, x, grad)
+}
+
+/// grad [V,H] f32 += rows of dy [N,H] T at `ids` [N] i64.
+pub fn embedding_backward(dy: &Tensor, ids: &Tensor, grad: &Tensor) {
+    by_kind!(dy, cpu::flat::embedding_backward(dy, ids, grad))
+        .unwrap_or_else(|| reference::embedding_backward(dy, ids, grad))
+}
+
+/// Sum of squares of a flat fp32 buffer, in f64.
+pub fn sum_squares(x: &Tensor) -> f64 {
+    cpu::flat::sum_squares(x).unwrap_or_else(|| reference::sum_squares(x))
+}
+
+/// grad f32 += x T, same shape.
+pub fn accumulate(grad: &Tensor, x: &Tensor) {
+    by_kind!(x, cpu::flat::accumulate(grad, x)).unwrap_or_else(|| reference::accumulate(grad, x))
+}
+
+/// dst = src, both T, converting; to bf16 rounds to nearest, ties to even.
+pub fn cast(dst: &Tensor, src: &Tensor) {
+    match (dst.kind(), src.kind()) {
+        (Kind::BFloat16, Kind::Float) => cpu::flat::cast::<bf16, f32>(dst, src),
+        (Kind::Float, Kind::BFloat16) => cpu::flat::cast::<f32, bf16>(dst, src),
+        _ => None,
+    }
+    .unwrap_or_else(|| reference::cast(dst, src))
+}
+
+/// Decoupled AdamW (arXiv:1711.05101) on flat ranges: master, m, v, grad [n] f32 are updated or read; the result is written
+/// to `param` [n] T (which may be the master itself in fp32).
+pub fn adamw(h: &AdamW, master: &Tensor, param: &Tensor, m: &Tensor, v: &Tensor, grad: &Tensor) {
+    by_kind!(param, cpu::flat::adamw(h, master, param, m, v, grad))
+        .unwrap_or_else(|| reference::adamw(h, master, param, m, v, grad))
+}

@@ -12,8 +12,11 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> (Tensor, Tensor) {
 
 /// Backward of [`rms_norm`]: returns dx [N,H] T (plus `residual` [N,H] T if given, the gradient that flows around the
 /// norm), and adds into `dw` [H] f32.
-pub fn rms_norm_backward(dy: &Tensor, x: &Tensor, w: &Tensor, rstd: &Tensor, residual: Option<&Tensor>, dw: &Tensor) -> Tensor {
-    let (dyf, xf, wf, r) = (dy.to_kind(Kind::Float), x.to_kind(Kind::Float), w.to_kind(Kind::Float), rstd.unsqueeze(-1));
+pub fn rms_norm_backward(
+    dy: &Tensor, x: &Tensor, w: &Tensor, rstd: &Tensor, residual: Option<&Tensor>, dw: &Tensor,
+) -> Tensor {
+    let (dyf, xf, wf, r) =
+        (dy.to_kind(Kind::Float), x.to_kind(Kind::Float), w.to_kind(Kind::Float), rstd.unsqueeze(-1));
     let xhat = &xf * &r;
     let mut dw = dw.shallow_clone();
     let _ = dw.g_add_(&(&dyf * &xhat).sum_dim_intlist([0i64].as_slice(), false, Kind::Float));
@@ -32,8 +35,10 @@ pub fn rope_(x: &Tensor, cos: &Tensor, sin: &Tensor, inverse: bool) {
     let half = x.size()[3] / 2;
     let (a, b) = (x.narrow(3, 0, half).to_kind(Kind::Float), x.narrow(3, half, half).to_kind(Kind::Float));
     let (c, s) = (cos.unsqueeze(1), if inverse { -sin.unsqueeze(1) } else { sin.unsqueeze(1) });
-    x.narrow(3, 0, half).copy_(&(&a * &c - &b * &s));
-    x.narrow(3, half, half).copy_(&(&b * &c + &a * &s));
+    // In fp32 `a` and `b` are `x` itself: both results before either is written.
+    let (ra, rb) = (&a * &c - &b * &s, &b * &c + &a * &s);
+    x.narrow(3, 0, half).copy_(&ra);
+    x.narrow(3, half, half).copy_(&rb);
 }
 
 /// SwiGLU: gate_up [N,2F] T (gate first) → silu(gate)·up [N,F] T.
@@ -80,7 +85,9 @@ pub fn attention_backward(
     let delta = (&do_ * &o).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
     let ds = &p * (do_.matmul(&vr.transpose(2, 3)) - delta) * scale;
     let kr = repeat(&f(k), hq / hkv);
-    let group = |t: Tensor| t.view([b, hkv, hq / hkv, s, d]).sum_dim_intlist([2i64].as_slice(), false, Kind::Float).transpose(1, 2);
+    let group = |t: Tensor| {
+        t.view([b, hkv, hq / hkv, s, d]).sum_dim_intlist([2i64].as_slice(), false, Kind::Float).transpose(1, 2)
+    };
     dq.copy_(&ds.matmul(&kr).transpose(1, 2));
     dk.copy_(&group(ds.transpose(2, 3).matmul(&f(q))));
     dv.copy_(&group(p.transpose(2, 3).matmul(&do_)));
@@ -145,6 +152,21 @@ pub fn linear_backward_input(dy: &Tensor, w: &Tensor) -> Tensor {
 /// grad [O,I] f32 += dy [N,O]ᵀ · x [N,I].
 pub fn linear_backward_weight(dy: &Tensor, x: &Tensor, grad: &Tensor) {
     let _ = grad.shallow_clone().g_add_(&dy.tr().matmul(x));
+}
+
+/// grad [O,I] f32 = dy [N,O]ᵀ · x [N,I].
+pub fn linear_backward_weight_first(dy: &Tensor, x: &Tensor, grad: &Tensor) {
+    grad.shallow_clone().copy_(&dy.tr().matmul(x));
+}
+
+/// grad f32 += x T.
+pub fn accumulate(grad: &Tensor, x: &Tensor) {
+    let _ = grad.shallow_clone().g_add_(&x.to_kind(Kind::Float));
+}
+
+/// dst = src.
+pub fn cast(dst: &Tensor, src: &Tensor) {
+    dst.shallow_clone().copy_(src);
 }
 
 /// grad [V,H] f32 += rows of dy [N,H] at `ids` [N] i64.

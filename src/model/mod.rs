@@ -1,5 +1,24 @@
 //! Llama 3 as explicit layers: `forward`, `backward_input`, `backward_weight`; no autograd in the step.
+//!
+//! A layer is a few numbers (its geometry); weights and gradients come in as a [`Flat`] unit. `forward` returns what the
+//! backward pass reads as a struct of its own; `backward_input` consumes it and returns dx with what the weight gradients
+//! read; `backward_weight` consumes that. So every activation has one owner and goes as soon as it was used.
 
+pub mod accumulate;
+pub mod attention;
+pub mod block;
+pub mod embedding;
+pub mod head;
+pub mod init;
+pub mod llama;
+pub mod mlp;
 pub mod params;
+pub mod rope;
 
+pub use accumulate::Accumulate;
+pub use llama::{Llama, StepOptions};
 pub use params::{Flat, Params};
+pub use rope::Rope;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,60 @@
+"""Writes the table of docs/benchmarks.md from benchmarks/results/train.json, so that the page never disagrees with the
+results. `python benchmarks/report.py --check` only says whether it does."""
+
+import sys
+
+import common
+
+PAGE = common.ROOT / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- figures: written by benchmarks/report.py -->", "<!-- end of figures -->"
+
+
+def table(entries):
+    lines = [
+        "| figure | value | min–max | ours | theirs | goal | peer |",
+        "| --- | ---: | ---: | ---: | ---: | --- | --- |",
+    ]
+    for e in entries:
+        low_high = f"{e['min']:.3g}–{e['max']:.3g}" if "min" in e else ""
+        goal = f"{e['goal']}: {'reached' if e['reached'] else '**not reached**'}" if "goal" in e else ""
+        cells = [f"`{e['name']}`", f"{e['value']:.3g}", low_high, e.get("ours", ""), e.get("theirs", ""), goal, e["peer"]]
+        lines.append("| " + " | ".join(str(c) for c in cells) + " |")
+    return lines
+
+
+def provenance(entries):
+    """Where the figures come from, one line for each different origin."""
+    lines = []
+    for e in entries:
+        v, m = e["versions"], e["machine"]
+        line = (
+            f"- herd {v['herd']}, libtorch {v['libtorch']}, transformers {v['transformers']}, Python {v['python']}, "
+            f"{v['mpi']}; {m['cpu']}, {m['cores']} cores, {m['memory_gib']} GiB, Linux {m['kernel']}; "
+            f"{e['date'][:10]}; `{e['command']}`"
+        )
+        if line not in lines:
+            lines.append(line)
+    return lines
+
+
+def render(page, entries):
+    head, rest = page.split(BEGIN)
+    tail = rest.split(END)[1]
+    body = [*table(entries), "", *provenance(entries)] if entries else ["No figures yet: `make bench` writes them."]
+    return "\n".join([head + BEGIN, "", *body, "", END + tail])
+
+
+def write():
+    common.replace(PAGE, render(PAGE.read_text(), common.read_results()))
+
+
+def main():
+    page = PAGE.read_text()
+    if "--check" not in sys.argv:
+        write()
+    elif render(page, common.read_results()) != page:
+        sys.exit("docs/benchmarks.md does not show benchmarks/results/train.json (hint: python benchmarks/report.py)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+//! One transformer block: attention, then feed-forward.
+//!
+//! # Activations kept per token
+//!
+//! With t = bytes of the compute dtype (bf16 2, fp32 4), H hidden, A = (Hq + 2·Hkv)·D, Q = Hq·D, F feed-forward:
+//!
+//! | tensor | bytes a token |
+//! | --- | --- |
+//! | block input x (the output of the block before: the same tensor) | H·t |
+//! | attention: normed x | H·t |
+//! | attention: q\|k\|v, rotated | A·t |
+//! | attention: output before Wo | Q·t |
+//! | attention: rstd, log-sum-exp (fp32) | 4 + 4·Hq |
+//! | middle of the block, input of the feed-forward half | H·t |
+//! | feed-forward: normed | H·t |
+//! | feed-forward: gate\|up | 2·F·t |
+//! | feed-forward: silu(gate)·up | F·t |
+//! | feed-forward: rstd (fp32) | 4 |
+//!
+//! Together `(4·H + A + Q + 3·F)·t + 4·Hq + 8` ([`kept_bytes`]). With full recompute only the block input stays: `H·t`;
+//! one block at a time has the whole list during its backward pass.
+//!
+//! On top of what is kept, [`Block::backward`] holds at its highest point, in the feed-forward half: dy, the gradient of
+//! silu(gate)·up, and that of gate|up: `(H + 3·F)·t` a token ([`backward_bytes`]); gate|up and the gradient of silu(gate)·up
+//! go as soon as they were used.
+
+use crate::config::ModelConfig;
+use crate::model::attention::{self, Attention};
+use crate::model::mlp::{self, Mlp};
+use crate::model::{Accumulate, Flat, Rope};
+use tch::Tensor;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Block {
+    pub attention: Attention,
+    pub mlp: Mlp,
+}
+
+/// Activations of one block between its forward and its backward pass.
+pub struct Saved {
+    attention: attention::Saved,
+    mlp: mlp::Saved,
+}
+
+/// What the weight gradients of one block read.
+pub struct Pending {
+    attention: attention::Pending,
+    mlp: mlp::Pending,
+}
+
+impl Block {
+    pub fn new(m: &ModelConfig) -> Block {
+        Block { attention: Attention::new(m), mlp: Mlp::new(m) }
+    }
+
+    /// x [N,H] T → y [N,H] T, and what the backward pass reads.
+    pub fn forward(&self, w: &Flat, x: &Tensor, rope: &Rope) -> (Tensor, Saved) {
+        let (mid, attention) = self.attention.forward(w, x, rope);
+        let (y, mlp) = self.mlp.forward(w, &mid);
+        (y, Saved { attention, mlp })
+    }
+
+    /// [`Block::forward`] that keeps nothing.
+    pub fn infer(&self, w: &Flat, x: &Tensor, rope: &Rope) -> Tensor {
+        let (mid, _) = self.attention.forward(w, x, rope);
+        self.mlp.forward(w, &mid).0
+    }
+
+    /// What [`Block::forward`] would have kept, without its output: the last matrix product is left out.
+    pub fn recompute(&self, w: &Flat, x: &Tensor, rope: &Rope) -> Saved {
+        let (mid, attention) = self.attention.forward(w, x, rope);
+        Saved { attention, mlp: self.mlp.activations(w, &mid) }
+    }
+
+    /// dy → dx, both [N,H] T. Weight gradients are written half by half, so that each half's activations go early.
+    pub fn backward(&self, w: &Flat, saved: Saved, dy: Tensor, rope: &Rope, grads: Accumulate) -> Tensor {
+        let (dmid, pending) = self.mlp.backward_input(w, saved.mlp, &dy, grads);
+        drop(dy);
+        self.mlp.backward_weight(w, pending, grads);
+        let (dx, pending) = self.attention.backward_input(w, saved.attention, &dmid, rope, grads);
+        drop(dmid);
+        self.attention.backward_weight(w, pending, grads);
+        dx
+    }
+
+    /// Only dx (and the norms' weight gradients); [`Block::backward_weight`] may follow at any later time.
+    pub fn backward_input(
+        &self, w: &Flat, saved: Saved, dy: Tensor, rope: &Rope, grads: Accumulate,
+    ) -> (Tensor, Pending) {
+        let (dmid, mlp) = self.mlp.backward_input(w, saved.mlp, &dy, grads);
+        let (dx, attention) = self.attention.backward_input(w, saved.attention, &dmid, rope, grads);
+        (dx, Pending { attention, mlp })
+    }
+
+    /// Writes the matrices' gradients.
+    pub fn backward_weight(&self, w: &Flat, pending: Pending, grads: Accumulate) {
+        self.mlp.backward_weight(w, pending.mlp, grads);
+        self.attention.backward_weight(w, pending.attention, grads);
+    }
+}
+
+/// Bytes a token that one block keeps for its backward pass, its input counted, its output not. `elem` = bytes of T.
+pub fn kept_bytes(m: &ModelConfig, elem: usize) -> usize {
+    let qkv = m.q_dim() + 2 * m.kv_dim();
+    (4 * m.hidden_size + qkv + m.q_dim() + 3 * m.intermediate_size) * elem + 4 * m.num_attention_heads + 8
+}
+
+/// Bytes a token that [`Block::backward`] holds at its highest point beyond [`kept_bytes`].
+pub fn backward_bytes(m: &ModelConfig, elem: usize) -> usize {
+    (m.hidden_size + 3 * m.intermediate_size) * elem
+}

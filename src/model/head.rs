@@ -1,0 +1,114 @@
+//! Final norm, logits, loss and their gradient in one pass over chunks of tokens, so that the logits of all tokens never
+//! exist at once: N·V values would be the largest tensor of the step by far.
+
+use crate::config::ModelConfig;
+use crate::kernels::{self, LossSums};
+use crate::model::{embedding, Accumulate, Flat, StepOptions};
+use tch::Tensor;
+
+const NORM: &str = "model.norm.weight";
+const MATRIX: &str = "lm_head.weight";
+
+/// Logits of one chunk take about this many bytes, unless that were fewer than [`MIN_ROWS`] tokens.
+pub const CHUNK_BYTES: usize = 64 << 20;
+/// Each chunk reads and writes the whole gradient of the matrix: with fewer tokens that traffic outweighs the products.
+pub const MIN_ROWS: usize = 512;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Head {
+    pub eps: f64,
+    /// [`CHUNK_BYTES`]
+    pub chunk_bytes: usize,
+}
+
+/// The output matrix [V,H] T and its gradient [V,H] f32: the head's own, or the embedding's where they are tied.
+pub struct Projection {
+    pub weight: Tensor,
+    pub grad: Tensor,
+}
+
+impl Projection {
+    /// `embedding` is the embedding unit of a tied model, None in an untied one.
+    pub fn new(head: &Flat, embedding: Option<&Flat>) -> Projection {
+        let (unit, name) = match embedding {
+            Some(e) => (e, embedding::MATRIX),
+            None => (head, MATRIX),
+        };
+        Projection { weight: unit.param(name), grad: unit.grad(name) }
+    }
+}
+
+impl Head {
+    pub fn new(m: &ModelConfig) -> Head {
+        Head { eps: m.rms_norm_eps, chunk_bytes: CHUNK_BYTES }
+    }
+
+    /// Loss and gradient: x [N,H] T, targets [N] i64 (negative: not counted) → sums over the tokens and dx [N,H] T of
+    /// `grad_scale·(loss + z_loss·z)`. Writes the gradients of the norm and of the matrix.
+    ///
+    /// Memory beyond x: dx, and of one chunk the logits (overwritten by their gradient), normed x and its gradient.
+    pub fn forward_backward(
+        &self, w: &Flat, out: &Projection, x: &Tensor, targets: &Tensor, step: &StepOptions,
+    ) -> (LossSums, Tensor) {
+        let (norm, dnorm) = (w.param(NORM), step.grads.ready(w.grad(NORM)));
+        let mut grads = step.grads;
+        let mut sums = LossSums::default();
+        let dx = x.empty_like();
+        for (start, len) in self.chunks(x, &out.weight) {
+            let x = x.narrow(0, start, len);
+            let (normed, rstd) = kernels::rms_norm(&x, &norm, self.eps);
+            let logits = kernels::linear(&normed, &out.weight, None);
+            add(
+                &mut sums,
+                kernels::cross_entropy_(&logits, &targets.narrow(0, start, len), Some(step.grad_scale), step.z_loss),
+            );
+            let dlogits = logits;
+            grads.matrix(&dlogits, &normed, &out.grad);
+            grads = Accumulate::Add;
+            let dnormed = kernels::linear_backward_input(&dlogits, &out.weight);
+            drop(dlogits);
+            dx.narrow(0, start, len).copy_(&kernels::rms_norm_backward(&dnormed, &x, &norm, &rstd, None, &dnorm));
+        }
+        (sums, dx)
+    }
+
+    /// Loss alone: x [N,H] T, targets [N] i64.
+    pub fn loss(&self, w: &Flat, out: &Projection, x: &Tensor, targets: &Tensor) -> LossSums {
+        let mut sums = LossSums::default();
+        for (start, len) in self.chunks(x, &out.weight) {
+            let logits = self.logits(w, out, &x.narrow(0, start, len));
+            add(&mut sums, kernels::cross_entropy_(&logits, &targets.narrow(0, start, len), None, 0.0));
+        }
+        sums
+    }
+
+    /// x [N,H] T → logits [N,V] T, not chunked.
+    pub fn logits(&self, w: &Flat, out: &Projection, x: &Tensor) -> Tensor {
+        let (normed, _) = kernels::rms_norm(x, &w.param(NORM), self.eps);
+        kernels::linear(&normed, &out.weight, None)
+    }
+
+    /// (first row, rows) of each chunk of x [N,H].
+    fn chunks(&self, x: &Tensor, weight: &Tensor) -> impl Iterator<Item = (i64, i64)> {
+        let n = x.size()[0];
+        let elem = x.kind().elt_size_in_bytes();
+        let rows = chunk_rows(n as usize, weight.size()[0] as usize, elem, self.chunk_bytes).max(1) as i64;
+        (0..n).step_by(rows as usize).map(move |start| (start, rows.min(n - start)))
+    }
+}
+
+/// Tokens per chunk when `n` tokens meet a vocabulary of `vocab` at `elem` bytes a logit: chunks of equal size, a multiple
+/// of 64 tokens where there is more than one.
+pub fn chunk_rows(n: usize, vocab: usize, elem: usize, chunk_bytes: usize) -> usize {
+    let most = (chunk_bytes / (vocab * elem).max(1)).max(MIN_ROWS);
+    match n.div_ceil(most) {
+        0 | 1 => n,
+        count => n.div_ceil(count).next_multiple_of(64),
+    }
+}
+
+fn add(sums: &mut LossSums, chunk: LossSums) {
+    sums.loss += chunk.loss;
+    sums.z += chunk.z;
+    sums.tokens += chunk.tokens;
+}
