@@ -92,16 +92,16 @@ class Run:
 
 
 def wait(child, timeout):
-    """Exit status and resource usage of the child with all its descendants; kills it after `timeout` seconds."""
-    end = time.time() + timeout
+    """Exit status and resource usage of the child with all its descendants; ends it after `timeout` seconds."""
+    end, stop = time.time() + timeout, child.terminate
     while True:
         pid, status, usage = os.wait4(child.pid, os.WNOHANG)
         if pid:
             child.returncode = os.waitstatus_to_exitcode(status)
             return child.returncode, usage
         if time.time() > end:
-            child.kill()
-            end = float("inf")
+            stop()
+            end, stop = time.time() + 10, child.kill
         time.sleep(0.02)
 
 

@@ -37,11 +37,11 @@ class Program:
 
 @dataclass(frozen=True)
 class Figure:
-    """A ratio of ours over theirs (or, without `theirs`, a share of our own step) and the value it should reach."""
+    """A ratio of ours over theirs (for `matmul`: our own share, theirs beside it) and the value it should reach."""
 
     name: str
     ours: str
-    theirs: str | None
+    theirs: str
     measure: str
     goal: float
     higher_is_better: bool = True
@@ -69,7 +69,7 @@ FIGURES = [
     Figure("train_1rank_fp32_vs_eager", "herd_fp32", "eager_fp32", "tokens/s", 1.4),
     Figure("train_2rank_dp_bf16_vs_ddp", "herd_2rank_bf16", "ddp_2rank_bf16", "tokens/s", 1.4),
     Figure("first_step_time_vs_eager", "herd_bf16", "eager_bf16", "first step", 0.45, higher_is_better=False),
-    Figure("matmul_share", "herd_bf16", None, "matmul", 0.8),
+    Figure("matmul_share", "herd_bf16", "eager_bf16", "matmul", 0.8),
 ]
 
 UNITS = {
@@ -120,8 +120,12 @@ class Bench:
         command += ["--global-batch", self.batch, "--data", self.tokens.with_suffix(".bin")]
         command += ["--shape", json.dumps(self.shape)]
         command += ["--compile"] * program.compile + ["--ddp", program.ranks] * (program.ranks > 1)
+        command += ["--op-share"] * (program.name == "eager_bf16")  # a further step, after the measured ones
         run = Run(command, self.folder / f"{program.name}.log")
-        return self.sample(run, [line["time"] for line in run.json_lines() if "step" in line])
+        lines = run.json_lines()
+        sample = self.sample(run, [line["time"] for line in lines if "step" in line])
+        sample.matmul = next((line["op_share"]["matmul"] for line in lines if "op_share" in line), None)
+        return sample
 
     def run_herd(self, program):
         run_dir = self.folder / program.name
@@ -182,30 +186,26 @@ def value_of(sample, measure):
 
 
 def judge(figure, samples, args):
-    """The entry of a figure: median ratio over the rounds, its spread, both sides' medians."""
+    """The entry of a figure: median over the rounds, its spread, both sides' medians."""
     ours = [value_of(s, figure.measure) for s in samples[figure.ours]]
-    if any(v is None for v in ours):
-        raise Failed(f"{figure.name}: herd's metrics do not carry it")
-    both = samples[figure.ours] + (samples[figure.theirs] if figure.theirs else [])
-    if figure.theirs:
-        theirs = [value_of(s, figure.measure) for s in samples[figure.theirs]]
-        ratios = [a / b for a, b in zip(ours, theirs)]
-        absolute = {"ours": round(statistics.median(ours), 2), "theirs": round(statistics.median(theirs), 2)}
-    else:
-        ratios, absolute = ours, {}
-    value, low, high = common.spread(ratios)
+    theirs = [value_of(s, figure.measure) for s in samples[figure.theirs]]
+    if None in ours:
+        raise Failed(f"{figure.name}: metrics.jsonl does not carry it")
+    values = ours if figure.measure == "matmul" else [a / b for a, b in zip(ours, theirs)]
+    value, low, high = common.spread(values)
     return common.entry(
         figure.name,
         value,
         UNITS[figure.measure],
-        peer_name(PROGRAMS[figure.theirs], args) if figure.theirs else "none: herd's own step",
+        peer_name(PROGRAMS[figure.theirs], args),
         min=round(low, 4),
         max=round(high, 4),
-        rounds=len(ratios),
+        rounds=len(values),
+        ours=round(statistics.median(ours), 3),
+        theirs=round(statistics.median(theirs), 3),
         goal=("at least " if figure.higher_is_better else "at most ") + f"{figure.goal:g}",
         reached=figure.reached(value),
-        disturbed=round(max(s.disturbed for s in both), 3),
-        **absolute,
+        disturbed=round(max(s.disturbed for s in samples[figure.ours] + samples[figure.theirs]), 3),
     )
 
 
@@ -227,8 +227,8 @@ def show(entries):
     for e in entries:
         verdict = "reached" if e["reached"] else "NOT reached"
         print(
-            f"{e['name']:30} {e['value']:7.3f} {e['min']:7.3f} {e['max']:7.3f}   {e.get('ours', ''):>9} "
-            f"{e.get('theirs', ''):>9}   {e['goal']}: {verdict}"
+            f"{e['name']:30} {e['value']:7.3f} {e['min']:7.3f} {e['max']:7.3f}   {e['ours']:9.4g} {e['theirs']:9.4g}"
+            f"   {e['goal']}: {verdict}"
         )
 
 

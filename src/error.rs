@@ -72,19 +72,29 @@ pub struct Error {
     pub exit: Exit,
     pub fact: String,
     pub hint: Option<String>,
+    /// Further facts, one printed line each, where one look found several mistakes.
+    pub problems: Vec<String>,
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     pub fn new(exit: Exit, fact: impl Into<String>) -> Self {
-        Error { exit, fact: fact.into(), hint: None }
+        Error { exit, fact: fact.into(), hint: None, problems: Vec::new() }
     }
 
     /// Adds what the reader can do about it.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// Everything that is wrong with `place` (a file) in one error. One problem stays one line.
+    pub fn several(exit: Exit, place: impl fmt::Display, mut problems: Vec<String>) -> Self {
+        match problems.len() {
+            1 => Error::new(exit, format!("{place}: {}", problems.remove(0))),
+            n => Error { problems, ..Error::new(exit, format!("{place}: {n} problems")) },
+        }
     }
 
     /// Puts where it happened in front of the fact.
@@ -121,14 +131,14 @@ fn os_reason(e: &std::io::Error) -> String {
 }
 
 impl fmt::Display for Error {
-    /// One line: `fact (hint: …)`.
+    /// One line, `fact (hint: …)`, and one indented line for each further problem.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let one_line = |s: &str| s.split_whitespace().collect::<Vec<_>>().join(" ");
         write!(f, "{}", one_line(&self.fact))?;
         if let Some(h) = &self.hint {
             write!(f, " (hint: {})", one_line(h))?;
         }
-        Ok(())
+        self.problems.iter().try_for_each(|p| write!(f, "\n  {}", one_line(p)))
     }
 }
 

@@ -1,10 +1,19 @@
 //! The run configuration: what a YAML file may say. Raw values only; what they mean together is the `plan`.
 //!
-//! Field docs are the descriptions in `herd config schema`.
+//! Field docs are the descriptions in `herd config schema`, and the ranges stand there too: [`load`] checks a file against
+//! that schema, so a range is written once, beside its field.
 
+pub mod check;
+pub mod load;
 mod model;
+mod problem;
+pub mod schema;
+mod sets;
+mod yaml;
 
+pub use load::{load, Draft};
 pub use model::{ModelConfig, RopeScaling, RopeType};
+pub use problem::{to_error, Problem};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,11 +24,13 @@ use std::path::PathBuf;
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Name of the run, for logs and reports.
+    #[schemars(length(min = 1))]
     pub name: String,
     /// Seed of initial weights and sample order.
     #[serde(default = "defaults::seed")]
     pub seed: u64,
     /// Directory that holds everything the run writes; created if absent.
+    #[schemars(length(min = 1))]
     pub run_dir: PathBuf,
     pub model: ModelSection,
     pub data: DataSection,
@@ -43,74 +54,96 @@ pub struct Config {
 pub struct ModelSection {
     /// A Hugging Face `config.json` to take the shape from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub config: Option<PathBuf>,
     /// The shape, inline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape: Option<ModelConfig>,
     /// A Hugging Face directory (config.json, *.safetensors) whose weights the run starts from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub weights: Option<PathBuf>,
 }
 
+/// Tokenizer, corpora and sequence length.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
     /// `bytes`, a Hugging Face `tokenizer.json`, or a tiktoken `tokenizer.model`. Must be the one the corpora were made with.
     #[serde(default = "defaults::tokenizer")]
+    #[schemars(length(min = 1))]
     pub tokenizer: String,
     /// Tokens per sample (S); each sample reads S + 1 consecutive tokens.
+    #[schemars(range(min = 1, max = limit::BATCH))]
     pub sequence_length: usize,
     /// Corpora to train on.
+    #[schemars(length(min = 1))]
     pub train: Vec<Corpus>,
     /// Held-out corpora for validation.
     #[serde(default)]
     pub validation: Vec<Corpus>,
 }
 
+/// One indexed token file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Corpus {
     /// Path of an indexed token file without its ending: `<path>.bin` and `<path>.idx`.
+    #[schemars(length(min = 1))]
     pub path: PathBuf,
     /// Share of samples drawn from it, relative to the other corpora.
     #[serde(default = "defaults::one")]
+    #[schemars(range(min = 0.0))]
     pub weight: f64,
 }
 
+/// Batch sizes in sequences. Gradient accumulation follows from them: global / (micro × data-parallel size).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BatchSection {
     /// Sequences per optimizer step over all ranks.
+    #[schemars(range(min = 1, max = limit::BATCH))]
     pub global: usize,
     /// Sequences per forward pass on one rank; divides global / data-parallel size.
+    #[schemars(range(min = 1, max = limit::BATCH))]
     pub micro: usize,
 }
 
+/// Length, precision, device and safety of the run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrainSection {
     /// Optimizer steps in the whole run.
+    #[schemars(range(min = 1, max = limit::STEPS))]
     pub steps: u64,
     /// Leave with exit code 75 after this step, with a checkpoint (for tests and timed allocations).
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = limit::STEPS))]
     pub stop_at: Option<u64>,
+    /// Type of parameters and activations. Master weights, moments, gradient accumulation, norms and loss are fp32 in both.
     #[serde(default)]
     pub precision: Precision,
+    /// Where tensors live.
     #[serde(default)]
     pub device: DeviceChoice,
+    /// Which activations the backward pass recomputes instead of keeping.
     #[serde(default)]
     pub recompute: Recompute,
     /// Largest global gradient norm; larger ones are scaled down to it. 0 turns clipping off.
     #[serde(default = "defaults::one")]
+    #[schemars(range(min = 0.0))]
     pub clip_norm: f64,
     /// Weight of the z-loss term, the square of log Z (PaLM, arXiv:2204.02311 §5). 0 turns it off.
     #[serde(default)]
+    #[schemars(range(min = 0.0))]
     pub z_loss: f64,
     /// Stop after this many skipped (non-finite) steps in a row.
     #[serde(default = "defaults::max_skipped")]
+    #[schemars(range(min = 1, max = limit::STEPS))]
     pub max_skipped_steps: u64,
     /// CPU threads per rank; 0 shares the cores of the node between its ranks.
     #[serde(default)]
+    #[schemars(range(max = 4096))]
     pub threads: usize,
 }
 
@@ -143,22 +176,35 @@ pub enum Recompute {
     Full,
 }
 
+/// AdamW and its learning-rate schedule.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimSection {
     /// Peak learning rate.
+    #[schemars(range(min = 0.0))]
     pub lr: f64,
     /// Learning rate at the end of the schedule.
+    #[schemars(range(min = 0.0))]
     pub min_lr: f64,
     /// Steps of linear warm-up from 0.
+    #[schemars(range(max = limit::STEPS))]
     pub warmup_steps: u64,
+    /// Shape of the learning rate after warm-up.
     pub schedule: Schedule,
     /// Length of the final decay of `wsd`, in steps.
+    #[schemars(range(max = limit::STEPS))]
     pub decay_steps: u64,
+    /// Decay of the first moment.
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     pub beta1: f64,
+    /// Decay of the second moment.
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     pub beta2: f64,
+    /// Added to the root of the second moment.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub eps: f64,
     /// Decoupled weight decay, applied to matrices only.
+    #[schemars(range(min = 0.0))]
     pub weight_decay: f64,
 }
 
@@ -177,44 +223,68 @@ pub enum Schedule {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ParallelSection {
+    /// Tensor-parallel ranks.
+    #[schemars(range(min = 1, max = limit::RANKS))]
     pub tensor: usize,
+    /// Context-parallel ranks.
+    #[schemars(range(min = 1, max = limit::RANKS))]
     pub context: usize,
+    /// Pipeline stages.
+    #[schemars(range(min = 1, max = limit::RANKS))]
     pub pipeline: usize,
     /// Data-parallel replicas; 0 takes what the other axes leave of the world.
+    #[schemars(range(max = limit::RANKS))]
     pub data: usize,
     /// Gradient bucket size in MiB; whole units are put together until it is reached.
+    #[schemars(range(min = 1, max = 65536))]
     pub bucket_mib: usize,
     /// Reduce gradients while the backward pass goes on.
     pub overlap: bool,
 }
 
+/// Validation loss on the held-out corpora.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ValidationSection {
     /// Validate every n steps and after the last; 0 never.
+    #[schemars(range(max = limit::STEPS))]
     pub every: u64,
     /// Sequences per validation, over all ranks.
+    #[schemars(range(min = 1, max = limit::BATCH))]
     pub sequences: usize,
 }
 
+/// When checkpoints are written to the run directory, and how many stay.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CheckpointSection {
     /// Save every n steps and after the last; 0 only after the last.
+    #[schemars(range(max = limit::STEPS))]
     pub every: u64,
     /// Newest checkpoints to keep; 0 keeps all.
+    #[schemars(range(max = limit::STEPS))]
     pub keep: usize,
 }
 
+/// What is printed and recorded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogSection {
     /// One console line every n steps where there is no terminal.
+    #[schemars(range(min = 1, max = limit::STEPS))]
     pub every: u64,
     /// Write TensorBoard event files.
     pub tensorboard: bool,
     /// Compare a hash of the parameters across data-parallel replicas every n steps; 0 never.
+    #[schemars(range(max = limit::STEPS))]
     pub sync_check_every: u64,
+}
+
+/// Upper ends of ranges. They are far above any real run; below them no product of sizes overflows 64 bits.
+mod limit {
+    pub const BATCH: u64 = 1 << 24;
+    pub const STEPS: u64 = 1 << 30;
+    pub const RANKS: u64 = 1 << 20;
 }
 
 mod defaults {

@@ -8,28 +8,38 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
     /// Number of token ids, padding not counted.
+    #[schemars(range(min = 1, max = i32::MAX))]
     pub vocab_size: usize,
     /// Width of the residual stream (H).
+    #[schemars(range(min = 1, max = 1 << 20))]
     pub hidden_size: usize,
     /// Width of the gated feed-forward layer (F).
+    #[schemars(range(min = 1, max = 1 << 22))]
     pub intermediate_size: usize,
     /// Number of transformer blocks.
+    #[schemars(range(min = 1, max = 4096))]
     pub num_hidden_layers: usize,
     /// Query heads.
+    #[schemars(range(min = 1, max = 4096))]
     pub num_attention_heads: usize,
     /// Key/value heads; divides `num_attention_heads`.
+    #[schemars(range(min = 1, max = 4096))]
     pub num_key_value_heads: usize,
     /// Width of one head (D). Default: hidden_size / num_attention_heads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1024))]
     pub head_dim: Option<usize>,
     /// Longest sequence the model is meant for.
     #[serde(default = "default_max_position")]
+    #[schemars(range(min = 1, max = i32::MAX))]
     pub max_position_embeddings: usize,
     /// Epsilon inside RMSNorm.
     #[serde(default = "default_eps")]
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     #[serde(default = "default_theta")]
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub rope_theta: f64,
     /// Llama 3.1's frequency scaling for long context.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -39,6 +49,7 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// Standard deviation of the normal distribution that fresh weights are drawn from.
     #[serde(default = "default_init")]
+    #[schemars(range(min = 0.0))]
     pub initializer_range: f64,
 }
 
@@ -46,11 +57,19 @@ pub struct ModelConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RopeScaling {
+    /// Always `llama3`.
     pub rope_type: RopeType,
+    /// What low frequencies are divided by.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub factor: f64,
+    /// Wavelengths above original_max_position_embeddings / this are scaled in full.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub low_freq_factor: f64,
+    /// Wavelengths below original_max_position_embeddings / this stay; greater than low_freq_factor.
+    #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub high_freq_factor: f64,
     /// Context length before scaling, in tokens.
+    #[schemars(range(min = 1, max = i32::MAX))]
     pub original_max_position_embeddings: usize,
 }
 

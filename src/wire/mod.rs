@@ -10,6 +10,8 @@ mod control;
 mod ffi;
 mod messages;
 mod mpi;
+mod segment;
+mod shared;
 mod work;
 mod world;
 
@@ -18,7 +20,7 @@ pub use work::{Timing, Work};
 pub use world::{leave, Via, World};
 
 use crate::error::Result;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// How elements are combined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,17 +32,24 @@ pub enum Op {
 /// Collectives of one axis on contiguous tensors.
 ///
 /// A tensor handed over must not be read or written until its [`Work`] has been waited for. Every rank of the axis must
-/// start the same operations in the same order (MPI 4.1 §6.14). Sums of bf16 are made in fp32.
+/// start the same operations in the same order (MPI 4.1 §6.14). Sums of bf16 are made in fp32. Errors at the start are
+/// [`crate::error::Exit::Internal`] (a tensor that the wire cannot move); errors of the wait are
+/// [`crate::error::Exit::Peer`], after which the wire is of no more use.
 pub trait Wire: Send + Sync {
     /// Coordinate on this axis.
     fn rank(&self) -> usize;
     /// Ranks on this axis.
     fn size(&self) -> usize;
+    /// A zero-filled `[len]` tensor where the wire reaches it fastest; views of it are as fast. For buffers that live
+    /// as long as the process: the memory may never be given back. Collective.
+    fn tensor(&self, len: usize, kind: Kind) -> Result<Tensor>;
     /// In place: every rank ends with the combination of all.
     fn all_reduce(&self, tensor: &Tensor, op: Op) -> Result<Work>;
-    /// `output` [n/size] gets this rank's chunk of the sum over ranks of `input` [n].
+    /// `output` [n/size] gets this rank's chunk of the sum over ranks of `input` [n]. In place when `output` is that
+    /// chunk of `input`, which has the same elements before it as the chunks of lower ranks.
     fn reduce_scatter(&self, input: &Tensor, output: &Tensor) -> Result<Work>;
-    /// `output` [n·size] gets every rank's `input` [n], in rank order.
+    /// `output` [n·size] gets every rank's `input` [n], in rank order. In place when `input` is this rank's chunk of
+    /// `output`.
     fn all_gather(&self, input: &Tensor, output: &Tensor) -> Result<Work>;
     /// In place: every rank ends with `root`'s.
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Work>;

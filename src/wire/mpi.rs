@@ -1,10 +1,12 @@
-//! One axis over MPI on host memory: a communication thread that runs the queued collectives in order.
+//! One axis over MPI on host memory: a communication thread that runs the queued collectives in order, through shared
+//! memory when all ranks of the axis are on one node and by messages otherwise.
 //!
 //! The thread, not MPI's progress, is what lets communication go on while the caller computes.
 
 use super::combine::element_size;
 use super::ffi::Comm;
 use super::messages::Messages;
+use super::shared::{Memory, Shared};
 use super::world::Via;
 use super::{Op, Wire, Work};
 use crate::error::{Error, Exit, Result};
@@ -12,7 +14,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// `len` elements of `width` bytes in the memory of a tensor.
 #[derive(Clone, Copy)]
@@ -59,24 +61,43 @@ pub struct MpiWire {
     /// None on an axis of one rank. The thread ends when it is dropped, and is never joined: after a failure it may
     /// be waiting for a peer that is gone.
     queue: Option<Sender<Job>>,
+    /// Where [`Wire::tensor`] puts tensors, when the ranks share memory.
+    memory: Option<Arc<Memory>>,
+}
+
+/// How the bytes of this axis move.
+enum Path {
+    Shared(Shared),
+    Messages(Messages),
 }
 
 impl MpiWire {
     /// An axis of one rank: nothing to move.
     pub(super) fn solo() -> MpiWire {
-        MpiWire { rank: 0, size: 1, queue: None }
+        MpiWire { rank: 0, size: 1, queue: None, memory: None }
     }
 
     /// Collective over `comm`.
-    pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>, _via: Via) -> Result<MpiWire> {
+    pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>, via: Via) -> Result<MpiWire> {
         let (rank, size) = (comm.rank()?, comm.size()?);
-        let path = Messages::new(comm, stop)?;
+        let one_node = via == Via::Fastest && comm.split_node()?.size()? == size;
+        let path = match one_node {
+            true => match Shared::new(comm, stop.clone())? {
+                Ok(shared) => Path::Shared(shared),
+                Err(comm) => Path::Messages(Messages::new(comm, stop)?),
+            },
+            false => Path::Messages(Messages::new(comm, stop)?),
+        };
+        let memory = match &path {
+            Path::Shared(shared) => Some(shared.memory()),
+            Path::Messages(_) => None,
+        };
         let (queue, jobs) = channel();
         std::thread::Builder::new()
             .name("herd-wire".into())
             .spawn(move || serve(path, jobs))
             .map_err(|e| Error::new(Exit::Internal, format!("cannot start a communication thread: {e}")))?;
-        Ok(MpiWire { rank, size, queue: Some(queue) })
+        Ok(MpiWire { rank, size, queue: Some(queue), memory })
     }
 
     fn start(&self, what: What, input: &Tensor, output: Option<&Tensor>) -> Result<Work> {
@@ -127,6 +148,19 @@ impl Wire for MpiWire {
         self.size
     }
 
+    fn tensor(&self, len: usize, kind: Kind) -> Result<Tensor> {
+        let width = element_size(kind).unwrap_or(0);
+        let shared = match &self.memory {
+            Some(memory) if len * width > 0 => memory.allocate(len * width)?,
+            _ => None,
+        };
+        match shared {
+            // SAFETY: zero-filled memory of that many bytes, page-aligned and mapped until the process ends.
+            Some(p) => Ok(unsafe { Tensor::f_from_blob(p, &[len as i64], &[1], kind, Device::Cpu)? }),
+            None => Ok(Tensor::f_zeros([len as i64], (kind, Device::Cpu))?),
+        }
+    }
+
     fn all_reduce(&self, tensor: &Tensor, op: Op) -> Result<Work> {
         self.start(What::AllReduce(op), tensor, None)
     }
@@ -165,7 +199,7 @@ fn usable(t: &Tensor) -> Result<()> {
 
 /// The communication thread. After the first error every later collective gets the same one: the ranks no longer agree
 /// on what is under way.
-fn serve(mut path: Messages, jobs: Receiver<Job>) {
+fn serve(mut path: Path, jobs: Receiver<Job>) {
     let mut broken: Option<Error> = None;
     for job in jobs {
         let start = Instant::now();
@@ -176,7 +210,9 @@ fn serve(mut path: Messages, jobs: Receiver<Job>) {
         if let Err(e) = &result {
             broken.get_or_insert_with(|| e.clone());
             // MPI may still read and write the buffers of an operation that failed.
-            path.leak();
+            if let Path::Messages(m) = &mut path {
+                m.leak();
+            }
             std::mem::forget(job.input);
             std::mem::forget(job.output);
         }
@@ -185,17 +221,21 @@ fn serve(mut path: Messages, jobs: Receiver<Job>) {
     }
 }
 
-fn run(path: &mut Messages, job: &Job) -> Result<()> {
+fn run(path: &mut Path, job: &Job) -> Result<()> {
     let kind = job.input.kind();
     let input = Span::of(&job.input);
     let output = job.output.as_ref().map_or(input, Span::of);
     // SAFETY: the job holds the tensors, whose users wait for the Work; `serve` leaks them after an error.
     unsafe {
-        match job.what {
-            What::AllReduce(op) => path.all_reduce(kind, op, input),
-            What::ReduceScatter => path.reduce_scatter(kind, Op::Sum, input, output),
-            What::AllGather => path.all_gather(input, output),
-            What::Broadcast(root) => path.broadcast(input, root),
+        match (path, &job.what) {
+            (Path::Shared(p), What::AllReduce(op)) => p.all_reduce(kind, *op, input),
+            (Path::Shared(p), What::ReduceScatter) => p.reduce_scatter(kind, Op::Sum, input, output),
+            (Path::Shared(p), What::AllGather) => p.all_gather(kind, input, output),
+            (Path::Shared(p), What::Broadcast(root)) => p.broadcast(kind, input, *root),
+            (Path::Messages(p), What::AllReduce(op)) => p.all_reduce(kind, *op, input),
+            (Path::Messages(p), What::ReduceScatter) => p.reduce_scatter(kind, Op::Sum, input, output),
+            (Path::Messages(p), What::AllGather) => p.all_gather(input, output),
+            (Path::Messages(p), What::Broadcast(root)) => p.broadcast(input, *root),
         }
     }
 }

@@ -52,6 +52,7 @@ impl World {
         if already != 0 {
             return Err(Error::new(Exit::Internal, "the MPI world was initialised twice in one process"));
         }
+        check_launcher(&library(), std::env::vars_os().filter_map(|(k, _)| k.into_string().ok()))?;
         let mut provided = 0;
         // SAFETY: null argc and argv are allowed; nothing else has touched MPI.
         let code = unsafe {
@@ -188,6 +189,34 @@ fn slurm_tasks(var: impl Fn(&str) -> Option<String>) -> Option<usize> {
     var("SLURM_NTASKS")?.parse().ok()
 }
 
+/// Refuses a task of a Slurm step to which `srun` gave no process manager, before MPI_Init does worse: Open MPI 4 ends
+/// the process with a page of text, Open MPI 5 may start a world of one (open-mpi/ompi#13523). Other MPIs may find
+/// Slurm without one. `names`: all environment variables.
+fn check_launcher(library: &str, names: impl Iterator<Item = String>) -> Result<()> {
+    let (mut step, mut manager) = (false, false);
+    for name in names {
+        step |= name == "SLURM_STEP_ID";
+        manager |= ["PMIX_", "PMI_", "OMPI_COMM_WORLD_"].iter().any(|p| name.starts_with(p));
+    }
+    if library.starts_with("Open MPI") && step && !manager {
+        return Err(Error::new(
+            Exit::World,
+            "this process is a task of a Slurm step, but srun gave it no process manager to find the other ranks by",
+        )
+        .hint("start the ranks with `srun --mpi=pmix`; `srun --mpi=list` shows what this site has"));
+    }
+    Ok(())
+}
+
+/// The MPI library's name and version (MPI 4.1 §9.1.1: may be called before MPI_Init).
+fn library() -> String {
+    let mut text = vec![0u8; ffi::MPI_MAX_LIBRARY_VERSION_STRING as usize + 1];
+    let mut length = 0;
+    // SAFETY: the buffer has the size that MPI asks for.
+    unsafe { ffi::MPI_Get_library_version(text.as_mut_ptr().cast(), &mut length) };
+    String::from_utf8_lossy(text.split(|&b| b == 0).next().unwrap_or_default()).into_owned()
+}
+
 fn check_tasks(size: usize, tasks: Option<usize>) -> Result<()> {
     match tasks {
         Some(n) if n != size => Err(Error::new(
@@ -223,6 +252,19 @@ mod tests {
         assert_eq!(slurm_tasks(env(&[("SLURM_NTASKS", "3")])), None);
         let under_mpirun = env(&[("SLURM_NTASKS", "3"), ("SLURM_PROCID", "0"), ("OMPI_COMM_WORLD_SIZE", "2")]);
         assert_eq!(slurm_tasks(under_mpirun), None);
+    }
+
+    #[test]
+    fn a_step_without_a_process_manager_is_refused_for_open_mpi() {
+        let names = |list: &'static [&'static str]| list.iter().map(|s| s.to_string());
+        let e = check_launcher("Open MPI v4.1.4", names(&["PATH", "SLURM_STEP_ID"])).unwrap_err();
+        assert_eq!(e.exit, Exit::World);
+        assert!(e.to_string().contains("--mpi=pmix"), "{e}");
+        assert!(check_launcher("MPICH Version: 5.0", names(&["SLURM_STEP_ID"])).is_ok());
+        for fine in [&["SLURM_STEP_ID", "PMIX_RANK"][..], &["SLURM_STEP_ID", "PMI_FD"], &["SLURM_JOB_ID"]] {
+            assert!(check_launcher("Open MPI v4.1.4", names(fine)).is_ok());
+        }
+        assert!(!library().is_empty());
     }
 
     #[test]

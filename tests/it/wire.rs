@@ -83,6 +83,67 @@ fn collectives() {
     });
 }
 
+/// Tensors that the wire made itself, and reduce-scatter and all-gather in place on them.
+fn collectives_in_place() {
+    on_wires(|_, wire| {
+        let (me, size) = (wire.rank(), wire.size());
+        for kind in [Kind::Float, Kind::BFloat16] {
+            for chunk in [1, 100, 64 * 1024, 300_032] {
+                let n = chunk * size;
+                let home = wire.tensor(n + 32, kind).unwrap();
+                assert_eq!(home.to_kind(Kind::Float).abs().sum(Kind::Float).double_value(&[]), 0.0);
+                let t = home.narrow(0, 32, n as i64);
+                let own = t.narrow(0, (me * chunk) as i64, chunk as i64);
+                let sum = expect(kind, n, |i| (0..size).map(|r| value(r, i)).sum());
+
+                t.shallow_clone().copy_(&tensor(kind, me, n));
+                wire.all_reduce(&t, Op::Sum).unwrap().wait().unwrap();
+                assert!(same(&t, &sum), "all-reduce of {n} {kind:?} on {size} ranks");
+
+                t.shallow_clone().copy_(&tensor(kind, me, n));
+                wire.reduce_scatter(&t, &own).unwrap().wait().unwrap();
+                assert!(same(&own, &sum.narrow(0, (me * chunk) as i64, chunk as i64)), "{chunk} {kind:?}");
+
+                wire.all_gather(&own, &t).unwrap().wait().unwrap();
+                assert!(same(&t, &sum), "all-gather of {n} {kind:?} on {size} ranks");
+
+                t.shallow_clone().copy_(&tensor(kind, me, n));
+                wire.broadcast(&t, size - 1).unwrap().wait().unwrap();
+                assert!(same(&t, &tensor(kind, size - 1, n)), "broadcast of {n} {kind:?} on {size} ranks");
+            }
+        }
+    });
+}
+
+#[test]
+fn collectives_in_place_on_2_ranks() {
+    if ranks(2, "wire::collectives_in_place_on_2_ranks") {
+        collectives_in_place();
+    }
+}
+
+#[test]
+fn collectives_in_place_on_3_ranks() {
+    if ranks(3, "wire::collectives_in_place_on_3_ranks") {
+        collectives_in_place();
+    }
+}
+
+#[test]
+fn ranks_that_disagree_are_told() {
+    if !ranks(2, "wire::ranks_that_disagree_are_told") {
+        return;
+    }
+    let world = World::init().unwrap();
+    let wire = world.wire(&Topology::data(world.rank(), 2), Axis::Data).unwrap();
+    let t = Tensor::zeros([10 + world.rank() as i64], (Kind::Float, tch::Device::Cpu));
+    let e = wire.all_reduce(&t, Op::Sum).unwrap().wait().unwrap_err();
+    assert!(e.exit == Exit::Internal && e.fact.contains("10 elements") && e.fact.contains("11 elements"), "{e}");
+    let again = wire.all_reduce(&t, Op::Sum).unwrap().wait().unwrap_err();
+    assert_eq!(again.fact, e.fact);
+    world.finalize().unwrap();
+}
+
 #[test]
 fn collectives_on_1_rank() {
     if ranks(1, "wire::collectives_on_1_rank") {

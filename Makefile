@@ -1,0 +1,53 @@
+# herd: build, install, demo, tests. `make help` lists the targets.
+
+SHELL := /bin/bash
+DEPS ?= build/deps
+PREFIX ?= $(HOME)/.local
+
+# Where a cluster has libtorch 2.11, cmake and mpicc of its own (docs/cluster.md), set LIBTORCH and skip `make deps`.
+deps := $(abspath $(DEPS))
+export LIBTORCH ?= $(deps)/libtorch
+export HERD_PYTHON ?= $(deps)/python/bin/python
+ifneq ($(wildcard $(deps)/python/bin/cmake),)
+export CMAKE ?= $(deps)/python/bin/cmake
+endif
+# Shown by `herd --version`.
+export HERD_COMMIT ?= $(shell git rev-parse --short HEAD 2>/dev/null)
+cargo_bin := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+export PATH := $(PATH):$(cargo_bin):/usr/sbin
+
+.PHONY: help deps deps-test build install demo test lint bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+deps: ## install what building and the demo need (Debian 12, Ubuntu 24.04); nothing that is there already
+	@scripts/deps.sh $(deps) base
+
+deps-test: deps ## and what the tests and benchmarks compare with: PyTorch, transformers, h5py, pytest
+	@scripts/deps.sh $(deps) test
+
+build: ## build target/release/herd
+	@scripts/check_build_env.sh
+	cargo build --release --locked
+
+install: build ## install into PREFIX (default ~/.local): binary, modulefiles, sbatch scripts, configs, man pages, completions
+	@scripts/install.sh $(abspath $(PREFIX))
+
+demo: deps build ## train a small Llama 3 under a private Slurm on this host, from text to generated text
+	@tests/demo.sh
+
+test: deps deps-test ## everything CI runs
+	@tests/run.sh
+
+lint: ## formatting, clippy, shellcheck
+	cargo fmt --check
+	cargo clippy --release --locked --all-targets -- -D warnings
+	shellcheck -x $$(scripts/shell_files.sh)
+
+bench: deps deps-test build ## speed side by side with PyTorch; writes benchmarks/results/train.json
+	@benchmarks/run.sh
+
+clean: ## remove what was built; keeps $(DEPS)
+	cargo clean
+	rm -rf build/demo build/demo-prefix build/cluster

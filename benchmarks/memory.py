@@ -1,0 +1,128 @@
+"""Peak memory of a training step against what the planner's formula says, over shapes, precisions and recompute.
+
+    python benchmarks/memory.py             # records memory_error_max in results/train.json
+    python benchmarks/memory.py --quick     # one tiny case, records nothing
+
+The formula is in docs/numerics.md; `herd config check --json` prints it for a configuration, and `memory_peak` in
+metrics.jsonl is what a step really took. The figure is the largest relative difference over all cases.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+import common
+import report
+from common import Failed, Run
+
+GOAL = 0.10
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    precision: str = "bf16"
+    recompute: str = "none"
+    ranks: int = 1
+    sequence: int = 512
+    batch: int = 2
+    micro: int = 2
+    shape: dict = field(default_factory=dict)
+
+
+# Chosen so that each term of the formula is the large one somewhere: state, activations, logits, accumulation.
+CASES = [
+    Case("bf16"),
+    Case("bf16_recompute", recompute="full"),
+    Case("fp32", precision="fp32"),
+    Case("fp32_recompute", precision="fp32", recompute="full"),
+    Case("bf16_accumulation", batch=4, micro=1),
+    Case("bf16_long", sequence=2048, batch=2, micro=2, shape={"vocab_size": 8000}),
+    Case("bf16_long_recompute", sequence=2048, batch=2, micro=2, recompute="full", shape={"vocab_size": 8000}),
+    Case("bf16_vocabulary", batch=4, micro=4, shape={"vocab_size": 60000, "num_hidden_layers": 2}),
+    Case("bf16_tied", shape={"tie_word_embeddings": True}),
+    Case("bf16_2ranks", ranks=2, micro=1),
+]
+QUICK = [Case("tiny", sequence=64, batch=2, shape=common.TINY_SHAPE)]
+
+
+def measure(case, folder, herd):
+    """(predicted, seen): peak bytes of one rank."""
+    shape = {**common.SHAPE, **case.shape}
+    tokens = folder / f"tokens-{shape['vocab_size']}"
+    common.write_tokens(tokens, shape["vocab_size"])
+    run_dir = folder / case.name
+    shutil.rmtree(run_dir, ignore_errors=True)
+    document = common.herd_config(
+        run_dir,
+        tokens,
+        shape=shape,
+        steps=3,
+        precision=case.precision,
+        recompute=case.recompute,
+        ranks=case.ranks,
+        threads=2 // case.ranks,
+        sequence=case.sequence,
+        batch=case.batch,
+    )
+    document["batch"]["micro"] = case.micro
+    config = folder / f"{case.name}.yaml"
+    config.write_text(json.dumps(document, indent=2))
+    predicted = formula(herd, config, case.ranks)
+    Run([*common.mpirun(case.ranks), herd, "train", config], folder / f"{case.name}.log")
+    seen = max(step["memory_peak"] for step in common.read_metrics(run_dir))
+    shutil.rmtree(run_dir, ignore_errors=True)
+    return predicted, seen
+
+
+def formula(herd, config, ranks):
+    """Peak bytes of one rank that the planner prints for this configuration."""
+    command = [herd, "config", "check", config, "--ranks", str(ranks), "--json"]
+    done = subprocess.run(command, cwd=common.ROOT, env=common.environment(), capture_output=True, text=True)
+    if done.returncode:
+        raise Failed(f"herd config check ended with {done.returncode}: {done.stderr.strip()}")
+    return json.loads(done.stdout)["memory"]["peak"]
+
+
+def main():
+    p = argparse.ArgumentParser(description="peak memory of a step against the planner's formula")
+    p.add_argument("--quick", action="store_true", help="one tiny case, records nothing")
+    p.add_argument("--only", action="append", metavar="CASE", choices=[c.name for c in CASES])
+    p.add_argument("--herd", help="herd binary (default target/release/herd)")
+    args = p.parse_args()
+    cases = QUICK if args.quick else [c for c in CASES if not args.only or c.name in args.only]
+    folder = common.SCRATCH / "memory"
+    folder.mkdir(parents=True, exist_ok=True)
+    errors = {}
+    try:
+        herd = common.herd_binary(args.herd)
+        print(f"{'case':22} {'formula MiB':>12} {'seen MiB':>9}   seen against formula")
+        for case in cases:
+            predicted, seen = measure(case, folder, herd)
+            errors[case.name] = round(seen / predicted - 1, 4)
+            print(f"{case.name:22} {predicted / 2**20:12.0f} {seen / 2**20:9.0f}   {errors[case.name]:+.1%}", flush=True)
+    except Failed as e:
+        sys.exit(f"bench: {e}")
+    worst = max(abs(e) for e in errors.values())
+    reached = worst <= GOAL
+    print(f"\nlargest difference {worst:.1%}, goal at most {GOAL:.0%}: {'reached' if reached else 'NOT reached'}")
+    if args.quick or args.only:
+        return
+    figure = common.entry(
+        "memory_error_max",
+        worst,
+        "largest relative difference of a step's peak memory from the formula",
+        "the planner's formula",
+        goal=f"at most {GOAL:g}",
+        reached=reached,
+        cases=errors,
+    )
+    common.write_results([figure])
+    report.write()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,304 @@
+//! Collectives among the ranks of one node through memory that all of them map.
+//!
+//! A tensor made by [`super::Wire::tensor`] lies in such memory: its peers read it where it is, and a reduction costs
+//! one pass over the data. Other tensors go through a small stage per rank, slab by slab. Ranks meet at counters in
+//! shared memory and sleep on a futex, because spinning would take the core of a rank that computes.
+
+use super::combine::combine;
+use super::ffi::{stopped, Comm};
+use super::mpi::Span;
+use super::segment::Segment;
+use super::Op;
+use crate::error::{Error, Exit, Result};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use tch::Kind;
+
+/// Bytes of a stage; two of them per rank fit a second-level cache.
+const STAGE: usize = 256 << 10;
+/// Shares of a tensor start at multiples of this many elements, so that ranks do not write to the same cache line.
+const GRAIN: usize = 64;
+
+/// The segments that tensors may lie in, the same list on every rank.
+pub(super) struct Memory {
+    comm: Comm,
+    stop: Arc<AtomicBool>,
+    segments: Mutex<Vec<Segment>>,
+}
+
+impl Memory {
+    /// `bytes` zero bytes in a new segment, the same call on every rank; `None` when a rank has no room.
+    pub(super) fn allocate(&self, bytes: usize) -> Result<Option<*mut u8>> {
+        let rank = self.comm.rank()?;
+        let new = Segment::create(&self.comm, bytes, &self.stop)?;
+        self.segments.lock().unwrap_or_else(|e| e.into_inner()).extend(new);
+        Ok(new.map(|s| s.part(rank)))
+    }
+}
+
+/// What a rank has started: published to its peers before they meet.
+#[derive(Clone, Copy, PartialEq)]
+#[repr(C)]
+struct Call {
+    name: u32,
+    kind: i32,
+    len: u64,
+    root: u64,
+}
+
+const NAMES: [&str; 4] = ["all-reduce", "reduce-scatter", "all-gather", "broadcast"];
+
+impl Call {
+    fn new(name: usize, kind: Kind, t: Span, root: usize) -> Call {
+        Call { name: name as u32, kind: kind as i32, len: t.len as u64, root: root as u64 }
+    }
+
+    fn words(&self) -> String {
+        let name = NAMES.get(self.name as usize).unwrap_or(&"?");
+        format!("{name} of {} elements (dtype {}, root {})", self.len, self.kind, self.root)
+    }
+}
+
+/// A [`Call`] and where its tensor lies: segment and offset, or no segment.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Notice {
+    call: Call,
+    segment: i64,
+    offset: u64,
+}
+
+/// Head of a rank's part of the control segment. Stages and notices are used in turn: what is written for meeting k
+/// is rewritten for meeting k+2, when every rank has come to k+1 and is done reading.
+#[repr(C, align(128))]
+struct Slot {
+    /// Meetings this rank has come to.
+    came: AtomicU32,
+    notice: [Notice; 2],
+}
+
+/// The ranks of one axis on one node.
+pub(super) struct Shared {
+    rank: usize,
+    size: usize,
+    stop: Arc<AtomicBool>,
+    control: Segment,
+    memory: Arc<Memory>,
+    meetings: u32,
+}
+
+impl Shared {
+    /// Collective over `comm`, whose ranks are on one node. `None` when they cannot share memory.
+    pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>) -> Result<std::result::Result<Shared, Comm>> {
+        let Some(control) = Segment::create(&comm, std::mem::size_of::<Slot>() + 2 * STAGE, &stop)? else {
+            return Ok(Err(comm));
+        };
+        let (rank, size) = (comm.rank()?, comm.size()?);
+        let memory = Arc::new(Memory { comm, stop: stop.clone(), segments: Mutex::default() });
+        Ok(Ok(Shared { rank, size, stop, control, memory, meetings: 0 }))
+    }
+
+    pub(super) fn memory(&self) -> Arc<Memory> {
+        self.memory.clone()
+    }
+
+    /// # Safety
+    /// For this and the other collectives: the spans are valid, aligned and nobody else's until the call returns `Ok`;
+    /// after an error they must never be freed.
+    pub(super) unsafe fn all_reduce(&mut self, kind: Kind, op: Op, t: Span) -> Result<()> {
+        let call = Call::new(0, kind, t, 0);
+        if let Some(all) = self.direct(call, t)? {
+            let share = |r: usize| (t.len * r / self.size).next_multiple_of(GRAIN).min(t.len);
+            let (a, b) = (share(self.rank), share(self.rank + 1));
+            let outputs: Vec<*mut u8> = all.iter().map(|p| p.add(a * t.width)).collect();
+            let inputs: Vec<*const u8> = outputs.iter().map(|p| p.cast_const()).collect();
+            combine(kind, op, &inputs, &outputs, b - a);
+            return self.meet(call.name);
+        }
+        let slab = STAGE / t.width;
+        for a in (0..t.len).step_by(slab) {
+            let n = slab.min(t.len - a);
+            std::ptr::copy_nonoverlapping(t.at(a), self.stage(self.rank), n * t.width);
+            let stages = self.exchange(call, t)?;
+            combine(kind, op, &stages, &[t.at(a)], n);
+        }
+        Ok(())
+    }
+
+    /// `output` gets this rank's chunk of the sum of all `input`s; it may be that chunk of `input`.
+    ///
+    /// # Safety
+    /// See [`Shared::all_reduce`].
+    pub(super) unsafe fn reduce_scatter(&mut self, kind: Kind, op: Op, input: Span, output: Span) -> Result<()> {
+        let call = Call::new(1, kind, input, 0);
+        let chunk = output.len;
+        if let Some(all) = self.direct(call, input)? {
+            let inputs: Vec<*const u8> =
+                all.iter().map(|p| p.add(self.rank * chunk * input.width).cast_const()).collect();
+            combine(kind, op, &inputs, &[output.at(0)], chunk);
+            return self.meet(call.name);
+        }
+        let slab = (STAGE / input.width / self.size).max(1);
+        for a in (0..chunk).step_by(slab) {
+            let n = slab.min(chunk - a);
+            let place = |r: usize| r * slab * input.width;
+            for r in 0..self.size {
+                let to = self.stage(self.rank).add(place(r));
+                std::ptr::copy_nonoverlapping(input.at(r * chunk + a), to, n * input.width);
+            }
+            let stages = self.exchange(call, input)?;
+            let inputs: Vec<*const u8> = stages.iter().map(|p| p.add(place(self.rank))).collect();
+            combine(kind, op, &inputs, &[output.at(a)], n);
+        }
+        Ok(())
+    }
+
+    /// `input` may be this rank's chunk of `output`.
+    ///
+    /// # Safety
+    /// See [`Shared::all_reduce`].
+    pub(super) unsafe fn all_gather(&mut self, kind: Kind, input: Span, output: Span) -> Result<()> {
+        let call = Call::new(2, kind, input, 0);
+        if let Some(all) = self.direct(call, input)? {
+            for (r, &from) in all.iter().enumerate() {
+                let to = output.at(r * input.len);
+                if from != to {
+                    std::ptr::copy_nonoverlapping(from, to, input.len * input.width);
+                }
+            }
+            return self.meet(call.name);
+        }
+        let slab = STAGE / input.width;
+        for a in (0..input.len).step_by(slab) {
+            let bytes = slab.min(input.len - a) * input.width;
+            std::ptr::copy_nonoverlapping(input.at(a), self.stage(self.rank), bytes);
+            for (r, stage) in self.exchange(call, input)?.into_iter().enumerate() {
+                std::ptr::copy_nonoverlapping(stage, output.at(r * input.len + a), bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// See [`Shared::all_reduce`].
+    pub(super) unsafe fn broadcast(&mut self, kind: Kind, t: Span, root: usize) -> Result<()> {
+        let call = Call::new(3, kind, t, root);
+        if let Some(all) = self.direct(call, t)? {
+            std::ptr::copy(all[root], t.at(0), t.len * t.width);
+            return self.meet(call.name);
+        }
+        let slab = STAGE / t.width;
+        for a in (0..t.len).step_by(slab) {
+            let bytes = slab.min(t.len - a) * t.width;
+            if self.rank == root {
+                std::ptr::copy_nonoverlapping(t.at(a), self.stage(root), bytes);
+            }
+            let stages = self.exchange(call, t)?;
+            if self.rank != root {
+                std::ptr::copy_nonoverlapping(stages[root], t.at(a), bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Everyone's tensor of a call too long for one stage, when all of them lie in shared memory.
+    unsafe fn direct(&mut self, call: Call, t: Span) -> Result<Option<Vec<*mut u8>>> {
+        if t.len * t.width <= STAGE {
+            return Ok(None);
+        }
+        let notices = self.announce(call, t)?;
+        let segments = self.memory.segments.lock().unwrap_or_else(|e| e.into_inner());
+        let find = |(r, n): (usize, &Notice)| {
+            let segment = usize::try_from(n.segment).ok().and_then(|s| segments.get(s))?;
+            Some(segment.part(r).wrapping_add(n.offset as usize))
+        };
+        Ok(notices.iter().enumerate().map(find).collect())
+    }
+
+    /// Meets the others, all with full stages; returns the stages of this meeting in rank order.
+    unsafe fn exchange(&mut self, call: Call, t: Span) -> Result<Vec<*const u8>> {
+        let stages = (0..self.size).map(|r| self.stage(r).cast_const()).collect();
+        self.announce(call, t)?;
+        Ok(stages)
+    }
+
+    /// Meets the others and checks that all started the same call.
+    unsafe fn announce(&mut self, call: Call, t: Span) -> Result<Vec<Notice>> {
+        let (segment, offset) = {
+            let segments = self.memory.segments.lock().unwrap_or_else(|e| e.into_inner());
+            let find = |s: &Segment| s.offset(self.rank, t.at(0), t.len * t.width);
+            let found = segments.iter().enumerate().find_map(|(i, s)| Some((i as i64, find(s)? as u64)));
+            found.unwrap_or((-1, 0))
+        };
+        let turn = self.turn();
+        let notice = |r: usize| &raw mut (*self.control.part(r).cast::<Slot>()).notice[turn];
+        notice(self.rank).write(Notice { call, segment, offset });
+        let notice: Vec<*mut Notice> = (0..self.size).map(notice).collect();
+        self.meet(call.name)?;
+        let all: Vec<Notice> = notice.into_iter().map(|n| n.read()).collect();
+        match all.iter().position(|n| n.call != call) {
+            None => Ok(all),
+            Some(r) => Err(Error::new(
+                Exit::Internal,
+                format!(
+                    "ranks of one axis started different collectives: rank {} {}, rank {r} {}",
+                    self.rank,
+                    call.words(),
+                    all[r].call.words()
+                ),
+            )),
+        }
+    }
+
+    fn turn(&self) -> usize {
+        self.meetings as usize % 2
+    }
+
+    fn stage(&self, r: usize) -> *mut u8 {
+        self.control.part(r).wrapping_add(std::mem::size_of::<Slot>() + self.turn() * STAGE)
+    }
+
+    fn came(&self, r: usize) -> &AtomicU32 {
+        // SAFETY: the control segment starts with a slot per rank, zero-filled when made, mapped for ever.
+        unsafe { &(*self.control.part(r).cast::<Slot>()).came }
+    }
+
+    /// Returns when every rank has come to this meeting; what they wrote before is seen after.
+    fn meet(&mut self, name: u32) -> Result<()> {
+        self.meetings = self.meetings.wrapping_add(1);
+        self.came(self.rank).store(self.meetings, Ordering::SeqCst);
+        wake(self.came(self.rank));
+        for r in (0..self.size).filter(|r| *r != self.rank) {
+            let word = self.came(r);
+            let mut spins = 0;
+            loop {
+                let now = word.load(Ordering::Acquire);
+                if now.wrapping_sub(self.meetings) as i32 >= 0 {
+                    break;
+                }
+                if self.stop.load(Ordering::Relaxed) {
+                    return Err(stopped(NAMES[name as usize]));
+                }
+                spins += 1;
+                match spins {
+                    0..100 => std::hint::spin_loop(),
+                    _ => sleep(word, now),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Wakes every rank that sleeps on `word` (futex(2), not private: the sleepers are other processes).
+fn wake(word: &AtomicU32) {
+    // SAFETY: the word is mapped; no time limit is passed.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+}
+
+/// Sleeps while `word` is `now`, at most two milliseconds: the stop flag is looked at in between.
+fn sleep(word: &AtomicU32, now: u32) {
+    let limit = libc::timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+    // SAFETY: the word is mapped and the limit outlives the call.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, now, &limit) };
+}
