@@ -74,13 +74,15 @@ pub struct Error {
     pub hint: Option<String>,
     /// Further facts, one printed line each, where one look found several mistakes.
     pub problems: Vec<String>,
+    /// Every rank has this same error, so one of them speaks for all.
+    pub agreed: bool,
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     pub fn new(exit: Exit, fact: impl Into<String>) -> Self {
-        Error { exit, fact: fact.into(), hint: None, problems: Vec::new() }
+        Error { exit, fact: fact.into(), hint: None, problems: Vec::new(), agreed: false }
     }
 
     /// Adds what the reader can do about it.

@@ -8,6 +8,7 @@
 mod cpu;
 pub mod device;
 mod ffi;
+pub mod host;
 pub mod memory;
 pub mod parallel;
 pub mod reference;

@@ -84,7 +84,9 @@ impl World {
         let packed = match &mine {
             Ok(_) => Vec::new(),
             Err(e) => {
-                json!({ "exit": e.exit.code(), "fact": e.fact, "hint": e.hint, "host": self.host() }).to_string().into()
+                json!({ "exit": e.exit.code(), "fact": e.fact, "hint": e.hint, "problems": e.problems, "host": self.host() })
+                    .to_string()
+                    .into()
             }
         };
         let all = self.all_gather_bytes(&packed)?;
@@ -94,6 +96,9 @@ impl World {
         let exit = Exit::TABLE.iter().map(|row| row.0).find(|e| Some(e.code() as i64) == v["exit"].as_i64());
         let mut e = Error::new(exit.unwrap_or(Exit::Internal), v["fact"].as_str().unwrap_or("unknown error"));
         e.hint = v["hint"].as_str().map(str::to_string);
+        e.problems =
+            v["problems"].as_array().into_iter().flatten().filter_map(|p| p.as_str().map(str::to_string)).collect();
+        e.agreed = true;
         Err(e.context(match failed.len() {
             n if n == self.size() => format!("all {n} ranks"),
             1 => format!("rank {first} ({})", v["host"].as_str().unwrap_or("unknown host")),
