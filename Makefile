@@ -14,6 +14,8 @@ endif
 # Shown by `herd --version`.
 export HERD_COMMIT ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 cargo_bin := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+# Tests find the module tools there.
+export HERD_DEPS := $(deps)
 export PATH := $(PATH):$(cargo_bin):/usr/sbin
 
 .PHONY: help deps deps-test build install demo test lint bench clean

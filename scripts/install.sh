@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Installs target/release/herd and what belongs to it. usage: install.sh PREFIX (absolute)
+# Installs herd and what belongs to it. usage: install.sh PREFIX [BINARY], PREFIX absolute
 set -euo pipefail
-prefix=$1
+prefix=$1 binary=${2:-target/release/herd}
 cd "$(dirname "$0")/.."
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 
-install -D -m 755 target/release/herd "$prefix/bin/herd"
+install -D -m 755 "$binary" "$prefix/bin/herd"
 install -d "$prefix/share/herd/slurm" "$prefix/share/herd/configs" "$prefix/share/man/man1"
 install -m 644 slurm/*.sbatch "$prefix/share/herd/slurm"
 install -m 644 configs/*.yaml "$prefix/share/herd/configs"

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Everything CI runs, called by `make test`: build, lint, and all tests of all kinds. The last line counts them together.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+passed=0 failed=0 skipped=0
+began=$SECONDS
+
+# check NAME CMD…: one check, passed or failed by its exit code.
+check() {
+    local name=$1 start=$SECONDS
+    shift
+    echo "== $name"
+    if "$@"; then
+        passed=$((passed + 1))
+        echo "== $name: passed in $((SECONDS - start)) s"
+    else
+        failed=$((failed + 1))
+        echo "== $name: FAILED in $((SECONDS - start)) s"
+    fi
+}
+
+# suite NAME CMD…: a runner whose own counts are added up; one that ends badly without a failed test is a failure too.
+suite() {
+    local name=$1 start=$SECONDS code p f s
+    shift
+    echo "== $name"
+    "$@" 2>&1 | tee "$logs/suite"
+    code=$?
+    p=$(count passed) f=$(count failed) s=$(count ignored) s=$((s + $(count skipped)))
+    if { [ $code -ne 0 ] && [ "$f" -eq 0 ]; } || [ "$p" -eq 0 ]; then f=$((f + 1)); fi
+    passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+    echo "== $name: $p passed, $f failed, $s skipped in $((SECONDS - start)) s"
+}
+
+# Sum of "N WORD" in the closing lines of cargo test ("test result: …") and pytest ("=== … in 1.2s ===").
+count() {
+    grep -E '^test result: |^=+ .* in [0-9.]+s' "$logs/suite" | grep -oE "[0-9]+ $1" | awk '{ n += $1 } END { print n + 0 }'
+}
+
+# Processes and shared memory of this checkout that outlive the tests.
+nothing_left() {
+    local exe left=0
+    for exe in /proc/[0-9]*/exe; do
+        case $(readlink "$exe" 2>/dev/null) in
+            "$PWD"/target/*) echo "still running: $(tr '\0' ' ' <"${exe%/exe}/cmdline")"; left=1 ;;
+        esac
+    done
+    if grep -q "$PWD/build/cluster" /proc/mounts; then echo "still mounted: $PWD/build/cluster"; left=1; fi
+    if ! diff <(ls /dev/shm) "$logs/shm" >/dev/null; then
+        echo "left in /dev/shm: $(diff <(ls /dev/shm) "$logs/shm" | sed -n 's/^< //p' | paste -sd' ')"
+        left=1
+    fi
+    return $left
+}
+
+ls /dev/shm >"$logs/shm"
+check "build" make build
+check "formatting" cargo fmt --check
+check "clippy" cargo clippy --release --locked --all-targets -- -D warnings
+# shellcheck disable=SC2046
+check "shellcheck" shellcheck -x $(scripts/shell_files.sh)
+suite "unit and integration tests" cargo test --release --locked --no-fail-fast --lib --bins --test it
+check "nothing left behind" nothing_left
+
+echo "tests took $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
+echo "$passed passed, $failed failed, $skipped skipped"
+[ $failed -eq 0 ]
