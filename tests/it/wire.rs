@@ -480,7 +480,7 @@ fn overlap_hides_communication() {
     }
     on_wires(|world, wire| {
         let (_, params) = replica(&**wire, Kind::Float);
-        let mut step = |overlap: bool| {
+        let step = |overlap: bool| {
             let mut reducer = Reducer::new(&params, wire.clone(), 0, overlap);
             world.barrier().unwrap();
             for f in params.units.iter().rev() {
