@@ -1,1 +1,33 @@
 //! Checkpoints in one format for every topology; Hugging Face import and export.
+//!
+//! A checkpoint is a directory `step-NNNNNNNN/` with one HDF5 file per writer and a `manifest.json` that is written
+//! last. Tensors carry global names, global shapes and the place of each slice, so that a checkpoint loads on any
+//! topology: [`Checkpoint::read`] reads whatever intersects. `docs/checkpoint-format.md` describes every byte.
+//!
+//! - `meta`: what a checkpoint says about its run; [`Piece`], the unit of saving
+//! - `slice`: arithmetic of slices
+//! - `map`: HDF5's part, the layout of a file
+//! - `file`: writing the bytes of one file
+//! - `manifest`: the table of all files
+//! - `save`, `read`, `restore`, `prune`: the four things done with checkpoints
+
+mod disk;
+mod file;
+mod manifest;
+mod map;
+mod meta;
+mod prune;
+mod read;
+mod restore;
+mod save;
+mod slice;
+mod team;
+
+#[cfg(test)]
+mod tests;
+
+pub use meta::{Group, Meta, Piece, Saved, SpecialTokens};
+pub use prune::{prune, Pruned};
+pub use read::{Checkpoint, FileReport};
+pub use restore::{list, newest_valid, newest_valid_alone, Event};
+pub use save::save;

@@ -20,11 +20,26 @@ pub struct Draft {
 
 impl Draft {
     /// Checks a configuration that was made in code.
-    pub fn of(config: Config) -> Draft {
-        let mut value = serde_json::to_value(&config).unwrap_or(Value::Null);
-        // JSON has no NaN: a float that is not finite has become null.
-        let problems = check::config(&mut value);
-        Draft { place: "configuration".into(), config, problems }
+    pub fn of(config: Config) -> Result<Draft> {
+        // JSON has no NaN: a float that is not finite becomes null, which the schema rejects.
+        Draft::new(serde_json::to_value(&config).unwrap_or(Value::Null), Vec::new(), "configuration".into())
+    }
+
+    fn new(mut value: Value, mut problems: Vec<Problem>, place: String) -> Result<Draft> {
+        let found = check::config(&mut value);
+        // What was found wrong before was left out: that it is missing now is no second problem.
+        let news = |f: &Problem| !problems.iter().any(|p| p.keys[0] == f.keys[0]);
+        let found: Vec<Problem> = found.into_iter().filter(news).collect();
+        problems.extend(found);
+        if !problems.is_empty() {
+            check::repair(&mut value, schema::schema(), "", &problems);
+        }
+        let config = serde_json::from_value(value).map_err(|e| {
+            // The schema and the types disagree about something: still the user's value, so still an ordinary error.
+            problems.push(Problem::new([""], e.to_string()));
+            problem::to_error(&place, &problems)
+        })?;
+        Ok(Draft { place, config, problems })
     }
 
     /// The configuration, or all its problems as one error.
@@ -65,18 +80,7 @@ fn from_text(text: &str, place: String, sets: &[String]) -> Result<Draft> {
             Error::new(Exit::Config, format!("{place}: the file is empty")).hint("`herd config schema` lists the keys")
         );
     }
-    // What has already been found wrong was left out: that it is missing now is no second problem.
-    let found = check::config(&mut value);
-    problems.extend(found.into_iter().filter(|f| !problems.iter().any(|p| p.keys[0] == f.keys[0])).collect::<Vec<_>>());
-    if !problems.is_empty() {
-        check::repair(&mut value, schema::schema(), "", &problems);
-    }
-    let config = serde_json::from_value(value).map_err(|e| {
-        // The schema and the types disagree about something: still the user's value, so still an ordinary error.
-        problems.push(Problem::new([""], e.to_string()));
-        problem::to_error(&place, &problems)
-    })?;
-    Ok(Draft { place, config, problems })
+    Draft::new(value, problems, place)
 }
 
 #[cfg(test)]
@@ -104,7 +108,7 @@ train: {steps: 1e3}
     fn a_good_file_loads_with_its_defaults() {
         let config = from_text(GOOD, "x".into(), &[]).unwrap().finish().unwrap();
         assert_eq!((config.train.steps, config.seed, config.optim.beta2), (1000, 1234, 0.95));
-        assert!(Draft::of(config.clone()).problems.is_empty());
+        assert!(Draft::of(config.clone()).unwrap().problems.is_empty());
         let again = serde_yaml::to_string(&config).unwrap();
         assert_eq!(from_text(&again, "x".into(), &[]).unwrap().finish().unwrap(), config);
     }

@@ -1,12 +1,21 @@
 //! Configuration + world → [`Plan`]: every value resolved, every cross-field mistake reported at once. After it, only I/O
 //! and hardware can fail.
 
-use crate::config::{Config, ModelConfig};
+pub mod flops;
+pub mod memory;
+mod rules;
+mod shape;
+
+pub use rules::check_vocabulary;
+
+use crate::config::{self, load, Config, DeviceChoice, Draft, ModelConfig, Precision, Problem};
+use crate::error::{Exit, Result};
 use crate::layout::Layout;
 use crate::topology::Topology;
+use std::path::Path;
 use tch::{Device, Kind};
 
-/// What a run will do, on this rank. Having one means that the configuration fits the world, the model and the data.
+/// What a run will do, on this rank. Having one means that the configuration fits the world and the model.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub config: Config,
@@ -23,3 +32,107 @@ pub struct Plan {
     /// CPU threads of this rank.
     pub threads: usize,
 }
+
+/// What the world and this node offer to one rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ranks {
+    /// World rank.
+    pub rank: usize,
+    /// World size.
+    pub size: usize,
+    /// Rank among the ranks of this node.
+    pub local_rank: usize,
+    /// Ranks on this node.
+    pub local_size: usize,
+    /// CUDA devices that this process sees.
+    pub cuda_devices: usize,
+    /// CPU cores that the ranks of this node share.
+    pub cores: usize,
+}
+
+impl Plan {
+    /// Reads a configuration file and plans this rank's part.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the file, single keys and clashes, in one error: [`Exit::Config`], or
+    /// [`Exit::Device`] or [`Exit::Model`] where only those are wrong.
+    pub fn read(path: &Path, sets: &[String], ranks: &Ranks) -> Result<Plan> {
+        Plan::from_draft(load::draft(path, sets)?, ranks)
+    }
+
+    /// As [`Plan::read`], for a configuration made in code.
+    pub fn new(config: Config, ranks: &Ranks) -> Result<Plan> {
+        Plan::from_draft(Draft::of(config)?, ranks)
+    }
+
+    fn from_draft(draft: Draft, ranks: &Ranks) -> Result<Plan> {
+        let Draft { place, config, mut problems } = draft;
+        let resolved = shape::resolve(&config.model);
+        let mut clashes = rules::check(&config, resolved.as_ref().ok(), ranks);
+        let model = match resolved {
+            Ok(shape) => Some(shape.model),
+            Err(found) => {
+                clashes.extend(found);
+                None
+            }
+        };
+        let device = device(config.train.device, ranks).map_err(|p| clashes.push(p)).ok();
+        // A stand-in took the place of every wrong key: what it clashes with is no news.
+        clashes.retain(|c| !problems.iter().flat_map(|p| &p.keys).any(|key| c.touches(key)));
+        problems.extend(clashes);
+        let (Some(model), Some(device), true) = (model, device, problems.is_empty()) else {
+            return Err(config::to_error(place, &problems));
+        };
+
+        let data = rules::data_size(&config.parallel, ranks.size);
+        let topology = Topology::data(ranks.rank, data);
+        let micro_batch = config.batch.micro;
+        Ok(Plan {
+            layout: Layout::new(&model, &topology),
+            topology,
+            device,
+            dtype: dtype(config.train.precision),
+            micro_batch,
+            accumulation: config.batch.global / (micro_batch * data),
+            threads: match config.train.threads {
+                0 => (ranks.cores / ranks.local_size.max(1)).max(1),
+                n => n,
+            },
+            model,
+            config,
+        })
+    }
+
+    /// Tokens per optimizer step over all ranks.
+    pub fn tokens_per_step(&self) -> usize {
+        self.config.batch.global * self.config.data.sequence_length
+    }
+}
+
+pub fn dtype(precision: Precision) -> Kind {
+    match precision {
+        Precision::Bf16 => Kind::BFloat16,
+        Precision::Fp32 => Kind::Float,
+    }
+}
+
+fn device(choice: DeviceChoice, ranks: &Ranks) -> std::result::Result<Device, Problem> {
+    let Ranks { local_rank, local_size, cuda_devices, .. } = *ranks;
+    let none = |fact: String, hint: &str| Problem::new(["train.device"], fact).hint(hint).exit(Exit::Device);
+    match choice {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Auto if cuda_devices == 0 => Ok(Device::Cpu),
+        DeviceChoice::Cuda if cuda_devices == 0 => Err(none(
+            "cuda was asked for, but this node has no CUDA device that libtorch can use".into(),
+            "use cpu or auto, or ask Slurm for GPUs (--gpus-per-node) and load a CUDA build of libtorch",
+        )),
+        _ if local_rank < cuda_devices => Ok(Device::Cuda(local_rank)),
+        _ => Err(none(
+            format!("{local_size} ranks on this node, but only {cuda_devices} CUDA devices"),
+            "start as many ranks per node as there are devices (--ntasks-per-node), or use cpu",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests;

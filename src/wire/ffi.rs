@@ -220,7 +220,7 @@ impl Backoff {
         self.0 += 1;
         match self.0 {
             0..=64 => std::hint::spin_loop(),
-            65..=256 => std::thread::yield_now(),
+            65..=1000 => std::thread::yield_now(),
             _ => std::thread::sleep(Duration::from_micros(30)),
         }
     }

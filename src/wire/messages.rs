@@ -103,14 +103,21 @@ impl Messages {
     /// # Safety
     /// See [`Messages::all_reduce`].
     pub(super) unsafe fn all_gather(&mut self, input: Span, output: Span) -> Result<()> {
-        let bytes = input.len * input.width;
-        let mut req = Requests::default();
-        for r in self.others() {
-            req.recv(&self.comm, output.at(r * input.len), bytes, r, RESULTS)?;
-            req.send(&self.comm, input.at(0), bytes, r, RESULTS)?;
+        let own = output.at(self.rank * input.len);
+        if input.at(0) != own {
+            std::ptr::copy_nonoverlapping(input.at(0), own, input.len * input.width);
         }
-        std::ptr::copy(input.at(0), output.at(self.rank * input.len), bytes);
-        req.wait(&self.stop, "all-gather")
+        let slab = (SLAB / input.width / self.size).max(1);
+        for a in (0..input.len).step_by(slab) {
+            let bytes = slab.min(input.len - a) * input.width;
+            let mut req = Requests::default();
+            for r in self.others() {
+                req.recv(&self.comm, output.at(r * input.len + a), bytes, r, RESULTS)?;
+                req.send(&self.comm, input.at(a), bytes, r, RESULTS)?;
+            }
+            req.wait(&self.stop, "all-gather")?;
+        }
+        Ok(())
     }
 
     /// # Safety

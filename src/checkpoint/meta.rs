@@ -1,0 +1,143 @@
+//! What a checkpoint holds: groups of tensors, pieces of them, and what it says about its run.
+
+use crate::config::ModelConfig;
+use crate::topology::Topology;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
+
+/// Which of the three numbers kept per parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Group {
+    /// fp32 master weights. bf16 parameters are these rounded to nearest even, so they are not stored a second time.
+    Param,
+    /// AdamW's first moment, fp32.
+    ExpAvg,
+    /// AdamW's second moment, fp32.
+    ExpAvgSq,
+}
+
+impl Group {
+    pub const ALL: [Group; 3] = [Group::Param, Group::ExpAvg, Group::ExpAvgSq];
+
+    /// The name used in files.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Group::Param => "param",
+            Group::ExpAvg => "exp_avg",
+            Group::ExpAvgSq => "exp_avg_sq",
+        }
+    }
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Elements `[start, start + data.len())`, in row-major order of the rectangle (`offset`, `extent`), of a global tensor.
+///
+/// The rectangle is what tensor and pipeline axes leave of the tensor; the flat range is what the data axis leaves of
+/// the rectangle.
+#[derive(Clone, Copy, Debug)]
+pub struct Piece<'a> {
+    pub group: Group,
+    /// Global name of the parameter.
+    pub name: &'a str,
+    /// Global shape, at least one dim.
+    pub shape: &'a [usize],
+    pub offset: &'a [usize],
+    pub extent: &'a [usize],
+    pub start: usize,
+    pub data: &'a [f32],
+}
+
+/// What a checkpoint says about its run. Fields that a reader does not know are ignored, missing ones take defaults.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Meta {
+    /// Steps finished, skipped ones counted.
+    pub step: u64,
+    /// Optimizer updates made: `step` less the skipped steps. AdamW's bias correction counts these.
+    pub updates: u64,
+    /// Tokens trained on.
+    #[serde(default)]
+    pub tokens: u64,
+    /// Global index of the first sample that has not been read.
+    #[serde(default)]
+    pub next_sample: u64,
+    /// Steps skipped because loss or gradient norm was not finite.
+    #[serde(default)]
+    pub skipped: u64,
+    /// Lowest validation loss so far.
+    #[serde(default)]
+    pub best_validation: Option<f64>,
+    #[serde(default)]
+    pub seed: u64,
+    pub model: ModelConfig,
+    /// Tokenizer as the configuration names it: `bytes`, or the path of a `tokenizer.json` or `tokenizer.model`.
+    #[serde(default)]
+    pub tokenizer: String,
+    /// Fingerprint of the tokenizer's content; empty when it was not known (an import without a tokenizer).
+    #[serde(default)]
+    pub tokenizer_fingerprint: String,
+    #[serde(default)]
+    pub special_tokens: SpecialTokens,
+    /// The resolved configuration of the run; null for an import.
+    #[serde(default)]
+    pub config: serde_json::Value,
+    /// Axis sizes of the writer (`rank` is that of rank 0).
+    #[serde(default = "Topology::solo")]
+    pub topology: Topology,
+    /// Number of this attempt to run the job; names the temporary directory.
+    #[serde(default)]
+    pub attempt: u64,
+    #[serde(default)]
+    pub herd_version: String,
+}
+
+/// Token ids that a Hugging Face configuration names.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SpecialTokens {
+    #[serde(default)]
+    pub bos: Option<u32>,
+    /// Ids that end a text, the main one first.
+    #[serde(default)]
+    pub eos: Vec<u32>,
+    #[serde(default)]
+    pub pad: Option<u32>,
+}
+
+impl Meta {
+    /// Step 0 of `model`, everything else empty, zero or one rank.
+    pub fn new(model: ModelConfig) -> Meta {
+        Meta {
+            step: 0,
+            updates: 0,
+            tokens: 0,
+            next_sample: 0,
+            skipped: 0,
+            best_validation: None,
+            seed: 0,
+            model,
+            tokenizer: String::new(),
+            tokenizer_fingerprint: String::new(),
+            special_tokens: SpecialTokens::default(),
+            config: serde_json::Value::Null,
+            topology: Topology::solo(),
+            attempt: 0,
+            herd_version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+}
+
+/// A finished save, the same on every rank.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Saved {
+    pub path: PathBuf,
+    /// Bytes in all files, the manifest included.
+    pub bytes: u64,
+    /// Wall time of the save on rank 0.
+    pub seconds: f64,
+}

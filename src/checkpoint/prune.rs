@@ -1,0 +1,104 @@
+//! Retention: which checkpoints go, and in which order their files go.
+
+use super::disk;
+use super::manifest;
+use super::read::Checkpoint;
+use super::restore::{entries, list};
+use crate::error::Result;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// A temporary directory that nobody has written to for this long belongs to a save that died: a living one writes all
+/// the time, and clocks of nodes may differ by seconds.
+const STALE: Duration = Duration::from_secs(15 * 60);
+
+/// What [`prune`] removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Pruned {
+    /// Checkpoints, newest first.
+    pub checkpoints: Vec<PathBuf>,
+    /// Left behind by saves that died.
+    pub temporary: Vec<PathBuf>,
+}
+
+/// Keeps the newest `keep` valid checkpoints (0: all) and removes older ones, invalid ones that are older than a valid one,
+/// and stale temporary directories. Valid means here: manifest whole, every file there in its size. Not collective: call
+/// it on one rank, after a save.
+///
+/// The manifest goes first, so that a half-removed checkpoint is none.
+pub fn prune(checkpoints: &Path, keep: usize) -> Result<Pruned> {
+    prune_if(checkpoints, keep, false, &mut |_| true)
+}
+
+/// As [`prune`], but a checkpoint counts as valid only if `whole` says so, asked of the newest until one is; `dry` only
+/// tells what would go.
+pub fn prune_if(
+    checkpoints: &Path, keep: usize, dry: bool, whole: &mut dyn FnMut(&Checkpoint) -> bool,
+) -> Result<Pruned> {
+    let mut out = Pruned { temporary: stale(checkpoints)?, ..Pruned::default() };
+    let (mut kept, mut sure) = (0, false);
+    for (path, opened) in list(checkpoints)? {
+        let aside = path.to_string_lossy().contains(".old-");
+        let stays = match &opened {
+            // Until a whole one is found nothing goes: what looks damaged may be all there is.
+            Ok(c) if !sure => {
+                sure = whole(c);
+                kept += sure as usize;
+                true
+            }
+            Err(_) if !sure => true,
+            Ok(_) if aside => false,
+            Ok(_) => {
+                kept += 1;
+                keep == 0 || kept <= keep
+            }
+            Err(_) => keep == 0,
+        };
+        if !stays {
+            out.checkpoints.push(path);
+        }
+    }
+    if !dry {
+        out.checkpoints.iter().chain(&out.temporary).try_for_each(|path| remove(path, checkpoints))?;
+    }
+    Ok(out)
+}
+
+fn remove(path: &Path, checkpoints: &Path) -> Result<()> {
+    let manifest = path.join(manifest::NAME);
+    match std::fs::remove_file(&manifest) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(disk::refused(&manifest, "remove")(e)),
+        Err(_) => {}
+        Ok(()) => disk::sync_dir(path)?,
+    }
+    disk::remove_dir(path)?;
+    disk::sync_dir(checkpoints)
+}
+
+/// Temporary directories of saves that died.
+fn stale(checkpoints: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for path in entries(checkpoints)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with("step-") && name.contains(".tmp-") && idle(&path) >= STALE {
+            found.push(path);
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Time since the last change of a directory or of a file in it; zero where that cannot be told.
+fn idle(path: &Path) -> Duration {
+    let modified = |p: &Path| std::fs::metadata(p).and_then(|m| m.modified());
+    let Ok(files) = entries(path) else { return Duration::ZERO };
+    let mut newest = SystemTime::UNIX_EPOCH;
+    for p in files.iter().map(PathBuf::as_path).chain([path]) {
+        match modified(p) {
+            Ok(t) => newest = newest.max(t),
+            Err(_) => return Duration::ZERO,
+        }
+    }
+    SystemTime::now().duration_since(newest).unwrap_or(Duration::ZERO)
+}

@@ -1,0 +1,238 @@
+//! Reading: any rectangle and flat range of any tensor, and the check of every byte.
+
+use super::manifest::{self, FileEntry, Manifest, Tensor};
+use super::map;
+use super::meta::{Group, Meta};
+use super::slice::{cover, runs, Run, Span};
+use crate::error::{Error, Exit, Result};
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::Xxh3;
+
+/// Rows of a narrow slice lie apart in a file; up to this many bytes between two are read along rather than skipped.
+const SKIP: usize = 64 << 10;
+/// Largest single read, in bytes.
+const BLOCK: usize = 4 << 20;
+
+/// A committed checkpoint. Opening it reads the manifest and checks that every file has its size.
+pub struct Checkpoint {
+    path: PathBuf,
+    manifest: Manifest,
+    /// Where the slices of a tensor lie: indices of file and dataset.
+    index: HashMap<(Group, String), (usize, Vec<(usize, usize)>)>,
+}
+
+/// What [`Checkpoint::verify`] found out about one file.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct FileReport {
+    pub name: String,
+    pub bytes: u64,
+    /// Absent when every byte is as it was written.
+    pub problem: Option<String>,
+}
+
+impl Checkpoint {
+    /// Opens `path`, a step directory. Errors: [`Exit::Checkpoint`] when it is no valid checkpoint.
+    pub fn open(path: &Path) -> Result<Checkpoint> {
+        let c = Checkpoint::from_manifest(path, &manifest_bytes(path)?)?;
+        let problem = c.files().find_map(|f| c.size_problem(f));
+        match problem {
+            Some(problem) => Err(Error::new(Exit::Checkpoint, format!("{}: {problem}", path.display()))),
+            None => Ok(c),
+        }
+    }
+
+    /// From the bytes of its manifest, without a look at the files.
+    pub(super) fn from_manifest(path: &Path, bytes: &[u8]) -> Result<Checkpoint> {
+        let manifest = Manifest::parse(bytes, &path.join(manifest::NAME))?;
+        let mut index = HashMap::new();
+        for (t, tensor) in manifest.tensors.iter().enumerate() {
+            index.insert((tensor.group, tensor.name.clone()), (t, Vec::new()));
+        }
+        for (f, file) in manifest.files.iter().enumerate() {
+            for (d, dataset) in file.datasets.iter().enumerate() {
+                let tensor = &manifest.tensors[dataset.tensor];
+                if let Some((_, slices)) = index.get_mut(&(tensor.group, tensor.name.clone())) {
+                    slices.push((f, d));
+                }
+            }
+        }
+        Ok(Checkpoint { path: path.into(), manifest, index })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn meta(&self) -> &Meta {
+        &self.manifest.meta
+    }
+
+    /// When it was written, RFC 3339.
+    pub fn written(&self) -> &str {
+        &self.manifest.written
+    }
+
+    /// Bytes of data files.
+    pub fn bytes(&self) -> u64 {
+        self.files().map(|f| f.size).sum()
+    }
+
+    pub fn tensors(&self) -> impl Iterator<Item = (Group, &str, &[usize])> {
+        self.manifest.tensors.iter().map(|t| (t.group, t.name.as_str(), t.shape.as_slice()))
+    }
+
+    /// Whether any tensor of the group is stored. An import has no moments: they are zero.
+    pub fn has(&self, group: Group) -> bool {
+        self.manifest.tensors.iter().any(|t| t.group == group)
+    }
+
+    /// Names of the data files with their sizes.
+    pub fn file_names(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.files().map(|f| (f.name.as_str(), f.size))
+    }
+
+    pub(super) fn files(&self) -> impl ExactSizeIterator<Item = &FileEntry> {
+        self.manifest.files.iter()
+    }
+
+    /// Reads elements `[start, start + out.len())` of the rectangle (`offset`, `extent`) of a tensor. Reads only the
+    /// slices that hold some of them. A moment that is not stored at all is zero.
+    ///
+    /// Errors: [`Exit::Checkpoint`] when the tensor is absent, the request passes its shape, or a file cannot be read.
+    pub fn read(
+        &self, group: Group, name: &str, offset: &[usize], extent: &[usize], start: usize, out: &mut [f32],
+    ) -> Result<()> {
+        let broken =
+            |why: String| Error::new(Exit::Checkpoint, format!("{}: {group} {name}: {why}", self.path.display()));
+        let Some((t, slices)) = self.index.get(&(group, name.to_string())) else {
+            if group != Group::Param && !self.has(group) {
+                out.fill(0.0);
+                return Ok(());
+            }
+            return Err(broken("no such tensor is stored".into()));
+        };
+        let shape = &self.manifest.tensors[*t].shape;
+        let want = Span { offset: offset.into(), extent: extent.into(), start, len: out.len(), ..Span::whole(shape) };
+        if let Some(why) = want.fault() {
+            return Err(broken(why));
+        }
+        let mut filled = Vec::new();
+        for &(f, d) in slices {
+            let file = &self.manifest.files[f];
+            let dataset = &file.datasets[d];
+            let found = runs(&dataset.span(shape), &want);
+            if found.is_empty() {
+                continue;
+            }
+            let path = self.path.join(&file.name);
+            read_runs(&path, dataset.at, &found, out).map_err(|e| Error::io(&path, "read", &e, Exit::Checkpoint))?;
+            filled.extend(found.iter().map(|r| (r.to, r.to + r.len)));
+        }
+        match cover(filled, out.len()) {
+            true => Ok(()),
+            false => Err(broken(format!("not every element of offset {offset:?}, extent {extent:?} is stored"))),
+        }
+    }
+
+    /// Reads every byte of every file and compares its checksums.
+    pub fn verify(&self) -> Vec<FileReport> {
+        self.files().map(|f| self.verify_file(f)).collect()
+    }
+
+    pub(super) fn verify_file(&self, file: &FileEntry) -> FileReport {
+        let problem = self.size_problem(file).or_else(|| self.sum_problem(file));
+        FileReport { name: file.name.clone(), bytes: file.size, problem }
+    }
+
+    fn size_problem(&self, file: &FileEntry) -> Option<String> {
+        match std::fs::metadata(self.path.join(&file.name)) {
+            Ok(m) if m.len() == file.size => None,
+            Ok(m) => Some(format!("{} has {} bytes, the manifest says {}", file.name, m.len(), file.size)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Some(format!("{} is missing", file.name)),
+            Err(e) => Some(format!("{} cannot be looked at: {e}", file.name)),
+        }
+    }
+
+    fn sum_problem(&self, file: &FileEntry) -> Option<String> {
+        let check = || -> std::io::Result<Option<String>> {
+            let f = File::open(self.path.join(&file.name))?;
+            let mut buffer = vec![0; BLOCK];
+            for d in &file.datasets {
+                let mut sum = Xxh3::new();
+                add(&mut sum, &f, d.at, d.end(), &mut buffer)?;
+                if sum.digest() != d.xxh3 {
+                    let Tensor { group, name, .. } = &self.manifest.tensors[d.tensor];
+                    let (is, was) = (map::hex(sum.digest()), map::hex(d.xxh3));
+                    return Ok(Some(format!(
+                        "{}: {group} {name} has checksum {is}, it was {was} when written",
+                        file.name
+                    )));
+                }
+            }
+            let mut sum = Xxh3::new();
+            for (from, to) in file.gaps() {
+                add(&mut sum, &f, from, to, &mut buffer)?;
+            }
+            let (is, was) = (map::hex(sum.digest()), map::hex(file.rest));
+            Ok((is != was)
+                .then(|| format!("{}: HDF5 structures have checksum {is}, it was {was} when written", file.name)))
+        };
+        check().unwrap_or_else(|e| Some(format!("{} cannot be read: {e}", file.name)))
+    }
+}
+
+/// The manifest of the step directory `path`.
+pub(super) fn manifest_bytes(path: &Path) -> Result<Vec<u8>> {
+    let manifest = path.join(manifest::NAME);
+    std::fs::read(&manifest).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            Error::new(Exit::Checkpoint, format!("{} has no {}", path.display(), manifest::NAME))
+                .hint("give a step-NNNNNNNN directory whose save was finished")
+        }
+        _ => Error::io(&manifest, "read", &e, Exit::Checkpoint),
+    })
+}
+
+fn add(sum: &mut Xxh3, file: &File, mut from: u64, to: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+    while from < to {
+        let n = buffer.len().min((to - from) as usize);
+        file.read_exact_at(&mut buffer[..n], from)?;
+        sum.update(&buffer[..n]);
+        from += n as u64;
+    }
+    Ok(())
+}
+
+/// Copies `runs` of the dataset at byte `at` to `out`. Long runs go straight to their place; short ones that lie close
+/// together are read in one go and picked out.
+fn read_runs(path: &Path, at: u64, runs: &[Run], out: &mut [f32]) -> std::io::Result<()> {
+    let file = File::open(path)?;
+    let mut buffer: Vec<f32> = Vec::new();
+    let mut rest = runs;
+    while let Some(first) = rest.first() {
+        let mut n = 1;
+        while rest.get(n).is_some_and(|r| {
+            let gap = r.from.wrapping_sub(rest[n - 1].from + rest[n - 1].len);
+            gap <= SKIP / 4 && r.from + r.len - first.from <= BLOCK / 4
+        }) {
+            n += 1;
+        }
+        let place = at + 4 * first.from as u64;
+        if n == 1 {
+            file.read_exact_at(bytemuck::cast_slice_mut(&mut out[first.to..first.to + first.len]), place)?;
+        } else {
+            let last = rest[n - 1];
+            buffer.resize(last.from + last.len - first.from, 0.0);
+            file.read_exact_at(bytemuck::cast_slice_mut(&mut buffer), place)?;
+            for r in &rest[..n] {
+                let from = r.from - first.from;
+                out[r.to..r.to + r.len].copy_from_slice(&buffer[from..from + r.len]);
+            }
+        }
+        rest = &rest[n..];
+    }
+    Ok(())
+}

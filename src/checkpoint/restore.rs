@@ -1,0 +1,171 @@
+//! Finding the newest checkpoint that is whole.
+
+use super::read::{manifest_bytes, Checkpoint, FileReport};
+use super::team::Team;
+use crate::error::{Error, Exit, Result};
+use crate::wire::World;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// What happened while looking for a checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// Looks like a checkpoint but is not whole; the next older one is tried.
+    CheckpointRejected { path: PathBuf, reason: String },
+    /// Whole: every byte of every file has been checked.
+    CheckpointChosen { path: PathBuf, step: u64, bytes: u64 },
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Event::CheckpointRejected { path, reason } => {
+                write!(f, "checkpoint {} is not whole and is passed over: {reason}", path.display())
+            }
+            Event::CheckpointChosen { path, step, .. } => {
+                write!(f, "checkpoint {} of step {step} is whole", path.display())
+            }
+        }
+    }
+}
+
+/// A directory that has the name of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Candidate {
+    pub step: u64,
+    /// False for `step-N.old-*`, which a crash in the middle of a replacement leaves behind.
+    pub current: bool,
+    pub path: PathBuf,
+}
+
+/// Checkpoints by name, newest first; temporary directories are none.
+pub(super) fn candidates(checkpoints: &Path) -> Result<Vec<Candidate>> {
+    let mut found: Vec<Candidate> = entries(checkpoints)?
+        .into_iter()
+        .filter_map(|path| {
+            let name = path.file_name()?.to_str()?.strip_prefix("step-")?.to_string();
+            let (step, current) = match name.split_once(".old-") {
+                Some((step, _)) => (step, false),
+                None => (name.as_str(), true),
+            };
+            let digits = !step.is_empty() && step.bytes().all(|b| b.is_ascii_digit());
+            Some(Candidate { step: step.parse().ok().filter(|_| digits)?, current, path })
+        })
+        .filter(|c| c.path.is_dir())
+        .collect();
+    found.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(found)
+}
+
+/// Paths of everything in a directory; one that does not exist is empty.
+pub(super) fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
+    let refused = |e: std::io::Error| Error::io(directory, "list", &e, Exit::Checkpoint);
+    match std::fs::read_dir(directory) {
+        Ok(all) => all.map(|e| e.map(|e| e.path())).collect::<std::io::Result<_>>().map_err(refused),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(refused(e)),
+    }
+}
+
+/// Everything in `checkpoints` that has the name of a checkpoint, newest first, with what opening it says. Checksums of
+/// data are not compared.
+pub fn list(checkpoints: &Path) -> Result<Vec<(PathBuf, Result<Checkpoint>)>> {
+    let all = candidates(checkpoints)?;
+    Ok(all.into_iter().map(|c| (c.path.clone(), open(&c))).collect())
+}
+
+fn open(c: &Candidate) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open(&c.path)?;
+    check_step(c, &checkpoint)?;
+    Ok(checkpoint)
+}
+
+fn check_step(c: &Candidate, checkpoint: &Checkpoint) -> Result<()> {
+    match checkpoint.meta().step {
+        step if step == c.step => Ok(()),
+        step => Err(Error::new(Exit::Checkpoint, format!("{} holds step {step}", c.path.display()))
+            .hint("the directory was renamed; give it its own name back")),
+    }
+}
+
+/// The newest checkpoint in `checkpoints` of which every byte is as it was written; `None` when there is none.
+/// Collective: the ranks share the files out for the check and all return the same one. `report` is told, on every rank,
+/// of each that had to be passed over and of the one chosen.
+pub fn newest_valid(checkpoints: &Path, world: &World, report: &mut dyn FnMut(&Event)) -> Result<Option<Checkpoint>> {
+    newest(checkpoints, Team(Some(world)), report)
+}
+
+/// As [`newest_valid`], for a process that belongs to no world.
+pub fn newest_valid_alone(checkpoints: &Path, report: &mut dyn FnMut(&Event)) -> Result<Option<Checkpoint>> {
+    newest(checkpoints, Team(None), report)
+}
+
+fn newest(checkpoints: &Path, team: Team, report: &mut dyn FnMut(&Event)) -> Result<Option<Checkpoint>> {
+    let found = team.agree(if team.rank() == 0 { candidates(checkpoints) } else { Ok(Vec::new()) })?;
+    for i in 0.. {
+        // Rank 0 alone reads directory and manifest: thousands of ranks asking for one file is a storm.
+        let candidate = found.get(i);
+        let packed = candidate.map(|c| pack(c, &manifest_bytes(&c.path).and_then(|b| parse(c, &b).map(|_| b))));
+        let packed = team.broadcast(packed.unwrap_or_default())?;
+        let Some((path, manifest)) = unpack(&packed, checkpoints)? else { return Ok(None) };
+        match manifest.and_then(|bytes| check(&path, &bytes, team)) {
+            Ok(checkpoint) => {
+                let (step, bytes) = (checkpoint.meta().step, checkpoint.bytes());
+                report(&Event::CheckpointChosen { path, step, bytes });
+                return Ok(Some(checkpoint));
+            }
+            Err(e) if e.exit == Exit::Checkpoint || e.exit == Exit::Storage => {
+                report(&Event::CheckpointRejected { path, reason: e.fact });
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(None)
+}
+
+fn parse(c: &Candidate, bytes: &[u8]) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::from_manifest(&c.path, bytes)?;
+    check_step(c, &checkpoint)?;
+    Ok(checkpoint)
+}
+
+/// Directory name, then manifest or what is wrong with it.
+fn pack(c: &Candidate, manifest: &Result<Vec<u8>>) -> Vec<u8> {
+    let name = c.path.file_name().unwrap_or_default().to_string_lossy();
+    let (ok, body) = match manifest {
+        Ok(bytes) => (b'1', bytes.clone()),
+        Err(e) => (b'0', e.fact.clone().into_bytes()),
+    };
+    [name.as_bytes(), &[b'\n', ok], &body].concat()
+}
+
+type Packed = (PathBuf, Result<Vec<u8>>);
+
+fn unpack(packed: &[u8], checkpoints: &Path) -> Result<Option<Packed>> {
+    if packed.is_empty() {
+        return Ok(None);
+    }
+    let broken = || Error::new(Exit::Internal, "rank 0 sent a candidate that cannot be read");
+    let end = packed.iter().position(|&b| b == b'\n').filter(|end| end + 1 < packed.len()).ok_or_else(broken)?;
+    let path = checkpoints.join(String::from_utf8_lossy(&packed[..end]).as_ref());
+    let body = packed[end + 2..].to_vec();
+    let manifest = match packed[end + 1] {
+        b'1' => Ok(body),
+        _ => Err(Error::new(Exit::Checkpoint, String::from_utf8_lossy(&body))),
+    };
+    Ok(Some((path, manifest)))
+}
+
+/// The checkpoint, if no rank found a problem in its share of the files.
+fn check(path: &Path, manifest: &[u8], team: Team) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::from_manifest(path, manifest)?;
+    let mine = checkpoint.files().skip(team.rank()).step_by(team.size());
+    let problem = mine.map(|f| checkpoint.verify_file(f)).find_map(|FileReport { problem, .. }| problem);
+    let all = team.all_gather(problem.unwrap_or_default().into_bytes())?;
+    match all.iter().find(|p| !p.is_empty()) {
+        Some(p) => Err(Error::new(Exit::Checkpoint, String::from_utf8_lossy(p))),
+        None => Ok(checkpoint),
+    }
+}

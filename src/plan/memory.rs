@@ -1,0 +1,146 @@
+//! Peak memory of one rank's training step, from the configuration alone: the sum of what tensors ask for at the worst
+//! moment (`kernels::memory::peak`), not what the process holds from the system.
+//!
+//! With t the bytes of the compute dtype, P the local parameters (each unit padded), P/d their share on d data ranks, N the
+//! tokens of a micro-batch, H, F, V as everywhere and A = (Hq+2·Hkv)·D, Q = Hq·D:
+//!
+//! | term | bytes |
+//! | --- | --- |
+//! | parameters | P·t |
+//! | gradients | P·4 |
+//! | master weights | P/d·4 in bf16; in fp32 they are the parameters |
+//! | moments | P/d·8 |
+//! | inputs | N·16 for token and target ids, 4·D a position for the rotary tables |
+//! | activations | N·L·kept, with recompute N·L·H·t (`model::block`) |
+//! | working | the largest of the moments below |
+//!
+//! The moments, each beyond everything above:
+//! - *head*: the last block's output and its gradient, N·2·H·t, and of one chunk of C tokens the logits and the normed
+//!   input, C·(V+H)·t, with either the matrix's gradient in T before it is added in fp32, V·H·t, or C·2·H·t;
+//! - *feed-forward backward*: N·(H+3·F)·t; or once the activations go, N·H·t and the gradient of Wd, F·H·t;
+//! - *attention backward*: the feed-forward half's activations, N·(2·H+3·F)·t, have gone; dy, the gradients of the
+//!   attention output and of q|k|v, each head's own dk and dv, N·(H+Q+A+2·Q)·t.
+//!
+//! With recompute the block whose turn it is has its whole list again: N·(kept − H·t) more in the last two.
+
+use crate::config::{ModelConfig, Recompute};
+use crate::layout::Layout;
+use crate::model::{block, head};
+use crate::plan::Plan;
+use tch::Kind;
+
+/// Bytes at the peak of a training step, by what they are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    pub parameters: u64,
+    pub gradients: u64,
+    /// fp32 master weights of this rank's shard.
+    pub master: u64,
+    /// Both moments of this rank's shard.
+    pub moments: u64,
+    /// Token ids and rotary tables.
+    pub inputs: u64,
+    /// What the blocks keep for the backward pass.
+    pub activations: u64,
+    /// Everything short-lived at the worst moment.
+    pub working: u64,
+}
+
+impl Memory {
+    /// Of one rank of `plan`.
+    pub fn peak(plan: &Plan) -> Memory {
+        let tokens = plan.micro_batch as u128 * plan.config.data.sequence_length as u128;
+        let ranks = plan.topology.size(crate::topology::Axis::Data);
+        let work = Work::new(&plan.model, tokens, plan.dtype, plan.config.train.recompute);
+        Memory {
+            inputs: clip(tokens * 16 + 4 * (plan.model.head_dim() * plan.config.data.sequence_length) as u128),
+            activations: clip(work.kept),
+            working: clip(work.head().max(work.feed_forward()).max(work.attention())),
+            ..Memory::state(&plan.layout, ranks, plan.dtype)
+        }
+    }
+
+    /// Parameters, gradients and optimizer state alone.
+    fn state(layout: &Layout, ranks: usize, dtype: Kind) -> Memory {
+        let all: u128 = layout.units.iter().map(|u| u.len as u128).sum();
+        let shard = all / ranks.max(1) as u128;
+        Memory {
+            parameters: clip(all * bytes(dtype)),
+            gradients: clip(all * 4),
+            master: if dtype == Kind::Float { 0 } else { clip(shard * 4) },
+            moments: clip(shard * 8),
+            ..Memory::default()
+        }
+    }
+
+    pub fn total(&self) -> u64 {
+        let parts = [self.parameters, self.gradients, self.master, self.moments];
+        parts.into_iter().chain([self.inputs, self.activations, self.working]).fold(0, u64::saturating_add)
+    }
+}
+
+fn bytes(dtype: Kind) -> u128 {
+    dtype.elt_size_in_bytes() as u128
+}
+
+/// Sizes far beyond any machine must not wrap round.
+fn clip(n: u128) -> u64 {
+    n.min(u64::MAX as u128) as u64
+}
+
+/// The moments of one micro-batch, in bytes.
+struct Work {
+    t: u128,
+    n: u128,
+    h: u128,
+    f: u128,
+    v: u128,
+    /// Q and A of the file head.
+    q: u128,
+    a: u128,
+    chunk: u128,
+    /// Activations of all blocks.
+    kept: u128,
+    /// Activations that come back for one block in its backward pass.
+    again: u128,
+}
+
+impl Work {
+    fn new(m: &ModelConfig, n: u128, dtype: Kind, recompute: Recompute) -> Work {
+        let elem = dtype.elt_size_in_bytes();
+        let (t, h, layers) = (elem as u128, m.hidden_size as u128, m.num_hidden_layers as u128);
+        let block = n * block::kept_bytes(m, elem) as u128;
+        let (kept, again) = match recompute {
+            Recompute::None => (layers * block, 0),
+            Recompute::Full => (layers * n * h * t, block - n * h * t),
+        };
+        let rows = head::chunk_rows(clip(n) as usize, m.vocab_size, elem, head::CHUNK_BYTES) as u128;
+        Work {
+            t,
+            n,
+            h,
+            f: m.intermediate_size as u128,
+            v: m.vocab_size as u128,
+            q: m.q_dim() as u128,
+            a: (m.q_dim() + 2 * m.kv_dim()) as u128,
+            chunk: rows.min(n),
+            kept,
+            again,
+        }
+    }
+
+    fn head(&self) -> u128 {
+        let Work { t, n, h, v, chunk: c, .. } = *self;
+        (n * 2 * h + c * (v + h) + (v * h).max(c * 2 * h)) * t
+    }
+
+    fn feed_forward(&self) -> u128 {
+        let Work { t, n, h, f, .. } = *self;
+        self.again + ((n * (h + 3 * f)).max(n * h + f * h)) * t
+    }
+
+    fn attention(&self) -> u128 {
+        let Work { t, n, h, f, q, a, .. } = *self;
+        (self.again + n * (h + q + a + 2 * q) * t).saturating_sub(n * (2 * h + 3 * f) * t)
+    }
+}

@@ -1,0 +1,210 @@
+//! Which values fit together. Each rule reports its factors and the nearest values that would work.
+//!
+//! The checks of single keys have been made: every size is at least 1 and no product here overflows.
+
+use super::shape::Shape;
+use super::Ranks;
+use crate::config::{Config, ModelConfig, ParallelSection, Problem, Schedule};
+use crate::error::{Error, Exit, Result};
+
+/// All clashes between the values of `config`, the model's shape (where it is known) and the world.
+pub fn check(config: &Config, shape: Option<&Shape>, ranks: &Ranks) -> Vec<Problem> {
+    let mut out = Vec::new();
+    axes(&config.parallel, ranks.size, &mut out);
+    batch(config, ranks.size, &mut out);
+    schedule(config, &mut out);
+    data(config, &mut out);
+    if let Some(shape) = shape {
+        heads(shape, &mut out);
+        rope(shape, &mut out);
+        context(config, shape, &mut out);
+    }
+    out
+}
+
+/// Data-parallel size: as configured, or what the other axes leave of the world.
+pub fn data_size(p: &ParallelSection, world: usize) -> usize {
+    match p.data {
+        0 => (world / (p.tensor * p.context * p.pipeline).max(1)).max(1),
+        n => n,
+    }
+}
+
+fn axes(p: &ParallelSection, world: usize, out: &mut Vec<Problem>) {
+    const KEYS: [&str; 4] = ["parallel.tensor", "parallel.context", "parallel.pipeline", "parallel.data"];
+    let sizes = [("tensor", p.tensor), ("context", p.context), ("pipeline", p.pipeline)];
+    let beyond: Vec<_> = sizes.iter().filter(|(_, n)| *n > 1).map(|(axis, n)| format!("{axis} {n}")).collect();
+    if !beyond.is_empty() {
+        let keys = sizes.iter().filter(|(_, n)| *n > 1).map(|(axis, _)| format!("parallel.{axis}"));
+        let fact = format!("{} not supported by this version, which has the data axis only", beyond.join(", "));
+        out.push(Problem::new(keys, fact).hint("set them to 1; every rank then is a data-parallel replica"));
+        return;
+    }
+    if p.data != 0 && p.data != world {
+        let fact = format!(
+            "tensor 1 × context 1 × pipeline 1 × data {} = {} ranks, but the world has {world}",
+            p.data, p.data
+        );
+        let hint = format!("set parallel.data to {world} or to 0 (whatever the world has), or start {} ranks", p.data);
+        out.push(Problem::new([KEYS[3], KEYS[0], KEYS[1], KEYS[2]], fact).hint(hint));
+    }
+}
+
+fn batch(config: &Config, world: usize, out: &mut Vec<Problem>) {
+    let (global, micro) = (config.batch.global, config.batch.micro);
+    let dp = data_size(&config.parallel, world);
+    let unit = micro * dp;
+    if global % unit == 0 {
+        return;
+    }
+    let below = global / unit * unit;
+    let mut hint = match below {
+        0 => format!("batch.global {unit} works"),
+        _ => format!("batch.global {below} or {} works", below + unit),
+    };
+    if global % dp == 0 {
+        // Micro-batches that divide a rank's share: the nearest below (1 always does) and above.
+        let share = global / dp;
+        let down = (1..micro.min(share + 1)).rev().find(|m| share % m == 0);
+        let up = (micro + 1..=share).find(|m| share % m == 0);
+        let fits: Vec<String> = [down, up].into_iter().flatten().map(|m| m.to_string()).collect();
+        hint += &format!(", and so does batch.micro {}", fits.join(" or "));
+    }
+    let fact = format!(
+        "{global} sequences a step are not a multiple of micro-batch {micro} × {dp} data-parallel ranks = {unit}"
+    );
+    out.push(Problem::new(["batch.global", "batch.micro", "parallel.data"], fact).hint(hint));
+}
+
+fn schedule(config: &Config, out: &mut Vec<Problem>) {
+    let (o, steps) = (&config.optim, config.train.steps);
+    let (warmup, decay) = (o.warmup_steps, o.decay_steps);
+    if warmup > steps {
+        let fact = format!("{warmup} warm-up steps are more than the run's {steps}");
+        out.push(Problem::new(["optim.warmup_steps", "train.steps"], fact).hint(format!("at most {steps}")));
+    }
+    if o.min_lr > o.lr {
+        let fact = format!("{} is above the peak optim.lr {}", o.min_lr, o.lr);
+        out.push(Problem::new(["optim.min_lr", "optim.lr"], fact).hint(format!("at most {}", o.lr)));
+    }
+    if o.schedule == Schedule::Wsd {
+        let left = steps.saturating_sub(warmup);
+        if decay == 0 {
+            let hint = format!("for example {}, a tenth of the run", (steps / 10).max(1));
+            let fact = "the wsd schedule needs a final decay, but its length is 0";
+            out.push(Problem::new(["optim.decay_steps", "optim.schedule"], fact).hint(hint));
+        } else if decay > left && warmup <= steps {
+            let fact =
+                format!("warm-up {warmup} + decay {decay} = {} steps are more than the run's {steps}", warmup + decay);
+            let keys = ["optim.decay_steps", "optim.schedule", "optim.warmup_steps", "train.steps"];
+            out.push(Problem::new(keys, fact).hint(format!("at most {left}")));
+        }
+    }
+    if let Some(stop) = config.train.stop_at.filter(|&s| s > steps) {
+        let fact = format!("{stop} is after the run's last step {steps}");
+        out.push(
+            Problem::new(["train.stop_at", "train.steps"], fact).hint(format!("at most {steps}, or leave it out")),
+        );
+    }
+}
+
+fn data(config: &Config, out: &mut Vec<Problem>) {
+    let d = &config.data;
+    if config.validation.every > 0 && d.validation.is_empty() {
+        let fact = format!("validation every {} steps, but there is no validation corpus", config.validation.every);
+        let hint = "list one in data.validation, or set validation.every to 0";
+        out.push(Problem::new(["validation.every", "data.validation"], fact).hint(hint));
+    }
+    for (key, corpora) in [("data.train", &d.train), ("data.validation", &d.validation)] {
+        let total: f64 = corpora.iter().map(|c| c.weight).sum();
+        if !corpora.is_empty() && !(total > 0.0 && total.is_finite()) {
+            let fact = format!("the weights of {} corpora add up to {total}", corpora.len());
+            out.push(
+                Problem::new([key], fact).hint("give at least one corpus a weight above 0, and none an enormous one"),
+            );
+        }
+    }
+}
+
+fn heads(shape: &Shape, out: &mut Vec<Problem>) {
+    let m = &shape.model;
+    let (h, q, kv) = (m.hidden_size, m.num_attention_heads, m.num_key_value_heads);
+    if m.head_dim.is_none() && h % q != 0 {
+        let fact = format!("hidden_size {h} is not a multiple of num_attention_heads {q}, and head_dim is not given");
+        let hint = format!(
+            "{} heads divide it, hidden_size {} works, or give head_dim",
+            near(q, &divisors(h)),
+            multiples(h, q)
+        );
+        out.push(shape.problem(&["hidden_size", "num_attention_heads", "head_dim"], fact).hint(hint));
+    } else if m.head_dim() % 2 != 0 {
+        let fact = format!("head_dim {} is odd, but rotary embedding turns pairs", m.head_dim());
+        let hint = format!("{} or {}", m.head_dim() - 1, m.head_dim() + 1).replace("0 or ", "");
+        out.push(shape.problem(&["head_dim", "hidden_size", "num_attention_heads"], fact).hint(hint));
+    }
+    if q % kv != 0 {
+        let fact = format!("num_attention_heads {q} is not a multiple of num_key_value_heads {kv}");
+        let hint = format!("num_key_value_heads {} works", near(kv, &divisors(q)));
+        out.push(shape.problem(&["num_key_value_heads", "num_attention_heads"], fact).hint(hint));
+    }
+}
+
+fn rope(shape: &Shape, out: &mut Vec<Problem>) {
+    let Some(r) = &shape.model.rope_scaling else { return };
+    let keys = ["rope_scaling.low_freq_factor", "rope_scaling.high_freq_factor"];
+    if r.low_freq_factor >= r.high_freq_factor {
+        let fact =
+            format!("low_freq_factor {} is not below high_freq_factor {}", r.low_freq_factor, r.high_freq_factor);
+        out.push(shape.problem(&keys, fact).hint("Llama 3.1 has 1 and 4"));
+    }
+    let (original, max) = (r.original_max_position_embeddings, shape.model.max_position_embeddings);
+    if original > max {
+        let fact = format!("original_max_position_embeddings {original} is above max_position_embeddings {max}");
+        let keys = ["rope_scaling.original_max_position_embeddings", "max_position_embeddings"];
+        out.push(shape.problem(&keys, fact).hint("the context before scaling cannot be the longer one"));
+    }
+}
+
+fn context(config: &Config, shape: &Shape, out: &mut Vec<Problem>) {
+    let (s, max) = (config.data.sequence_length, shape.model.max_position_embeddings);
+    if s > max {
+        let fact = format!("{s} tokens are more than the model's max_position_embeddings {max}");
+        let mut problem =
+            Problem::new(["data.sequence_length"], fact).hint(format!("at most {max}, or raise the model's limit"));
+        problem.keys.extend(shape.problem(&["max_position_embeddings"], String::new()).keys);
+        out.push(problem);
+    }
+}
+
+/// Whether the model has a row for every id of the tokenizer.
+///
+/// # Errors
+/// [`Exit::Data`] if `tokenizer_ids` (largest id + 1) is above the model's vocabulary.
+pub fn check_vocabulary(model: &ModelConfig, tokenizer: &str, tokenizer_ids: usize) -> Result<()> {
+    if tokenizer_ids <= model.vocab_size {
+        return Ok(());
+    }
+    let fact =
+        format!("tokenizer {tokenizer} has {tokenizer_ids} ids, but the model's vocab_size is {}", model.vocab_size);
+    Err(Error::new(Exit::Data, fact)
+        .hint(format!("set vocab_size to at least {tokenizer_ids}, or use the model's own tokenizer")))
+}
+
+fn divisors(n: usize) -> Vec<usize> {
+    (1..=n).filter(|d| n % d == 0).collect()
+}
+
+/// The option nearest to `n` below and the nearest above, as words.
+fn near(n: usize, options: &[usize]) -> String {
+    let below = options.iter().copied().filter(|&o| o < n).max();
+    let above = options.iter().copied().filter(|&o| o > n).min();
+    [below, above].into_iter().flatten().map(|o| o.to_string()).collect::<Vec<_>>().join(" or ")
+}
+
+/// The multiples of `unit` around `n`, as words.
+fn multiples(n: usize, unit: usize) -> String {
+    match n / unit * unit {
+        0 => unit.to_string(),
+        below => format!("{below} or {}", below + unit),
+    }
+}

@@ -1,0 +1,186 @@
+//! Plans of good and of clashing configurations.
+
+use super::memory::Memory;
+use super::*;
+
+fn config(sets: &[&str]) -> Draft {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.yaml");
+    let base = "
+name: t
+run_dir: runs/t
+model:
+  shape: {vocab_size: 256, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4,
+    num_key_value_heads: 2, max_position_embeddings: 64}
+data: {sequence_length: 32, train: [{path: data/a}]}
+batch: {global: 12, micro: 2}
+train: {steps: 1000}
+";
+    std::fs::write(&path, base).unwrap();
+    let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
+    load::draft(&path, &sets).unwrap()
+}
+
+fn ranks(size: usize) -> Ranks {
+    Ranks { rank: size - 1, size, local_rank: size - 1, local_size: size, cuda_devices: 0, cores: 8 }
+}
+
+/// All problem lines of a configuration that must fail, without the place.
+fn problems(sets: &[&str], size: usize) -> Vec<String> {
+    let e = Plan::from_draft(config(sets), &ranks(size)).map(|p| p.config).unwrap_err();
+    match e.problems.is_empty() {
+        true => vec![e.to_string().split_once(": ").unwrap().1.to_string()],
+        false => e.problems,
+    }
+}
+
+fn one(set: &str, size: usize) -> String {
+    let all = problems(&set.split(' ').collect::<Vec<_>>(), size);
+    assert_eq!(all.len(), 1, "{set}: {all:?}");
+    all[0].clone()
+}
+
+#[test]
+fn a_good_configuration_is_resolved() {
+    let plan = Plan::from_draft(config(&[]), &ranks(2)).unwrap();
+    assert_eq!((plan.accumulation, plan.micro_batch, plan.threads), (3, 2, 4));
+    assert_eq!((plan.topology.world(), plan.device, plan.dtype), (2, Device::Cpu, Kind::BFloat16));
+    assert_eq!(plan.tokens_per_step(), 12 * 32);
+}
+
+#[test]
+fn every_clash_names_its_factors_and_what_would_work() {
+    for (set, size, words) in [
+        ("parallel.data=3", 4, &["parallel.data", "data 3 = 3 ranks", "world has 4"][..]),
+        ("parallel.tensor=2", 2, &["parallel.tensor", "tensor 2", "not supported by this version"]),
+        ("batch.global=10 batch.micro=4", 1, &["10 sequences", "4 × 1", "batch.global 8 or 12", "batch.micro 2 or 5"]),
+        ("batch.global=3", 5, &["micro-batch 2 × 5 data-parallel ranks = 10", "batch.global 10 works"]),
+        ("optim.warmup_steps=2000", 1, &["optim.warmup_steps: 2000", "1000"]),
+        ("optim.min_lr=1", 1, &["optim.min_lr: 1 is above", "0.0003"]),
+        ("optim.schedule=wsd", 1, &["optim.decay_steps", "length is 0", "for example 100"]),
+        ("optim.schedule=wsd optim.decay_steps=950", 1, &["100 + decay 950 = 1050", "at most 900"]),
+        ("train.stop_at=1001", 1, &["train.stop_at: 1001", "1000"]),
+        ("validation.every=5", 1, &["validation.every", "no validation corpus"]),
+        ("data.train.0.weight=0", 1, &["data.train", "add up to 0"]),
+        ("data.sequence_length=65", 1, &["data.sequence_length: 65", "64"]),
+        ("model.shape.hidden_size=66", 1, &["hidden_size 66", "num_attention_heads 4", "3 or 6 heads", "64 or 68"]),
+        ("model.shape.head_dim=5", 1, &["model.shape.head_dim", "5 is odd", "4 or 6"]),
+        ("model.shape.num_key_value_heads=3", 1, &["num_attention_heads 4", "num_key_value_heads 3", "2 or 4 works"]),
+        ("model.config=x.json", 1, &["given twice"]),
+        ("model.shape=", 1, &["model: no shape is given"]),
+        ("train.device=cuda", 1, &["train.device", "no CUDA device"]),
+    ] {
+        let line = one(set, size);
+        assert!(words.iter().all(|w| line.contains(w)), "{set}: {line}");
+    }
+    let scaling = "model.shape.rope_scaling={rope_type: llama3, factor: 8, low_freq_factor: 4, high_freq_factor: 1, \
+                   original_max_position_embeddings: 128}";
+    let lines = problems(&[scaling], 1);
+    assert!(lines[0].contains("low_freq_factor 4 is not below high_freq_factor 1"), "{lines:?}");
+    assert!(lines[1].contains("128 is above max_position_embeddings 64"), "{lines:?}");
+}
+
+#[test]
+fn single_keys_and_clashes_come_together_but_stand_ins_do_not_clash() {
+    let lines =
+        problems(&["optim.lrr=1", "batch.global=", "train.stop_at=2000", "model.shape.num_key_value_heads=3"], 1);
+    let mut keys: Vec<&str> = lines.iter().map(|l| l.split(':').next().unwrap()).collect();
+    keys.sort();
+    assert_eq!(keys, ["batch.global", "model.shape.num_key_value_heads", "optim.lrr", "train.stop_at"], "{lines:?}");
+    // Nothing about batch.micro against the stand-in for batch.global, nor of sequence length against a missing model.
+    assert_eq!(problems(&["model.shape.max_position_embeddings=no", "data.sequence_length=9999"], 1).len(), 1);
+}
+
+#[test]
+fn the_exit_code_is_device_or_model_only_where_nothing_else_is_wrong() {
+    let exit = |sets: &[&str]| Plan::from_draft(config(sets), &ranks(1)).map(|p| p.config).unwrap_err().exit;
+    assert_eq!(exit(&["train.device=cuda"]), Exit::Device);
+    assert_eq!(exit(&["model.shape=", "model.config=/nonexistent.json"]), Exit::Model);
+    assert_eq!(exit(&["train.device=cuda", "train.stop_at=2000"]), Exit::Config);
+}
+
+#[test]
+fn devices_follow_the_node_local_rank() {
+    let on = |local_rank, cuda_devices, choice| {
+        device(choice, &Ranks { rank: 9, size: 16, local_rank, local_size: 4, cuda_devices, cores: 1 })
+            .map_err(|p| p.exit)
+    };
+    assert_eq!(on(3, 4, DeviceChoice::Auto), Ok(Device::Cuda(3)));
+    assert_eq!(on(3, 0, DeviceChoice::Auto), Ok(Device::Cpu));
+    assert_eq!(on(3, 2, DeviceChoice::Auto), Err(Exit::Device));
+    assert_eq!(on(3, 2, DeviceChoice::Cpu), Ok(Device::Cpu));
+    assert_eq!(on(0, 0, DeviceChoice::Cuda), Err(Exit::Device));
+}
+
+/// The largest values that pass the schema, all together: nothing wraps round.
+#[test]
+fn enormous_values_neither_overflow_nor_panic() {
+    let shape = "model.shape={vocab_size: 2147483647, hidden_size: 1048576, intermediate_size: 4194304, \
+                 num_hidden_layers: 4096, num_attention_heads: 4096, num_key_value_heads: 4096, head_dim: 1024, \
+                 max_position_embeddings: 2147483647}";
+    let sets = [shape, "data.sequence_length=16777216", "batch.global=16777216", "batch.micro=16777216"];
+    let plan = Plan::from_draft(config(&sets), &ranks(1)).unwrap();
+    assert!(Memory::peak(&plan).total() > 1 << 60);
+    assert!(flops::PerToken::new(&plan.model, plan.config.data.sequence_length).full.is_finite());
+    assert!(Plan::from_draft(config(&sets), &ranks(1 << 20)).is_err());
+}
+
+#[test]
+fn a_config_made_in_code_meets_the_same_checks() {
+    let mut c = config(&[]).finish().unwrap();
+    (c.optim.lr, c.batch.micro) = (f64::NAN, 0);
+    let e = Plan::new(c, &ranks(1)).map(|p| p.config).unwrap_err();
+    assert_eq!(e.problems.len(), 2, "{e}");
+}
+
+#[test]
+fn optimizer_state_is_shared_by_the_data_ranks() {
+    let of = |size| Memory::peak(&Plan::from_draft(config(&["batch.micro=1"]), &ranks(size)).unwrap());
+    let (one, four) = (of(1), of(4));
+    // Four ranks pad more.
+    assert!(four.moments * 4 - one.moments < one.moments / 100, "{} {}", one.moments, four.moments);
+    assert_eq!(one.master * 2, one.moments);
+    assert_eq!(one.parameters * 2, one.gradients);
+}
+
+#[test]
+fn a_tokenizer_may_not_know_more_ids_than_the_model() {
+    let plan = Plan::from_draft(config(&[]), &ranks(1)).unwrap();
+    assert!(check_vocabulary(&plan.model, "bytes", 256).is_ok());
+    let e = check_vocabulary(&plan.model, "tok.json", 257).unwrap_err();
+    assert_eq!(e.exit, Exit::Data);
+    assert!(e.to_string().contains("257") && e.to_string().contains("256"), "{e}");
+}
+
+#[test]
+fn hugging_face_shapes_of_both_generations() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.json");
+    let scaling = r#"{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192}"#;
+    let head = r#"{"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-05, "hidden_act": "silu", "torch_dtype": "bfloat16", "head_dim": null"#;
+    let old = format!(r#"{head}, "rope_theta": 500000.0, "rope_scaling": {scaling}}}"#);
+    let new = format!(r#"{head}, "rope_parameters": {}}}"#, scaling.replace("{", r#"{"rope_theta": 500000.0, "#));
+    let read = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        let file = format!("model.config={}", path.display());
+        Plan::from_draft(config(&["model.shape=", &file]), &ranks(1)).map(|p| p.model)
+    };
+    let model = read(&old).unwrap();
+    assert_eq!(model, read(&new).unwrap());
+    assert_eq!(model.rope_scaling.unwrap().factor, 8.0);
+    for (from, to, word) in [
+        ("\"llama\"", "\"mistral\"", "mistral"),
+        ("silu", "gelu", "gelu"),
+        ("llama3", "yarn", "yarn"),
+        ("\"num_key_value_heads\": 8", "\"num_key_value_heads\": 5", "num_key_value_heads 5"),
+        ("\"hidden_size\": 4096", "\"hidden_size\": -1", "hidden_size: -1"),
+        ("\"hidden_size\": 4096, ", "", "hidden_size: missing"),
+        ("{\"model_type\"", "{{\"model_type\"", "not JSON"),
+    ] {
+        let e = read(&old.replacen(from, to, 1)).unwrap_err();
+        assert!(e.to_string().contains(word) && e.to_string().contains("config.json"), "{word}: {e}");
+    }
+}
