@@ -10,9 +10,12 @@
 //! - `file`: writing the bytes of one file
 //! - `manifest`: the table of all files
 //! - `save`, `read`, `restore`, `prune`: the four things done with checkpoints
+//! - [`weights`]: parameters from a checkpoint or from a Hugging Face directory, alike
+//! - [`hf`]: Hugging Face's layout
 
 mod disk;
 mod file;
+pub mod hf;
 mod manifest;
 mod map;
 mod meta;
@@ -22,12 +25,13 @@ mod restore;
 mod save;
 mod slice;
 mod team;
+pub mod weights;
 
 #[cfg(test)]
 mod tests;
 
 pub use meta::{Group, Meta, Piece, Saved, SpecialTokens};
-pub use prune::{prune, Pruned};
+pub use prune::{prune, prune_if, Pruned};
 pub use read::{Checkpoint, FileReport};
 pub use restore::{list, newest_valid, newest_valid_alone, Event};
 pub use save::save;

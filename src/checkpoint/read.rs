@@ -3,7 +3,7 @@
 use super::manifest::{self, FileEntry, Manifest, Tensor};
 use super::map;
 use super::meta::{Group, Meta};
-use super::slice::{cover, runs, Run, Span};
+use super::slice::{copy_runs, cover, runs, Span};
 use crate::error::{Error, Exit, Result};
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,9 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
 
-/// Rows of a narrow slice lie apart in a file; up to this many bytes between two are read along rather than skipped.
-const SKIP: usize = 64 << 10;
-/// Largest single read, in bytes.
+/// Bytes read at a time for checksums.
 const BLOCK: usize = 4 << 20;
 
 /// A committed checkpoint. Opening it reads the manifest and checks that every file has its size.
@@ -128,7 +126,13 @@ impl Checkpoint {
                 continue;
             }
             let path = self.path.join(&file.name);
-            read_runs(&path, dataset.at, &found, out).map_err(|e| Error::io(&path, "read", &e, Exit::Checkpoint))?;
+            let mut copy = || -> std::io::Result<()> {
+                let file = File::open(&path)?;
+                copy_runs(&found, out, &mut |from, part| {
+                    file.read_exact_at(bytemuck::cast_slice_mut(part), dataset.at + 4 * from as u64)
+                })
+            };
+            copy().map_err(|e| Error::io(&path, "read", &e, Exit::Checkpoint))?;
             filled.extend(found.iter().map(|r| (r.to, r.to + r.len)));
         }
         match cover(filled, out.len()) {
@@ -202,37 +206,6 @@ fn add(sum: &mut Xxh3, file: &File, mut from: u64, to: u64, buffer: &mut [u8]) -
         file.read_exact_at(&mut buffer[..n], from)?;
         sum.update(&buffer[..n]);
         from += n as u64;
-    }
-    Ok(())
-}
-
-/// Copies `runs` of the dataset at byte `at` to `out`. Long runs go straight to their place; short ones that lie close
-/// together are read in one go and picked out.
-fn read_runs(path: &Path, at: u64, runs: &[Run], out: &mut [f32]) -> std::io::Result<()> {
-    let file = File::open(path)?;
-    let mut buffer: Vec<f32> = Vec::new();
-    let mut rest = runs;
-    while let Some(first) = rest.first() {
-        let mut n = 1;
-        while rest.get(n).is_some_and(|r| {
-            let gap = r.from.wrapping_sub(rest[n - 1].from + rest[n - 1].len);
-            gap <= SKIP / 4 && r.from + r.len - first.from <= BLOCK / 4
-        }) {
-            n += 1;
-        }
-        let place = at + 4 * first.from as u64;
-        if n == 1 {
-            file.read_exact_at(bytemuck::cast_slice_mut(&mut out[first.to..first.to + first.len]), place)?;
-        } else {
-            let last = rest[n - 1];
-            buffer.resize(last.from + last.len - first.from, 0.0);
-            file.read_exact_at(bytemuck::cast_slice_mut(&mut buffer), place)?;
-            for r in &rest[..n] {
-                let from = r.from - first.from;
-                out[r.to..r.to + r.len].copy_from_slice(&buffer[from..from + r.len]);
-            }
-        }
-        rest = &rest[n..];
     }
     Ok(())
 }

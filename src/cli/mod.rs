@@ -3,6 +3,7 @@
 //! Each command is a module with `Args` and `run(Args) -> Result<()>`. Results go to stdout, everything else to stderr;
 //! an error prints as `herd: error: <fact> (hint: …)` and ends the process with its [`Exit`] code.
 
+mod checkpoint;
 mod completions;
 mod config;
 mod exit_codes;
@@ -35,6 +36,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Checkpoint(checkpoint::Args),
     Config(config::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -61,6 +63,7 @@ pub fn run() -> ExitCode {
         }
     };
     let result = match cli.command {
+        Command::Checkpoint(a) => checkpoint::run(a),
         Command::Config(a) => config::run(a),
         Command::Completions(a) => completions::run(a),
         Command::Man(a) => man::run(a),

@@ -17,6 +17,7 @@ mod tests;
 
 pub use reference::{AdamW, LossSums};
 
+use cpu::linear;
 use half::bf16;
 use tch::{Kind, Tensor};
 
@@ -85,22 +86,22 @@ pub fn attention_backward(
 
 /// y [N,O] = x [N,I] · w [O,I]ᵀ, plus `residual` [N,O] if given.
 pub fn linear(x: &Tensor, w: &Tensor, residual: Option<&Tensor>) -> Tensor {
-    reference::linear(x, w, residual)
+    linear::forward(x, w, residual).unwrap_or_else(|| reference::linear(x, w, residual))
 }
 
 /// dx [N,I] = dy [N,O] · w [O,I].
 pub fn linear_backward_input(dy: &Tensor, w: &Tensor) -> Tensor {
-    reference::linear_backward_input(dy, w)
+    linear::backward_input(dy, w).unwrap_or_else(|| reference::linear_backward_input(dy, w))
 }
 
 /// grad [O,I] f32 += dy [N,O]ᵀ · x [N,I].
 pub fn linear_backward_weight(dy: &Tensor, x: &Tensor, grad: &Tensor) {
-    reference::linear_backward_weight(dy, x, grad)
+    linear::backward_weight(dy, x, grad, true).unwrap_or_else(|| reference::linear_backward_weight(dy, x, grad))
 }
 
 /// grad [O,I] f32 = dy [N,O]ᵀ · x [N,I]: the first micro-batch, which need not read (or clear) the buffer.
 pub fn linear_backward_weight_first(dy: &Tensor, x: &Tensor, grad: &Tensor) {
-    reference::linear_backward_weight_first(dy, x, grad)
+    linear::backward_weight(dy, x, grad, false).unwrap_or_else(|| reference::linear_backward_weight_first(dy, x, grad))
 }
 
 /// grad [V,H] f32 += rows of dy [N,H] T at `ids` [N] i64.

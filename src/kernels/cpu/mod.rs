@@ -3,11 +3,20 @@
 
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub mod dot;
 pub mod flat;
+#[cfg(target_arch = "x86_64")]
+pub mod gemm;
 pub mod level;
+pub mod linear;
 pub mod loss;
 pub mod norm;
+#[cfg(target_arch = "x86_64")]
+pub mod pack;
 pub mod rope;
+#[cfg(target_arch = "x86_64")]
+pub mod scratch;
 pub mod simd;
 pub mod swiglu;
 pub mod view;

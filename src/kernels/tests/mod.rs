@@ -1,6 +1,7 @@
 //! Every kernel against its libtorch reference, in fp32 and bf16, over awkward sizes and strides.
 
 mod flat;
+mod matrix;
 mod memory;
 mod rows;
 
