@@ -1,7 +1,7 @@
 //! Which product of a linear layer takes herd's own inner loop and which takes libtorch's (oneDNN, MKL).
 
 #[cfg(target_arch = "x86_64")]
-use super::gemm::{self, Right};
+use super::x86::gemm::{self, Right};
 #[cfg(target_arch = "x86_64")]
 use half::bf16;
 use tch::{Kind, Tensor};

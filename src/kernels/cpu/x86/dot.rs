@@ -5,13 +5,15 @@
 //! summed dim, the 64 columns of a panel side by side. C is fp32.
 
 use super::avx512::Avx512;
-use super::view::Real;
+use crate::kernels::cpu::view::Real;
 use half::bf16;
 use std::arch::x86_64::*;
 
 /// Rows and columns of a tile.
 pub const TILE_ROWS: usize = 6;
 pub const PANEL: usize = 64;
+/// Cache lines of one unit of a panel.
+pub const LINES: usize = PANEL / 16;
 
 /// Proof that this CPU multiplies elements of some dtype with the instructions that [`Dot`] uses.
 #[derive(Clone, Copy)]
@@ -147,7 +149,7 @@ unsafe fn tile<E: Dot, const R: usize, const V: usize>(
                 *acc = E::dot(*acc, av, bv[v]);
             }
         }
-        b = b.add(PANEL / 16);
+        b = b.add(LINES);
         units = units.add(1);
     }
     let tail = cols - 16 * (V - 1);
@@ -169,29 +171,30 @@ unsafe fn tile<E: Dot, const R: usize, const V: usize>(
     }
 }
 
-/// Makes a function over `E: Dot` that is compiled with the instructions of E. `unit` proves that they are there.
+/// Makes a function over `E: Dot` that is compiled with the instructions of E. Its first argument, a [`Unit`], proves that they
+/// are there.
 macro_rules! dot_fn {
-    ($(#[$doc:meta])* $vis:vis unsafe fn $name:ident <$e:ident>($($arg:ident : $ty:ty),* $(,)?) $body:block) => {
+    ($(#[$doc:meta])* $vis:vis unsafe fn $name:ident <$e:ident>($unit:ident $(, $arg:ident : $ty:ty)* $(,)?) $body:block) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
-        $vis unsafe fn $name<$e: $crate::kernels::cpu::dot::Dot>(_proof: $crate::kernels::cpu::dot::Unit, $($arg: $ty),*) {
-            use $crate::kernels::cpu::dot::Dot;
+        $vis unsafe fn $name<$e: $crate::kernels::cpu::x86::dot::Dot>(unit: $crate::kernels::cpu::x86::dot::Unit $(, $arg: $ty)*) {
+            use $crate::kernels::cpu::x86::dot::{Dot, Unit};
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
-            unsafe fn generic<$e: Dot>($($arg: $ty),*) $body
+            unsafe fn generic<$e: Dot>($unit: Unit $(, $arg: $ty)*) $body
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
             #[allow(clippy::too_many_arguments)]
-            unsafe fn fp32<$e: Dot>($($arg: $ty),*) {
-                generic::<$e>($($arg),*)
+            unsafe fn fp32<$e: Dot>(unit: Unit $(, $arg: $ty)*) {
+                generic::<$e>(unit $(, $arg)*)
             }
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
             #[allow(clippy::too_many_arguments)]
-            unsafe fn bf16<$e: Dot>($($arg: $ty),*) {
-                generic::<$e>($($arg),*)
+            unsafe fn bf16<$e: Dot>(unit: Unit $(, $arg: $ty)*) {
+                generic::<$e>(unit $(, $arg)*)
             }
             match $e::PER_UNIT {
-                1 => fp32::<$e>($($arg),*),
-                _ => bf16::<$e>($($arg),*),
+                1 => fp32::<$e>(unit $(, $arg)*),
+                _ => bf16::<$e>(unit $(, $arg)*),
             }
         }
     };

@@ -1,16 +1,15 @@
 //! Matrix products of the linear layers, where they beat libtorch's: fp32 (whose library does not use AVX-512 on every CPU
 //! that has it), and gradients of weights, which here add straight into the fp32 buffer.
 
-use super::dot::{dot_fn, product, Dot, Left, Line, Sums, PANEL, TILE_ROWS};
-use super::pack::{left_across, panel_across, panel_along, From};
+use super::dot::{dot_fn, product, Dot, Left, Line, Sums, LINES, PANEL, TILE_ROWS};
+use super::pack::{left_across, panel_across, panel_along, From, Packed};
 use super::scratch;
-use super::view::Rows;
+use crate::kernels::cpu::view::Rows;
 use crate::kernels::parallel;
 use tch::{Device, Kind, Tensor};
 
 /// Units of the summed dim in one go: a panel of that depth (32 KB) stays in the first-level cache.
 const DEPTH: usize = 128;
-const LINES: usize = PANEL / 16;
 /// Rows of a weight gradient in one task.
 const GRAD_ROWS: usize = 16 * TILE_ROWS;
 
@@ -65,7 +64,7 @@ fn blocks(m: usize, n: usize) -> (usize, usize) {
 
 dot_fn! {
     unsafe fn matmul_block<E>(
-        a: Rows<E>, b: Rows<E>, right: Right, start: Option<Rows<f32>>, y: Rows<f32>, at: (usize, usize), size: (usize, usize), packed: &mut [Line],
+        _unit, a: Rows<E>, b: Rows<E>, right: Right, start: Option<Rows<f32>>, y: Rows<f32>, at: (usize, usize), size: (usize, usize), packed: &mut [Line],
     ) {
         let (row, col) = at;
         let (rows, cols) = size;
@@ -105,13 +104,8 @@ pub fn weight_gradient<E: Dot>(dy: &Tensor, x: &Tensor, grad: &Tensor, add: bool
     // x is packed once for all tasks: panel by panel, each as deep as there are tokens.
     let units = d.rows.div_ceil(E::PER_UNIT);
     let panels = xr.cols.div_ceil(PANEL);
-    let packed = Tensor::empty([(panels * units * PANEL) as i64], (Kind::Float, Device::Cpu));
-    let pr = Rows::<f32>::flat(&packed)?;
-    let base = pr.ptr().cast::<Line>();
-    if !base.is_aligned() {
-        return None; // libtorch's own allocator aligns to 64 too
-    }
-    let base = Shared(base);
+    let buffer = Tensor::empty([(panels * units * PANEL) as i64], (Kind::Float, Device::Cpu));
+    let base = Packed::in_tensor(&buffer)?;
     parallel::tasks(panels, |p| {
         // SAFETY: panel p of the buffer is this task's own; `unit` proves the instructions.
         unsafe { pack_panel::<E>(unit, From { of: xr, row: 0, col: p * PANEL }, units, base.panel(p, units)) }
@@ -125,32 +119,15 @@ pub fn weight_gradient<E: Dot>(dy: &Tensor, x: &Tensor, grad: &Tensor, add: bool
     Some(())
 }
 
-/// The packed panels, written by one parallel loop and read by the next.
-#[derive(Clone, Copy)]
-struct Shared(*mut Line);
-// SAFETY: tasks of the first loop write disjoint panels; afterwards they are only read.
-unsafe impl Send for Shared {}
-// SAFETY: as above.
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    /// # Safety
-    /// Panel `p` of depth `units` lies in the buffer.
-    #[inline(always)]
-    unsafe fn panel(self, p: usize, units: usize) -> *mut Line {
-        self.0.add(p * units * LINES)
-    }
-}
-
 dot_fn! {
-    unsafe fn pack_panel<E>(x: From<E>, units: usize, out: *mut Line) {
+    unsafe fn pack_panel<E>(_unit, x: From<E>, units: usize, out: *mut Line) {
         panel_across(x, units, out)
     }
 }
 
 dot_fn! {
     unsafe fn gradient_rows<E>(
-        dy: Rows<E>, grad: Rows<f32>, row: usize, rows: usize, add: bool, panels: Shared, depth: usize, left: &mut [Line],
+        _unit, dy: Rows<E>, grad: Rows<f32>, row: usize, rows: usize, add: bool, panels: Packed, depth: usize, left: &mut [Line],
     ) {
         let sums = Sums { ptr: grad.ptr(), stride: grad.stride }.at(row, 0);
         for k in (0..depth).step_by(DEPTH) {
