@@ -26,7 +26,7 @@ fn split(t: &Tensor, hq: i64, hkv: i64) -> (Tensor, Tensor, Tensor) {
 type Gradients<'a> = (&'a mut Tensor, &'a mut Tensor, &'a mut Tensor);
 
 fn check(
-    what: &str, lse_bound: f64, forward: impl Fn(Kind, &Tensor, &Tensor, &Tensor) -> (Tensor, Tensor),
+    what: &str, [lse_bound, gradient_bound]: [f64; 2], forward: impl Fn(Kind, &Tensor, &Tensor, &Tensor) -> (Tensor, Tensor),
     backward: impl Fn(Kind, &Tensor, [&Tensor; 5], Gradients),
 ) {
     for kind in KINDS {
@@ -52,7 +52,9 @@ fn check(
             for (name, got, want) in [("dq", dq, eq), ("dk", dk, ek), ("dv", dv, ev)] {
                 // dq of a single key is zero but for rounding.
                 if s > 1 || name == "dv" {
-                    close(&format!("{what}: {name}"), &got, &want.to_kind(kind), 4e-6);
+                    let e = error(&got, &want);
+                    let bound = if kind == Kind::Float { 4e-6 } else { gradient_bound };
+                    assert!(e <= bound, "{what}: {name}: differs by {e:.2e} of the largest value, {bound:.2e} allowed");
                 }
             }
         }
@@ -61,7 +63,7 @@ fn check(
 
 #[test]
 fn attention_forward_and_backward() {
-    check("attention", 2e-6, |_, q, k, v| kernels::attention(q, k, v), |_, dout, [q, k, v, out, lse], (dq, dk, dv)| {
+    check("attention", [2e-6, 8e-3], |_, q, k, v| kernels::attention(q, k, v), |_, dout, [q, k, v, out, lse], (dq, dk, dv)| {
         kernels::attention_backward(dout, q, k, v, out, lse, dq, dk, dv)
     });
 }
@@ -70,8 +72,8 @@ fn attention_forward_and_backward() {
 fn flash_attention_of_libtorch() {
     check(
         "flash",
-        // libtorch computes the scores of bf16 less exactly.
-        5e-5,
+        // In bf16 libtorch rounds more often than herd.
+        [5e-5, 2e-2],
         |kind, q, k, v| match kind {
             Kind::Float => attend::flash::<f32>(q, k, v).expect("suits"),
             _ => attend::flash::<bf16>(q, k, v).expect("suits"),

@@ -3,7 +3,7 @@
 //! delta = Σ dout·out, then dv += p·dout, dk += ds·q, dq += dsᵀ·k.
 
 use super::attention::{Shape, QUERIES};
-use super::dot::{dot_fn, product, Dot, Left, Line, Sums, LINES, PANEL};
+use super::dot::{dot_fn, product, Dot, Home, Left, Line, Sums, LINES, PANEL};
 use super::pack::{left_across, panel_across, panel_along, transpose, From, Packed};
 use super::scratch;
 use crate::kernels::cpu::simd::{simd_fn, Simd, LANES};
@@ -188,8 +188,8 @@ dot_fn! {
             for key in (0..first + queries).step_by(KEYS) {
                 let keys = KEYS.min(first + queries - key);
                 let diagonal = key == first;
-                product::<E>(keys, QUERIES, width_units, left(&x.k, key), base.add(plan.q_along), square(&sc), None);
-                product::<E>(keys, QUERIES, width_units, left(&x.v, key), base.add(plan.dout_along), square(&dp), None);
+                product::<E>(keys, QUERIES, width_units, left(&x.k, key), base.add(plan.q_along), square(&sc), None, Home::Cache);
+                product::<E>(keys, QUERIES, width_units, left(&x.v, key), base.add(plan.dout_along), square(&dp), None, Home::Cache);
                 for r in 0..keys {
                     let (p, ds) = (p.row_mut(r), ds.row_mut(r));
                     score_row(s, sc.row(r), dp.row(r), &lse, &delta, n.scale, p, ds);
@@ -203,7 +203,7 @@ dot_fn! {
                     let panel = |at: usize| base.add(at + c * query_units * LINES).cast_const();
                     for (m, across, to) in [(&p, plan.dout_across, dv), (&ds, plan.q_across, dk)] {
                         let to = to.at(key, c * PANEL);
-                        product::<E>(keys, cols, query_units, left(m, 0), panel(across), to, (!diagonal).then_some(to));
+                        product::<E>(keys, cols, query_units, left(m, 0), panel(across), to, (!diagonal).then_some(to), Home::Cache);
                     }
                 }
                 let ds = Rows::<E>::in_scratch(ds.ptr(), keys, QUERIES, QUERIES);
@@ -211,7 +211,7 @@ dot_fn! {
                 panel_across(From { of: ds, row: 0, col: 0 }, key_units, base.add(plan.ds_across));
                 let kt = Left { ptr: turned.cast::<E>(), stride: turned_stride * E::PER_UNIT }.at(0, key);
                 let before = (key > 0).then_some(dq_sums);
-                product::<E>(n.width, QUERIES, key_units, kt, base.add(plan.ds_across), dq_sums, before);
+                product::<E>(n.width, QUERIES, key_units, kt, base.add(plan.ds_across), dq_sums, before, Home::Cache);
             }
             store_turned(s, dq_sums, n.width, queries, &dq, first);
         }

@@ -93,38 +93,49 @@ impl Sums {
     }
 }
 
+/// Where C lies when a product begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Home {
+    Cache,
+    /// In memory: each tile asks for its part of C before it multiplies.
+    Memory,
+}
+
 /// c [rows, cols] = start + a [rows, k units] · panel [k, 64], with cols ≤ 64 and `start` zero, c itself, or another matrix.
 ///
 /// # Safety
 /// `a` has `rows` rows of `k` units, `panel` 4·k lines, c and start `rows` rows of `cols` floats; the CPU has E's features and the
 /// caller is compiled with them.
 #[inline(always)]
-pub unsafe fn product<E: Dot>(rows: usize, cols: usize, k: usize, a: Left<E>, panel: *const Line, c: Sums, start: Option<Sums>) {
+#[allow(clippy::too_many_arguments)]
+pub unsafe fn product<E: Dot>(
+    rows: usize, cols: usize, k: usize, a: Left<E>, panel: *const Line, c: Sums, start: Option<Sums>, home: Home,
+) {
     let mut row = 0;
     while row + TILE_ROWS <= rows {
-        tile_cols::<E, TILE_ROWS>(cols, k, a.at(row, 0), panel, c.at(row, 0), start.map(|s| s.at(row, 0)));
+        tile_cols::<E, TILE_ROWS>(cols, k, a.at(row, 0), panel, c.at(row, 0), start.map(|s| s.at(row, 0)), home);
         row += TILE_ROWS;
     }
     let (a, c, start) = (a.at(row, 0), c.at(row, 0), start.map(|s| s.at(row, 0)));
     match rows - row {
-        1 => tile_cols::<E, 1>(cols, k, a, panel, c, start),
-        2 => tile_cols::<E, 2>(cols, k, a, panel, c, start),
-        3 => tile_cols::<E, 3>(cols, k, a, panel, c, start),
-        4 => tile_cols::<E, 4>(cols, k, a, panel, c, start),
-        5 => tile_cols::<E, 5>(cols, k, a, panel, c, start),
+        1 => tile_cols::<E, 1>(cols, k, a, panel, c, start, home),
+        2 => tile_cols::<E, 2>(cols, k, a, panel, c, start, home),
+        3 => tile_cols::<E, 3>(cols, k, a, panel, c, start, home),
+        4 => tile_cols::<E, 4>(cols, k, a, panel, c, start, home),
+        5 => tile_cols::<E, 5>(cols, k, a, panel, c, start, home),
         _ => {}
     }
 }
 
 #[inline(always)]
 unsafe fn tile_cols<E: Dot, const R: usize>(
-    cols: usize, k: usize, a: Left<E>, panel: *const Line, c: Sums, start: Option<Sums>,
+    cols: usize, k: usize, a: Left<E>, panel: *const Line, c: Sums, start: Option<Sums>, home: Home,
 ) {
     match cols.div_ceil(16) {
-        4 => tile::<E, R, 4>(cols, k, a, panel, c, start),
-        3 => tile::<E, R, 3>(cols, k, a, panel, c, start),
-        2 => tile::<E, R, 2>(cols, k, a, panel, c, start),
-        1 => tile::<E, R, 1>(cols, k, a, panel, c, start),
+        4 => tile::<E, R, 4>(cols, k, a, panel, c, start, home),
+        3 => tile::<E, R, 3>(cols, k, a, panel, c, start, home),
+        2 => tile::<E, R, 2>(cols, k, a, panel, c, start, home),
+        1 => tile::<E, R, 1>(cols, k, a, panel, c, start, home),
         _ => {}
     }
 }
@@ -132,8 +143,15 @@ unsafe fn tile_cols<E: Dot, const R: usize>(
 /// R rows, V vectors of columns, the last one perhaps in part.
 #[inline(always)]
 unsafe fn tile<E: Dot, const R: usize, const V: usize>(
-    cols: usize, k: usize, a: Left<E>, panel: *const Line, c: Sums, start: Option<Sums>,
+    cols: usize, k: usize, a: Left<E>, panel: *const Line, c: Sums, start: Option<Sums>, home: Home,
 ) {
+    if home == Home::Memory {
+        for r in 0..R {
+            for v in 0..V {
+                _mm_prefetch::<_MM_HINT_ET0>(c.ptr.wrapping_add(r * c.stride + 16 * v).cast());
+            }
+        }
+    }
     let mut acc = [[_mm512_setzero_ps(); V]; R];
     let mut b = panel;
     let mut units = a.ptr.cast::<u32>();

@@ -1,11 +1,13 @@
 //! Matrix products of the linear layers, where they beat libtorch's: fp32 (whose library does not use AVX-512 on every CPU
 //! that has it), and gradients of weights, which here add straight into the fp32 buffer.
 
-use super::dot::{dot_fn, product, Dot, Left, Line, Sums, LINES, PANEL, TILE_ROWS};
+use super::dot::{dot_fn, product, Dot, Home, Left, Line, Sums, LINES, PANEL, TILE_ROWS};
 use super::pack::{left_across, panel_across, panel_along, From, Packed};
 use super::scratch;
+use crate::kernels::cpu::simd::{Simd, LANES};
 use crate::kernels::cpu::view::Rows;
 use crate::kernels::parallel;
+use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T1};
 use tch::{Device, Kind, Tensor};
 
 /// Units of the summed dim in one go: a panel of that depth (32 KB) stays in the first-level cache.
@@ -22,28 +24,29 @@ pub enum Right {
     Across,
 }
 
-/// y [M,N] = a [M,K] · b, plus `start` [M,N] if given; all fp32.
-pub fn matmul(a: &Tensor, b: &Tensor, right: Right, start: Option<&Tensor>) -> Option<Tensor> {
-    let unit = <f32 as Dot>::detect()?;
-    let (ar, br) = (Rows::<f32>::matrix(a)?, Rows::<f32>::matrix(b)?);
+/// y [M,N] = a [M,K] · b, plus `start` [M,N] if given; all of dtype E, summed in fp32.
+pub fn matmul<E: Dot>(a: &Tensor, b: &Tensor, right: Right, start: Option<&Tensor>) -> Option<Tensor> {
+    let unit = E::detect()?;
+    let (ar, br) = (Rows::<E>::matrix(a)?, Rows::<E>::matrix(b)?);
     let (k, n) = if right == Right::Along { (br.cols, br.rows) } else { (br.rows, br.cols) };
     let start = match start {
-        Some(t) => Some(Rows::<f32>::matrix(t)?),
+        Some(t) => Some(Rows::<E>::matrix(t)?),
         None => None,
     };
-    if ar.cols != k || start.as_ref().is_some_and(|s| (s.rows, s.cols) != (ar.rows, n)) {
+    if ar.cols != k || k % E::PER_UNIT != 0 || start.as_ref().is_some_and(|s| (s.rows, s.cols) != (ar.rows, n)) {
         return None;
     }
-    let y = Tensor::empty([ar.rows as i64, n as i64], (Kind::Float, Device::Cpu));
-    let yr = Rows::<f32>::matrix(&y)?;
+    let y = Tensor::empty([ar.rows as i64, n as i64], (a.kind(), Device::Cpu));
+    let yr = Rows::<E>::matrix(&y)?;
     let (rows, cols) = blocks(ar.rows, n);
-    let across = n.div_ceil(cols);
-    parallel::tasks(ar.rows.div_ceil(rows) * across, |i| {
-        let (row, col) = (i / across * rows, i % across * cols);
+    let down = ar.rows.div_ceil(rows);
+    parallel::tasks(down * n.div_ceil(cols), |i| {
+        // Blocks of the same columns follow one another: their part of b comes from memory once.
+        let (row, col) = (i % down * rows, i / down * cols);
         let size = (rows.min(ar.rows - row), cols.min(n - col));
         // SAFETY: `unit` proves the instructions; the block of y is this task's own.
-        scratch::with(cols.div_ceil(PANEL) * DEPTH * LINES, |s| unsafe {
-            matmul_block::<f32>(unit, ar, br, right, start, yr, (row, col), size, s)
+        scratch::with(DEPTH * LINES + rows * LINES, |s| unsafe {
+            matmul_block::<E>(unit, ar, br, right, start, yr, (row, col), size, s)
         });
     });
     Some(y)
@@ -64,31 +67,35 @@ fn blocks(m: usize, n: usize) -> (usize, usize) {
 
 dot_fn! {
     unsafe fn matmul_block<E>(
-        _unit, a: Rows<E>, b: Rows<E>, right: Right, start: Option<Rows<f32>>, y: Rows<f32>, at: (usize, usize), size: (usize, usize), packed: &mut [Line],
+        unit, a: Rows<E>, b: Rows<E>, right: Right, start: Option<Rows<E>>, y: Rows<E>, at: (usize, usize), size: (usize, usize),
+        memory: &mut [Line],
     ) {
-        let (row, col) = at;
-        let (rows, cols) = size;
+        let (s, (row, col), (rows, cols)) = (unit.0, at, size);
         let depth = DEPTH * E::PER_UNIT;
-        let (left, sums) = (Left { ptr: a.ptr().cast_const(), stride: a.stride }, Sums { ptr: y.ptr(), stride: y.stride });
-        let sums = sums.at(row, col);
-        for k in (0..a.cols).step_by(depth) {
-            let units = (a.cols - k).min(depth).div_ceil(E::PER_UNIT);
-            for (p, panel) in packed.chunks_exact_mut(DEPTH * LINES).enumerate() {
-                let c = col + p * PANEL;
-                if c >= col + cols {
-                    break;
-                }
+        let left = Left { ptr: a.ptr().cast_const(), stride: a.stride }.at(row, 0);
+        let (panel, sums) = memory.split_at_mut(DEPTH * LINES);
+        let sums = Rows::<f32>::in_scratch(sums.as_mut_ptr().cast(), rows, PANEL, PANEL);
+        let c = Sums { ptr: sums.ptr(), stride: PANEL };
+        for first in (col..col + cols).step_by(PANEL) {
+            let width = (col + cols - first).min(PANEL);
+            for k in (0..a.cols).step_by(depth) {
+                let units = (a.cols - k).min(depth) / E::PER_UNIT;
                 match right {
-                    Right::Along => panel_along(From { of: b, row: c, col: k }, units, panel.as_mut_ptr()),
-                    Right::Across => panel_across(From { of: b, row: k, col: c }, units, panel.as_mut_ptr()),
+                    Right::Along => panel_along(From { of: b, row: first, col: k }, units, panel.as_mut_ptr()),
+                    Right::Across => panel_across(From { of: b, row: k, col: first }, units, panel.as_mut_ptr()),
                 }
-                let before = match (k, &start) {
-                    (0, None) => None,
-                    (0, Some(s)) => Some(Sums { ptr: s.ptr(), stride: s.stride }.at(row, c)),
-                    _ => Some(sums.at(0, c - col)),
-                };
-                let width = (col + cols - c).min(PANEL);
-                product::<E>(rows, width, units, left.at(row, k), panel.as_ptr(), sums.at(0, c - col), before);
+                product::<E>(rows, width, units, left.at(0, k), panel.as_ptr(), c, (k > 0).then_some(c), Home::Cache);
+            }
+            for r in 0..rows {
+                let out = y.part_mut(row + r, first..first + width);
+                let start = start.as_ref().map(|s| &s.row(row + r)[first..first + width]);
+                for i in (0..width).step_by(LANES) {
+                    let sum = s.load(sums.row(r), i);
+                    s.store(out, i, match start {
+                        Some(start) => s.add(sum, s.load(start, i)),
+                        None => sum,
+                    });
+                }
             }
         }
     }
@@ -134,12 +141,34 @@ dot_fn! {
             let units = (depth - k).min(DEPTH);
             left_across(From { of: dy, row: k * E::PER_UNIT, col: row }, rows, units, DEPTH, left.as_mut_ptr());
             let a = Left { ptr: left.as_ptr().cast::<E>(), stride: DEPTH * E::PER_UNIT };
+            let home = if k == 0 { Home::Memory } else { Home::Cache };
+            let ahead = (DEPTH * E::PER_UNIT).div_ceil(grad.cols.div_ceil(PANEL));
             for col in (0..grad.cols).step_by(PANEL) {
+                // The columns of dy that come next are short runs far apart: fetch them while multiplying.
+                let next = (k + DEPTH) * E::PER_UNIT + col / PANEL * ahead;
+                for t in next..(next + ahead).min(dy.rows) {
+                    fetch(&dy.row(t)[row..row + rows]);
+                }
                 let panel = panels.panel(col / PANEL, depth).add(k * LINES);
                 let c = sums.at(0, col);
                 let width = (grad.cols - col).min(PANEL);
-                product::<E>(rows, width, units, a, panel, c, (add || k > 0).then_some(c));
+                product::<E>(rows, width, units, a, panel, c, (add || k > 0).then_some(c), home);
             }
         }
+    }
+}
+
+/// Asks for a slice to be in the second-level cache soon.
+///
+/// # Safety
+/// x86-64.
+#[inline(always)]
+unsafe fn fetch<E>(x: &[E]) {
+    let step = 64 / size_of::<E>();
+    for i in (0..x.len()).step_by(step) {
+        _mm_prefetch::<_MM_HINT_T1>(x.as_ptr().add(i).cast());
+    }
+    if let Some(last) = x.last() {
+        _mm_prefetch::<_MM_HINT_T1>((last as *const E).cast());
     }
 }
