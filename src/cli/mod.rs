@@ -6,6 +6,7 @@
 mod checkpoint;
 mod completions;
 mod config;
+mod data;
 mod exit_codes;
 pub mod logging;
 mod man;
@@ -38,6 +39,7 @@ struct Cli {
 enum Command {
     Checkpoint(checkpoint::Args),
     Config(config::Args),
+    Data(data::Args),
     Completions(completions::Args),
     Man(man::Args),
     Help(HelpArgs),
@@ -65,6 +67,7 @@ pub fn run() -> ExitCode {
     let result = match cli.command {
         Command::Checkpoint(a) => checkpoint::run(a),
         Command::Config(a) => config::run(a),
+        Command::Data(a) => data::run(a),
         Command::Completions(a) => completions::run(a),
         Command::Man(a) => man::run(a),
         Command::Help(a) => help(&a.topic),
