@@ -17,6 +17,7 @@ mod tests;
 
 pub use reference::{AdamW, LossSums};
 
+use cpu::linear;
 use half::bf16;
 use tch::{Kind, Tensor};
 
@@ -71,7 +72,7 @@ pub fn cross_entropy_(logits: &Tensor, targets: &Tensor, grad_scale: Option<f64>
 /// Causal grouped-query attention with softmax scale 1/sqrt(D). q [B,S,Hq,D], k and v [B,S,Hkv,D], strided over a larger
 /// row is fine. Returns (out [B,S,Hq,D] T contiguous, lse [B,Hq,S] f32: log of the sum of exponentials per row).
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
-    reference::attention(q, k, v)
+    by_kind!(q, cpu::attend::forward(q, k, v)).unwrap_or_else(|| reference::attention(q, k, v))
 }
 
 /// Backward of [`attention`], written into dq, dk, dv (shapes of q, k, v; strided is fine; overwritten).
@@ -80,27 +81,28 @@ pub fn attention_backward(
     dout: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, out: &Tensor, lse: &Tensor, dq: &mut Tensor, dk: &mut Tensor,
     dv: &mut Tensor,
 ) {
-    reference::attention_backward(dout, q, k, v, out, lse, dq, dk, dv)
+    by_kind!(q, cpu::attend::backward(dout, q, k, v, out, lse, dq, dk, dv))
+        .unwrap_or_else(|| reference::attention_backward(dout, q, k, v, out, lse, dq, dk, dv))
 }
 
 /// y [N,O] = x [N,I] · w [O,I]ᵀ, plus `residual` [N,O] if given.
 pub fn linear(x: &Tensor, w: &Tensor, residual: Option<&Tensor>) -> Tensor {
-    reference::linear(x, w, residual)
+    linear::forward(x, w, residual).unwrap_or_else(|| reference::linear(x, w, residual))
 }
 
 /// dx [N,I] = dy [N,O] · w [O,I].
 pub fn linear_backward_input(dy: &Tensor, w: &Tensor) -> Tensor {
-    reference::linear_backward_input(dy, w)
+    linear::backward_input(dy, w).unwrap_or_else(|| reference::linear_backward_input(dy, w))
 }
 
 /// grad [O,I] f32 += dy [N,O]ᵀ · x [N,I].
 pub fn linear_backward_weight(dy: &Tensor, x: &Tensor, grad: &Tensor) {
-    reference::linear_backward_weight(dy, x, grad)
+    linear::backward_weight(dy, x, grad, true).unwrap_or_else(|| reference::linear_backward_weight(dy, x, grad))
 }
 
 /// grad [O,I] f32 = dy [N,O]ᵀ · x [N,I]: the first micro-batch, which need not read (or clear) the buffer.
 pub fn linear_backward_weight_first(dy: &Tensor, x: &Tensor, grad: &Tensor) {
-    reference::linear_backward_weight_first(dy, x, grad)
+    linear::backward_weight(dy, x, grad, false).unwrap_or_else(|| reference::linear_backward_weight_first(dy, x, grad))
 }
 
 /// grad [V,H] f32 += rows of dy [N,H] T at `ids` [N] i64.

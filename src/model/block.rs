@@ -38,8 +38,8 @@ pub struct Block {
 
 /// Activations of one block between its forward and its backward pass.
 pub struct Saved {
-    attention: attention::Saved,
-    mlp: mlp::Saved,
+    pub attention: attention::Saved,
+    pub mlp: mlp::Saved,
 }
 
 /// What the weight gradients of one block read.

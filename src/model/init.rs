@@ -184,12 +184,12 @@ mod tests {
         // Five standard errors of each moment's estimate.
         for (k, expected, variance) in [(1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)] {
             let error = moment(k) - expected;
-            assert!(error.abs() < 5.0 * (variance / n as f64).sqrt(), "moment {k} is off by {error}");
+            assert!(error.abs() < 5.0 * (variance / n).sqrt(), "moment {k} is off by {error}");
         }
         let beyond = |limit: f64| v.iter().filter(|x| x.abs() > limit).count() as f64 / n;
         for (limit, p) in [(1.0, 0.317_310_5), (2.0, 0.045_500_3), (3.0, 0.002_699_8), (4.0, 6.334e-5)] {
             let error = beyond(limit) - p;
-            assert!(error.abs() < 5.0 * (p / n as f64).sqrt(), "beyond {limit}: off by {error}");
+            assert!(error.abs() < 5.0 * (p / n).sqrt(), "beyond {limit}: off by {error}");
         }
         // Both values of a pair, and neighbours, are uncorrelated.
         for lag in [1, PAIRS, BLOCK] {

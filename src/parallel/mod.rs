@@ -1,1 +1,3 @@
 //! One file per parallel axis.
+
+pub mod data;

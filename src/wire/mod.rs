@@ -16,6 +16,7 @@ mod work;
 mod world;
 
 pub use self::mpi::MpiWire;
+pub use shared::shared_bytes;
 pub use work::{Timing, Work};
 pub use world::{leave, Via, World};
 

@@ -10,7 +10,7 @@ use super::mpi::Span;
 use super::segment::Segment;
 use super::Op;
 use crate::error::{Error, Exit, Result};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use tch::Kind;
 
@@ -26,11 +26,19 @@ pub(super) struct Memory {
     segments: Mutex<Vec<Segment>>,
 }
 
+/// Bytes that tensors made by [`super::Wire::tensor`] hold outside libtorch's allocator, in this process.
+pub fn shared_bytes() -> u64 {
+    SHARED_BYTES.load(Ordering::Relaxed)
+}
+
+static SHARED_BYTES: AtomicU64 = AtomicU64::new(0);
+
 impl Memory {
     /// `bytes` zero bytes in a new segment, the same call on every rank; `None` when a rank has no room.
     pub(super) fn allocate(&self, bytes: usize) -> Result<Option<*mut u8>> {
         let rank = self.comm.rank()?;
         let new = Segment::create(&self.comm, bytes, &self.stop)?;
+        SHARED_BYTES.fetch_add(new.map_or(0, |_| bytes as u64), Ordering::Relaxed);
         self.segments.lock().unwrap_or_else(|e| e.into_inner()).extend(new);
         Ok(new.map(|s| s.part(rank)))
     }

@@ -8,6 +8,7 @@ mod config;
 mod data;
 mod errors;
 mod generate;
+mod metrics;
 mod model;
 mod slurm;
 mod train;

@@ -1,10 +1,10 @@
 //! Each layer's forward pass, input gradient and weight gradients.
 
-use super::oracle::{self, leaf, Leaves};
+use super::oracle::{self, leaf, Leaves, Out};
 use super::{close, config, ids, noise, params};
 use crate::config::Recompute;
 use crate::layout::Unit;
-use crate::model::block::Block;
+use crate::model::block::{self, Block};
 use crate::model::head::{self, Head, Projection};
 use crate::model::{embedding, Accumulate, Flat, Rope, StepOptions};
 use tch::{Device, Kind, Tensor};
@@ -108,6 +108,22 @@ fn block_equals_autograd_and_its_passes_split() {
 }
 
 #[test]
+fn a_block_keeps_what_its_formula_says() {
+    let m = config(false);
+    for dtype in [Kind::Float, Kind::BFloat16] {
+        let mut p = params(&m, 4);
+        p.units.iter_mut().for_each(|u| u.param = u.param.to_kind(dtype));
+        let x = noise(&[B * S, 36], 5).to_kind(dtype);
+        let rope = Rope::new(&m, 0, S as usize, Device::Cpu);
+        let (_, saved) = Block::new(&m).forward(p.unit(Unit::Block(0)), &x, &rope);
+        let (a, f) = (saved.attention, saved.mlp);
+        let kept = [a.x, a.rstd, a.normed, a.qkv, a.out, a.lse, f.x, f.rstd, f.normed, f.gate_up, f.act];
+        let bytes: usize = kept.iter().map(|t| t.numel() * t.kind().elt_size_in_bytes()).sum();
+        assert_eq!(bytes, (B * S) as usize * block::kept_bytes(&m, dtype.elt_size_in_bytes()));
+    }
+}
+
+#[test]
 fn embedding_equals_autograd() {
     let m = config(false);
     let p = params(&m, 1);
@@ -147,7 +163,7 @@ fn head_equals_autograd_over_several_chunks() {
 
     let (leaves, xr) = (Leaves::new(w), leaf(&x));
     let (norm, matrix) = (leaves.get("norm.weight"), leaves.get("lm_head.weight"));
-    let (logits, loss, z, objective) = oracle::head(norm, matrix, m.rms_norm_eps, &xr, &targets, scale, z_loss);
+    let Out { logits, loss, z, objective } = oracle::head(norm, matrix, m.rms_norm_eps, &xr, &targets, scale, z_loss);
     let want = Tensor::run_backward(&[objective], &[&xr, norm, matrix], false, false);
     let relative = |a: f64, b: &Tensor| (a / b.double_value(&[]) - 1.0).abs();
     assert!(relative(sums.loss, &loss) < 1e-6 && relative(sums.z, &z) < 1e-6, "{sums:?}");
@@ -158,7 +174,7 @@ fn head_equals_autograd_over_several_chunks() {
 
     // Replacing holds over all chunks, not for each.
     let _ = w.grad.shallow_clone().fill_(f64::NAN);
-    head.forward_backward(w, &out, &x, &targets, &StepOptions { grads: Accumulate::Replace, ..step });
+    let _ = head.forward_backward(w, &out, &x, &targets, &StepOptions { grads: Accumulate::Replace, ..step });
     close("norm.weight", &w.grad("norm.weight"), &want[1], TOLERANCE);
     close("lm_head.weight", &w.grad("lm_head.weight"), &want[2], TOLERANCE);
 
@@ -179,7 +195,7 @@ fn chunks_are_even_and_bounded() {
     for (n, vocab, elem) in [(8192, 128_256, 2), (8192, 32_000, 4), (5000, 32_000, 2), (1_000_003, 256, 4)] {
         let rows = head::chunk_rows(n, vocab, elem, head::CHUNK_BYTES);
         let most = (head::CHUNK_BYTES / (vocab * elem)).max(head::MIN_ROWS);
-        assert!(rows <= most.next_multiple_of(64) && rows % 64 == 0, "{n} {vocab}: {rows}");
+        assert!(rows <= most.next_multiple_of(64) && rows.is_multiple_of(64), "{n} {vocab}: {rows}");
         assert!(n.div_ceil(rows) * rows - n < rows, "{n} {vocab}: {rows}");
     }
 }

@@ -74,10 +74,19 @@ pub fn mlp(m: &ModelConfig, w: &Leaves, x: &Tensor) -> Tensor {
     x + (&gate * gate.sigmoid() * up).matmul(&w.get("down_proj.weight").tr())
 }
 
-/// Final norm, logits and `scale·(Σ loss + z_loss·Σ (log Z)²)`: x [..,H], targets [N] → (logits, Σ loss, Σ z, objective).
-pub fn head(
-    norm_w: &Tensor, matrix: &Tensor, eps: f64, x: &Tensor, targets: &Tensor, scale: f64, z_loss: f64,
-) -> (Tensor, Tensor, Tensor, Tensor) {
+/// What the head computes.
+pub struct Out {
+    pub logits: Tensor,
+    /// Σ -log p(target).
+    pub loss: Tensor,
+    /// Σ (log Z)².
+    pub z: Tensor,
+    /// `scale·(loss + z_loss·z)`.
+    pub objective: Tensor,
+}
+
+/// Final norm, logits and loss: x [..,H], targets [N].
+pub fn head(norm_w: &Tensor, matrix: &Tensor, eps: f64, x: &Tensor, targets: &Tensor, scale: f64, z_loss: f64) -> Out {
     let logits = norm(x, norm_w, eps).matmul(&matrix.tr());
     let rows = logits.reshape([targets.size()[0], -1]);
     let counted = targets.ge(0).nonzero().squeeze_dim(-1);
@@ -85,13 +94,13 @@ pub fn head(
     let loss = -rows.log_softmax(-1, None).gather(1, &targets.unsqueeze(1), false).sum(Kind::Double);
     let z = rows.logsumexp([-1i64].as_slice(), false).square().sum(Kind::Double);
     let objective = (&loss + &z * z_loss) * scale;
-    (logits, loss, z, objective)
+    Out { logits, loss, z, objective }
 }
 
-/// The whole model: leaves of every unit, and (logits, Σ loss, Σ z, objective).
+/// The whole model: the leaves of every unit, and what came out.
 pub fn model(
     m: &ModelConfig, p: &Params, tokens: &Tensor, targets: &Tensor, scale: f64, z_loss: f64,
-) -> (Vec<(Unit, Leaves)>, (Tensor, Tensor, Tensor, Tensor)) {
+) -> (Vec<(Unit, Leaves)>, Out) {
     let units: Vec<_> = p.units.iter().map(|u| (u.layout.unit, Leaves::new(u))).collect();
     let embedding = units[0].1.get("embed_tokens.weight");
     let mut x = embedding.index_select(0, &tokens.reshape([-1])).view([tokens.size()[0], tokens.size()[1], -1]);

@@ -1,5 +1,6 @@
 //! The whole model: gradients against autograd, recompute, accumulation, the order in which units complete.
 
+use super::oracle::Out;
 use super::{close, config, ids, oracle, params};
 use crate::config::{ModelConfig, Recompute};
 use crate::error::{Error, Exit};
@@ -46,7 +47,8 @@ fn every_gradient_equals_autograd() {
         let sums = run(&m, &p, &tokens, &targets, Recompute::None);
 
         let s = step(Recompute::None);
-        let (units, (logits, loss, z, objective)) = oracle::model(&m, &p, &tokens, &targets, s.grad_scale, s.z_loss);
+        let (units, Out { logits, loss, z, objective }) =
+            oracle::model(&m, &p, &tokens, &targets, s.grad_scale, s.z_loss);
         let leaves: Vec<_> =
             units.iter().flat_map(|(unit, l)| l.0.iter().map(move |(name, t)| (*unit, name, t))).collect();
         let inputs: Vec<&Tensor> = leaves.iter().map(|l| l.2).collect();
