@@ -10,6 +10,7 @@ mod exit_codes;
 pub mod logging;
 mod man;
 mod outcome;
+mod train;
 mod version;
 
 use crate::error::{Error, Exit, Result};
@@ -36,6 +37,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Train(train::Args),
     Checkpoint(checkpoint::Args),
     Config(config::Args),
     Completions(completions::Args),
@@ -64,6 +66,7 @@ pub fn run() -> ExitCode {
     };
     let result = match cli.command {
         Command::Checkpoint(a) => checkpoint::run(a),
+        Command::Train(a) => train::run(a),
         Command::Config(a) => config::run(a),
         Command::Completions(a) => completions::run(a),
         Command::Man(a) => man::run(a),

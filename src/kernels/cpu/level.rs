@@ -1,7 +1,7 @@
 //! What this CPU can do, found once.
 
 #[cfg(target_arch = "x86_64")]
-use super::avx512::Avx512;
+use super::x86::avx512::Avx512;
 use std::sync::OnceLock;
 
 /// The vector unit that kernels use.

@@ -1,7 +1,7 @@
 //! Which product of a linear layer takes herd's own inner loop and which takes libtorch's (oneDNN, MKL).
 
 #[cfg(target_arch = "x86_64")]
-use super::gemm::{self, Right};
+use super::x86::gemm::{self, Right};
 #[cfg(target_arch = "x86_64")]
 use half::bf16;
 use tch::{Kind, Tensor};
@@ -10,7 +10,8 @@ use tch::{Kind, Tensor};
 #[cfg(target_arch = "x86_64")]
 pub fn forward(x: &Tensor, w: &Tensor, residual: Option<&Tensor>) -> Option<Tensor> {
     match x.kind() {
-        Kind::Float => gemm::matmul(x, w, Right::Along, residual),
+        Kind::Float => gemm::matmul::<f32>(x, w, Right::Along, residual),
+        Kind::BFloat16 => gemm::matmul::<bf16>(x, w, Right::Along, residual),
         _ => None,
     }
 }
@@ -19,7 +20,8 @@ pub fn forward(x: &Tensor, w: &Tensor, residual: Option<&Tensor>) -> Option<Tens
 #[cfg(target_arch = "x86_64")]
 pub fn backward_input(dy: &Tensor, w: &Tensor) -> Option<Tensor> {
     match dy.kind() {
-        Kind::Float => gemm::matmul(dy, w, Right::Across, None),
+        Kind::Float => gemm::matmul::<f32>(dy, w, Right::Across, None),
+        Kind::BFloat16 => gemm::matmul::<bf16>(dy, w, Right::Across, None),
         _ => None,
     }
 }

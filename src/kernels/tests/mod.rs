@@ -1,5 +1,6 @@
 //! Every kernel against its libtorch reference, in fp32 and bf16, over awkward sizes and strides.
 
+mod attention;
 mod flat;
 mod matrix;
 mod memory;
