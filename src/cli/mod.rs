@@ -6,10 +6,12 @@
 mod checkpoint;
 mod completions;
 mod config;
+mod data;
 mod exit_codes;
 pub mod logging;
 mod man;
 mod outcome;
+mod train;
 mod version;
 
 use crate::error::{Error, Exit, Result};
@@ -36,8 +38,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Train(train::Args),
     Checkpoint(checkpoint::Args),
     Config(config::Args),
+    Data(data::Args),
     Completions(completions::Args),
     Man(man::Args),
     Help(HelpArgs),
@@ -64,7 +68,9 @@ pub fn run() -> ExitCode {
     };
     let result = match cli.command {
         Command::Checkpoint(a) => checkpoint::run(a),
+        Command::Train(a) => train::run(a),
         Command::Config(a) => config::run(a),
+        Command::Data(a) => data::run(a),
         Command::Completions(a) => completions::run(a),
         Command::Man(a) => man::run(a),
         Command::Help(a) => help(&a.topic),
