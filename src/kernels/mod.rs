@@ -3,7 +3,8 @@
 //! Statistics (rstd, lse, losses) and gradients of weights are fp32.
 //!
 //! A function takes its CPU version where the tensors suit it (dense CPU tensors of one dtype T, last dim adjacent) and
-//! libtorch's way otherwise. The CPU versions give the same bits on every run and for every number of threads.
+//! libtorch's way otherwise. The CPU versions give the same bits on every run and for every number of threads; libtorch's
+//! products (bf16 forward and input gradient, see `cpu::linear`) on every run with the same number of threads.
 
 mod cpu;
 pub mod device;
