@@ -7,6 +7,7 @@ mod checkpoint;
 mod completions;
 mod config;
 mod exit_codes;
+mod generate;
 pub mod logging;
 mod man;
 mod outcome;
@@ -38,6 +39,7 @@ struct Cli {
 enum Command {
     Checkpoint(checkpoint::Args),
     Config(config::Args),
+    Generate(generate::Args),
     Completions(completions::Args),
     Man(man::Args),
     Help(HelpArgs),
@@ -65,6 +67,7 @@ pub fn run() -> ExitCode {
     let result = match cli.command {
         Command::Checkpoint(a) => checkpoint::run(a),
         Command::Config(a) => config::run(a),
+        Command::Generate(a) => generate::run(a),
         Command::Completions(a) => completions::run(a),
         Command::Man(a) => man::run(a),
         Command::Help(a) => help(&a.topic),
