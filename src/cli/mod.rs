@@ -11,6 +11,7 @@ mod exit_codes;
 pub mod logging;
 mod man;
 mod outcome;
+mod train;
 mod version;
 
 use crate::error::{Error, Exit, Result};
@@ -37,6 +38,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Train(train::Args),
     Checkpoint(checkpoint::Args),
     Config(config::Args),
     Data(data::Args),
@@ -66,6 +68,7 @@ pub fn run() -> ExitCode {
     };
     let result = match cli.command {
         Command::Checkpoint(a) => checkpoint::run(a),
+        Command::Train(a) => train::run(a),
         Command::Config(a) => config::run(a),
         Command::Data(a) => data::run(a),
         Command::Completions(a) => completions::run(a),
