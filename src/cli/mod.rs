@@ -6,6 +6,7 @@
 mod checkpoint;
 mod completions;
 mod config;
+mod data;
 mod exit_codes;
 pub mod logging;
 mod man;
@@ -40,6 +41,7 @@ enum Command {
     Train(train::Args),
     Checkpoint(checkpoint::Args),
     Config(config::Args),
+    Data(data::Args),
     Completions(completions::Args),
     Man(man::Args),
     Help(HelpArgs),
@@ -68,6 +70,7 @@ pub fn run() -> ExitCode {
         Command::Checkpoint(a) => checkpoint::run(a),
         Command::Train(a) => train::run(a),
         Command::Config(a) => config::run(a),
+        Command::Data(a) => data::run(a),
         Command::Completions(a) => completions::run(a),
         Command::Man(a) => man::run(a),
         Command::Help(a) => help(&a.topic),

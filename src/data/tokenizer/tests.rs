@@ -14,7 +14,7 @@ fn tiny_bpe(dir: &Path) -> String {
         .vocab_size(300)
         .show_progress(false)
         .special_tokens(specials)
-        .initial_alphabet(ByteLevel::alphabet())
+        .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .build();
     let text = "the theory of the thing is that the other thinks\n".repeat(50);
     let mut trainer = tokenizers::models::TrainerWrapper::from(trainer);
