@@ -1,4 +1,4 @@
-//! Times every kernel against its libtorch reference at the shape of the benchmark model and prints a table.
+//! Times every kernel against libtorch (the reference; for attention its flash attention) at the shape of the benchmark model and prints a table.
 //!
 //! `cargo bench --bench kernels [-- [--threads N] [--batch N] [--cpu-time] [NAME…]]`: NAME is a part of a kernel's name. Each
 //! time is the smallest of several runs, ours and the reference's in turn; the last column is what a step of eight layers
@@ -166,24 +166,51 @@ fn attention(t: &mut Table, batch: i64) {
         |t: &Tensor| (t.narrow(2, 0, HEADS), t.narrow(2, HEADS, KV_HEADS), t.narrow(2, HEADS + KV_HEADS, KV_HEADS));
     let (q, k, v) = split(&qkv);
     let flop = (2 * batch * HEADS * SEQUENCE * SEQUENCE * WIDTH) as f64;
-    t.line(
-        "attention",
-        LAYERS,
-        flop,
-        || drop(kernels::attention(&q, &k, &v)),
-        || drop(reference::attention(&q, &k, &v)),
-    );
-    let (out, lse) = reference::attention(&q, &k, &v);
+    // libtorch's flash attention wants as many key heads as query heads.
+    let spread = |t: &Tensor| t.repeat_interleave_self_int(HEADS / KV_HEADS, 2, None).transpose(1, 2);
+    let scale = 1.0 / (WIDTH as f64).sqrt();
+    let flash = |q: &Tensor, k: &Tensor, v: &Tensor| {
+        let (q, k, v) = (q.transpose(1, 2), spread(k), spread(v));
+        Tensor::internal_scaled_dot_product_flash_attention_for_cpu(&q, &k, &v, 0.0, true, None::<&Tensor>, scale)
+    };
+    t.line("attention", LAYERS, flop, || drop(kernels::attention(&q, &k, &v)), || drop(flash(&q, &k, &v)));
+    let (out, lse) = kernels::attention(&q, &k, &v);
+    let (flash_out, flash_lse) = flash(&q, &k, &v);
     let dout = randn(&out.size(), t.kind);
     let d = qkv.empty_like();
     let (mut dq, mut dk, mut dv) = split(&d);
     let (mut eq, mut ek, mut ev) = split(&d);
+    let group = |g: Tensor| {
+        let g = g.reshape([batch, KV_HEADS, HEADS / KV_HEADS, SEQUENCE, WIDTH]);
+        g.sum_dim_intlist([2i64].as_slice(), false, None::<Kind>).transpose(1, 2)
+    };
+    let flash_backward = |q: &Tensor, k: &Tensor, v: &Tensor| {
+        let (q, k, v, dout) = (q.transpose(1, 2), spread(k), spread(v), dout.transpose(1, 2));
+        let (out, lse) = (&flash_out, &flash_lse);
+        Tensor::internal_scaled_dot_product_flash_attention_for_cpu_backward(
+            &dout,
+            &q,
+            &k,
+            &v,
+            out,
+            lse,
+            0.0,
+            true,
+            None::<&Tensor>,
+            scale,
+        )
+    };
     t.line(
         "attention_backward",
         LAYERS,
         2.5 * flop,
         || kernels::attention_backward(&dout, &q, &k, &v, &out, &lse, &mut dq, &mut dk, &mut dv),
-        || reference::attention_backward(&dout, &q, &k, &v, &out, &lse, &mut eq, &mut ek, &mut ev),
+        || {
+            let (gq, gk, gv) = flash_backward(&q, &k, &v);
+            eq.copy_(&gq.transpose(1, 2));
+            ek.copy_(&group(gk));
+            ev.copy_(&group(gv));
+        },
     );
 }
 

@@ -97,12 +97,13 @@ pub fn linear_backward_input(dy: &Tensor, w: &Tensor) -> Tensor {
 
 /// grad [O,I] f32 += dy [N,O]ᵀ · x [N,I].
 pub fn linear_backward_weight(dy: &Tensor, x: &Tensor, grad: &Tensor) {
-    linear::backward_weight(dy, x, grad, true).unwrap_or_else(|| reference::linear_backward_weight(dy, x, grad))
+    // libtorch's product is of dtype T: one pass adds it.
+    linear::backward_weight(dy, x, grad, true).unwrap_or_else(|| accumulate(grad, &dy.tr().matmul(x)))
 }
 
 /// grad [O,I] f32 = dy [N,O]ᵀ · x [N,I]: the first micro-batch, which need not read (or clear) the buffer.
 pub fn linear_backward_weight_first(dy: &Tensor, x: &Tensor, grad: &Tensor) {
-    linear::backward_weight(dy, x, grad, false).unwrap_or_else(|| reference::linear_backward_weight_first(dy, x, grad))
+    linear::backward_weight(dy, x, grad, false).unwrap_or_else(|| cast(grad, &dy.tr().matmul(x)))
 }
 
 /// grad [V,H] f32 += rows of dy [N,H] T at `ids` [N] i64.

@@ -33,7 +33,9 @@ impl Progress {
                 bar.set_position(r.step);
                 bar.set_message(line);
             }
-            None if r.step == first || r.step % self.every == 0 || r.step == self.total || r.skipped => say(&line),
+            None if r.step == first || r.step.is_multiple_of(self.every) || r.step == self.total || r.skipped => {
+                say(&line)
+            }
             None => {}
         }
     }

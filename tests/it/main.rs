@@ -6,6 +6,7 @@ mod checkpoint;
 mod cli;
 mod config;
 mod data;
+mod data_parallel;
 mod errors;
 mod generate;
 mod metrics;

@@ -1,6 +1,7 @@
 //! Products of the linear layers.
 
 use super::*;
+use crate::kernels::cpu::linear::sums_bf16_in_fp32;
 use crate::kernels::{self, reference};
 
 /// N, I, O: full tiles, one row, tails in every dim, several blocks of the summed dim.
@@ -31,7 +32,7 @@ fn weight_gradients_add_in_fp32() {
             let product = dy.to_kind(Kind::Float).tr().matmul(&x.to_kind(Kind::Float));
             let want = &g + &product;
             // bf16 on a CPU without AVX512-BF16 goes through a bf16 product.
-            let bound = if kind == Kind::Float || bf16_units() { 4e-6 } else { 8e-3 };
+            let bound = if kind == Kind::Float || sums_bf16_in_fp32() { 4e-6 } else { 8e-3 };
             kernels::linear_backward_weight(&dy, &x, &g);
             close(&what, &g, &want, bound);
             let _ = g.shallow_clone().fill_(f64::NAN);
@@ -56,7 +57,8 @@ fn operands_may_be_parts_of_larger_rows() {
             (Tensor::zeros([90, 48], (Kind::Float, Device::Cpu)), Tensor::zeros([90, 48], (Kind::Float, Device::Cpu)));
         kernels::linear_backward_weight(&dy, &x, &g);
         reference::linear_backward_weight(&dy.to_kind(Kind::Float), &x.to_kind(Kind::Float), &g0);
-        close("weight", &g, &g0, if bf16_units() { 4e-6 } else { 8e-3 });
+        let bound = if kind == Kind::Float || sums_bf16_in_fp32() { 4e-6 } else { 8e-3 };
+        close("weight", &g, &g0, bound);
     }
 }
 
@@ -78,12 +80,5 @@ fn the_number_of_threads_changes_no_bit() {
     };
     let (one, two) = (run(1), run(2));
     crate::kernels::parallel::set_threads(before);
-    assert!(one.iter().zip(&two).take(if bf16_units() { 4 } else { 3 }).all(|(a, b)| same(a, b)));
-}
-
-fn bf16_units() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+    assert!(one.iter().zip(&two).take(if sums_bf16_in_fp32() { 4 } else { 3 }).all(|(a, b)| same(a, b)));
 }

@@ -2,6 +2,7 @@
 
 mod attention;
 mod flat;
+mod levels;
 mod matrix;
 mod memory;
 mod rows;

@@ -5,6 +5,7 @@
 //! summed dim, the 64 columns of a panel side by side. C is fp32.
 
 use super::avx512::Avx512;
+use crate::kernels::cpu::level;
 use crate::kernels::cpu::view::Real;
 use half::bf16;
 use std::arch::x86_64::*;
@@ -33,7 +34,7 @@ pub trait Dot: Real {
 impl Dot for f32 {
     const PER_UNIT: usize = 1;
     fn detect() -> Option<Unit> {
-        Avx512::detect().map(Unit)
+        level::avx512().map(Unit)
     }
     #[inline(always)]
     unsafe fn dot(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
@@ -44,7 +45,7 @@ impl Dot for f32 {
 impl Dot for bf16 {
     const PER_UNIT: usize = 2;
     fn detect() -> Option<Unit> {
-        Avx512::detect().filter(|_| is_x86_feature_detected!("avx512bf16")).map(Unit)
+        level::avx512().filter(|_| is_x86_feature_detected!("avx512bf16")).map(Unit)
     }
     #[inline(always)]
     unsafe fn dot(acc: __m512, a: __m512i, b: __m512i) -> __m512 {

@@ -24,20 +24,20 @@ pub enum Right {
     Across,
 }
 
-/// y [M,N] = a [M,K] · b, plus `start` [M,N] if given; all of dtype E, summed in fp32.
-pub fn matmul<E: Dot>(a: &Tensor, b: &Tensor, right: Right, start: Option<&Tensor>) -> Option<Tensor> {
-    let unit = E::detect()?;
-    let (ar, br) = (Rows::<E>::matrix(a)?, Rows::<E>::matrix(b)?);
+/// y [M,N] = a [M,K] · b, plus `start` [M,N] if given; all fp32.
+pub fn matmul(a: &Tensor, b: &Tensor, right: Right, start: Option<&Tensor>) -> Option<Tensor> {
+    let unit = <f32 as Dot>::detect()?;
+    let (ar, br) = (Rows::<f32>::matrix(a)?, Rows::<f32>::matrix(b)?);
     let (k, n) = if right == Right::Along { (br.cols, br.rows) } else { (br.rows, br.cols) };
     let start = match start {
-        Some(t) => Some(Rows::<E>::matrix(t)?),
+        Some(t) => Some(Rows::<f32>::matrix(t)?),
         None => None,
     };
-    if ar.cols != k || k % E::PER_UNIT != 0 || start.as_ref().is_some_and(|s| (s.rows, s.cols) != (ar.rows, n)) {
+    if ar.cols != k || start.as_ref().is_some_and(|s| (s.rows, s.cols) != (ar.rows, n)) {
         return None;
     }
-    let y = Tensor::empty([ar.rows as i64, n as i64], (a.kind(), Device::Cpu));
-    let yr = Rows::<E>::matrix(&y)?;
+    let y = Tensor::empty([ar.rows as i64, n as i64], (Kind::Float, Device::Cpu));
+    let yr = Rows::<f32>::matrix(&y)?;
     let (rows, cols) = blocks(ar.rows, n);
     let down = ar.rows.div_ceil(rows);
     parallel::tasks(down * n.div_ceil(cols), |i| {
@@ -45,22 +45,25 @@ pub fn matmul<E: Dot>(a: &Tensor, b: &Tensor, right: Right, start: Option<&Tenso
         let (row, col) = (i % down * rows, i / down * cols);
         let size = (rows.min(ar.rows - row), cols.min(n - col));
         // SAFETY: `unit` proves the instructions; the block of y is this task's own.
-        scratch::with(DEPTH * LINES + rows * LINES, |s| unsafe {
-            matmul_block::<E>(unit, ar, br, right, start, yr, (row, col), size, s)
+        scratch::with((DEPTH + rows * cols.div_ceil(PANEL)) * LINES, |s| unsafe {
+            matmul_block::<f32>(unit, ar, br, right, start, yr, (row, col), size, s)
         });
     });
     Some(y)
 }
 
-/// Rows and columns of a task: large, for reuse of what is packed, but several tasks a thread.
+/// Rows and columns of a task: large, for reuse of what is packed, but several tasks a thread. The sums of a task (350 KB) and
+/// a slice of its rows stay in the second-level cache.
 fn blocks(m: usize, n: usize) -> (usize, usize) {
-    let enough = 4 * parallel::threads();
-    let (mut rows, mut cols) = (m.min(86 * TILE_ROWS), 4 * PANEL);
-    while m.div_ceil(rows) * n.div_ceil(cols) < enough && cols > PANEL {
+    let enough = 3 * parallel::threads();
+    let even = |m: usize, most: usize| m.div_ceil(m.div_ceil(most)).next_multiple_of(TILE_ROWS);
+    let (mut rows, mut cols) = (even(m, 60 * TILE_ROWS), 4 * PANEL);
+    let tasks = |rows: usize, cols: usize| m.div_ceil(rows) * n.div_ceil(cols);
+    while tasks(rows, cols) < enough && cols > PANEL {
         cols /= 2;
     }
-    while m.div_ceil(rows) * n.div_ceil(cols) < enough && rows > 8 * TILE_ROWS {
-        rows = (rows / 2).div_ceil(TILE_ROWS) * TILE_ROWS;
+    while tasks(rows, cols) < enough && rows > 8 * TILE_ROWS {
+        rows = even(rows, rows.div_ceil(2));
     }
     (rows, cols)
 }
@@ -74,23 +77,26 @@ dot_fn! {
         let depth = DEPTH * E::PER_UNIT;
         let left = Left { ptr: a.ptr().cast_const(), stride: a.stride }.at(row, 0);
         let (panel, sums) = memory.split_at_mut(DEPTH * LINES);
-        let sums = Rows::<f32>::in_scratch(sums.as_mut_ptr().cast(), rows, PANEL, PANEL);
-        let c = Sums { ptr: sums.ptr(), stride: PANEL };
-        for first in (col..col + cols).step_by(PANEL) {
-            let width = (col + cols - first).min(PANEL);
-            for k in (0..a.cols).step_by(depth) {
-                let units = (a.cols - k).min(depth) / E::PER_UNIT;
+        // Panel after panel of sums: [rows, 64] each.
+        let sums = Rows::<f32>::in_scratch(sums.as_mut_ptr().cast(), rows * cols.div_ceil(PANEL), PANEL, PANEL);
+        let panels = (0..cols.div_ceil(PANEL)).map(|p| (p * rows, col + p * PANEL, (cols - p * PANEL).min(PANEL)));
+        for k in (0..a.cols).step_by(depth) {
+            let units = (a.cols - k).min(depth) / E::PER_UNIT;
+            for (base, first, width) in panels.clone() {
                 match right {
                     Right::Along => panel_along(From { of: b, row: first, col: k }, units, panel.as_mut_ptr()),
                     Right::Across => panel_across(From { of: b, row: k, col: first }, units, panel.as_mut_ptr()),
                 }
+                let c = Sums { ptr: sums.ptr(), stride: PANEL }.at(base, 0);
                 product::<E>(rows, width, units, left.at(0, k), panel.as_ptr(), c, (k > 0).then_some(c), Home::Cache);
             }
+        }
+        for (base, first, width) in panels {
             for r in 0..rows {
                 let out = y.part_mut(row + r, first..first + width);
                 let start = start.as_ref().map(|s| &s.row(row + r)[first..first + width]);
                 for i in (0..width).step_by(LANES) {
-                    let sum = s.load(sums.row(r), i);
+                    let sum = s.load(sums.row(base + r), i);
                     s.store(out, i, match start {
                         Some(start) => s.add(sum, s.load(start, i)),
                         None => sum,
