@@ -39,7 +39,14 @@ impl Table {
         let (a, b) = (best.0 * 1e3, best.1 * 1e3);
         let rate = |ms: f64| if flop > 0.0 { format!("{:.0} GFLOP/s", flop / ms / 1e6) } else { String::new() };
         let n = calls as f64;
-        println!("{name:28} {a:9.2} {b:9.2} {:6.2}x {:9.1} {:9.1}   {:>12} {:>12}", b / a, a * n, (b - a) * n, rate(a), rate(b));
+        println!(
+            "{name:28} {a:9.2} {b:9.2} {:6.2}x {:9.1} {:9.1}   {:>12} {:>12}",
+            b / a,
+            a * n,
+            (b - a) * n,
+            rate(a),
+            rate(b)
+        );
         self.totals.0 += a * n;
         self.totals.1 += b * n;
     }
@@ -99,7 +106,13 @@ fn rows(t: &mut Table, batch: i64) {
     let (x, w, dw) = (randn(&[n, HIDDEN], k), randn(&[HIDDEN], k), randn(&[HIDDEN], Kind::Float));
     let (_, rstd) = reference::rms_norm(&x, &w, 1e-5);
     let norms = 2 * LAYERS + 1;
-    t.line("rms_norm", norms, 0.0, || drop(kernels::rms_norm(&x, &w, 1e-5)), || drop(reference::rms_norm(&x, &w, 1e-5)));
+    t.line(
+        "rms_norm",
+        norms,
+        0.0,
+        || drop(kernels::rms_norm(&x, &w, 1e-5)),
+        || drop(reference::rms_norm(&x, &w, 1e-5)),
+    );
     t.line(
         "rms_norm_backward",
         norms,
@@ -111,7 +124,13 @@ fn rows(t: &mut Table, batch: i64) {
     let (cos, sin) = (angle.cos(), angle.sin());
     let qk = randn(&[batch, SEQUENCE, HEADS + 2 * KV_HEADS, WIDTH], k).narrow(2, 0, HEADS + KV_HEADS);
     for (name, inverse) in [("rope", false), ("rope backward", true)] {
-        t.line(name, LAYERS, 0.0, || kernels::rope_(&qk, &cos, &sin, inverse), || reference::rope_(&qk, &cos, &sin, inverse));
+        t.line(
+            name,
+            LAYERS,
+            0.0,
+            || kernels::rope_(&qk, &cos, &sin, inverse),
+            || reference::rope_(&qk, &cos, &sin, inverse),
+        );
     }
     let (gate_up, dy) = (randn(&[n, 2 * FEED_FORWARD], k), randn(&[n, FEED_FORWARD], k));
     t.line("swiglu", LAYERS, 0.0, || drop(kernels::swiglu(&gate_up)), || drop(reference::swiglu(&gate_up)));
@@ -143,10 +162,17 @@ fn rows(t: &mut Table, batch: i64) {
 
 fn attention(t: &mut Table, batch: i64) {
     let qkv = randn(&[batch, SEQUENCE, HEADS + 2 * KV_HEADS, WIDTH], t.kind);
-    let split = |t: &Tensor| (t.narrow(2, 0, HEADS), t.narrow(2, HEADS, KV_HEADS), t.narrow(2, HEADS + KV_HEADS, KV_HEADS));
+    let split =
+        |t: &Tensor| (t.narrow(2, 0, HEADS), t.narrow(2, HEADS, KV_HEADS), t.narrow(2, HEADS + KV_HEADS, KV_HEADS));
     let (q, k, v) = split(&qkv);
     let flop = (2 * batch * HEADS * SEQUENCE * SEQUENCE * WIDTH) as f64;
-    t.line("attention", LAYERS, flop, || drop(kernels::attention(&q, &k, &v)), || drop(reference::attention(&q, &k, &v)));
+    t.line(
+        "attention",
+        LAYERS,
+        flop,
+        || drop(kernels::attention(&q, &k, &v)),
+        || drop(reference::attention(&q, &k, &v)),
+    );
     let (out, lse) = reference::attention(&q, &k, &v);
     let dout = randn(&out.size(), t.kind);
     let d = qkv.empty_like();
@@ -174,7 +200,13 @@ fn matrices(t: &mut Table, batch: i64) {
         let (x, w, dy, g) = (randn(&[n, i], k), randn(&[o, i], k), randn(&[n, o], k), randn(&[o, i], Kind::Float));
         let flop = (2 * n * i * o) as f64;
         let name = |part: &str| format!("linear {name} {part}");
-        t.line(&name("fwd"), calls, flop, || drop(kernels::linear(&x, &w, None)), || drop(reference::linear(&x, &w, None)));
+        t.line(
+            &name("fwd"),
+            calls,
+            flop,
+            || drop(kernels::linear(&x, &w, None)),
+            || drop(reference::linear(&x, &w, None)),
+        );
         t.line(
             &name("dx"),
             calls,
@@ -200,7 +232,8 @@ fn matrices(t: &mut Table, batch: i64) {
 }
 
 fn flat(t: &mut Table) {
-    let layer = HIDDEN * (HEADS + 2 * KV_HEADS) * WIDTH + HEADS * WIDTH * HIDDEN + 3 * HIDDEN * FEED_FORWARD + 2 * HIDDEN;
+    let layer =
+        HIDDEN * (HEADS + 2 * KV_HEADS) * WIDTH + HEADS * WIDTH * HIDDEN + 3 * HIDDEN * FEED_FORWARD + 2 * HIDDEN;
     let buffer = || randn(&[layer], Kind::Float);
     let (w, m, v, g) = (buffer(), buffer(), buffer().abs(), buffer());
     let p = if t.kind == Kind::Float { w.shallow_clone() } else { w.to_kind(t.kind) };

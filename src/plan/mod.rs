@@ -3,9 +3,11 @@
 
 pub mod flops;
 pub mod memory;
+mod resume;
 mod rules;
 mod shape;
 
+pub use resume::check_resume;
 pub use rules::check_vocabulary;
 
 use crate::config::{self, load, Config, DeviceChoice, Draft, ModelConfig, Precision, Problem};

@@ -103,7 +103,14 @@ impl State {
                 let mut values = Tensor::zeros([slots.range.len() as i64], (Kind::Float, Device::Cpu));
                 for (p, range) in flat.layout.pieces(&slots.range) {
                     let at = p.start + range.start - slots.range.start;
-                    from.read(group, &p.name, &p.offset, &p.extent, range.start, &mut floats_mut(&mut values)[at..at + range.len()])?;
+                    from.read(
+                        group,
+                        &p.name,
+                        &p.offset,
+                        &p.extent,
+                        range.start,
+                        &mut floats_mut(&mut values)[at..at + range.len()],
+                    )?;
                 }
                 tensor.shallow_clone().copy_(&values);
             }

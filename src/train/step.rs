@@ -29,7 +29,11 @@ pub struct Outcome {
     pub skipped: bool,
     /// Some rank has been asked to stop.
     pub stop: bool,
+    /// Mean (log Z)² per token.
+    pub z: f64,
     pub comm: CommTiming,
+    /// Filled in by the loop in steps that validate.
+    pub validation_loss: Option<f64>,
 }
 
 /// Runs one step on `state`. `stop` is this rank's wish to stop; the outcome's is everybody's.
@@ -47,22 +51,26 @@ pub fn step(stage: &Stage, state: &mut State, reducer: &mut Reducer, stop: bool)
     };
 
     // ─── gradients: sum over micro-batches; buckets leave for the other ranks during the last backward pass ───
-    let mut loss = 0.0;
+    let (mut loss, mut z) = (0.0, 0.0);
     for micro in 0..plan.accumulation {
         let last = micro + 1 == plan.accumulation;
         let batch = batch::train(plan, corpus, state.step, micro)?;
-        let found = model.forward_backward(&state.params, &batch.tokens, &batch.targets, &options(micro), &mut |unit| match last {
-            true => reducer.unit_ready(unit),
-            false => Ok(()),
-        })?;
+        let found =
+            model.forward_backward(&state.params, &batch.tokens, &batch.targets, &options(micro), &mut |unit| {
+                match last {
+                    true => reducer.unit_ready(unit),
+                    false => Ok(()),
+                }
+            })?;
         loss += found.loss;
+        z += found.z;
     }
     let mut comm = reducer.finish()?;
 
     // ─── agreement: loss, gradient norm, wish to stop, summed over all ranks ───
     let squares = state.optimizer.grad_sum_squares(&state.params);
-    let all = world.all_reduce_f64(&[loss, squares, stop as u8 as f64], Op::Sum)?;
-    let (loss, grad_norm, stop) = (all[0] / tokens, all[1].sqrt(), all[2] > 0.0);
+    let all = world.all_reduce_f64(&[loss, z, squares, stop as u8 as f64], Op::Sum)?;
+    let (loss, z, grad_norm, stop) = (all[0] / tokens, all[1] / tokens, all[2].sqrt(), all[3] > 0.0);
     let skipped = !(loss.is_finite() && grad_norm.is_finite());
 
     // ─── update: each rank its shard, then everybody gathers the parameters ───
@@ -75,5 +83,5 @@ pub fn step(stage: &Stage, state: &mut State, reducer: &mut Reducer, stop: bool)
     state.step += 1;
     state.tokens += tokens as u64;
     state.skipped += skipped as u64;
-    Ok(Outcome { loss, lr, grad_norm, skipped, stop, comm })
+    Ok(Outcome { loss, lr, grad_norm, skipped, stop, z, comm, validation_loss: None })
 }

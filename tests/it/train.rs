@@ -200,7 +200,7 @@ fn kill_and_resume_is_bitwise() {
         assert_eq!(unsafe { libc::kill(pids[0], libc::SIGKILL) }, 0);
         assert!(!child.wait().unwrap().success());
         let resumed = run.losses(ranks, &name, &[&set]);
-        assert!(lines(&run.path(&name), "events.jsonl").iter().any(|e| e["event"] == "resume"));
+        assert!(lines(&run.path(&name), "events.jsonl").iter().any(|e| e["kind"] == "resume"));
         assert_eq!(bits(&whole), bits(&resumed), "{precision} on {ranks} ranks");
     }
 }
@@ -257,7 +257,7 @@ fn a_flipped_byte_in_the_newest_checkpoint_falls_back_to_the_older_one() {
     let out = run.train(0, &[]);
     assert!(out.status.success(), "{}", text(&out));
     assert!(text(&out).contains("step-00000020") && text(&out).contains("step-00000016"), "{}", text(&out));
-    assert!(lines(&run.path("run"), "events.jsonl").iter().any(|e| e["event"] == "checkpoint_rejected"));
+    assert!(lines(&run.path("run"), "events.jsonl").iter().any(|e| e["kind"] == "checkpoint_rejected"));
     assert_eq!(bits(&whole), bits(&losses(&run.path("run"))));
 }
 
@@ -272,7 +272,7 @@ fn non_finite_steps_are_skipped_and_then_stop_the_run() {
         assert_eq!(out.status.code(), Some(30), "{}", text(&out));
         let skipped = lines(&run.path(&format!("nan-{ranks}")), "events.jsonl")
             .iter()
-            .filter(|e| e["event"] == "skipped_step")
+            .filter(|e| e["kind"] == "skipped_step")
             .count();
         assert_eq!(skipped, 4);
     }
@@ -316,7 +316,7 @@ fn a_full_disk_keeps_the_older_checkpoint() {
     let verify =
         herd().args(["checkpoint", "verify"]).arg(disk.join("run/checkpoints/step-00000008")).output().unwrap();
     assert!(verify.status.success(), "{}", text(&verify));
-    assert!(lines(&disk.join("run"), "events.jsonl").iter().any(|e| e["event"] == "checkpoint_failed"));
+    assert!(lines(&disk.join("run"), "events.jsonl").iter().any(|e| e["kind"] == "checkpoint_failed"));
 }
 
 /// A tmpfs of a given size, unmounted on drop.

@@ -49,7 +49,8 @@ pub(in crate::kernels) fn flash<E: Real>(q: &Tensor, k: &Tensor, v: &Tensor) -> 
     let groups = q.size()[2] / k.size()[2];
     let (qt, kt, vt) = (q.transpose(1, 2), spread(k, groups), spread(v, groups));
     let scale = 1.0 / (q.size()[3] as f64).sqrt();
-    let (out, lse) = Tensor::internal_scaled_dot_product_flash_attention_for_cpu(&qt, &kt, &vt, 0.0, true, None::<&Tensor>, scale);
+    let (out, lse) =
+        Tensor::internal_scaled_dot_product_flash_attention_for_cpu(&qt, &kt, &vt, 0.0, true, None::<&Tensor>, scale);
     Some((out.transpose(1, 2).contiguous(), lse.contiguous()))
 }
 

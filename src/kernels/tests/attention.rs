@@ -26,7 +26,8 @@ fn split(t: &Tensor, hq: i64, hkv: i64) -> (Tensor, Tensor, Tensor) {
 type Gradients<'a> = (&'a mut Tensor, &'a mut Tensor, &'a mut Tensor);
 
 fn check(
-    what: &str, [lse_bound, gradient_bound]: [f64; 2], forward: impl Fn(Kind, &Tensor, &Tensor, &Tensor) -> (Tensor, Tensor),
+    what: &str, [lse_bound, gradient_bound]: [f64; 2],
+    forward: impl Fn(Kind, &Tensor, &Tensor, &Tensor) -> (Tensor, Tensor),
     backward: impl Fn(Kind, &Tensor, [&Tensor; 5], Gradients),
 ) {
     for kind in KINDS {
@@ -63,9 +64,12 @@ fn check(
 
 #[test]
 fn attention_forward_and_backward() {
-    check("attention", [2e-6, 8e-3], |_, q, k, v| kernels::attention(q, k, v), |_, dout, [q, k, v, out, lse], (dq, dk, dv)| {
-        kernels::attention_backward(dout, q, k, v, out, lse, dq, dk, dv)
-    });
+    check(
+        "attention",
+        [2e-6, 8e-3],
+        |_, q, k, v| kernels::attention(q, k, v),
+        |_, dout, [q, k, v, out, lse], (dq, dk, dv)| kernels::attention_backward(dout, q, k, v, out, lse, dq, dk, dv),
+    );
 }
 
 #[test]

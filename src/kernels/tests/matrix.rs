@@ -12,7 +12,8 @@ fn linear_forward_and_backward_input() {
     for kind in KINDS {
         for (n, i, o) in SHAPES {
             let what = format!("linear {kind:?} {n} {i} {o}");
-            let (x, w, dy, res) = (randn(1, &[n, i], kind), randn(2, &[o, i], kind), randn(3, &[n, o], kind), randn(4, &[n, o], kind));
+            let (x, w, dy, res) =
+                (randn(1, &[n, i], kind), randn(2, &[o, i], kind), randn(3, &[n, o], kind), randn(4, &[n, o], kind));
             close(&what, &kernels::linear(&x, &w, None), &reference::linear(&x, &w, None), 2e-6);
             close(&what, &kernels::linear(&x, &w, Some(&res)), &reference::linear(&x, &w, Some(&res)), 2e-6);
             close(&what, &kernels::linear_backward_input(&dy, &w), &reference::linear_backward_input(&dy, &w), 2e-6);
@@ -43,11 +44,16 @@ fn weight_gradients_add_in_fp32() {
 #[test]
 fn operands_may_be_parts_of_larger_rows() {
     for kind in KINDS {
-        let (x, w, dy) = (randn(1, &[20, 100], kind).narrow(1, 2, 48), randn(2, &[90, 64], kind).narrow(1, 8, 48), randn(3, &[20, 128], kind));
+        let (x, w, dy) = (
+            randn(1, &[20, 100], kind).narrow(1, 2, 48),
+            randn(2, &[90, 64], kind).narrow(1, 8, 48),
+            randn(3, &[20, 128], kind),
+        );
         let dy = dy.narrow(1, 30, 90);
         close("forward", &kernels::linear(&x, &w, None), &reference::linear(&x, &w, None), 2e-6);
         close("input", &kernels::linear_backward_input(&dy, &w), &reference::linear_backward_input(&dy, &w), 2e-6);
-        let (g, g0) = (Tensor::zeros([90, 48], (Kind::Float, Device::Cpu)), Tensor::zeros([90, 48], (Kind::Float, Device::Cpu)));
+        let (g, g0) =
+            (Tensor::zeros([90, 48], (Kind::Float, Device::Cpu)), Tensor::zeros([90, 48], (Kind::Float, Device::Cpu)));
         kernels::linear_backward_weight(&dy, &x, &g);
         reference::linear_backward_weight(&dy.to_kind(Kind::Float), &x.to_kind(Kind::Float), &g0);
         close("weight", &g, &g0, if bf16_units() { 4e-6 } else { 8e-3 });
@@ -59,7 +65,11 @@ fn the_number_of_threads_changes_no_bit() {
     let before = crate::kernels::parallel::threads();
     let run = |threads| {
         crate::kernels::parallel::set_threads(threads);
-        let (x, w, dy) = (randn(1, &[130, 300], Kind::Float), randn(2, &[260, 300], Kind::Float), randn(3, &[130, 260], Kind::Float));
+        let (x, w, dy) = (
+            randn(1, &[130, 300], Kind::Float),
+            randn(2, &[260, 300], Kind::Float),
+            randn(3, &[130, 260], Kind::Float),
+        );
         let g = Tensor::zeros([260, 300], (Kind::Float, Device::Cpu));
         kernels::linear_backward_weight(&dy, &x, &g);
         let h = Tensor::zeros([260, 300], (Kind::Float, Device::Cpu));

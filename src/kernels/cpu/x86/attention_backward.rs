@@ -18,13 +18,15 @@ const KEYS: usize = QUERIES;
 /// See [`crate::kernels::attention_backward`].
 #[allow(clippy::too_many_arguments)]
 pub fn backward<E: Dot>(
-    dout: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, out: &Tensor, lse: &Tensor, dq: &Tensor, dk: &Tensor, dv: &Tensor,
+    dout: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, out: &Tensor, lse: &Tensor, dq: &Tensor, dk: &Tensor,
+    dv: &Tensor,
 ) -> Option<()> {
     let unit = E::detect()?;
     let [qh, kh, vh, oh, doh] = [Heads::<E>::of(q)?, Heads::of(k)?, Heads::of(v)?, Heads::of(out)?, Heads::of(dout)?];
     let [dqh, dkh, dvh] = [Heads::<E>::of(dq)?, Heads::of(dk)?, Heads::of(dv)?];
     let n = Shape::of(&qh, &kh, &vh)?;
-    let same = |a: &Heads<E>, b: &Heads<E>| (a.batch, a.tokens, a.heads, a.width) == (b.batch, b.tokens, b.heads, b.width);
+    let same =
+        |a: &Heads<E>, b: &Heads<E>| (a.batch, a.tokens, a.heads, a.width) == (b.batch, b.tokens, b.heads, b.width);
     let lr = Rows::<f32>::flat(lse)?;
     let sizes = [(&oh, &qh), (&doh, &qh), (&dqh, &qh), (&dkh, &kh), (&dvh, &kh)].iter().all(|(a, b)| same(a, b));
     if !sizes || ![dqh, dkh, dvh].iter().all(Heads::disjoint) || lr.cols != n.batch * n.heads * n.tokens {
@@ -232,7 +234,8 @@ fn dot_row<S: Simd, E: Dot>(s: S, a: &[E], b: &[E]) -> f32 {
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 fn score_row<S: Simd, E: Dot>(
-    s: S, score: &[f32], dp: &[f32], lse: &[f32; QUERIES], delta: &[f32; QUERIES], scale: f32, p: &mut [E], ds: &mut [E],
+    s: S, score: &[f32], dp: &[f32], lse: &[f32; QUERIES], delta: &[f32; QUERIES], scale: f32, p: &mut [E],
+    ds: &mut [E],
 ) {
     let scale = s.splat(scale);
     for i in (0..QUERIES).step_by(LANES) {
@@ -247,7 +250,9 @@ fn score_row<S: Simd, E: Dot>(
 /// # Safety
 /// AVX-512; the rows of dq are the caller's own; `from` has `width`, rounded up to 16, rows of memory.
 #[inline(always)]
-unsafe fn store_turned<S: Simd<V = __m512>, E: Dot>(s: S, from: Sums, width: usize, queries: usize, dq: &Rows<E>, first: usize) {
+unsafe fn store_turned<S: Simd<V = __m512>, E: Dot>(
+    s: S, from: Sums, width: usize, queries: usize, dq: &Rows<E>, first: usize,
+) {
     for q in (0..queries).step_by(16) {
         for d in (0..width).step_by(16) {
             let mut t: [__m512i; 16] = [_mm512_setzero_si512(); 16];

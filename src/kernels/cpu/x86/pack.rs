@@ -3,8 +3,8 @@
 
 use super::dot::{Dot, Line, LINES};
 use crate::kernels::cpu::view::Rows;
-use tch::Tensor;
 use std::arch::x86_64::*;
+use tch::Tensor;
 
 /// Part of a matrix: its rows and columns from these on.
 #[derive(Clone, Copy)]
