@@ -8,6 +8,9 @@ use clap::Subcommand;
 
 /// Make and look into token files.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  herd data tokenize --help
+  herd data inspect data/books_train --show 200")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,

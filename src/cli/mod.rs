@@ -95,14 +95,11 @@ fn help(topic: &[String]) -> Result<()> {
     if topic == ["exit-codes"] {
         return print(&exit_codes::table());
     }
-    let mut command = Cli::command();
-    command.build();
-    for name in topic {
-        let Some(sub) = command.find_subcommand(name) else {
-            return Err(Error::new(Exit::Usage, format!("no help on `{}`", topic.join(" ")))
-                .hint("`herd help` lists the commands; `herd help exit-codes` the exit codes"));
-        };
-        command = sub.clone();
+    // What `herd TOPIC --help` prints, in the same layout.
+    let line = ["herd"].into_iter().chain(topic.iter().map(String::as_str)).chain(["--help"]);
+    match Cli::command().try_get_matches_from(line) {
+        Err(e) if !e.use_stderr() => print(&e.render().to_string()),
+        _ => Err(Error::new(Exit::Usage, format!("no help on `{}`", topic.join(" ")))
+            .hint("`herd help` lists the commands; `herd help exit-codes` the exit codes")),
     }
-    print(&command.render_long_help().to_string())
 }

@@ -65,8 +65,8 @@ fn batch(config: &Config, world: usize, out: &mut Vec<Problem>) {
     if global % dp == 0 {
         // Micro-batches that divide a rank's share: the nearest below (1 always does) and above.
         let share = global / dp;
-        let down = (1..micro.min(share + 1)).rev().find(|m| share % m == 0);
-        let up = (micro + 1..=share).find(|m| share % m == 0);
+        let down = (1..micro.min(share + 1)).rev().find(|m| share.is_multiple_of(*m));
+        let up = (micro + 1..=share).find(|m| share.is_multiple_of(*m));
         let fits: Vec<String> = [down, up].into_iter().flatten().map(|m| m.to_string()).collect();
         hint += &format!(", and so does batch.micro {}", fits.join(" or "));
     }
@@ -117,7 +117,7 @@ fn data(config: &Config, out: &mut Vec<Problem>) {
     }
     for (key, corpora) in [("data.train", &d.train), ("data.validation", &d.validation)] {
         let total: f64 = corpora.iter().map(|c| c.weight).sum();
-        if !corpora.is_empty() && !(total > 0.0 && total.is_finite()) {
+        if !corpora.is_empty() && (total == 0.0 || !total.is_finite()) {
             let fact = format!("the weights of {} corpora add up to {total}", corpora.len());
             out.push(
                 Problem::new([key], fact).hint("give at least one corpus a weight above 0, and none an enormous one"),
@@ -137,7 +137,7 @@ fn heads(shape: &Shape, out: &mut Vec<Problem>) {
             multiples(h, q)
         );
         out.push(shape.problem(&["hidden_size", "num_attention_heads", "head_dim"], fact).hint(hint));
-    } else if m.head_dim() % 2 != 0 {
+    } else if !m.head_dim().is_multiple_of(2) {
         let fact = format!("head_dim {} is odd, but rotary embedding turns pairs", m.head_dim());
         let hint = format!("{} or {}", m.head_dim() - 1, m.head_dim() + 1).replace("0 or ", "");
         out.push(shape.problem(&["head_dim", "hidden_size", "num_attention_heads"], fact).hint(hint));
@@ -191,7 +191,7 @@ pub fn check_vocabulary(model: &ModelConfig, tokenizer_ids: usize, tokenizer: &s
 }
 
 fn divisors(n: usize) -> Vec<usize> {
-    (1..=n).filter(|d| n % d == 0).collect()
+    (1..=n).filter(|d| n.is_multiple_of(*d)).collect()
 }
 
 /// The option nearest to `n` below and the nearest above, as words.
