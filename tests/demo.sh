@@ -4,17 +4,21 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-demo=$PWD/build/demo            # everything of the demo
+demo=build/demo                 # everything of the demo
 prefix=$PWD/build/demo-prefix   # where herd is installed, as on a cluster: PREFIX=/project/software/herd
 run=$demo/run                   # the run directory, as configs/llama3_demo.yaml names it
 cluster=tests/cluster/cluster   # a private Slurm; on a real cluster, leave `cluster run` away
 python=${HERD_PYTHON:-python3}
-export HERD_CLUSTER=$demo/cluster
+export HERD_CLUSTER=$PWD/$demo/cluster
 nodes=2
 
 title() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 show() {
-    echo "\$ $*"
+    local word line='$'
+    for word in "$@"; do
+        if [[ $word == *" "* ]]; then line+=" '$word'"; else line+=" $word"; fi
+    done
+    echo "$line"
     "$@"
 }
 finish() {
