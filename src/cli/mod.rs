@@ -8,6 +8,7 @@ mod completions;
 mod config;
 mod data;
 mod exit_codes;
+mod generate;
 pub mod logging;
 mod man;
 mod outcome;
@@ -42,6 +43,7 @@ enum Command {
     Checkpoint(checkpoint::Args),
     Config(config::Args),
     Data(data::Args),
+    Generate(generate::Args),
     Completions(completions::Args),
     Man(man::Args),
     Help(HelpArgs),
@@ -71,6 +73,7 @@ pub fn run() -> ExitCode {
         Command::Train(a) => train::run(a),
         Command::Config(a) => config::run(a),
         Command::Data(a) => data::run(a),
+        Command::Generate(a) => generate::run(a),
         Command::Completions(a) => completions::run(a),
         Command::Man(a) => man::run(a),
         Command::Help(a) => help(&a.topic),

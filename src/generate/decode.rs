@@ -71,7 +71,7 @@ impl<'a> Decoder<'a> {
     /// x [1,H] → [V] on the host.
     fn logits(&self, x: &Tensor) -> Vec<f32> {
         let head = self.params.unit(Unit::Head);
-        let logits = self.model.head.logits(head, &self.model.projection(self.params), x).to_kind(Kind::Float);
+        let logits = self.model.head.logits(head, self.model.projection(self.params), x).to_kind(Kind::Float);
         let mut out = vec![0f32; logits.numel()];
         let n = out.len();
         logits.copy_data(&mut out, n);

@@ -102,7 +102,8 @@ impl<'a> Generator<'a> {
         Ok(Generation { tokens, stop })
     }
 
-    fn check(&self, prompt: &[u32]) -> Result<()> {
+    /// Whether [`Generator::run`] can take the prompt.
+    pub fn check(&self, prompt: &[u32]) -> Result<()> {
         let vocab = self.config.vocab_size;
         if prompt.is_empty() {
             return Err(Error::new(Exit::Data, "the prompt has no tokens").hint("give at least one character"));

@@ -17,7 +17,7 @@ fn model(max_position: usize) -> (ModelConfig, Params) {
         "max_position_embeddings": max_position, "tie_word_embeddings": true, "initializer_range": 0.3
     }))
     .unwrap();
-    let p = Params::zeros(&Layout::new(&m, &Topology::solo()), Kind::Float, Device::Cpu);
+    let p = Params::frozen(&Layout::new(&m, &Topology::solo()), Kind::Float, Device::Cpu);
     for unit in &p.units {
         for param in &unit.layout.params {
             let mut values = vec![0f32; param.len()];

@@ -21,20 +21,30 @@ pub struct Head {
     pub chunk_bytes: usize,
 }
 
-/// The output matrix [V,H] T and its gradient [V,H] f32: the head's own, or the embedding's where they are tied.
-pub struct Projection {
-    pub weight: Tensor,
-    pub grad: Tensor,
+/// Where the output matrix lies: in the head unit, or in the embedding unit where the two are tied.
+#[derive(Clone, Copy)]
+pub struct Projection<'a> {
+    unit: &'a Flat,
+    name: &'static str,
 }
 
-impl Projection {
+impl<'a> Projection<'a> {
     /// `embedding` is the embedding unit of a tied model, None in an untied one.
-    pub fn new(head: &Flat, embedding: Option<&Flat>) -> Projection {
-        let (unit, name) = match embedding {
-            Some(e) => (e, embedding::MATRIX),
-            None => (head, MATRIX),
-        };
-        Projection { weight: unit.param(name), grad: unit.grad(name) }
+    pub fn new(head: &'a Flat, embedding: Option<&'a Flat>) -> Projection<'a> {
+        match embedding {
+            Some(unit) => Projection { unit, name: embedding::MATRIX },
+            None => Projection { unit: head, name: MATRIX },
+        }
+    }
+
+    /// [V,H] T.
+    pub fn weight(self) -> Tensor {
+        self.unit.param(self.name)
+    }
+
+    /// [V,H] f32.
+    pub fn grad(self) -> Tensor {
+        self.unit.grad(self.name)
     }
 }
 
@@ -48,24 +58,25 @@ impl Head {
     ///
     /// Memory beyond x: dx, and of one chunk the logits (overwritten by their gradient), normed x and its gradient.
     pub fn forward_backward(
-        &self, w: &Flat, out: &Projection, x: &Tensor, targets: &Tensor, step: &StepOptions,
+        &self, w: &Flat, out: Projection, x: &Tensor, targets: &Tensor, step: &StepOptions,
     ) -> (LossSums, Tensor) {
+        let (weight, dweight) = (out.weight(), out.grad());
         let (norm, dnorm) = (w.param(NORM), step.grads.ready(w.grad(NORM)));
         let mut grads = step.grads;
         let mut sums = LossSums::default();
         let dx = x.empty_like();
-        for (start, len) in self.chunks(x, &out.weight) {
+        for (start, len) in self.chunks(x, &weight) {
             let x = x.narrow(0, start, len);
             let (normed, rstd) = kernels::rms_norm(&x, &norm, self.eps);
-            let logits = kernels::linear(&normed, &out.weight, None);
+            let logits = kernels::linear(&normed, &weight, None);
             add(
                 &mut sums,
                 kernels::cross_entropy_(&logits, &targets.narrow(0, start, len), Some(step.grad_scale), step.z_loss),
             );
             let dlogits = logits;
-            grads.matrix(&dlogits, &normed, &out.grad);
+            grads.matrix(&dlogits, &normed, &dweight);
             grads = Accumulate::Add;
-            let dnormed = kernels::linear_backward_input(&dlogits, &out.weight);
+            let dnormed = kernels::linear_backward_input(&dlogits, &weight);
             drop(dlogits);
             dx.narrow(0, start, len).copy_(&kernels::rms_norm_backward(&dnormed, &x, &norm, &rstd, None, &dnorm));
         }
@@ -73,9 +84,9 @@ impl Head {
     }
 
     /// Loss alone: x [N,H] T, targets [N] i64.
-    pub fn loss(&self, w: &Flat, out: &Projection, x: &Tensor, targets: &Tensor) -> LossSums {
+    pub fn loss(&self, w: &Flat, out: Projection, x: &Tensor, targets: &Tensor) -> LossSums {
         let mut sums = LossSums::default();
-        for (start, len) in self.chunks(x, &out.weight) {
+        for (start, len) in self.chunks(x, &out.weight()) {
             let logits = self.logits(w, out, &x.narrow(0, start, len));
             add(&mut sums, kernels::cross_entropy_(&logits, &targets.narrow(0, start, len), None, 0.0));
         }
@@ -83,9 +94,9 @@ impl Head {
     }
 
     /// x [N,H] T → logits [N,V] T, not chunked.
-    pub fn logits(&self, w: &Flat, out: &Projection, x: &Tensor) -> Tensor {
+    pub fn logits(&self, w: &Flat, out: Projection, x: &Tensor) -> Tensor {
         let (normed, _) = kernels::rms_norm(x, &w.param(NORM), self.eps);
-        kernels::linear(&normed, &out.weight, None)
+        kernels::linear(&normed, &out.weight(), None)
     }
 
     /// (first row, rows) of each chunk of x [N,H].

@@ -79,7 +79,7 @@ impl Llama {
         }
 
         let head = p.unit(Unit::Head);
-        let (sums, mut dx) = self.head.forward_backward(head, &self.projection(p), &x, &targets, step);
+        let (sums, mut dx) = self.head.forward_backward(head, self.projection(p), &x, &targets, step);
         drop(x);
         on_unit(Unit::Head)?;
 
@@ -104,20 +104,20 @@ impl Llama {
     pub fn loss(&self, p: &Params, tokens: &Tensor, targets: &Tensor) -> LossSums {
         let _guard = tch::no_grad_guard();
         let x = self.hidden(p, tokens);
-        self.head.loss(p.unit(Unit::Head), &self.projection(p), &x, &targets.reshape([-1]))
+        self.head.loss(p.unit(Unit::Head), self.projection(p), &x, &targets.reshape([-1]))
     }
 
     /// Logits [B,S,V] T of tokens [B,S] i64: every one of them, for tests and short prompts.
     pub fn logits(&self, p: &Params, tokens: &Tensor) -> Tensor {
         let _guard = tch::no_grad_guard();
         let x = self.hidden(p, tokens);
-        let logits = self.head.logits(p.unit(Unit::Head), &self.projection(p), &x);
+        let logits = self.head.logits(p.unit(Unit::Head), self.projection(p), &x);
         let size = tokens.size();
         logits.view([size[0], size[1], -1])
     }
 
     /// The output matrix: the head's own or the embedding's.
-    pub fn projection(&self, p: &Params) -> Projection {
+    pub fn projection<'a>(&self, p: &'a Params) -> Projection<'a> {
         Projection::new(p.unit(Unit::Head), self.tied.then(|| p.unit(Unit::Embedding)))
     }
 

@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 pub struct StepRecord {
     /// Counted from 1.
     pub step: u64,
+    /// When the step (with its validation) had ended: wall clock, for comparison with other programs of this host.
+    pub time: jiff::Timestamp,
     /// Mean cross-entropy per token, natural logarithm.
     pub loss: f64,
     pub lr: f64,
@@ -33,6 +35,10 @@ pub struct StepRecord {
     /// The same with attention counted in full.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mfu_full: Option<f64>,
+    /// Part of `step_s` in the linear layers' matrix products, on the rank that writes; absent on devices that run behind
+    /// the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub matmul_s: Option<f64>,
     /// Bytes of tensors at the highest point, on the rank that writes ([`memory_peak`]).
     pub memory_peak: u64,
     /// Time the data wire was busy, on the rank that writes, waiting for slower ranks included.

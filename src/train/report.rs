@@ -9,6 +9,7 @@ use crate::kernels;
 use crate::plan::flops::{self, PerToken};
 use crate::plan::Plan;
 use crate::wire::World;
+use jiff::Timestamp;
 use serde_json::{json, Value};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -65,6 +66,7 @@ impl Report {
         let mfu = |per_token| self.peak.map(|peak| flops::utilisation(per_rank, per_token, peak));
         let record = StepRecord {
             step: state.step,
+            time: Timestamp::now(),
             loss: found.loss,
             lr: found.lr,
             grad_norm: found.grad_norm,
@@ -73,6 +75,7 @@ impl Report {
             step_s: took.as_secs_f64(),
             mfu_causal: mfu(self.flops.causal),
             mfu_full: mfu(self.flops.full),
+            matmul_s: (plan.device == Device::Cpu).then_some(found.matmul.as_secs_f64()),
             memory_peak: memory_peak(),
             comm_busy_s: found.comm.busy.as_secs_f64(),
             comm_exposed_s: found.comm.exposed.as_secs_f64(),

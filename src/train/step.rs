@@ -4,11 +4,13 @@ use super::batch;
 use super::state::State;
 use crate::data::Mixture;
 use crate::error::Result;
+use crate::kernels::clock;
 use crate::model::{Accumulate, Llama, StepOptions};
 use crate::optim::{clip_factor, learning_rate};
 use crate::parallel::data::{CommTiming, Reducer};
 use crate::plan::Plan;
 use crate::wire::{Op, World};
+use std::time::Duration;
 
 /// What a step needs besides the state it changes.
 pub struct Stage<'a> {
@@ -32,6 +34,8 @@ pub struct Outcome {
     /// Mean (log Z)² per token.
     pub z: f64,
     pub comm: CommTiming,
+    /// Time in the linear layers' matrix products on this rank.
+    pub matmul: Duration,
     /// Filled in by the loop in steps that validate.
     pub validation_loss: Option<f64>,
 }
@@ -40,6 +44,7 @@ pub struct Outcome {
 pub fn step(stage: &Stage, state: &mut State, reducer: &mut Reducer, stop: bool) -> Result<Outcome> {
     let Stage { plan, world, model, corpus } = stage;
     let config = &plan.config;
+    let products = clock::matmul();
     let lr = learning_rate(&config.optim, state.step, config.train.steps);
     let tokens = (config.batch.global * config.data.sequence_length) as f64;
     let options = |micro| StepOptions {
@@ -83,5 +88,6 @@ pub fn step(stage: &Stage, state: &mut State, reducer: &mut Reducer, stop: bool)
     state.step += 1;
     state.tokens += tokens as u64;
     state.skipped += skipped as u64;
-    Ok(Outcome { loss, lr, grad_norm, skipped, stop, z, comm, validation_loss: None })
+    let matmul = clock::matmul() - products;
+    Ok(Outcome { loss, lr, grad_norm, skipped, stop, z, comm, matmul, validation_loss: None })
 }

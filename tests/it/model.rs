@@ -8,6 +8,7 @@ use herd::topology::Topology;
 use safetensors::SafeTensors;
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::OnceLock;
 use tch::{Device, Kind, Tensor};
 
@@ -22,8 +23,18 @@ impl Case {
     pub fn get(name: &str) -> Case {
         static FILES: OnceLock<BTreeMap<String, Vec<u8>>> = OnceLock::new();
         let cases = cases();
-        let files = FILES.get_or_init(|| ask_oracle(&cases));
-        Case { config: serde_json::from_value(cases[name]["model"].clone()).unwrap(), tensors: tensors(&files[name]) }
+        let read = |dir: &Path, name: &String| std::fs::read(dir.join(format!("{name}.safetensors"))).unwrap();
+        let files = FILES.get_or_init(|| {
+            let dir = tempfile::tempdir().unwrap();
+            ask_oracle(&cases, dir.path());
+            cases.as_object().unwrap().keys().map(|name| (name.clone(), read(dir.path(), name))).collect()
+        });
+        Case::new(&cases[name], &files[name])
+    }
+
+    /// A case and the safetensors file that the oracle wrote for it.
+    pub fn new(case: &Value, file: &[u8]) -> Case {
+        Case { config: serde_json::from_value(case["model"].clone()).unwrap(), tensors: tensors(file) }
     }
 
     pub fn tensor(&self, name: &str) -> &Tensor {
@@ -63,15 +74,12 @@ fn cases() -> Value {
     })
 }
 
-/// The oracle's safetensors file of every case.
-fn ask_oracle(cases: &Value) -> BTreeMap<String, Vec<u8>> {
-    let dir = tempfile::tempdir().unwrap();
-    let list = dir.path().join("cases.json");
+/// Writes a safetensors file for every case, and what else a case asks for, into `dir`.
+pub fn ask_oracle(cases: &Value, dir: &Path) {
+    let list = dir.join("cases.json");
     std::fs::write(&list, cases.to_string()).unwrap();
-    let out = support::python().arg("tests/oracle/model_oracle.py").arg(&list).arg(dir.path()).output().unwrap();
+    let out = support::python().arg("tests/oracle/model_oracle.py").arg(&list).arg(dir).output().unwrap();
     assert!(out.status.success(), "{}", support::text(&out));
-    let file = |name: &String| std::fs::read(dir.path().join(format!("{name}.safetensors"))).unwrap();
-    cases.as_object().unwrap().keys().map(|name| (name.clone(), file(name))).collect()
 }
 
 fn tensors(file: &[u8]) -> BTreeMap<String, Tensor> {

@@ -6,6 +6,8 @@ CASES.json maps a case's name to {"model": herd's model config, "batch": B, "seq
 OUT/NAME.safetensors then holds, in fp32 and i64: tokens [B,S], targets [B,S] (-100: not counted), logits [B,S,V],
 loss [1] (sum over counted targets, natural log), weight.* and grad.* (of the mean loss) under transformers' names,
 and greedy [P+n]: the first P tokens of row 0 continued by generate(do_sample=False).
+
+A case with "text" has that text's bytes as its prompt, and its model is saved to OUT/NAME/ by save_pretrained.
 """
 
 import json
@@ -32,7 +34,7 @@ def build(model):
     return net
 
 
-def run(case):
+def run(case, directory):
     net = build(dict(case["model"]))
     shape = (case["batch"], case["sequence"])
     vocab = case["model"]["vocab_size"]
@@ -46,6 +48,9 @@ def run(case):
         out["weight." + name] = p.detach()
         out["grad." + name] = p.grad
     prompt = tokens[:1, : case["prompt"]]
+    if "text" in case:
+        prompt = torch.tensor([list(case["text"].encode())])
+        net.save_pretrained(directory)
     greedy = net.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=case["new"])
     out["greedy"] = greedy[0]
     return {k: v.contiguous() for k, v in out.items()}
@@ -55,7 +60,7 @@ def main():
     cases, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     torch.manual_seed(1234)
     for name, case in cases.items():
-        save_file(run(case), out / f"{name}.safetensors")
+        save_file(run(case, out / name), out / f"{name}.safetensors")
 
 
 main()

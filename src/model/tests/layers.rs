@@ -159,7 +159,7 @@ fn head_equals_autograd_over_several_chunks() {
     let targets = targets.where_self(&targets.remainder(5).ne(0), &Tensor::from(-100i64));
     let (scale, z_loss) = (1.0 / 64.0, 3e-3);
     let step = StepOptions { grad_scale: scale, z_loss, recompute: Recompute::None, grads: Accumulate::Add };
-    let (sums, dx) = head.forward_backward(w, &out, &x, &targets, &step);
+    let (sums, dx) = head.forward_backward(w, out, &x, &targets, &step);
 
     let (leaves, xr) = (Leaves::new(w), leaf(&x));
     let (norm, matrix) = (leaves.get("norm.weight"), leaves.get("lm_head.weight"));
@@ -168,13 +168,13 @@ fn head_equals_autograd_over_several_chunks() {
     let relative = |a: f64, b: &Tensor| (a / b.double_value(&[]) - 1.0).abs();
     assert!(relative(sums.loss, &loss) < 1e-6 && relative(sums.z, &z) < 1e-6, "{sums:?}");
     assert_eq!(sums.tokens as i64, targets.ge(0).sum(Kind::Int64).int64_value(&[]));
-    close("logits", &head.logits(w, &out, &x), &logits, TOLERANCE);
+    close("logits", &head.logits(w, out, &x), &logits, TOLERANCE);
     close("dx", &dx, &want[0], TOLERANCE);
     same_grads(w, &["norm.weight", "lm_head.weight"], &want[1..]);
 
     // Replacing holds over all chunks, not for each.
     let _ = w.grad.shallow_clone().fill_(f64::NAN);
-    let _ = head.forward_backward(w, &out, &x, &targets, &StepOptions { grads: Accumulate::Replace, ..step });
+    let _ = head.forward_backward(w, out, &x, &targets, &StepOptions { grads: Accumulate::Replace, ..step });
     close("norm.weight", &w.grad("norm.weight"), &want[1], TOLERANCE);
     close("lm_head.weight", &w.grad("lm_head.weight"), &want[2], TOLERANCE);
 
@@ -183,7 +183,7 @@ fn head_equals_autograd_over_several_chunks() {
     assert!(skipped.size()[0] > 0);
     assert_eq!(dx.index_select(0, &skipped).abs().max().double_value(&[]), 0.0);
 
-    let alone = head.loss(w, &out, &x, &targets);
+    let alone = head.loss(w, out, &x, &targets);
     assert!((alone.loss / sums.loss - 1.0).abs() < 1e-6 && alone.tokens == sums.tokens);
 }
 

@@ -1,0 +1,171 @@
+//! `herd generate`: continue prompts with a trained model.
+
+use crate::checkpoint::weights::{self, Weights};
+use crate::data::tokenizer::Tokenizer;
+use crate::error::{Error, Exit, Result};
+use crate::generate::{Generator, Options, Sampling, TextStream};
+use crate::kernels::device;
+use crate::layout::Layout;
+use crate::model::Params;
+use crate::topology::Topology;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+
+const EXAMPLES: &str = "\
+Examples:
+  herd generate --model runs/demo --prompt 'Once upon a time'
+  herd generate --model Llama-3.2-1B -p 'The sea' --temperature 0.8 --top-p 0.95 --seed 7
+  herd generate --model runs/demo/checkpoints/step-00000200 --max-new-tokens 500 -p - < prompt.txt
+
+The text goes to standard output as it is made, prompt first; several prompts are separated by an empty line.
+Greedy by default; with --temperature above 0 the same seed gives the same text.";
+
+/// Continue prompts with a model.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// A Hugging Face directory, a herd run directory (its newest valid checkpoint) or one checkpoint.
+    #[arg(long, short, value_name = "DIR")]
+    model: PathBuf,
+    /// Text to continue; may be given several times. `-` reads standard input to its end.
+    #[arg(long, short, value_name = "TEXT", required = true)]
+    prompt: Vec<String>,
+    /// `bytes`, a tokenizer.json or a tiktoken tokenizer.model. Default: the one the model came with.
+    #[arg(long, value_name = "SPEC")]
+    tokenizer: Option<String>,
+    /// Tokens to add to each prompt at most.
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 128)]
+    max_new_tokens: usize,
+    /// Divides the logits before drawing; 0 takes the likeliest token always.
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
+    temperature: f64,
+    /// Draw from this many likeliest tokens only; 0 from all.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+    /// Draw from the fewest likeliest tokens whose probabilities sum to this.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f64,
+    /// Seed of the draws.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Do not put the model's beginning-of-text token before the prompt (never done for `bytes`).
+    #[arg(long)]
+    no_bos: bool,
+    /// Go on after the end-of-text token.
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Where to compute. `auto`: the first GPU where there is one, else the CPU.
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = ["auto", "cpu", "cuda"])]
+    device: String,
+    /// Type of weights and activations. Default: bf16 on a GPU; fp32 on a CPU, where it is faster token by token.
+    #[arg(long, value_name = "TYPE", value_parser = ["bf16", "fp32"])]
+    precision: Option<String>,
+    /// CPU threads; 0 takes all cores.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
+    sampling.check()?;
+    let device = choose_device(&args.device)?;
+    if args.threads > 0 {
+        tch::set_num_threads(args.threads.min(i32::MAX as usize) as i32);
+    }
+    let prompts = args.prompt.iter().map(|p| read_prompt(p)).collect::<Result<Vec<String>>>()?;
+
+    let weights = weights::open(&args.model)?;
+    let tokenizer = open_tokenizer(args.tokenizer.as_deref(), &weights, &args.model)?;
+    let special = weights.special_tokens();
+    let bos = special.bos.filter(|_| !args.no_bos && tokenizer.spec() != "bytes");
+    let prompts = prompts
+        .into_iter()
+        .map(|text| Ok((bos.into_iter().chain(tokenizer.encode(&text)?).collect::<Vec<u32>>(), text)))
+        .collect::<Result<Vec<_>>>()?;
+    let stop = match args.ignore_eos {
+        true => vec![],
+        false => tokenizer.eos().into_iter().chain(special.eos.iter().copied()).collect(),
+    };
+
+    let params = load(&weights, dtype(args.precision.as_deref(), device), device)?;
+    let longest = prompts.iter().map(|(ids, _)| ids.len().saturating_add(args.max_new_tokens)).max().unwrap_or(0);
+    let generator = Generator::new(weights.model(), &params, longest, device);
+    let options = Options { max_new_tokens: args.max_new_tokens, sampling, stop };
+    for (index, (ids, text)) in prompts.iter().enumerate() {
+        generator.check(ids)?;
+        if index > 0 {
+            super::print("\n")?;
+        }
+        super::print(text)?;
+        let mut stream = TextStream::new(|ids| tokenizer.decode(ids));
+        generator.run(ids, index as u64, &options, &mut |id| match options.stop.contains(&id) {
+            true => Ok(()),
+            false => super::print(&stream.push(id)),
+        })?;
+        super::print(&(stream.finish() + "\n"))?;
+    }
+    Ok(())
+}
+
+/// The text itself, or standard input for `-`.
+fn read_prompt(prompt: &str) -> Result<String> {
+    if prompt != "-" {
+        return Ok(prompt.to_string());
+    }
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).map_err(|e| {
+        Error::new(Exit::Data, format!("cannot read the prompt from standard input: {e}")).hint("it must be UTF-8 text")
+    })?;
+    // The newline that ends a file is not part of the sentence to go on with.
+    Ok(text.strip_suffix('\n').map(String::from).unwrap_or(text))
+}
+
+fn open_tokenizer(given: Option<&str>, weights: &Weights, model: &Path) -> Result<Tokenizer> {
+    let spec = match given {
+        Some(spec) => spec,
+        None if !weights.tokenizer().is_empty() => weights.tokenizer(),
+        None => {
+            return Err(Error::new(Exit::Data, format!("{} names no tokenizer", model.display()))
+                .hint("give one with --tokenizer: `bytes`, a tokenizer.json or a tokenizer.model"))
+        }
+    };
+    let tokenizer = Tokenizer::open(spec)?;
+    let (has, takes) = (tokenizer.vocab_size(), weights.model().vocab_size);
+    if has > takes {
+        let fact = format!("the tokenizer {spec} has {has} tokens, the model's vocabulary only {takes}");
+        return Err(Error::new(Exit::Data, fact).hint("use the tokenizer that the model was trained with"));
+    }
+    Ok(tokenizer)
+}
+
+fn choose_device(choice: &str) -> Result<Device> {
+    match (choice, device::cuda_device_count()) {
+        ("cpu", _) | ("auto", 0) => Ok(Device::Cpu),
+        ("cuda", 0) => {
+            Err(Error::new(Exit::Device, "cuda was asked for, but this host has no CUDA device that libtorch can use")
+                .hint("use --device cpu or auto"))
+        }
+        _ => Ok(Device::Cuda(0)),
+    }
+}
+
+fn dtype(choice: Option<&str>, device: Device) -> Kind {
+    match choice {
+        Some("bf16") => Kind::BFloat16,
+        Some(_) => Kind::Float,
+        None if device.is_cuda() => Kind::BFloat16,
+        None => Kind::Float,
+    }
+}
+
+/// The whole model on `device`, one tensor in flight at a time.
+fn load(weights: &Weights, dtype: Kind, device: Device) -> Result<Params> {
+    let layout = Layout::new(weights.model(), &Topology::solo());
+    let params = Params::frozen(&layout, dtype, device);
+    weights.fill(&layout, &mut |unit, param, values| {
+        let mut view = params.unit(unit.unit).param(&param.name);
+        view.copy_(&Tensor::from_slice(values).view_as(&view));
+    })?;
+    Ok(params)
+}
