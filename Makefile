@@ -21,7 +21,7 @@ export PATH := $(PATH):$(cargo_bin):/usr/sbin
 .PHONY: help deps deps-test build install demo test lint bench clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## install what building and the demo need (Debian 12, Ubuntu 24.04); nothing that is there already
 	@scripts/deps.sh $(deps) base

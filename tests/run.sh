@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything CI runs, called by `make test`: build, lint, and all tests of all kinds. The last line counts them together.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT

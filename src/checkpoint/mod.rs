@@ -13,7 +13,7 @@
 //! - [`weights`]: parameters from a checkpoint or from a Hugging Face directory, alike
 //! - [`hf`]: Hugging Face's layout
 
-mod disk;
+pub mod disk;
 mod file;
 pub mod hf;
 mod manifest;

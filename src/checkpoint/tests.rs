@@ -5,6 +5,7 @@ use crate::config::ModelConfig;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+mod crash;
 mod damage;
 mod pieces;
 mod retention;
@@ -21,6 +22,14 @@ pub(super) fn meta(step: u64) -> Meta {
     Meta { step, updates: step, tokens: 100 * step, best_validation: Some(0.1), ..Meta::new(model()) }
 }
 
+/// A number below `below` (SplitMix64): the tests must be the same every time.
+pub(super) fn random(seed: &mut u64, below: usize) -> usize {
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (*seed ^ (*seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) % below.max(1) as u64) as usize
+}
+
 /// A tensor whose elements all differ, also between groups.
 pub(super) fn values(group: Group, shape: &[usize]) -> Vec<f32> {
     let n: usize = shape.iter().product();
@@ -29,6 +38,10 @@ pub(super) fn values(group: Group, shape: &[usize]) -> Vec<f32> {
 
 /// Saves `step` with two tensors in all groups, alone.
 pub(super) fn save_step(checkpoints: &Path, step: u64) -> PathBuf {
+    try_save_step(checkpoints, step).unwrap().path
+}
+
+pub(super) fn try_save_step(checkpoints: &Path, step: u64) -> crate::error::Result<Saved> {
     let shapes: [(&str, Vec<usize>); 2] = [("model.norm.weight", vec![33]), ("a.weight", vec![50, 40])];
     let mut held = Vec::new();
     for group in Group::ALL {
@@ -48,7 +61,7 @@ pub(super) fn save_step(checkpoints: &Path, step: u64) -> PathBuf {
             data,
         })
         .collect();
-    save::save_alone(checkpoints, &pieces, &meta(step)).unwrap().path
+    save::save_alone(checkpoints, &pieces, &meta(step))
 }
 
 /// Reads every tensor of a checkpoint of [`save_step`] and compares it.

@@ -1,10 +1,23 @@
-//! `herd config`: check a configuration, print it resolved, print its schema.
+//! `herd config`: check a configuration, print it with its defaults, print the schema of its keys.
 
+use crate::config::{self, schema, Config};
 use crate::error::Result;
+use crate::layout;
+use crate::plan::flops::PerToken;
+use crate::plan::memory::Memory;
+use crate::plan::{Plan, Ranks};
 use clap::Subcommand;
+use serde_json::json;
+use std::path::PathBuf;
 
 /// Check a configuration, print it with its defaults, or print the schema of its keys.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  herd config check configs/llama3_70b.yaml --ranks 128
+  herd config show configs/llama3_demo.yaml --set optim.lr=1e-3
+  herd config schema > herd.schema.json
+
+Relative paths in a configuration are relative to the current directory.")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -12,20 +25,200 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    Check(CheckArgs),
+    Show(ShowArgs),
     Schema(SchemaArgs),
+}
+
+#[derive(clap::Args)]
+struct File {
+    /// Configuration file (YAML)
+    config: PathBuf,
+    /// Override a key, as in optim.lr=3e-4; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// Print a configuration with every default and override, as YAML.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  herd config show configs/llama3_demo.yaml
+  herd config show configs/llama3_demo.yaml --set optim.lr=1e-3 > run.yaml")]
+struct ShowArgs {
+    #[command(flatten)]
+    file: File,
+}
+
+/// Report every mistake at once, or what the run will be: parameters, tokens a step, memory a rank.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  herd config check configs/llama3_demo.yaml
+  herd config check configs/llama3_70b.yaml --ranks 128 --json
+  herd config check configs/llama3_demo.yaml --set batch.micro=16
+
+Nothing of this host is looked at but the files that give the model's shape; data and devices are checked when the run starts.")]
+struct CheckArgs {
+    #[command(flatten)]
+    file: File,
+    /// Ranks that the run will have (default: the fewest that the parallel section allows)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    ranks: Option<u32>,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// Print the JSON Schema of a configuration, for editors.
 #[derive(clap::Args)]
-struct SchemaArgs {}
+#[command(after_help = "Examples:
+  herd config schema > herd.schema.json
+  herd config schema --markdown
+
+An editor with yaml-language-server completes and checks keys after this first line in a configuration:
+  # yaml-language-server: $schema=herd.schema.json")]
+struct SchemaArgs {
+    /// Print the keys as tables in Markdown (the body of docs/configuration.md)
+    #[arg(long)]
+    markdown: bool,
+}
 
 pub fn run(args: Args) -> Result<()> {
     match args.command {
-        Command::Schema(_) => schema(),
+        Command::Check(a) => check(a),
+        Command::Show(a) => show(&config::load(&a.file.config, &a.file.set)?),
+        Command::Schema(a) if a.markdown => super::print(&schema::markdown()),
+        Command::Schema(_) => super::print(&format!("{:#}\n", schema::schema())),
     }
 }
 
-fn schema() -> Result<()> {
-    let schema = schemars::schema_for!(crate::config::Config);
-    super::print(&format!("{:#}\n", schema.as_value()))
+fn show(config: &Config) -> Result<()> {
+    let yaml = serde_yaml::to_string(config);
+    super::print(&yaml.map_err(|e| crate::error::Error::new(crate::error::Exit::Internal, e.to_string()))?)
+}
+
+fn check(args: CheckArgs) -> Result<()> {
+    let draft = config::load::draft(&args.file.config, &args.file.set)?;
+    let p = &draft.config.parallel;
+    let fewest = [p.tensor, p.context, p.pipeline, p.data.max(1)].into_iter().fold(1usize, usize::saturating_mul);
+    let size = args.ranks.map_or(fewest, |n| n as usize);
+    // As if on a node that has what is asked for.
+    let ranks = Ranks { rank: 0, size, local_rank: 0, local_size: 1, cuda_devices: 1, cores: 1 };
+    let plan = Plan::from_draft(draft, &ranks)?;
+    super::print(&if args.json { summary_json(&plan) } else { summary(&plan) })
+}
+
+fn summary_json(plan: &Plan) -> String {
+    let (memory, flops) = (Memory::peak(plan), PerToken::new(&plan.model, plan.config.data.sequence_length));
+    let value = json!({
+        "ranks": plan.topology.world(),
+        "parameters": layout::count(&plan.model),
+        "tokens_per_step": plan.tokens_per_step(),
+        "micro_batches_per_step": plan.accumulation,
+        "flops_per_token": { "causal": flops.causal, "full": flops.full },
+        "memory": {
+            "parameters": memory.parameters, "gradients": memory.gradients, "master": memory.master,
+            "moments": memory.moments, "inputs": memory.inputs, "activations": memory.activations,
+            "working": memory.working, "peak": memory.total(),
+        },
+    });
+    format!("{value:#}\n")
+}
+
+fn summary(plan: &Plan) -> String {
+    let (m, c, memory) = (&plan.model, &plan.config, Memory::peak(plan));
+    let flops = PerToken::new(m, c.data.sequence_length);
+    let tokens = plan.tokens_per_step();
+    let lines = [
+        (
+            "model",
+            format!(
+                "{} parameters; {} blocks of width {}, {} heads of {} on {} key/value heads, vocabulary {}",
+                short(layout::count(m) as f64),
+                m.num_hidden_layers,
+                m.hidden_size,
+                m.num_attention_heads,
+                m.head_dim(),
+                m.num_key_value_heads,
+                grouped(m.vocab_size)
+            ),
+        ),
+        (
+            "step",
+            format!(
+                "{} tokens = {} sequences of {}; each of {} ranks {} × {}",
+                grouped(tokens),
+                c.batch.global,
+                c.data.sequence_length,
+                plan.topology.world(),
+                plan.accumulation,
+                plan.micro_batch
+            ),
+        ),
+        ("run", format!("{} steps, {} tokens", c.train.steps, short(tokens as f64 * c.train.steps as f64))),
+        ("work", format!("{}FLOP a token ({}FLOP with full attention)", short(flops.causal), short(flops.full))),
+        (
+            "memory",
+            format!(
+                "{} a rank: parameters {}, gradients {}, optimizer {}, activations {}, working {}",
+                size(memory.total()),
+                size(memory.parameters),
+                size(memory.gradients),
+                size(memory.master.saturating_add(memory.moments)),
+                size(memory.activations),
+                size(memory.working.saturating_add(memory.inputs))
+            ),
+        ),
+    ];
+    let body: String = lines.iter().map(|(name, text)| format!("  {name:<7} {text}\n")).collect();
+    format!("ok\n{body}")
+}
+
+/// 4,194,304.
+fn grouped(n: usize) -> String {
+    let digits = n.to_string();
+    let split = digits.len() % 3;
+    let (head, tail) = digits.split_at(split);
+    let parts = (!head.is_empty()).then(|| head.to_string()).into_iter();
+    let tail = tail.as_bytes().chunks(3).map(|c| String::from_utf8_lossy(c).into_owned());
+    parts.chain(tail).collect::<Vec<_>>().join(",")
+}
+
+/// Three digits and a decimal unit: 8.03 G.
+fn short(n: f64) -> String {
+    scaled(n, 1000.0, &["", "k", "M", "G", "T", "P", "E"])
+}
+
+/// Three digits and a binary unit: 1.50 GiB.
+fn size(bytes: u64) -> String {
+    scaled(bytes as f64, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"])
+}
+
+fn scaled(mut n: f64, base: f64, units: &[&str]) -> String {
+    let mut unit = 0;
+    while n >= base && unit + 1 < units.len() {
+        n /= base;
+        unit += 1;
+    }
+    let digits = if unit == 0 || n >= 100.0 {
+        0
+    } else if n >= 10.0 {
+        1
+    } else {
+        2
+    };
+    format!("{n:.digits$} {}", units[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_digits_and_a_unit() {
+        assert_eq!([grouped(0), grouped(999), grouped(4194304)], ["0", "999", "4,194,304"]);
+        assert_eq!(short(8.03e9), "8.03 G");
+        assert_eq!(short(512.0), "512 ");
+        assert_eq!(size(3 << 29), "1.50 GiB");
+        assert_eq!(size(u64::MAX), "16.0 EiB");
+    }
 }

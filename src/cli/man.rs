@@ -40,12 +40,28 @@ fn write_all(command: &clap::Command, name: &str, dir: &Path) -> Result<()> {
 }
 
 fn page(command: clap::Command, name: &str) -> String {
-    let man = Man::new(command.disable_help_subcommand(true)).title(name.to_uppercase());
+    let examples = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let man = Man::new(command.disable_help_subcommand(true).after_help("")).title(name.to_uppercase());
     let mut out = Vec::new();
     // Writing to memory cannot fail.
     let _ = man.render(&mut out);
+    let _ = example_section(&examples).to_writer(&mut out);
     let _ = exit_section().to_writer(&mut out);
     String::from_utf8_lossy(&out).into_owned()
+}
+
+/// The `Examples:` of the help as a section whose lines stay as they are.
+fn example_section(text: &str) -> Roff {
+    let mut roff = Roff::new();
+    if !text.is_empty() {
+        roff.control("SH", ["EXAMPLES"]);
+        roff.control("nf", []);
+        text.trim_start_matches("Examples:\n").lines().for_each(|line| {
+            roff.text([roman(line)]);
+        });
+        roff.control("fi", []);
+    }
+    roff
 }
 
 fn exit_section() -> Roff {

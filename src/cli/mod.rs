@@ -6,11 +6,13 @@
 mod checkpoint;
 mod completions;
 mod config;
+mod data;
 mod exit_codes;
 mod generate;
 pub mod logging;
 mod man;
 mod outcome;
+mod train;
 mod version;
 
 use crate::error::{Error, Exit, Result};
@@ -37,9 +39,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Train(train::Args),
     Checkpoint(checkpoint::Args),
     Config(config::Args),
     Generate(generate::Args),
+    Data(data::Args),
     Completions(completions::Args),
     Man(man::Args),
     Help(HelpArgs),
@@ -66,8 +70,10 @@ pub fn run() -> ExitCode {
     };
     let result = match cli.command {
         Command::Checkpoint(a) => checkpoint::run(a),
+        Command::Train(a) => train::run(a),
         Command::Config(a) => config::run(a),
         Command::Generate(a) => generate::run(a),
+        Command::Data(a) => data::run(a),
         Command::Completions(a) => completions::run(a),
         Command::Man(a) => man::run(a),
         Command::Help(a) => help(&a.topic),

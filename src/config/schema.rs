@@ -105,24 +105,25 @@ fn flatten_enum(map: &mut Map<String, Value>) {
     map.insert("description".into(), description.into());
 }
 
-/// All keys as a Markdown table, one per section: `docs/configuration.md` holds it, and a test compares them.
+/// All keys as Markdown tables, one per section: `docs/configuration.md` holds them, and a test compares.
 pub fn markdown() -> String {
-    let mut out = String::new();
-    let mut section = None;
+    let mut sections: Vec<(String, String)> = Vec::new();
     for (path, schema) in leaves() {
-        let head = path.rsplit_once('.').map(|(head, _)| head.to_string()).unwrap_or_default();
-        if section.as_ref() != Some(&head) {
-            let title = if head.is_empty() { "Top level".to_string() } else { format!("`{head}`") };
-            out += &format!("\n### {title}\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |\n");
-            section = Some(head);
-        }
-        let key = path.rsplit('.').next().unwrap_or(&path);
+        let (head, key) = path.rsplit_once('.').unwrap_or(("", &path));
         let text = schema["description"].as_str().unwrap_or_default();
         let text = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ");
         let text = text.replace('|', "\\|").replace(" - `", " · `");
-        out += &format!("| `{key}` | {} | {} | {text} |\n", type_name(schema), default_of(&path, schema));
+        let row = format!("| `{key}` | {} | {} | {text} |\n", type_name(schema), default_of(&path, schema));
+        match sections.iter_mut().find(|(section, _)| section == head) {
+            Some((_, rows)) => *rows += &row,
+            None => sections.push((head.to_string(), row)),
+        }
     }
-    out.trim_start().to_string()
+    let table = |(section, rows): &(String, String)| {
+        let title = if section.is_empty() { "Top level".into() } else { format!("`{section}`") };
+        format!("### {title}\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |\n{rows}")
+    };
+    sections.iter().map(table).collect::<Vec<_>>().join("\n")
 }
 
 /// Type and range in words: `integer ≥ 1`, `one of bf16, fp32`.
@@ -134,7 +135,8 @@ pub fn type_name(schema: &Value) -> String {
     for (word, sign) in [("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<")] {
         // A lower bound of 0 on an integer, or an upper bound that only guards against overflow, would be noise.
         if let Some(limit) = schema.get(word).filter(|l| l.as_f64().is_some_and(|l| l < 65536.0)) {
-            out += &format!(" {sign} {limit},");
+            let limit = limit.to_string();
+            out += &format!(" {sign} {},", limit.strip_suffix(".0").unwrap_or(&limit));
         }
     }
     out.trim_end_matches(',').to_string()

@@ -1,1 +1,15 @@
 //! Tokenizers, indexed token files, sample order.
+//!
+//! From text to a training sample: [`source`] reads documents, [`tokenizer`] turns them into ids, [`pipeline`] does so
+//! on several threads, [`indexed`] holds the ids on disk in Megatron's form, [`samples`] fixes the order of one corpus,
+//! [`mixture`] that of several. `docs/data.md` has the formats byte by byte.
+
+pub mod indexed;
+pub mod mixture;
+pub mod pipeline;
+pub mod samples;
+pub mod source;
+pub mod tokenizer;
+
+pub use mixture::Mixture;
+pub use tokenizer::Tokenizer;

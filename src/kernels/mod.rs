@@ -72,7 +72,7 @@ pub fn cross_entropy_(logits: &Tensor, targets: &Tensor, grad_scale: Option<f64>
 /// Causal grouped-query attention with softmax scale 1/sqrt(D). q [B,S,Hq,D], k and v [B,S,Hkv,D], strided over a larger
 /// row is fine. Returns (out [B,S,Hq,D] T contiguous, lse [B,Hq,S] f32: log of the sum of exponentials per row).
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
-    reference::attention(q, k, v)
+    by_kind!(q, cpu::attend::forward(q, k, v)).unwrap_or_else(|| reference::attention(q, k, v))
 }
 
 /// Backward of [`attention`], written into dq, dk, dv (shapes of q, k, v; strided is fine; overwritten).
@@ -81,7 +81,8 @@ pub fn attention_backward(
     dout: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, out: &Tensor, lse: &Tensor, dq: &mut Tensor, dk: &mut Tensor,
     dv: &mut Tensor,
 ) {
-    reference::attention_backward(dout, q, k, v, out, lse, dq, dk, dv)
+    by_kind!(q, cpu::attend::backward(dout, q, k, v, out, lse, dq, dk, dv))
+        .unwrap_or_else(|| reference::attention_backward(dout, q, k, v, out, lse, dq, dk, dv))
 }
 
 /// y [N,O] = x [N,I] · w [O,I]ᵀ, plus `residual` [N,O] if given.
@@ -96,12 +97,13 @@ pub fn linear_backward_input(dy: &Tensor, w: &Tensor) -> Tensor {
 
 /// grad [O,I] f32 += dy [N,O]ᵀ · x [N,I].
 pub fn linear_backward_weight(dy: &Tensor, x: &Tensor, grad: &Tensor) {
-    linear::backward_weight(dy, x, grad, true).unwrap_or_else(|| reference::linear_backward_weight(dy, x, grad))
+    // libtorch's product is of dtype T: one pass adds it.
+    linear::backward_weight(dy, x, grad, true).unwrap_or_else(|| accumulate(grad, &dy.tr().matmul(x)))
 }
 
 /// grad [O,I] f32 = dy [N,O]ᵀ · x [N,I]: the first micro-batch, which need not read (or clear) the buffer.
 pub fn linear_backward_weight_first(dy: &Tensor, x: &Tensor, grad: &Tensor) {
-    linear::backward_weight(dy, x, grad, false).unwrap_or_else(|| reference::linear_backward_weight_first(dy, x, grad))
+    linear::backward_weight(dy, x, grad, false).unwrap_or_else(|| cast(grad, &dy.tr().matmul(x)))
 }
 
 /// grad [V,H] f32 += rows of dy [N,H] T at `ids` [N] i64.

@@ -3,9 +3,11 @@
 
 pub mod flops;
 pub mod memory;
+mod resume;
 mod rules;
 mod shape;
 
+pub use resume::check_resume;
 pub use rules::check_vocabulary;
 
 use crate::config::{self, load, Config, DeviceChoice, Draft, ModelConfig, Precision, Problem};
@@ -46,7 +48,7 @@ pub struct Ranks {
     pub local_size: usize,
     /// CUDA devices that this process sees.
     pub cuda_devices: usize,
-    /// CPU cores that the ranks of this node share.
+    /// CPU cores that this rank may use.
     pub cores: usize,
 }
 
@@ -65,7 +67,8 @@ impl Plan {
         Plan::from_draft(Draft::of(config)?, ranks)
     }
 
-    fn from_draft(draft: Draft, ranks: &Ranks) -> Result<Plan> {
+    /// As [`Plan::read`], for a configuration read before.
+    pub fn from_draft(draft: Draft, ranks: &Ranks) -> Result<Plan> {
         let Draft { place, config, mut problems } = draft;
         let resolved = shape::resolve(&config.model);
         let mut clashes = rules::check(&config, resolved.as_ref().ok(), ranks);
@@ -95,7 +98,7 @@ impl Plan {
             micro_batch,
             accumulation: config.batch.global / (micro_batch * data),
             threads: match config.train.threads {
-                0 => (ranks.cores / ranks.local_size.max(1)).max(1),
+                0 => ranks.cores.max(1),
                 n => n,
             },
             model,

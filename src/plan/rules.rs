@@ -180,7 +180,7 @@ fn context(config: &Config, shape: &Shape, out: &mut Vec<Problem>) {
 ///
 /// # Errors
 /// [`Exit::Data`] if `tokenizer_ids` (largest id + 1) is above the model's vocabulary.
-pub fn check_vocabulary(model: &ModelConfig, tokenizer: &str, tokenizer_ids: usize) -> Result<()> {
+pub fn check_vocabulary(model: &ModelConfig, tokenizer_ids: usize, tokenizer: &str) -> Result<()> {
     if tokenizer_ids <= model.vocab_size {
         return Ok(());
     }

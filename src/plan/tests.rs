@@ -43,7 +43,7 @@ fn one(set: &str, size: usize) -> String {
 #[test]
 fn a_good_configuration_is_resolved() {
     let plan = Plan::from_draft(config(&[]), &ranks(2)).unwrap();
-    assert_eq!((plan.accumulation, plan.micro_batch, plan.threads), (3, 2, 4));
+    assert_eq!((plan.accumulation, plan.micro_batch, plan.threads), (3, 2, 8));
     assert_eq!((plan.topology.world(), plan.device, plan.dtype), (2, Device::Cpu, Kind::BFloat16));
     assert_eq!(plan.tokens_per_step(), 12 * 32);
 }
@@ -146,8 +146,8 @@ fn optimizer_state_is_shared_by_the_data_ranks() {
 #[test]
 fn a_tokenizer_may_not_know_more_ids_than_the_model() {
     let plan = Plan::from_draft(config(&[]), &ranks(1)).unwrap();
-    assert!(check_vocabulary(&plan.model, "bytes", 256).is_ok());
-    let e = check_vocabulary(&plan.model, "tok.json", 257).unwrap_err();
+    assert!(check_vocabulary(&plan.model, 256, "bytes").is_ok());
+    let e = check_vocabulary(&plan.model, 257, "tok.json").unwrap_err();
     assert_eq!(e.exit, Exit::Data);
     assert!(e.to_string().contains("257") && e.to_string().contains("256"), "{e}");
 }

@@ -1,1 +1,18 @@
-//! The step, the loop, metrics, progress.
+//! Training: the step, the loop around it, and what a person sees of both.
+//!
+//! Read `step` first: it is the paper's equations in order. `run` is the loop, `start` what comes before it, `state` what a
+//! checkpoint holds, `report` what is written down.
+
+mod batch;
+pub mod metrics;
+pub mod progress;
+mod report;
+mod run;
+mod signals;
+mod start;
+mod state;
+mod step;
+pub mod tensorboard;
+mod validate;
+
+pub use run::{run, End};

@@ -53,7 +53,8 @@ pub fn text(out: &Output) -> String {
 
 /// The Python with torch and transformers: the oracle.
 pub fn python() -> Command {
-    let path = std::env::var("HERD_PYTHON").map(PathBuf::from).unwrap_or_else(|_| root().join("build/deps/python/bin/python"));
+    let path =
+        std::env::var("HERD_PYTHON").map(PathBuf::from).unwrap_or_else(|_| root().join("build/deps/python/bin/python"));
     assert!(path.exists(), "no Python oracle at {}: run `make deps-test`, or set HERD_PYTHON", path.display());
     let mut c = Command::new(path);
     c.env("HF_HUB_OFFLINE", "1").current_dir(root());

@@ -5,11 +5,6 @@ use crate::checkpoint::manifest::{self, Manifest};
 use crate::checkpoint::map::Spec;
 use crate::checkpoint::slice::Span;
 
-fn random(seed: &mut u64, below: usize) -> usize {
-    *seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-    ((*seed >> 33) as usize) % below.max(1)
-}
-
 /// Cuts `0..n` into `parts` ranges, some perhaps empty.
 fn cut(seed: &mut u64, n: usize, parts: usize) -> Vec<(usize, usize)> {
     let mut at: Vec<usize> = (1..parts).map(|_| random(seed, n + 1)).collect();

@@ -1,7 +1,15 @@
 //! Which product of a linear layer takes herd's own inner loop and which takes libtorch's (oneDNN, MKL).
+//!
+//! - fp32: herd's. On a CPU that has AVX-512 but is not Intel's, MKL uses half of it; elsewhere the two are equal.
+//! - bf16, forward and input gradient: libtorch's; oneDNN is at the limit of the instructions.
+//! - bf16, weight gradient: herd's, which adds to the fp32 buffer where libtorch rounds the product to bf16 first and then
+//!   reads it again. But libtorch's where the CPU has AMX: oneDNN uses it.
 
 #[cfg(target_arch = "x86_64")]
-use super::gemm::{self, Right};
+use super::x86::{
+    dot::Dot,
+    gemm::{self, Right},
+};
 #[cfg(target_arch = "x86_64")]
 use half::bf16;
 use tch::{Kind, Tensor};
@@ -29,9 +37,26 @@ pub fn backward_input(dy: &Tensor, w: &Tensor) -> Option<Tensor> {
 pub fn backward_weight(dy: &Tensor, x: &Tensor, grad: &Tensor, add: bool) -> Option<()> {
     match x.kind() {
         Kind::Float => gemm::weight_gradient::<f32>(dy, x, grad, add),
-        Kind::BFloat16 => gemm::weight_gradient::<bf16>(dy, x, grad, add),
+        Kind::BFloat16 if sums_bf16_in_fp32() => gemm::weight_gradient::<bf16>(dy, x, grad, add),
         _ => None,
     }
+}
+
+/// Whether the weight gradient of bf16 goes straight into the fp32 buffer on this CPU.
+#[cfg(target_arch = "x86_64")]
+pub fn sums_bf16_in_fp32() -> bool {
+    !amx() && <bf16 as Dot>::detect().is_some()
+}
+
+/// Tile products of bf16 (CPUID leaf 7, EDX bits 22 and 24).
+#[cfg(target_arch = "x86_64")]
+fn amx() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    static AMX: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *AMX.get_or_init(|| {
+        const BF16_TILES: u32 = 1 << 22 | 1 << 24;
+        __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & BF16_TILES == BF16_TILES
+    })
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -45,6 +70,9 @@ mod elsewhere {
     }
     pub fn backward_weight(_dy: &Tensor, _x: &Tensor, _grad: &Tensor, _add: bool) -> Option<()> {
         None
+    }
+    pub fn sums_bf16_in_fp32() -> bool {
+        false
     }
 }
 #[cfg(not(target_arch = "x86_64"))]

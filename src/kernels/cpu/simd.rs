@@ -265,7 +265,7 @@ macro_rules! simd_fn {
                 use $crate::kernels::cpu::level::{self, Level};
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
                 #[allow(clippy::too_many_arguments)]
-                fn avx512 $(<$($e: simd::Element),+>)? (unit: $crate::kernels::cpu::avx512::Avx512, $($arg: $ty),*) $(-> $out)? {
+                fn avx512 $(<$($e: simd::Element),+>)? (unit: $crate::kernels::cpu::x86::avx512::Avx512, $($arg: $ty),*) $(-> $out)? {
                     generic(unit, $($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma")]

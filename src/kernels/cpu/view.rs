@@ -60,6 +60,15 @@ impl<'a, E: Dtype> Rows<'a, E> {
         Rows { ptr, rows, cols, stride, tensor: PhantomData }
     }
 
+    /// Rows of working memory.
+    ///
+    /// # Safety
+    /// The rows lie in one allocation that outlives 'a, aligned for E.
+    pub unsafe fn in_scratch(ptr: *mut E, rows: usize, cols: usize, stride: usize) -> Self {
+        Rows::new(ptr, rows, cols, stride)
+    }
+
+    #[inline(always)]
     pub fn row(&self, i: usize) -> &'a [E] {
         assert!(i < self.rows);
         // SAFETY: in bounds by construction; alive for 'a.
@@ -69,6 +78,7 @@ impl<'a, E: Dtype> Rows<'a, E> {
     /// # Safety
     /// Nobody else reads or writes this row while the slice lives.
     #[allow(clippy::mut_from_ref)]
+    #[inline(always)]
     pub unsafe fn row_mut(&self, i: usize) -> &mut [E] {
         assert!(i < self.rows);
         std::slice::from_raw_parts_mut(self.ptr.add(i * self.stride), self.cols)

@@ -1,6 +1,8 @@
 //! Every kernel against its libtorch reference, in fp32 and bf16, over awkward sizes and strides.
 
+mod attention;
 mod flat;
+mod levels;
 mod matrix;
 mod memory;
 mod rows;

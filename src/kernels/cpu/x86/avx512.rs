@@ -1,6 +1,6 @@
 //! AVX-512 as [`Simd`].
 
-use super::simd::{Simd, LANES};
+use crate::kernels::cpu::simd::{Simd, LANES};
 use half::bf16;
 use std::arch::x86_64::*;
 

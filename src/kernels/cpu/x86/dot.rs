@@ -5,13 +5,16 @@
 //! summed dim, the 64 columns of a panel side by side. C is fp32.
 
 use super::avx512::Avx512;
-use super::view::Real;
+use crate::kernels::cpu::level;
+use crate::kernels::cpu::view::Real;
 use half::bf16;
 use std::arch::x86_64::*;
 
 /// Rows and columns of a tile.
 pub const TILE_ROWS: usize = 6;
 pub const PANEL: usize = 64;
+/// Cache lines of one unit of a panel.
+pub const LINES: usize = PANEL / 16;
 
 /// Proof that this CPU multiplies elements of some dtype with the instructions that [`Dot`] uses.
 #[derive(Clone, Copy)]
@@ -31,7 +34,7 @@ pub trait Dot: Real {
 impl Dot for f32 {
     const PER_UNIT: usize = 1;
     fn detect() -> Option<Unit> {
-        Avx512::detect().map(Unit)
+        level::avx512().map(Unit)
     }
     #[inline(always)]
     unsafe fn dot(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
@@ -42,7 +45,7 @@ impl Dot for f32 {
 impl Dot for bf16 {
     const PER_UNIT: usize = 2;
     fn detect() -> Option<Unit> {
-        Avx512::detect().filter(|_| is_x86_feature_detected!("avx512bf16")).map(Unit)
+        level::avx512().filter(|_| is_x86_feature_detected!("avx512bf16")).map(Unit)
     }
     #[inline(always)]
     unsafe fn dot(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
@@ -91,38 +94,49 @@ impl Sums {
     }
 }
 
+/// Where C lies when a product begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Home {
+    Cache,
+    /// In memory: each tile asks for its part of C before it multiplies.
+    Memory,
+}
+
 /// c [rows, cols] = start + a [rows, k units] · panel [k, 64], with cols ≤ 64 and `start` zero, c itself, or another matrix.
 ///
 /// # Safety
 /// `a` has `rows` rows of `k` units, `panel` 4·k lines, c and start `rows` rows of `cols` floats; the CPU has E's features and the
 /// caller is compiled with them.
 #[inline(always)]
-pub unsafe fn product<E: Dot>(rows: usize, cols: usize, k: usize, a: Left<E>, panel: *const Line, c: Sums, start: Option<Sums>) {
+#[allow(clippy::too_many_arguments)]
+pub unsafe fn product<E: Dot>(
+    rows: usize, cols: usize, k: usize, a: Left<E>, panel: *const Line, c: Sums, start: Option<Sums>, home: Home,
+) {
     let mut row = 0;
     while row + TILE_ROWS <= rows {
-        tile_cols::<E, TILE_ROWS>(cols, k, a.at(row, 0), panel, c.at(row, 0), start.map(|s| s.at(row, 0)));
+        tile_cols::<E, TILE_ROWS>(cols, k, a.at(row, 0), panel, c.at(row, 0), start.map(|s| s.at(row, 0)), home);
         row += TILE_ROWS;
     }
     let (a, c, start) = (a.at(row, 0), c.at(row, 0), start.map(|s| s.at(row, 0)));
     match rows - row {
-        1 => tile_cols::<E, 1>(cols, k, a, panel, c, start),
-        2 => tile_cols::<E, 2>(cols, k, a, panel, c, start),
-        3 => tile_cols::<E, 3>(cols, k, a, panel, c, start),
-        4 => tile_cols::<E, 4>(cols, k, a, panel, c, start),
-        5 => tile_cols::<E, 5>(cols, k, a, panel, c, start),
+        1 => tile_cols::<E, 1>(cols, k, a, panel, c, start, home),
+        2 => tile_cols::<E, 2>(cols, k, a, panel, c, start, home),
+        3 => tile_cols::<E, 3>(cols, k, a, panel, c, start, home),
+        4 => tile_cols::<E, 4>(cols, k, a, panel, c, start, home),
+        5 => tile_cols::<E, 5>(cols, k, a, panel, c, start, home),
         _ => {}
     }
 }
 
 #[inline(always)]
 unsafe fn tile_cols<E: Dot, const R: usize>(
-    cols: usize, k: usize, a: Left<E>, panel: *const Line, c: Sums, start: Option<Sums>,
+    cols: usize, k: usize, a: Left<E>, panel: *const Line, c: Sums, start: Option<Sums>, home: Home,
 ) {
     match cols.div_ceil(16) {
-        4 => tile::<E, R, 4>(cols, k, a, panel, c, start),
-        3 => tile::<E, R, 3>(cols, k, a, panel, c, start),
-        2 => tile::<E, R, 2>(cols, k, a, panel, c, start),
-        1 => tile::<E, R, 1>(cols, k, a, panel, c, start),
+        4 => tile::<E, R, 4>(cols, k, a, panel, c, start, home),
+        3 => tile::<E, R, 3>(cols, k, a, panel, c, start, home),
+        2 => tile::<E, R, 2>(cols, k, a, panel, c, start, home),
+        1 => tile::<E, R, 1>(cols, k, a, panel, c, start, home),
         _ => {}
     }
 }
@@ -130,8 +144,15 @@ unsafe fn tile_cols<E: Dot, const R: usize>(
 /// R rows, V vectors of columns, the last one perhaps in part.
 #[inline(always)]
 unsafe fn tile<E: Dot, const R: usize, const V: usize>(
-    cols: usize, k: usize, a: Left<E>, panel: *const Line, c: Sums, start: Option<Sums>,
+    cols: usize, k: usize, a: Left<E>, panel: *const Line, c: Sums, start: Option<Sums>, home: Home,
 ) {
+    if home == Home::Memory {
+        for r in 0..R {
+            for v in 0..V {
+                _mm_prefetch::<_MM_HINT_ET0>(c.ptr.wrapping_add(r * c.stride + 16 * v).cast());
+            }
+        }
+    }
     let mut acc = [[_mm512_setzero_ps(); V]; R];
     let mut b = panel;
     let mut units = a.ptr.cast::<u32>();
@@ -147,7 +168,7 @@ unsafe fn tile<E: Dot, const R: usize, const V: usize>(
                 *acc = E::dot(*acc, av, bv[v]);
             }
         }
-        b = b.add(PANEL / 16);
+        b = b.add(LINES);
         units = units.add(1);
     }
     let tail = cols - 16 * (V - 1);
@@ -169,29 +190,30 @@ unsafe fn tile<E: Dot, const R: usize, const V: usize>(
     }
 }
 
-/// Makes a function over `E: Dot` that is compiled with the instructions of E. `unit` proves that they are there.
+/// Makes a function over `E: Dot` that is compiled with the instructions of E. Its first argument, a [`Unit`], proves that they
+/// are there.
 macro_rules! dot_fn {
-    ($(#[$doc:meta])* $vis:vis unsafe fn $name:ident <$e:ident>($($arg:ident : $ty:ty),* $(,)?) $body:block) => {
+    ($(#[$doc:meta])* $vis:vis unsafe fn $name:ident <$e:ident>($unit:ident $(, $arg:ident : $ty:ty)* $(,)?) $body:block) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
-        $vis unsafe fn $name<$e: $crate::kernels::cpu::dot::Dot>(_proof: $crate::kernels::cpu::dot::Unit, $($arg: $ty),*) {
-            use $crate::kernels::cpu::dot::Dot;
+        $vis unsafe fn $name<$e: $crate::kernels::cpu::x86::dot::Dot>(unit: $crate::kernels::cpu::x86::dot::Unit $(, $arg: $ty)*) {
+            use $crate::kernels::cpu::x86::dot::{Dot, Unit};
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
-            unsafe fn generic<$e: Dot>($($arg: $ty),*) $body
+            unsafe fn generic<$e: Dot>($unit: Unit $(, $arg: $ty)*) $body
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
             #[allow(clippy::too_many_arguments)]
-            unsafe fn fp32<$e: Dot>($($arg: $ty),*) {
-                generic::<$e>($($arg),*)
+            unsafe fn fp32<$e: Dot>(unit: Unit $(, $arg: $ty)*) {
+                generic::<$e>(unit $(, $arg)*)
             }
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
             #[allow(clippy::too_many_arguments)]
-            unsafe fn bf16<$e: Dot>($($arg: $ty),*) {
-                generic::<$e>($($arg),*)
+            unsafe fn bf16<$e: Dot>(unit: Unit $(, $arg: $ty)*) {
+                generic::<$e>(unit $(, $arg)*)
             }
             match $e::PER_UNIT {
-                1 => fp32::<$e>($($arg),*),
-                _ => bf16::<$e>($($arg),*),
+                1 => fp32::<$e>(unit $(, $arg)*),
+                _ => bf16::<$e>(unit $(, $arg)*),
             }
         }
     };

@@ -1,9 +1,10 @@
 //! Bringing operands into the form that the inner loop reads (see `dot`): panels of 64 columns for B, row-major units for A.
 //! Whatever lies beyond the matrix is filled with zeros.
 
-use super::dot::{Dot, Line, PANEL};
-use super::view::Rows;
+use super::dot::{Dot, Line, LINES};
+use crate::kernels::cpu::view::Rows;
 use std::arch::x86_64::*;
+use tch::Tensor;
 
 /// Part of a matrix: its rows and columns from these on.
 #[derive(Clone, Copy)]
@@ -11,6 +12,31 @@ pub struct From<'a, E> {
     pub of: Rows<'a, E>,
     pub row: usize,
     pub col: usize,
+}
+
+/// Panels of B one after another, written by the tasks of one parallel loop and read by those of the next.
+#[derive(Clone, Copy)]
+pub struct Packed(*mut Line);
+// SAFETY: tasks of the first loop write disjoint panels; afterwards they are only read.
+unsafe impl Send for Packed {}
+// SAFETY: as above.
+unsafe impl Sync for Packed {}
+
+impl Packed {
+    /// In the memory of a float tensor, which must outlive it. `None` if the tensor is not aligned to a cache line.
+    pub fn in_tensor(t: &Tensor) -> Option<Packed> {
+        let line = Rows::<f32>::flat(t)?.ptr().cast::<Line>();
+        line.is_aligned().then_some(Packed(line))
+    }
+
+    /// The panel that starts after `p` panels of `units` units.
+    ///
+    /// # Safety
+    /// It lies in the buffer.
+    #[inline(always)]
+    pub unsafe fn panel(self, p: usize, units: usize) -> *mut Line {
+        self.0.add(p * units * LINES)
+    }
 }
 
 /// Sixteen units of a row, starting at element `k`.
@@ -86,7 +112,7 @@ pub unsafe fn transpose(r: &mut [__m512i; 16]) {
 /// `out` has 4·units lines; AVX-512 F and BW.
 #[inline(always)]
 pub unsafe fn panel_along<E: Dot>(m: From<E>, units: usize, out: *mut Line) {
-    for v in 0..PANEL / 16 {
+    for v in 0..LINES {
         for k in (0..units).step_by(16) {
             let mut t = [_mm512_setzero_si512(); 16];
             for (i, t) in t.iter_mut().enumerate() {
@@ -97,7 +123,7 @@ pub unsafe fn panel_along<E: Dot>(m: From<E>, units: usize, out: *mut Line) {
             }
             transpose(&mut t);
             for (i, &t) in t.iter().enumerate().take(units - k) {
-                _mm512_store_si512(out.add((k + i) * (PANEL / 16) + v).cast(), t);
+                _mm512_store_si512(out.add((k + i) * LINES + v).cast(), t);
             }
         }
     }
@@ -111,9 +137,9 @@ pub unsafe fn panel_along<E: Dot>(m: From<E>, units: usize, out: *mut Line) {
 #[inline(always)]
 pub unsafe fn panel_across<E: Dot>(m: From<E>, units: usize, out: *mut Line) {
     for k in 0..units {
-        for v in 0..PANEL / 16 {
+        for v in 0..LINES {
             let t = across(&m.of, m.row / E::PER_UNIT + k, m.col + 16 * v);
-            _mm512_store_si512(out.add(k * (PANEL / 16) + v).cast(), t);
+            _mm512_store_si512(out.add(k * LINES + v).cast(), t);
         }
     }
 }

@@ -1,0 +1,136 @@
+//! A save that is killed, or refused by the filesystem, at every one of its operations in turn.
+//!
+//! A small library preloaded into a child counts the child's operations on the checkpoint directory and kills it, or
+//! fails the operation, at the n-th; n goes up until the child ends by itself. So every point is met, not a lucky few.
+
+use super::*;
+use crate::error::Exit;
+use std::process::Command;
+
+const FAULTS: &str = include_str!("faults.c");
+const STEP: &str = "HERD_TEST_CRASH_STEP";
+
+/// Compiles the library that injects faults.
+fn library(dir: &Path) -> PathBuf {
+    let (source, library) = (dir.join("faults.c"), dir.join("faults.so"));
+    fs::write(&source, FAULTS).unwrap();
+    let done =
+        Command::new("cc").args(["-O1", "-shared", "-fPIC", "-o"]).arg(&library).arg(&source).args(["-ldl"]).status();
+    assert!(done.unwrap().success(), "cc builds the fault injector");
+    library
+}
+
+/// Runs `test` of this binary again as a child that works on `checkpoints` and meets `fault` at operation `n`. Returns
+/// its exit code (None: killed) and whether the fault came.
+fn child(test: &str, library: &Path, checkpoints: &Path, fault: &str, n: usize) -> (Option<i32>, bool) {
+    let mark = checkpoints.with_extension("hit");
+    let _ = fs::remove_file(&mark);
+    let name = format!("checkpoint::tests::crash::{test}");
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", &name, "--nocapture", "--test-threads=1"])
+        .env(STEP, checkpoints)
+        .env("LD_PRELOAD", library)
+        .env("FAULT_PATH", checkpoints)
+        .env("FAULT_KIND", fault)
+        .env("FAULT_AT", n.to_string())
+        .env("FAULT_MARK", &mark)
+        .output()
+        .unwrap()
+        .status;
+    (status.code(), mark.exists())
+}
+
+/// What the child does: saves step 2 and leaves with the exit code of what came of it.
+fn in_child(act: impl Fn(&Path) -> crate::error::Result<()>) -> bool {
+    let Some(checkpoints) = std::env::var_os(STEP) else { return false };
+    let code = act(Path::new(&checkpoints)).map_or_else(|e| e.exit.code(), |()| 0);
+    std::process::exit(code)
+}
+
+/// Runs the child with a fault at every operation, the faults in turn; `after` looks at what is left each time. Returns the operations.
+fn at_every_point(test: &str, faults: &[&str], prepare: &dyn Fn(&Path), after: &dyn Fn(&Path, Option<i32>)) -> usize {
+    let dir = tempfile::tempdir().unwrap();
+    let library = library(dir.path());
+    for n in 1..1000 {
+        let checkpoints = dir.path().join(format!("checkpoints-{n}"));
+        prepare(&checkpoints);
+        let (code, hit) = child(test, &library, &checkpoints, faults[n % faults.len()], n);
+        if !hit {
+            assert_eq!(code, Some(0), "a child without a fault does its work");
+            return n - 1;
+        }
+        after(&checkpoints, code);
+        fs::remove_dir_all(&checkpoints).unwrap();
+    }
+    panic!("the child never came to its end");
+}
+
+fn save_two(checkpoints: &Path) -> crate::error::Result<()> {
+    try_save_step(checkpoints, 2).map(drop)
+}
+
+/// One of `steps` must be the newest whole one, and saving must still work.
+fn assert_alive(checkpoints: &Path, steps: &[u64]) {
+    let found = newest(checkpoints).0.expect("a whole checkpoint");
+    assert!(steps.contains(&found.meta().step));
+    assert_whole(&found);
+    save_step(checkpoints, 2);
+    assert_eq!(newest(checkpoints).0.unwrap().meta().step, 2);
+    assert!(!names(checkpoints).iter().any(|n| n.contains(".tmp-")), "{:?}", names(checkpoints));
+}
+
+#[test]
+fn killed_while_saving() {
+    if in_child(save_two) {
+        return;
+    }
+    let points = at_every_point("killed_while_saving", &["kill"], &|dir| drop(save_step(dir, 1)), &|dir, code| {
+        assert_eq!(code, None, "killed");
+        assert_alive(dir, &[1, 2]);
+    });
+    assert!(points >= 15, "{points} points");
+}
+
+#[test]
+fn killed_while_replacing_a_step() {
+    if in_child(save_two) {
+        return;
+    }
+    at_every_point("killed_while_replacing_a_step", &["kill"], &|dir| drop(save_step(dir, 2)), &|dir, _| {
+        assert_alive(dir, &[2]);
+    });
+}
+
+#[test]
+fn killed_while_pruning() {
+    if in_child(|dir| prune(dir, 1).map(drop)) {
+        return;
+    }
+    let three = |dir: &Path| (1..4).for_each(|s| drop(save_step(dir, s)));
+    let points = at_every_point("killed_while_pruning", &["kill"], &three, &|dir, _| {
+        let (found, events) = newest(dir);
+        assert_eq!(found.unwrap().meta().step, 3);
+        assert_eq!(events.len(), 1);
+        // Whatever is left of the others is a whole checkpoint or none at all.
+        for (_, c) in list(dir).unwrap() {
+            assert!(c.is_err() || c.unwrap().verify().iter().all(|f| f.problem.is_none()));
+        }
+        prune(dir, 1).unwrap();
+        assert_eq!(names(dir), ["step-00000003"]);
+    });
+    assert!(points >= 6, "{points} points");
+}
+
+#[test]
+fn refused_while_saving() {
+    if in_child(save_two) {
+        return;
+    }
+    let faults = ["ENOSPC", "EIO", "EDQUOT", "EROFS", "ENOSPC"];
+    at_every_point("refused_while_saving", &faults, &|dir| drop(save_step(dir, 1)), &|dir, code| {
+        assert_eq!(code, Some(Exit::Storage.code()));
+        let left = names(dir);
+        assert!(left.iter().all(|n| !n.contains(".tmp-")), "{left:?}");
+        assert_alive(dir, &[1, 2]);
+    });
+}

@@ -1,0 +1,49 @@
+//! `herd data`: text into indexed token files, and a look into them.
+
+mod inspect;
+mod tokenize;
+
+use crate::error::Result;
+use clap::Subcommand;
+
+/// Make and look into token files.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Tokenize(tokenize::Args),
+    Inspect(inspect::Args),
+}
+
+pub fn run(args: Args) -> Result<()> {
+    match args.command {
+        Command::Tokenize(a) => tokenize::run(a),
+        Command::Inspect(a) => inspect::run(a),
+    }
+}
+
+/// 1234567 as 1,234,567.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn grouping() {
+        let of = |n| super::grouped(n);
+        assert_eq!([of(0), of(999), of(1000), of(1234567)], ["0", "999", "1,000", "1,234,567"]);
+    }
+}

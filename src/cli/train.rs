@@ -1,0 +1,73 @@
+//! `herd train`: one rank of a training run.
+
+use super::logging;
+use crate::error::{Exit, Result};
+use crate::kernels::{device, memory};
+use crate::plan::{Plan, Ranks};
+use crate::train::{self, End};
+use crate::wire::{leave, World};
+use std::path::PathBuf;
+
+/// Train a model; started once per rank by srun or mpirun.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  srun --mpi=pmix herd train configs/llama3_70b.yaml
+  mpirun -n 2 herd train configs/llama3_demo.yaml --set train.steps=20
+  herd train configs/llama3_demo.yaml --set optim.lr=1e-3 --set run_dir=runs/try
+
+The run directory decides where it starts: from the newest valid checkpoint in it, else from model.weights, else fresh.")]
+pub struct Args {
+    /// Configuration file (YAML)
+    pub config: PathBuf,
+    /// Override a key, as in optim.lr=3e-4; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    memory::install();
+    let world = World::init()?;
+    match train(&args, &world) {
+        Ok(end) => {
+            world.finalize()?;
+            match end {
+                End::Finished => Ok(()),
+                End::Stopped => std::process::exit(Exit::Requeue.code()),
+            }
+        }
+        // one rank speaks for an error that all share; the step ends without waiting for anybody
+        Err(e) => {
+            if world.rank() == 0 || !e.agreed {
+                eprintln!("herd: error: {e}");
+            }
+            leave(e.exit.code())
+        }
+    }
+}
+
+fn train(args: &Args, world: &World) -> Result<End> {
+    let ranks = Ranks {
+        rank: world.rank(),
+        size: world.size(),
+        local_rank: world.local_rank(),
+        local_size: world.local_size(),
+        cuda_devices: device::cuda_device_count(),
+        cores: cores(world.local_size()),
+    };
+    let plan = world.agree(Plan::read(&args.config, &args.set, &ranks))?;
+    logging::init(world.rank() == 0, Some(&plan.config.run_dir), world.rank())?;
+    tch::set_num_threads(plan.threads as i32);
+    train::run(&plan, world)
+}
+
+/// Cores that the ranks of this node share: all of them, or, where each rank is bound to some (Slurm's --cpu-bind), those of
+/// one rank times the ranks.
+fn cores(local_size: usize) -> usize {
+    let bound = std::thread::available_parallelism().map_or(1, |n| n.get());
+    // SAFETY: a query without arguments to keep alive.
+    let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1) as usize;
+    match bound < online {
+        true => bound * local_size,
+        false => online,
+    }
+}

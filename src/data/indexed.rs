@@ -1,0 +1,70 @@
+//! Megatron's indexed token files: `<prefix>.bin` holds the ids of all documents one after another, `<prefix>.idx` where
+//! each begins. herd adds `<prefix>.json`, which says with which tokenizer they were made; files without it are read as
+//! well. Byte layout: `docs/data.md`, after Megatron-LM's `core/datasets/indexed_dataset.py`.
+
+mod reader;
+mod sidecar;
+mod writer;
+
+pub use reader::Indexed;
+pub use sidecar::{Sidecar, TokenizerNote};
+pub use writer::{Writer, Written};
+
+use std::path::{Path, PathBuf};
+
+const MAGIC: &[u8; 9] = b"MMIDIDX\0\0";
+const VERSION: u64 = 1;
+/// Magic, version, dtype code, sequences, entries of the document index.
+const HEADER: usize = 9 + 8 + 1 + 8 + 8;
+
+/// How an id is stored. The discriminant is Megatron's dtype code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Dtype {
+    I32 = 4,
+    U16 = 8,
+}
+
+impl Dtype {
+    /// The smaller one that holds every id below `vocab_size`.
+    pub fn for_vocab(vocab_size: usize) -> Dtype {
+        if vocab_size <= 1 << 16 {
+            Dtype::U16
+        } else {
+            Dtype::I32
+        }
+    }
+
+    /// Bytes of one id.
+    pub fn size(self) -> usize {
+        match self {
+            Dtype::U16 => 2,
+            Dtype::I32 => 4,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::U16 => "u16",
+            Dtype::I32 => "i32",
+        }
+    }
+}
+
+/// `<prefix><ending>`; appended, since a prefix may itself hold a dot.
+pub fn with_ending(prefix: &Path, ending: &str) -> PathBuf {
+    let mut s = prefix.as_os_str().to_owned();
+    s.push(ending);
+    s.into()
+}
+
+/// The prefix that a person may have written with one of the endings.
+pub fn prefix_of(path: &Path) -> PathBuf {
+    match path.extension().and_then(|e| e.to_str()) {
+        Some("bin" | "idx") => path.with_extension(""),
+        _ => path.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,80 @@
+//! `<prefix>.json`: how a token file came to be. Written last, so its presence also says that the files are complete.
+
+use super::with_ending;
+use crate::error::{Error, Exit, Result};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+pub const FORMAT: &str = "herd-tokens";
+pub const VERSION: u32 = 1;
+
+/// Unknown keys are ignored, so that a later herd may add some.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sidecar {
+    /// Always `herd-tokens`.
+    pub format: String,
+    pub version: u32,
+    pub tokenizer: TokenizerNote,
+    /// `u16` or `i32`.
+    pub dtype: String,
+    pub documents: u64,
+    pub tokens: u64,
+    /// Largest id in the file; absent in an empty one.
+    pub highest_id: Option<u32>,
+    /// Bytes of text that became these tokens.
+    pub text_bytes: u64,
+    /// Input files, in order, as they were named.
+    pub sources: Vec<String>,
+    /// `all`, `train` or `validation`.
+    pub split: String,
+    /// Share of documents held out for validation; 0 for `all`.
+    pub holdout: f64,
+    /// xxh3-128 of the `.bin`, 32 hexadecimal digits.
+    pub bin_xxh3_128: String,
+}
+
+/// The tokenizer the ids belong to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TokenizerNote {
+    /// `bytes`, or the path that was given.
+    pub spec: String,
+    /// `bytes`, `huggingface` or `tiktoken`.
+    pub kind: String,
+    pub fingerprint: String,
+    pub vocab_size: usize,
+    /// The id after each document, if one was appended.
+    pub eos: Option<u32>,
+}
+
+impl Sidecar {
+    /// Reads the sidecar of `prefix`; `None` where there is no such file, or where a JSON file of another program has
+    /// that name.
+    pub fn read(prefix: &Path) -> Result<Option<Sidecar>> {
+        let path = with_ending(prefix, ".json");
+        let content = match std::fs::read(&path) {
+            Ok(c) => c,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io(&path, "read", &e, Exit::Data)),
+        };
+        let damaged = |e: serde_json::Error| {
+            Error::new(Exit::Data, format!("{} is damaged: {e}", path.display()))
+                .hint("make the token file again with `herd data tokenize`")
+        };
+        let value: serde_json::Value = serde_json::from_slice(&content).map_err(damaged)?;
+        if value["format"] != FORMAT {
+            return Ok(None);
+        }
+        let sidecar: Sidecar = serde_json::from_value(value).map_err(damaged)?;
+        if sidecar.version != VERSION {
+            let fact = format!("{} has version {}, this herd reads {VERSION}", path.display(), sidecar.version);
+            return Err(Error::new(Exit::Data, fact).hint("use the herd that wrote it, or make it again"));
+        }
+        Ok(Some(sidecar))
+    }
+
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut text = serde_json::to_vec_pretty(self).unwrap_or_default();
+        text.push(b'\n');
+        text
+    }
+}

@@ -1,0 +1,221 @@
+//! Several corpora as one stream of samples: which corpus and which of its samples index i reads is a pure function of
+//! (weights, seed, i).
+//!
+//! Weights become whole slots of a period of at most 65,536 indices (exact where a period that short exists), spread over
+//! it by Tijdeman's rule for the chairman assignment problem (Discrete Mathematics 32, 1980): after any number of
+//! indices, each corpus has had its share to within one sample. The table of one period answers any index in O(1).
+//! The k-th draw from a corpus is the k-th of [`samples::shuffled`].
+
+use super::indexed::{with_ending, Indexed};
+use super::samples;
+use crate::config::Corpus;
+use crate::error::{Error, Exit, Result};
+
+const LONGEST_PERIOD: usize = 1 << 16;
+const MOST_CORPORA: usize = 4096;
+
+/// Open corpora with their order.
+pub struct Mixture {
+    corpora: Vec<Open>,
+    turns: Turns,
+    sequence_length: usize,
+    seed: u64,
+    vocab_size: usize,
+}
+
+struct Open {
+    file: Indexed,
+    samples: u64,
+}
+
+impl Mixture {
+    /// Opens `corpora` for samples of `sequence_length` + 1 ids below `vocab_size` (the model's). Where a corpus says
+    /// with which tokenizer it was made, that must be `tokenizer_fingerprint` (if given) and fit the vocabulary.
+    pub fn open(
+        corpora: &[Corpus], sequence_length: usize, seed: u64, vocab_size: usize, tokenizer_fingerprint: Option<&str>,
+    ) -> Result<Mixture> {
+        let weights: Vec<f64> = corpora.iter().map(|c| c.weight).collect();
+        let turns = Turns::new(&weights)?;
+        if sequence_length == 0 {
+            return Err(Error::new(Exit::Config, "sequence_length is 0"));
+        }
+        let mut open = Vec::with_capacity(corpora.len());
+        for c in corpora {
+            let file = Indexed::open(&c.path)?;
+            check_tokenizer(&file, vocab_size, tokenizer_fingerprint)?;
+            let samples = samples::sample_count(file.tokens(), sequence_length as u64);
+            if samples == 0 {
+                let fact = format!(
+                    "{} has {} tokens; one sample of sequence_length {sequence_length} takes {}",
+                    c.path.display(),
+                    file.tokens(),
+                    sequence_length + 1
+                );
+                return Err(Error::new(Exit::Data, fact).hint("use a longer corpus or a shorter sequence_length"));
+            }
+            open.push(Open { file, samples });
+        }
+        Ok(Mixture { corpora: open, turns, sequence_length, seed, vocab_size })
+    }
+
+    /// Training sample `index`: S + 1 ids; the first S are the input, the last S the targets. Any index is valid; each
+    /// corpus starts its next epoch, in another order, when its samples are used up.
+    pub fn sample(&self, index: u64) -> Result<Vec<i64>> {
+        let (c, draw) = self.turns.at(index);
+        self.read(c, samples::shuffled(draw, self.corpora[c].samples, self.seed, c as u64))
+    }
+
+    /// Validation sample `index`: the same share of each corpus, but its samples in file order, again from the first
+    /// when they are used up.
+    pub fn sequential(&self, index: u64) -> Result<Vec<i64>> {
+        let (c, draw) = self.turns.at(index);
+        self.read(c, draw % self.corpora[c].samples)
+    }
+
+    fn read(&self, corpus: usize, sample: u64) -> Result<Vec<i64>> {
+        let s = self.sequence_length;
+        let mut ids = Vec::with_capacity(s + 1);
+        self.corpora[corpus].file.read(sample * s as u64, s + 1, self.vocab_size, &mut ids)?;
+        Ok(ids)
+    }
+
+    /// Samples of all corpora together. With one corpus, indices `0..epoch_len` read each of them once.
+    pub fn epoch_len(&self) -> u64 {
+        self.corpora.iter().map(|c| c.samples).sum()
+    }
+
+    /// Tokens of all corpora together.
+    pub fn tokens(&self) -> u64 {
+        self.corpora.iter().map(|c| c.file.tokens()).sum()
+    }
+
+    /// One line a corpus: path, tokens, samples, share of draws.
+    pub fn describe(&self) -> String {
+        let line = |(c, open): (usize, &Open)| {
+            format!(
+                "{}: {} tokens, {} samples of {}, {:.4}% of draws",
+                open.file.prefix.display(),
+                open.file.tokens(),
+                open.samples,
+                self.sequence_length,
+                100.0 * self.turns.slots[c] as f64 / self.turns.period() as f64,
+            )
+        };
+        self.corpora.iter().enumerate().map(line).collect::<Vec<_>>().join("\n")
+    }
+}
+
+fn check_tokenizer(file: &Indexed, vocab_size: usize, fingerprint: Option<&str>) -> Result<()> {
+    let Some(note) = &file.sidecar else { return Ok(()) };
+    let path = with_ending(&file.prefix, ".json");
+    let t = &note.tokenizer;
+    if let Some(ours) = fingerprint.filter(|f| *f != t.fingerprint) {
+        let fact = format!(
+            "{} was made with tokenizer {} (fingerprint {}), the run uses another ({ours})",
+            file.prefix.display(),
+            t.spec,
+            t.fingerprint
+        );
+        return Err(Error::new(Exit::Data, fact).hint("set data.tokenizer to the corpus's own, or tokenize again"));
+    }
+    if t.vocab_size > vocab_size {
+        let fact = format!(
+            "{}: tokenizer {} has a vocabulary of {}, the model of {vocab_size}",
+            path.display(),
+            t.spec,
+            t.vocab_size
+        );
+        return Err(
+            Error::new(Exit::Data, fact).hint(format!("set the model's vocab_size to {} or more", t.vocab_size))
+        );
+    }
+    Ok(())
+}
+
+/// One period of turns.
+struct Turns {
+    /// Corpus of each index of the period, and how many earlier ones of the period are its own.
+    table: Vec<(u32, u32)>,
+    /// Turns of each corpus in a period.
+    slots: Vec<u64>,
+}
+
+impl Turns {
+    fn new(weights: &[f64]) -> Result<Turns> {
+        if weights.is_empty() || weights.len() > MOST_CORPORA {
+            return Err(Error::new(Exit::Config, format!("{} corpora; 1 to {MOST_CORPORA} work", weights.len())));
+        }
+        if let Some((i, w)) = weights.iter().enumerate().find(|(_, w)| !(w.is_finite() && **w > 0.0)) {
+            return Err(Error::new(Exit::Config, format!("corpus {i} has weight {w}")).hint("weights are above 0"));
+        }
+        let slots = slots(weights);
+        let table = spread(&slots);
+        Ok(Turns { table, slots })
+    }
+
+    fn period(&self) -> u64 {
+        self.table.len() as u64
+    }
+
+    /// The corpus that has turn `index`, and the number of its turns before.
+    fn at(&self, index: u64) -> (usize, u64) {
+        let (corpus, earlier) = self.table[(index % self.period()) as usize];
+        (corpus as usize, index / self.period() * self.slots[corpus as usize] + earlier as u64)
+    }
+}
+
+/// Whole turns for each weight: those of the shortest period in which all come out even (to 1e-9 of a turn), else the
+/// nearest of the longest period by largest remainder, at least one each.
+fn slots(weights: &[f64]) -> Vec<u64> {
+    let total: f64 = weights.iter().sum();
+    let shares: Vec<f64> = weights.iter().map(|w| w / total).collect();
+    let even = |p: usize| {
+        shares.iter().all(|s| {
+            let turns = s * p as f64;
+            turns.round() >= 1.0 && (turns - turns.round()).abs() < 1e-9
+        })
+    };
+    if let Some(p) = (weights.len()..=LONGEST_PERIOD).find(|&p| even(p)) {
+        let exact: Vec<u64> = shares.iter().map(|s| (s * p as f64).round() as u64).collect();
+        if exact.iter().sum::<u64>() == p as u64 {
+            return exact;
+        }
+    }
+    let free = (LONGEST_PERIOD - weights.len()) as f64;
+    let mut turns: Vec<u64> = shares.iter().map(|s| 1 + (s * free) as u64).collect();
+    let mut order: Vec<usize> = (0..shares.len()).collect();
+    let rest = |i: &usize| (shares[*i] * free).fract();
+    order.sort_by(|a, b| rest(b).total_cmp(&rest(a)).then(a.cmp(b)));
+    let left = LONGEST_PERIOD as u64 - turns.iter().sum::<u64>();
+    order.iter().cycle().take(left as usize).for_each(|&i| turns[i] += 1);
+    turns
+}
+
+/// Tijdeman's rule: of the corpora that are owed at least 1/(2m − 2) of a turn, the one whose debt would first pass its
+/// bound takes it. All in units of 1/(period · (2m − 2)), so nothing is rounded.
+fn spread(slots: &[u64]) -> Vec<(u32, u32)> {
+    let period: u64 = slots.iter().sum();
+    let m = slots.len() as i128;
+    let scale = (2 * m - 2).max(1);
+    let mut had = vec![0u64; slots.len()];
+    let mut table = Vec::with_capacity(period as usize);
+    for n in 1..=period {
+        let owed = |i: usize| (n as i128 * slots[i] as i128 - had[i] as i128 * period as i128) * scale;
+        let bound = period as i128 * (scale - 1);
+        let sooner = |a: usize, b: usize| (bound - owed(a)) * (slots[b] as i128) < (bound - owed(b)) * slots[a] as i128;
+        let mut turn = None;
+        for i in (0..slots.len()).filter(|&i| m == 1 || owed(i) >= period as i128) {
+            if turn.is_none_or(|t| sooner(i, t)) {
+                turn = Some(i);
+            }
+        }
+        // The debts sum to one turn, so some corpus is always owed its 1/m ≥ 1/(2m − 2) for m ≥ 2.
+        let turn = turn.unwrap_or(0);
+        table.push((turn as u32, had[turn] as u32));
+        had[turn] += 1;
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,197 @@
+//! Tokenizes documents on several threads and hands the ids on in input order.
+//!
+//! Batch i goes to worker i mod n over a channel of its own and comes back over another, so the collector restores the
+//! order by asking the workers in turn; the channels' lengths bound the memory.
+
+use super::source::{Documents, Rules};
+use super::tokenizer::Tokenizer;
+use crate::error::{Error, Exit, Result};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
+use std::sync::Arc;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// A batch is closed when its text reaches this many bytes.
+const BATCH_BYTES: usize = 256 << 10;
+/// Batches waiting before and behind each worker.
+const QUEUE: usize = 4;
+
+/// Which side of the hold-out a document is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Train,
+    Validation,
+}
+
+/// One tokenized document.
+pub struct Encoded {
+    pub part: Part,
+    /// Ids, end-of-text included if one was asked for.
+    pub ids: Vec<u32>,
+    /// Bytes of its text.
+    pub text_bytes: u64,
+}
+
+/// What to do.
+pub struct Job<'a> {
+    pub inputs: &'a [String],
+    pub rules: &'a Rules,
+    pub tokenizer: &'a Tokenizer,
+    /// Appended to each document.
+    pub eos: Option<u32>,
+    /// Share of documents for validation; 0 holds none out.
+    pub holdout: f64,
+    pub threads: usize,
+    /// Bytes read of the inputs, as stored, so far.
+    pub consumed: Arc<AtomicU64>,
+}
+
+type Batch = Vec<(Part, String)>;
+
+/// Runs `job`, giving each document to `sink` in input order. Returns the documents skipped as bad. The first error, from
+/// an input, the tokenizer or the sink, ends everything.
+pub fn run(job: &Job, mut sink: impl FnMut(Encoded) -> Result<()>) -> Result<u64> {
+    let skipped = AtomicU64::new(0);
+    std::thread::scope(|scope| -> Result<()> {
+        let workers = job.threads.max(1);
+        let (mut inlets, mut outlets) = (Vec::new(), Vec::new());
+        for _ in 0..workers {
+            let (to_worker, batches) = sync_channel::<Result<Batch>>(QUEUE);
+            let (to_sink, encoded) = sync_channel::<Result<Vec<Encoded>>>(QUEUE);
+            inlets.push(to_worker);
+            outlets.push(encoded);
+            scope.spawn(move || work(job, batches, to_sink));
+        }
+        let skipped_by_reader = &skipped;
+        scope.spawn(move || read(job, &inlets, skipped_by_reader));
+        // When this returns, early or not, the outlets close; workers and reader notice and end.
+        let outlets = outlets;
+        let mut turn = 0;
+        while let Ok(batch) = outlets[turn].recv() {
+            batch?.into_iter().try_for_each(&mut sink)?;
+            turn = (turn + 1) % workers;
+        }
+        Ok(())
+    })?;
+    Ok(skipped.into_inner())
+}
+
+fn work(job: &Job, batches: Receiver<Result<Batch>>, to_sink: SyncSender<Result<Vec<Encoded>>>) {
+    let encode = |(part, text): (Part, String)| {
+        let mut ids = job.tokenizer.encode(&text)?;
+        ids.extend(job.eos);
+        Ok(Encoded { part, ids, text_bytes: text.len() as u64 })
+    };
+    for batch in batches {
+        let done = batch.and_then(|b| b.into_iter().map(encode).collect());
+        if to_sink.send(done).is_err() {
+            return;
+        }
+    }
+}
+
+/// Reads the inputs into batches, dealt to the workers in turn.
+fn read(job: &Job, inlets: &[SyncSender<Result<Batch>>], skipped: &AtomicU64) {
+    let mut deal = Deal { inlets, turn: 0, batch: Vec::new(), bytes: 0 };
+    // The first document waits until a second one shows that it is not alone.
+    let mut first: Option<String> = None;
+    let mut count = 0u64;
+    for name in job.inputs {
+        let mut documents = match Documents::open(name, job.rules, job.consumed.clone()) {
+            Ok(d) => d,
+            Err(e) => return deal.fail(e),
+        };
+        for document in &mut documents {
+            let document = match document {
+                Ok(d) => d,
+                Err(e) => return deal.fail(e),
+            };
+            count += 1;
+            if count == 1 && job.holdout > 0.0 {
+                first = Some(document);
+                continue;
+            }
+            for d in first.take().into_iter().chain([document]) {
+                if !deal.add(part_of(&d, job.holdout), d) {
+                    return;
+                }
+            }
+        }
+        skipped.fetch_add(documents.skipped, Ordering::Relaxed);
+    }
+    if let Some(only) = first {
+        let cut = tail(&only, job.holdout);
+        let (head, end) = only.split_at(cut);
+        if !(deal.add(Part::Train, head.into()) && deal.add(Part::Validation, end.into())) {
+            return;
+        }
+    }
+    deal.flush();
+}
+
+struct Deal<'a> {
+    inlets: &'a [SyncSender<Result<Batch>>],
+    turn: usize,
+    batch: Batch,
+    bytes: usize,
+}
+
+impl Deal<'_> {
+    /// False when nobody listens any more.
+    fn add(&mut self, part: Part, text: String) -> bool {
+        if text.is_empty() {
+            return true;
+        }
+        self.bytes += text.len();
+        self.batch.push((part, text));
+        self.bytes < BATCH_BYTES || self.flush()
+    }
+
+    fn flush(&mut self) -> bool {
+        self.bytes = 0;
+        let batch = std::mem::take(&mut self.batch);
+        batch.is_empty() || self.send(Ok(batch))
+    }
+
+    /// Sends what came before the error, then the error.
+    fn fail(&mut self, e: Error) {
+        if self.flush() {
+            self.send(Err(e));
+        }
+    }
+
+    fn send(&mut self, batch: Result<Batch>) -> bool {
+        let sent = self.inlets[self.turn].send(batch).is_ok();
+        self.turn = (self.turn + 1) % self.inlets.len();
+        sent
+    }
+}
+
+/// Which side a document is on, by a hash of its text: independent of the order of the input and of other documents, and
+/// the same for exact copies, so that no copy of a held-out document is trained on.
+pub fn part_of(text: &str, holdout: f64) -> Part {
+    let unit = (xxh3_64(text.as_bytes()) >> 11) as f64 / (1u64 << 53) as f64;
+    match unit < holdout {
+        true => Part::Validation,
+        false => Part::Train,
+    }
+}
+
+/// Where the held-out tail of a single document begins: the first line start at or after its share, else the character.
+fn tail(text: &str, holdout: f64) -> usize {
+    let share = (text.len() as f64 * (1.0 - holdout)) as usize;
+    let at = (share..text.len()).find(|&i| text.is_char_boundary(i)).unwrap_or(text.len());
+    match text[at..].find('\n') {
+        Some(n) if at + n + 1 < text.len() => at + n + 1,
+        _ => at,
+    }
+}
+
+/// Refuses a share that holds out nothing or everything.
+pub fn check_holdout(holdout: f64) -> Result<()> {
+    match (0.0..1.0).contains(&holdout) {
+        true => Ok(()),
+        false => Err(Error::new(Exit::Usage, format!("--holdout {holdout} is not a share"))
+            .hint("0 holds nothing out; 0.05 holds out 5%")),
+    }
+}

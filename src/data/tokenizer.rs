@@ -1,0 +1,176 @@
+//! Text to ids and back: built-in bytes, a Hugging Face `tokenizer.json`, or a tiktoken `tokenizer.model`.
+//!
+//! Text is data: the names of special tokens inside it (`<|end_of_text|>`) are encoded as ordinary characters, so that no
+//! document can forge the end of another.
+
+mod bytes;
+mod huggingface;
+mod tiktoken;
+
+use crate::error::{Error, Exit, Result};
+use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::xxh3_128;
+
+/// A file's name and content.
+pub type NamedFile = (String, Vec<u8>);
+
+/// An open tokenizer. Encoding is thread-safe.
+pub struct Tokenizer {
+    spec: String,
+    kind: Kind,
+    vocab_size: usize,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    fingerprint: String,
+}
+
+enum Kind {
+    Bytes,
+    HuggingFace(Box<huggingface::HuggingFace>),
+    Tiktoken(Box<tiktoken::Tiktoken>),
+}
+
+impl Tokenizer {
+    /// Opens `bytes`, a `tokenizer.json`, a tiktoken model, or a directory that holds one of them. Which of the two a
+    /// file is, its content decides: JSON starts with `{`.
+    pub fn open(spec: &str) -> Result<Tokenizer> {
+        if spec == "bytes" {
+            return Ok(Tokenizer::bytes(spec));
+        }
+        let mut path = PathBuf::from(spec);
+        if path.is_dir() {
+            match ["herd_tokenizer.json", "tokenizer.json", "tokenizer.model"].iter().find(|f| path.join(f).is_file()) {
+                Some(f) => path.push(f),
+                None => {
+                    return Err(Error::new(Exit::Data, format!("{spec} holds no tokenizer"))
+                        .hint("expected tokenizer.json or tokenizer.model in it"))
+                }
+            }
+        }
+        let content = std::fs::read(&path).map_err(|e| {
+            Error::io(&path, "read tokenizer", &e, Exit::Data).hint("`bytes`, a tokenizer.json or a tokenizer.model")
+        })?;
+        if path.ends_with("herd_tokenizer.json") {
+            bytes::check_note(&path, &content)?;
+            return Ok(Tokenizer::bytes("bytes"));
+        }
+        let fingerprint = hex(xxh3_128(&content));
+        if content.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{') {
+            let t = huggingface::HuggingFace::open(&path, content)?;
+            let (vocab_size, bos, eos) = (t.vocab_size(), t.bos, t.eos);
+            return Ok(Tokenizer {
+                spec: spec.into(),
+                kind: Kind::HuggingFace(Box::new(t)),
+                vocab_size,
+                bos,
+                eos,
+                fingerprint,
+            });
+        }
+        let t = tiktoken::Tiktoken::open(&path, content)?;
+        let (vocab_size, bos, eos) = (t.vocab_size(), Some(t.bos()), Some(t.eos()));
+        Ok(Tokenizer { spec: spec.into(), kind: Kind::Tiktoken(Box::new(t)), vocab_size, bos, eos, fingerprint })
+    }
+
+    fn bytes(spec: &str) -> Tokenizer {
+        Tokenizer {
+            spec: spec.into(),
+            kind: Kind::Bytes,
+            vocab_size: bytes::VOCAB,
+            bos: Some(bytes::BOS),
+            eos: Some(bytes::EOS),
+            fingerprint: hex(xxh3_128(bytes::DEFINITION)),
+        }
+    }
+
+    /// Highest id + 1, special tokens included: what a model's `vocab_size` must be at least.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Ids of `text`, without beginning- or end-of-text. Fails only where the tokenizer itself cannot take the text (a
+    /// word model without an unknown token).
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        match &self.kind {
+            Kind::Bytes => Ok(bytes::encode(text)),
+            Kind::HuggingFace(t) => t.encode(text),
+            Kind::Tiktoken(t) => t.encode(text),
+        }
+        .map_err(|e| e.context(&self.spec))
+    }
+
+    /// Text of `ids`. Bytes that are no UTF-8 become U+FFFD, so any cut of a sequence can be shown; special tokens keep
+    /// their names; an id the tokenizer does not have shows as U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        match &self.kind {
+            Kind::Bytes => bytes::decode(ids),
+            Kind::HuggingFace(t) => t.decode(ids),
+            Kind::Tiktoken(t) => t.decode(ids),
+        }
+    }
+
+    /// Id of beginning-of-text.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// Id of end-of-text, which `herd data tokenize` puts after each document.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// xxh3-128 of the defining file, as 32 hexadecimal digits; a constant for `bytes`.
+    pub fn fingerprint(&self) -> String {
+        self.fingerprint.clone()
+    }
+
+    /// `bytes`, `huggingface` or `tiktoken`.
+    pub fn kind(&self) -> &'static str {
+        match self.kind {
+            Kind::Bytes => "bytes",
+            Kind::HuggingFace(_) => "huggingface",
+            Kind::Tiktoken(_) => "tiktoken",
+        }
+    }
+
+    /// What the user called it.
+    pub fn spec(&self) -> &str {
+        &self.spec
+    }
+
+    /// One line for logs.
+    pub fn describe(&self) -> String {
+        format!("{} ({}, vocabulary {})", self.spec, self.kind(), self.vocab_size)
+    }
+
+    /// The files to put next to an exported model, each with its name; transformers loads them with `AutoTokenizer`
+    /// (a tiktoken model: with the tiktoken package installed).
+    pub fn files(&self) -> Vec<NamedFile> {
+        match &self.kind {
+            Kind::Bytes => bytes::files(),
+            Kind::HuggingFace(t) => t.files.clone(),
+            Kind::Tiktoken(t) => t.files(),
+        }
+    }
+}
+
+fn hex(x: u128) -> String {
+    format!("{x:032x}")
+}
+
+/// The files of `names` that lie beside `path`.
+fn beside(path: &Path, names: &[&str]) -> Result<Vec<NamedFile>> {
+    let mut found = Vec::new();
+    for name in names {
+        let p = path.with_file_name(name);
+        match std::fs::read(&p) {
+            Ok(content) => found.push((name.to_string(), content)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io(&p, "read", &e, Exit::Data)),
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,76 @@
+//! A Hugging Face `tokenizer.json`, by the `tokenizers` crate. Which token begins and ends a text the file itself does not
+//! say: `tokenizer_config.json` or `special_tokens_map.json` beside it do, else the usual names are looked for.
+
+use super::{beside, NamedFile};
+use crate::error::{Error, Exit, Result};
+use serde_json::Value;
+use std::path::Path;
+
+const BOS_NAMES: &[&str] = &["<|begin_of_text|>", "<s>", "<|startoftext|>", "<bos>"];
+const EOS_NAMES: &[&str] = &["<|end_of_text|>", "</s>", "<|endoftext|>", "<eos>"];
+const COMPANIONS: &[&str] = &["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
+
+pub struct HuggingFace {
+    inner: tokenizers::Tokenizer,
+    pub bos: Option<u32>,
+    pub eos: Option<u32>,
+    pub files: Vec<NamedFile>,
+}
+
+impl HuggingFace {
+    pub fn open(path: &Path, content: Vec<u8>) -> Result<HuggingFace> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(&content).map_err(|e| {
+            Error::new(Exit::Data, format!("{} is not a tokenizer.json: {e}", path.display()))
+                .hint("it is the file that transformers' save_pretrained writes")
+        })?;
+        inner.set_encode_special_tokens(true);
+        // A tokenizer.json may carry settings for batches of fixed length, which would cut or pad documents.
+        inner.with_padding(None);
+        inner
+            .with_truncation(None)
+            .map_err(|e| Error::new(Exit::Data, format!("{}: cannot turn truncation off: {e}", path.display())))?;
+        let mut files = beside(path, COMPANIONS)?;
+        let bos = special(&inner, &files, "bos_token", BOS_NAMES);
+        let eos = special(&inner, &files, "eos_token", EOS_NAMES);
+        files.insert(0, ("tokenizer.json".into(), content));
+        Ok(HuggingFace { inner, bos, eos, files })
+    }
+
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
+    }
+
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false);
+        let encoding = encoding.map_err(|e| Error::new(Exit::Data, format!("cannot encode a text: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    pub fn decode(&self, ids: &[u32]) -> String {
+        // The crate drops unknown ids; they are cut out here so that the reader sees that something was there.
+        let known = |id: &u32| self.inner.id_to_token(*id).is_some();
+        let mut text = String::new();
+        let mut rest = ids;
+        while !rest.is_empty() {
+            let run = rest.iter().take_while(|id| known(id)).count();
+            text += &self.inner.decode(&rest[..run], false).unwrap_or_else(|_| "\u{fffd}".into());
+            rest = &rest[run..];
+            if let Some(after) = rest.get(1..) {
+                text.push('\u{fffd}');
+                rest = after;
+            }
+        }
+        text
+    }
+}
+
+/// The id of the token that a companion file calls `key`, else of the first of `usual` that exists.
+fn special(t: &tokenizers::Tokenizer, files: &[NamedFile], key: &str, usual: &[&str]) -> Option<u32> {
+    let named = files.iter().find_map(|(_, content)| {
+        let json: Value = serde_json::from_slice(content).ok()?;
+        let v = json.get(key)?;
+        let name = v.as_str().or_else(|| v.get("content")?.as_str())?;
+        t.token_to_id(name)
+    });
+    named.or_else(|| usual.iter().find_map(|name| t.token_to_id(name)))
+}

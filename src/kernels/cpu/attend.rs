@@ -1,0 +1,98 @@
+//! Attention: herd's own where the CPU has AVX-512 (for bf16, with its bf16 products), elsewhere libtorch's flash attention.
+
+use super::view::Real;
+#[cfg(target_arch = "x86_64")]
+use super::x86::{attention, attention_backward, dot::Dot};
+use tch::{Device, Tensor};
+
+/// An element type that both ways know.
+#[cfg(target_arch = "x86_64")]
+pub trait Attended: Dot {}
+#[cfg(target_arch = "x86_64")]
+impl<E: Dot> Attended for E {}
+#[cfg(not(target_arch = "x86_64"))]
+pub trait Attended: Real {}
+#[cfg(not(target_arch = "x86_64"))]
+impl<E: Real> Attended for E {}
+
+/// See [`crate::kernels::attention`].
+pub fn forward<E: Attended>(q: &Tensor, k: &Tensor, v: &Tensor) -> Option<(Tensor, Tensor)> {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(done) = attention::forward::<E>(q, k, v) {
+        return Some(done);
+    }
+    flash::<E>(q, k, v)
+}
+
+/// See [`crate::kernels::attention_backward`].
+#[allow(clippy::too_many_arguments)]
+pub fn backward<E: Attended>(
+    dout: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, out: &Tensor, lse: &Tensor, dq: &mut Tensor, dk: &mut Tensor,
+    dv: &mut Tensor,
+) -> Option<()> {
+    #[cfg(target_arch = "x86_64")]
+    if attention_backward::backward::<E>(dout, q, k, v, out, lse, dq, dk, dv).is_some() {
+        return Some(());
+    }
+    flash_backward::<E>(dout, q, k, v, out, lse, dq, dk, dv)
+}
+
+fn suits<E: Real>(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|t| t.kind() == E::KIND && t.device() == Device::Cpu && t.dim() == 4)
+}
+
+/// libtorch's, which wants [B,heads,S,D] and as many key as query heads.
+pub(in crate::kernels) fn flash<E: Real>(q: &Tensor, k: &Tensor, v: &Tensor) -> Option<(Tensor, Tensor)> {
+    if !suits::<E>(&[q, k, v]) {
+        return None;
+    }
+    let groups = q.size()[2] / k.size()[2];
+    let (qt, kt, vt) = (q.transpose(1, 2), spread(k, groups), spread(v, groups));
+    let scale = 1.0 / (q.size()[3] as f64).sqrt();
+    let (out, lse) =
+        Tensor::internal_scaled_dot_product_flash_attention_for_cpu(&qt, &kt, &vt, 0.0, true, None::<&Tensor>, scale);
+    Some((out.transpose(1, 2).contiguous(), lse.contiguous()))
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(in crate::kernels) fn flash_backward<E: Real>(
+    dout: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, out: &Tensor, lse: &Tensor, dq: &mut Tensor, dk: &mut Tensor,
+    dv: &mut Tensor,
+) -> Option<()> {
+    if !suits::<E>(&[dout, q, k, v, out, dq, dk, dv]) {
+        return None;
+    }
+    let (size, kv_heads) = (q.size(), k.size()[2]);
+    let groups = size[2] / kv_heads;
+    let (qt, kt, vt) = (q.transpose(1, 2), spread(k, groups), spread(v, groups));
+    let scale = 1.0 / (size[3] as f64).sqrt();
+    let (gq, gk, gv) = Tensor::internal_scaled_dot_product_flash_attention_for_cpu_backward(
+        &dout.transpose(1, 2),
+        &qt,
+        &kt,
+        &vt,
+        &out.transpose(1, 2),
+        lse,
+        0.0,
+        true,
+        None::<&Tensor>,
+        scale,
+    );
+    let gather = |g: Tensor| {
+        let g = g.view_copy([size[0], kv_heads, groups, size[1], size[3]]);
+        g.sum_dim_intlist([2i64].as_slice(), false, E::KIND).transpose(1, 2)
+    };
+    dq.copy_(&gq.transpose(1, 2));
+    dk.copy_(&gather(gk.contiguous()));
+    dv.copy_(&gather(gv.contiguous()));
+    Some(())
+}
+
+/// [B,S,heads,D] → [B,heads·groups,S,D].
+fn spread(t: &Tensor, groups: i64) -> Tensor {
+    let t = t.transpose(1, 2);
+    match groups {
+        1 => t,
+        _ => t.repeat_interleave_self_int(groups, 1, None),
+    }
+}

@@ -1,0 +1,99 @@
+//! Whether a run may go on from a checkpoint: the same model, and the same samples in the same order.
+
+use super::Plan;
+use crate::checkpoint::Meta;
+use crate::config::ModelConfig;
+use crate::error::{Error, Exit, Result};
+use serde_json::Value;
+
+/// Compares `plan` with what the checkpoint in the run directory says about the run that wrote it. Length of the run,
+/// learning rates, precision, micro-batch and number of ranks may change; what decides the model or which sample comes
+/// when may not, or the run would read samples twice or never.
+///
+/// # Errors
+/// [`Exit::Config`] with every difference.
+pub fn check_resume(plan: &Plan, meta: &Meta) -> Result<()> {
+    let mut problems = model(&plan.model, &meta.model);
+    let mut differ = |key: &str, now: Value, then: Value| {
+        if now != then {
+            problems.push(format!("{key}: is {now}, but the checkpoint's run had {then}"));
+        }
+    };
+    // An import has no run behind it.
+    if meta.config.is_object() {
+        let then = |section: &str, key: &str| meta.config[section][key].clone();
+        differ("seed", plan.config.seed.into(), meta.seed.into());
+        differ("batch.global", plan.config.batch.global.into(), then("batch", "global"));
+        differ("data.sequence_length", plan.config.data.sequence_length.into(), then("data", "sequence_length"));
+    }
+    if meta.step > plan.config.train.steps {
+        problems
+            .push(format!("train.steps: is {}, but the checkpoint is of step {}", plan.config.train.steps, meta.step));
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let place = format!("{}: cannot go on from its checkpoint of step {}", plan.config.run_dir.display(), meta.step);
+    Err(Error::several(Exit::Config, place, problems)
+        .hint("put the old values back, or start afresh with another run_dir"))
+}
+
+/// Differences that change what the model computes.
+fn model(now: &ModelConfig, then: &ModelConfig) -> Vec<String> {
+    let comparable = |m: &ModelConfig| {
+        let mut value = serde_json::to_value(m).unwrap_or(Value::Null);
+        value["head_dim"] = m.head_dim().into();
+        // Absent and null are the same here.
+        value["rope_scaling"] = serde_json::to_value(&m.rope_scaling).unwrap_or(Value::Null);
+        value
+    };
+    let (now, then) = (comparable(now), comparable(then));
+    // Neither of these two enters the computation of a trained model.
+    let passive = ["initializer_range", "max_position_embeddings"];
+    let keys = now.as_object().into_iter().flat_map(|m| m.keys()).filter(|k| !passive.contains(&k.as_str()));
+    keys.filter(|k| now[*k] != then[*k])
+        .map(|k| format!("model.shape.{k}: is {}, but the checkpoint has {}", now[k], then[k]))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::plan;
+    use super::*;
+
+    fn meta(plan: &Plan) -> Meta {
+        let mut meta = Meta::new(plan.model.clone());
+        (meta.step, meta.seed) = (10, plan.config.seed);
+        meta.config = serde_json::to_value(&plan.config).unwrap();
+        meta
+    }
+
+    #[test]
+    fn what_may_change_and_what_may_not() {
+        let meta = meta(&plan(&[]));
+        let check = |sets: &[&str]| check_resume(&plan(sets), &meta).map_err(|e| e.to_string());
+        assert_eq!(check(&[]), Ok(()));
+        let free =
+            ["train.steps=2000", "optim.lr=1e-3", "train.precision=fp32", "batch.micro=4", "model.shape.head_dim=16"];
+        assert_eq!(check(&free), Ok(()));
+        for (set, words) in [
+            ("seed=9", "seed: is 9, but the checkpoint's run had 1234"),
+            ("batch.global=24", "batch.global: is 24, but the checkpoint's run had 12"),
+            ("data.sequence_length=16", "data.sequence_length: is 16"),
+            ("model.shape.num_key_value_heads=1", "num_key_value_heads: is 1, but the checkpoint has 2"),
+            ("model.shape.rope_theta=1e4", "rope_theta: is 10000.0"),
+        ] {
+            let e = check(&[set]).unwrap_err();
+            assert!(e.contains(words) && e.contains("step 10") && e.contains("run_dir"), "{set}: {e}");
+        }
+        let e = check(&["train.steps=9", "optim.warmup_steps=1", "seed=1"]).unwrap_err();
+        assert!(e.contains("2 problems") && e.contains("train.steps: is 9, but the checkpoint is of step 10"), "{e}");
+    }
+
+    #[test]
+    fn an_import_only_has_to_have_the_same_model() {
+        let start = Meta::new(plan(&[]).model);
+        assert!(check_resume(&plan(&["seed=7", "batch.global=24"]), &start).is_ok());
+        assert!(check_resume(&plan(&["model.shape.hidden_size=128"]), &start).is_err());
+    }
+}

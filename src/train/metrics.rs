@@ -1,0 +1,246 @@
+//! What a run writes down: `metrics.jsonl`, one line per step; `events.jsonl`, one line per thing that happened;
+//! TensorBoard event files.
+//!
+//! A metrics file holds each step once. When a run resumes from an older step, the lines it is about to write again move
+//! to `metrics.superseded.jsonl`. Numbers that are not finite are `null` in JSON.
+
+use super::tensorboard::EventFile;
+use crate::error::{Error, Exit, Result};
+use crate::{kernels, wire};
+use serde::Serialize;
+use serde_json::{json, Map, Value};
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+/// One training step, over all ranks unless said otherwise.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct StepRecord {
+    /// Counted from 1.
+    pub step: u64,
+    /// Mean cross-entropy per token, natural logarithm.
+    pub loss: f64,
+    pub lr: f64,
+    /// Global L2 norm before clipping.
+    pub grad_norm: f64,
+    /// Tokens trained on so far, this step included.
+    pub tokens: u64,
+    pub tokens_per_s: f64,
+    pub step_s: f64,
+    /// Model FLOP/s over the devices' peak, attention counted for the causal half; absent where no peak is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mfu_causal: Option<f64>,
+    /// The same with attention counted in full.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mfu_full: Option<f64>,
+    /// Bytes of tensors at the highest point, on the rank that writes ([`memory_peak`]).
+    pub memory_peak: u64,
+    /// Time the data wire was busy, on the rank that writes, waiting for slower ranks included.
+    pub comm_busy_s: f64,
+    /// Part of it that the step waited for.
+    pub comm_exposed_s: f64,
+    /// Part of it that computation covered.
+    pub comm_hidden_s: f64,
+    /// Loss or norm was not finite and no rank updated its parameters.
+    pub skipped: bool,
+    /// Mean (log Z)² per token, where the z-loss is on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub z_loss: Option<f64>,
+    /// Mean cross-entropy on held-out data, in steps that validate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation_loss: Option<f64>,
+}
+
+/// Highest bytes of tensors of this process since the allocator's last reset: libtorch's and the wire's.
+pub fn memory_peak() -> u64 {
+    kernels::memory::peak() + wire::shared_bytes()
+}
+
+/// Writes the records of one run; one rank has it.
+pub struct Metrics {
+    file: File,
+    path: PathBuf,
+    tensorboard: Option<EventFile>,
+}
+
+impl Metrics {
+    /// Appends to the run directory `dir`. `restored`: the step that the run continues after, 0 for a fresh start.
+    ///
+    /// # Errors
+    /// [`Exit::Storage`].
+    pub fn open(dir: &Path, restored: u64, tensorboard: bool) -> Result<Metrics> {
+        let path = dir.join("metrics.jsonl");
+        supersede(&path, restored)?;
+        let file = append(&path)?;
+        let tensorboard = match tensorboard {
+            true => Some(EventFile::create(&dir.join("tensorboard"), restored)?),
+            false => None,
+        };
+        Ok(Metrics { file, path, tensorboard })
+    }
+
+    /// # Errors
+    /// [`Exit::Storage`].
+    pub fn record(&mut self, r: &StepRecord) -> Result<()> {
+        let value = serde_json::to_value(r).map_err(|e| Error::new(Exit::Internal, format!("a step record: {e}")))?;
+        write_line(&mut self.file, &self.path, &value)?;
+        match &mut self.tensorboard {
+            Some(t) => t.scalars(r.step, &scalars(r)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A record's numbers under TensorBoard's tags.
+fn scalars(r: &StepRecord) -> Vec<(&'static str, f64)> {
+    let mut out = vec![
+        ("train/loss", r.loss),
+        ("train/lr", r.lr),
+        ("train/grad_norm", r.grad_norm),
+        ("train/skipped", r.skipped as u8 as f64),
+        ("speed/tokens_per_s", r.tokens_per_s),
+        ("speed/step_s", r.step_s),
+        ("memory/peak_gib", r.memory_peak as f64 / (1u64 << 30) as f64),
+        ("comm/busy_s", r.comm_busy_s),
+        ("comm/exposed_s", r.comm_exposed_s),
+        ("comm/hidden_s", r.comm_hidden_s),
+    ];
+    let optional = [
+        ("speed/mfu_causal", r.mfu_causal),
+        ("speed/mfu_full", r.mfu_full),
+        ("train/z_loss", r.z_loss),
+        ("validation/loss", r.validation_loss),
+    ];
+    out.extend(optional.into_iter().filter_map(|(tag, x)| Some((tag, x?))));
+    out
+}
+
+/// `events.jsonl`: faults, restores, saves, stops. Any process may append; a line is one write.
+pub struct Events {
+    file: File,
+    path: PathBuf,
+}
+
+impl Events {
+    /// # Errors
+    /// [`Exit::Storage`].
+    pub fn open(dir: &Path) -> Result<Events> {
+        let path = dir.join("events.jsonl");
+        Ok(Events { file: append(&path)?, path })
+    }
+
+    /// Appends `{"time": RFC 3339, "kind": kind, …fields}`; `fields` is a JSON object or null.
+    ///
+    /// # Errors
+    /// [`Exit::Storage`].
+    pub fn event(&mut self, kind: &str, fields: Value) -> Result<()> {
+        let mut line = Map::new();
+        line.insert("time".into(), json!(format!("{:.3}", jiff::Timestamp::now())));
+        line.insert("kind".into(), json!(kind));
+        if let Value::Object(fields) = fields {
+            line.extend(fields);
+        }
+        write_line(&mut self.file, &self.path, &Value::Object(line))
+    }
+}
+
+fn append(path: &Path) -> Result<File> {
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    file.map_err(|e| Error::io(path, "open", &e, Exit::Storage))
+}
+
+fn write_line(file: &mut File, path: &Path, value: &Value) -> Result<()> {
+    let line = format!("{value}\n");
+    file.write_all(line.as_bytes()).map_err(|e| Error::io(path, "write to", &e, Exit::Storage))
+}
+
+/// Leaves the whole lines of steps up to `restored` in the file and appends the others to a file beside it.
+fn supersede(path: &Path, restored: u64) -> Result<()> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io(path, "read", &e, Exit::Storage)),
+    };
+    let stays = |line: &[u8]| {
+        let step = serde_json::from_slice::<Value>(line).ok().and_then(|v| v["step"].as_u64());
+        line.ends_with(b"\n") && step.is_some_and(|s| s <= restored)
+    };
+    let (kept, old): (Vec<&[u8]>, Vec<&[u8]>) = text.split_inclusive(|&b| b == b'\n').partition(|l| stays(l));
+    if old.is_empty() {
+        return Ok(());
+    }
+    let beside = path.with_extension("superseded.jsonl");
+    let mut moved = old.concat();
+    if !moved.ends_with(b"\n") {
+        moved.push(b'\n');
+    }
+    append(&beside)?.write_all(&moved).map_err(|e| Error::io(&beside, "write to", &e, Exit::Storage))?;
+    let new = path.with_extension("jsonl.tmp");
+    let write = || {
+        let mut file = File::create(&new)?;
+        file.write_all(&kept.concat())?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    };
+    write().map_err(|e| Error::io(path, "rewrite", &e, Exit::Storage))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(path: &Path) -> Vec<Value> {
+        fs::read_to_string(path).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_resumed_run_has_each_step_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let write = |restored: u64, steps: std::ops::RangeInclusive<u64>, loss: f64| {
+            let mut m = Metrics::open(dir.path(), restored, false).unwrap();
+            steps.for_each(|step| m.record(&StepRecord { step, loss, ..Default::default() }).unwrap());
+        };
+        write(0, 1..=5, 1.0);
+        // A line that a killed process did not finish.
+        append(&path).unwrap().write_all(b"{\"step\":6,\"lo").unwrap();
+        write(3, 4..=6, 2.0);
+        let got: Vec<_> = lines(&path).iter().map(|v| (v["step"].as_u64(), v["loss"].as_f64())).collect();
+        let want: Vec<_> = (1..=6).map(|s| (Some(s), Some(if s <= 3 { 1.0 } else { 2.0 }))).collect();
+        assert_eq!(got, want);
+        let old = fs::read_to_string(dir.path().join("metrics.superseded.jsonl")).unwrap();
+        assert_eq!(old.lines().count(), 3);
+        // A fresh start in the same directory.
+        write(0, 1..=1, 3.0);
+        assert_eq!(lines(&path).len(), 1);
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_are_null_and_losses_keep_their_bits() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut m = Metrics::open(dir.path(), 0, false).unwrap();
+        let loss = f64::from_bits(0x4002_3456_789a_bcde);
+        m.record(&StepRecord { step: 1, loss, grad_norm: f64::NAN, mfu_full: Some(0.5), ..Default::default() })
+            .unwrap();
+        let v = &lines(&dir.path().join("metrics.jsonl"))[0];
+        assert_eq!(v["loss"].as_f64().unwrap().to_bits(), loss.to_bits());
+        assert!(v["grad_norm"].is_null() && v.get("mfu_causal").is_none() && v["mfu_full"] == 0.5);
+    }
+
+    #[test]
+    fn events_have_a_time_and_a_kind() {
+        let dir = tempfile::tempdir().unwrap();
+        Events::open(dir.path()).unwrap().event("restore", json!({ "step": 7 })).unwrap();
+        Events::open(dir.path()).unwrap().event("stop", Value::Null).unwrap();
+        let v = lines(&dir.path().join("events.jsonl"));
+        assert!(v[0]["time"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok());
+        assert!(v[0]["kind"] == "restore" && v[0]["step"] == 7 && v[1]["kind"] == "stop");
+    }
+
+    #[test]
+    fn a_full_disk_is_a_storage_error() {
+        let file = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let e = write_line(&mut { file }, Path::new("/dev/full"), &json!({})).unwrap_err();
+        assert_eq!(e.exit, Exit::Storage);
+    }
+}

@@ -1,0 +1,150 @@
+//! What a run says about itself, from one rank: metrics, events, progress. On the other ranks every call does nothing.
+
+use super::metrics::{memory_peak, Events, Metrics, StepRecord};
+use super::progress::Progress;
+use super::state::State;
+use super::step::Outcome;
+use crate::error::{Error, Exit, Result};
+use crate::kernels;
+use crate::plan::flops::{self, PerToken};
+use crate::plan::Plan;
+use crate::wire::World;
+use serde_json::{json, Value};
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tch::{Device, Kind, Tensor};
+
+/// Rank 0's files and console.
+pub struct Report {
+    inner: Option<Inner>,
+    flops: PerToken,
+    /// FLOP/s of one rank's device: the data sheet's for a known GPU, measured for a CPU after the first step.
+    peak: Option<f64>,
+}
+
+struct Inner {
+    metrics: Metrics,
+    events: Events,
+    progress: Progress,
+}
+
+impl Report {
+    /// For a run that goes on after step `restored`.
+    pub fn open(plan: &Plan, world: &World, restored: u64) -> Result<Report> {
+        let config = &plan.config;
+        let inner = match world.rank() {
+            0 => Some(Inner {
+                metrics: Metrics::open(&config.run_dir, restored, config.log.tensorboard)?,
+                events: Events::open(&config.run_dir)?,
+                progress: Progress::new(config.train.steps, restored, config.log.every),
+            }),
+            _ => None,
+        };
+        Ok(Report { inner, flops: PerToken::new(&plan.model, config.data.sequence_length), peak: None })
+    }
+
+    /// One line in `events.jsonl`.
+    pub fn event(&mut self, kind: &str, fields: Value) -> Result<()> {
+        match &mut self.inner {
+            Some(inner) => inner.events.event(kind, fields),
+            None => Ok(()),
+        }
+    }
+
+    /// A line for the person who watches, and in the log.
+    pub fn note(&self, text: &str) {
+        if let Some(inner) = &self.inner {
+            inner.progress.note(text);
+        }
+    }
+
+    /// A finished step.
+    pub fn step(&mut self, plan: &Plan, state: &State, found: &Outcome, took: Duration) -> Result<()> {
+        let tokens_per_s = plan.tokens_per_step() as f64 / took.as_secs_f64();
+        let per_rank = tokens_per_s / plan.topology.world() as f64;
+        let mfu = |per_token| self.peak.map(|peak| flops::utilisation(per_rank, per_token, peak));
+        let record = StepRecord {
+            step: state.step,
+            loss: found.loss,
+            lr: found.lr,
+            grad_norm: found.grad_norm,
+            tokens: state.tokens,
+            tokens_per_s,
+            step_s: took.as_secs_f64(),
+            mfu_causal: mfu(self.flops.causal),
+            mfu_full: mfu(self.flops.full),
+            memory_peak: memory_peak(),
+            comm_busy_s: found.comm.busy.as_secs_f64(),
+            comm_exposed_s: found.comm.exposed.as_secs_f64(),
+            comm_hidden_s: found.comm.hidden.as_secs_f64(),
+            skipped: found.skipped,
+            z_loss: (plan.config.train.z_loss > 0.0).then_some(found.z),
+            validation_loss: found.validation_loss,
+        };
+        // measured on every rank at once, since ranks of one node share its memory and its clock
+        self.peak = self.peak.or_else(|| peak(plan));
+        match &mut self.inner {
+            Some(inner) => {
+                inner.metrics.record(&record)?;
+                inner.progress.step(&record);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Leaves the console in order.
+    pub fn finish(self) {
+        if let Some(inner) = self.inner {
+            inner.progress.finish();
+        }
+    }
+}
+
+/// Peak FLOP/s of this rank's device for matrix products in the compute dtype.
+fn peak(plan: &Plan) -> Option<f64> {
+    match plan.device {
+        Device::Cpu => Some(cpu_peak(plan.dtype)),
+        _ => flops::peak(&kernels::device::name(plan.device)?, plan.dtype),
+    }
+}
+
+/// The best of three products of 1024 × 1024 matrices on this rank's threads: what a CPU "peak" can honestly mean.
+fn cpu_peak(dtype: Kind) -> f64 {
+    let n = 1024;
+    let a = Tensor::ones([n, n], (dtype, Device::Cpu));
+    let once = || {
+        let began = Instant::now();
+        let _ = a.matmul(&a);
+        2.0 * (n * n * n) as f64 / began.elapsed().as_secs_f64()
+    };
+    (0..3).map(|_| once()).fold(0.0, f64::max)
+}
+
+/// Creates the run directory and writes down what was resolved, on one rank: `config.yaml` and `plan.json`.
+pub fn open_run_directory(plan: &Plan, world: &World) -> Result<()> {
+    if world.rank() > 0 {
+        return Ok(());
+    }
+    let dir = &plan.config.run_dir;
+    std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", &e, Exit::Storage))?;
+    let yaml = serde_yaml::to_string(&plan.config).map_err(|e| Error::new(Exit::Internal, e.to_string()))?;
+    write(&dir.join("config.yaml"), yaml.as_bytes())?;
+    let about = json!({
+        "herd_version": env!("CARGO_PKG_VERSION"),
+        "parameters": crate::layout::count(&plan.model),
+        "world": plan.topology.world(),
+        "axes": plan.topology.sizes,
+        "dtype": format!("{:?}", plan.dtype),
+        "micro_batch": plan.micro_batch,
+        "accumulation": plan.accumulation,
+        "threads": plan.threads,
+        "tokens_per_step": plan.tokens_per_step(),
+        "memory_bytes_per_rank": crate::plan::memory::Memory::peak(plan).total(),
+    });
+    write(&dir.join("plan.json"), format!("{about:#}\n").as_bytes())
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    crate::checkpoint::disk::write_atomic(path, bytes)
+}

@@ -1,0 +1,121 @@
+//! The training loop: step, validate, report, save, stop.
+
+use super::report::Report;
+use super::signals::StopFlag;
+use super::start::{self, Started};
+use super::step::{self, Outcome, Stage};
+use super::validate::validate;
+use crate::checkpoint;
+use crate::error::{Error, Exit, Result};
+use crate::kernels::memory;
+use crate::parallel::data::{sync_check, Reducer};
+use crate::plan::Plan;
+use crate::wire::World;
+use serde_json::json;
+use std::time::Instant;
+
+/// How a run ended.
+pub enum End {
+    /// All steps are done.
+    Finished,
+    /// Stopped at a step boundary after saving; start again to continue.
+    Stopped,
+}
+
+/// Trains until the last step, `train.stop_at`, a signal, or an error. Collective over all ranks.
+pub fn run(plan: &Plan, world: &World) -> Result<End> {
+    let stop =
+        StopFlag::install().map_err(|e| Error::new(Exit::Internal, format!("cannot install signal handlers: {e}")))?;
+    let config = &plan.config;
+    let Started { corpus, held_out, model, wire, mut state, mut report, meta } = start::start(plan, world)?;
+    let (bucket, overlap) = (config.parallel.bucket_mib, config.parallel.overlap);
+    let mut reducer = Reducer::new(&state.params, wire.clone(), bucket, overlap);
+    let stage = Stage { plan, world, model: &model, corpus: &corpus };
+    let last = config.train.stop_at.unwrap_or(config.train.steps).min(config.train.steps);
+    let mut skipped_in_a_row = 0;
+
+    while state.step < last {
+        let began = Instant::now();
+        memory::reset_peak();
+        let mut found = step::step(&stage, &mut state, &mut reducer, stop.raised())?;
+        let took = began.elapsed();
+
+        let finished = state.step == config.train.steps;
+        if let Some(held_out) = &held_out {
+            if due(state.step, config.validation.every) || (finished && config.validation.every > 0) {
+                let loss = validate(plan, world, &model, held_out, &state)?;
+                state.best_validation = Some(state.best_validation.map_or(loss, |best| best.min(loss)));
+                found.validation_loss = Some(loss);
+                report.event("validation", json!({ "step": state.step, "validation_loss": loss }))?;
+            }
+        }
+        report.step(plan, &state, &found, took)?;
+
+        skipped_in_a_row = if found.skipped { skipped_in_a_row + 1 } else { 0 };
+        if found.skipped {
+            let (loss, norm) = (found.loss.to_string(), found.grad_norm.to_string());
+            report.event("skipped_step", json!({ "step": state.step, "loss": loss, "grad_norm": norm }))?;
+            stop_if_hopeless(plan, &found, skipped_in_a_row, state.step)?;
+        }
+        if due(state.step, config.log.sync_check_every) {
+            sync_check(&state.params, wire.as_ref())?;
+        }
+
+        let ending = state.step == last || found.stop;
+        if due(state.step, config.checkpoint.every) || ending {
+            match state.save(plan, world, meta.clone()) {
+                Ok(saved) => {
+                    let (path, seconds) = (saved.path.display().to_string(), saved.seconds);
+                    report.event(
+                        "checkpoint",
+                        json!({ "step": state.step, "path": path, "bytes": saved.bytes, "seconds": seconds }),
+                    )?;
+                    report.note(&format!("saved {path}, {:.1} MB in {seconds:.2} s", saved.bytes as f64 / 1e6));
+                    prune(plan, world, &report);
+                }
+                // an intermediate save may fail, and training goes on, loudly; the last one may not
+                Err(e) if !ending => {
+                    report.event("checkpoint_failed", json!({ "step": state.step, "error": e.to_string() }))?;
+                    report
+                        .note(&format!("WARNING: the checkpoint of step {} failed, training goes on: {e}", state.step));
+                }
+                Err(e) => return Err(e.context(format!("the last checkpoint, of step {}, is lost", state.step))),
+            }
+        }
+        if found.stop {
+            break;
+        }
+    }
+    let end = if state.step == config.train.steps { End::Finished } else { End::Stopped };
+    report.event(if matches!(end, End::Finished) { "finished" } else { "stopped" }, json!({ "step": state.step }))?;
+    report.finish();
+    Ok(end)
+}
+
+/// Whether step `step` is one of every `every`.
+fn due(step: u64, every: u64) -> bool {
+    every > 0 && step % every == 0
+}
+
+/// Removes old checkpoints. What cannot be removed costs space, not the run.
+fn prune(plan: &Plan, world: &World, report: &Report) {
+    if world.rank() == 0 {
+        if let Err(e) = checkpoint::prune(&plan.config.run_dir.join("checkpoints"), plan.config.checkpoint.keep) {
+            report.note(&format!("WARNING: old checkpoints could not be removed: {e}"));
+        }
+    }
+}
+
+fn stop_if_hopeless(plan: &Plan, found: &Outcome, in_a_row: u64, step: u64) -> Result<()> {
+    let limit = plan.config.train.max_skipped_steps;
+    if in_a_row < limit {
+        return Ok(());
+    }
+    let fact = format!(
+        "{in_a_row} steps in a row were not finite (train.max_skipped_steps is {limit}): at step {step} the loss was {} and \
+         the gradient norm {}",
+        found.loss, found.grad_norm
+    );
+    let hint = "lower optim.lr, lengthen optim.warmup_steps, or look at the data of that step; the newest checkpoint is intact";
+    Err(Error { agreed: true, ..Error::new(Exit::NonFinite, fact).hint(hint) })
+}

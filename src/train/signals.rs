@@ -1,0 +1,26 @@
+//! Signals that ask for a checkpoint at the next step boundary. The handler only sets a flag; the loop reads it.
+//!
+//! SIGUSR1 comes from `sbatch --signal=USR1@N` ahead of the time limit, SIGTERM from preemption, `scontrol requeue` and
+//! `scancel` (sbatch(1), scancel(1)).
+
+use signal_hook::consts::{SIGTERM, SIGUSR1};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+/// Whether the process has been asked to stop.
+pub struct StopFlag(Arc<AtomicBool>);
+
+impl StopFlag {
+    /// Installs the handlers. A second SIGTERM ends the process at once.
+    pub fn install() -> std::io::Result<StopFlag> {
+        let flag = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register_conditional_shutdown(SIGTERM, 128 + SIGTERM, flag.clone())?;
+        signal_hook::flag::register(SIGTERM, flag.clone())?;
+        signal_hook::flag::register(SIGUSR1, flag.clone())?;
+        Ok(StopFlag(flag))
+    }
+
+    pub fn raised(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}

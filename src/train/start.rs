@@ -1,0 +1,132 @@
+//! Before the first step: data, model, and where the state comes from.
+
+use super::report::{self, Report};
+use super::state::State;
+use super::validate::validate;
+use crate::checkpoint::{self, weights, Checkpoint, Event, Meta, SpecialTokens};
+use crate::data::{Mixture, Tokenizer};
+use crate::error::{Error, Exit, Result};
+use crate::model::Llama;
+use crate::plan::{self, Plan};
+use crate::topology::{Axis, Topology};
+use crate::wire::{Wire, World};
+use serde_json::json;
+use std::sync::Arc;
+
+/// Everything the loop needs.
+pub struct Started {
+    pub corpus: Mixture,
+    pub held_out: Option<Mixture>,
+    pub model: Llama,
+    /// The data axis.
+    pub wire: Arc<dyn Wire>,
+    pub state: State,
+    pub report: Report,
+    /// What a checkpoint says about the run, counters left at zero.
+    pub meta: Meta,
+}
+
+/// Opens the data, builds the model, and takes the state from the newest valid checkpoint of the run directory, else from
+/// the given weights, else from the seed. Collective over all ranks.
+pub fn start(plan: &Plan, world: &World) -> Result<Started> {
+    let config = &plan.config;
+    world.agree(report::open_run_directory(plan, world))?;
+    let tokenizer = world.agree(Tokenizer::open(&config.data.tokenizer))?;
+    world.agree(plan::check_vocabulary(&plan.model, tokenizer.vocab_size(), &config.data.tokenizer))?;
+    let open = |corpora: &[_]| {
+        let fingerprint = tokenizer.fingerprint();
+        Mixture::open(corpora, config.data.sequence_length, config.seed, plan.model.vocab_size, Some(&fingerprint))
+    };
+    let corpus = world.agree(open(&config.data.train))?;
+    let held_out = match config.data.validation.is_empty() {
+        true => None,
+        false => Some(world.agree(open(&config.data.validation))?),
+    };
+    tracing::info!("training on {}", corpus.describe());
+
+    let model = Llama::new(&plan.model, config.data.sequence_length, plan.device);
+    let wire: Arc<dyn Wire> = world.wire(&plan.topology, Axis::Data)?.into();
+    let mut state = State::new(plan, wire.as_ref())?;
+    let meta = meta(plan, &tokenizer)?;
+    let mut events = Vec::new();
+    let found = checkpoint::newest_valid(&config.run_dir.join("checkpoints"), world, &mut |event| {
+        match event {
+            Event::CheckpointRejected { .. } => tracing::error!("{event}"),
+            Event::CheckpointChosen { .. } => tracing::info!("{event}"),
+        }
+        events.push(event.clone());
+    })?;
+    if let Some(found) = &found {
+        world.agree(resume(plan, &meta, found, &mut state))?;
+    }
+    let mut report = world.agree(Report::open(plan, world, state.step))?;
+    for event in events {
+        match event {
+            Event::CheckpointRejected { path, reason } => {
+                report.event("checkpoint_rejected", json!({ "path": path, "reason": reason }))?
+            }
+            Event::CheckpointChosen { path, step, .. } => {
+                report.event("resume", json!({ "step": step, "path": path }))?
+            }
+        }
+    }
+    if found.is_none() {
+        world.agree(begin(plan, &mut state))?;
+        report.event("start", json!({ "world": world.size(), "weights": config.model.weights }))?;
+        if let Some(held_out) = held_out.as_ref().filter(|_| config.validation.every > 0) {
+            let loss = validate(plan, world, &model, held_out, &state)?;
+            report.event("validation", json!({ "step": 0, "validation_loss": loss }))?;
+            report.note(&format!("validation loss before the first step: {loss:.4}"));
+        }
+    }
+    Ok(Started { corpus, held_out, model, wire, state, report, meta })
+}
+
+/// Goes on from a checkpoint, if it is one of this run.
+fn resume(plan: &Plan, own: &Meta, found: &Checkpoint, state: &mut State) -> Result<()> {
+    plan::check_resume(plan, found.meta())?;
+    let (now, then) = (&own.tokenizer_fingerprint, &found.meta().tokenizer_fingerprint);
+    if !then.is_empty() && now != then {
+        return Err(Error::new(
+            Exit::Config,
+            format!(
+                "{} was made with tokenizer {} ({then}), but data.tokenizer is {} ({now})",
+                found.path().display(),
+                found.meta().tokenizer,
+                own.tokenizer
+            ),
+        )
+        .hint("put the old tokenizer back, or start afresh with another run_dir"));
+    }
+    state.restore(found)?;
+    tracing::info!("resumed from {}: step {}, {} tokens", found.path().display(), state.step, state.tokens);
+    Ok(())
+}
+
+/// First weights: given ones, or fresh ones.
+fn begin(plan: &Plan, state: &mut State) -> Result<()> {
+    match &plan.config.model.weights {
+        Some(path) => {
+            state.start_from(&weights::open(path)?)?;
+            tracing::info!("starting from the weights in {}", path.display());
+        }
+        None => {
+            state.initialise(plan)?;
+            tracing::info!("starting from fresh weights, seed {}", plan.config.seed);
+        }
+    }
+    Ok(())
+}
+
+/// What this run's checkpoints say about it.
+fn meta(plan: &Plan, tokenizer: &Tokenizer) -> Result<Meta> {
+    Ok(Meta {
+        seed: plan.config.seed,
+        tokenizer: plan.config.data.tokenizer.clone(),
+        tokenizer_fingerprint: tokenizer.fingerprint(),
+        special_tokens: SpecialTokens { bos: tokenizer.bos(), eos: tokenizer.eos().into_iter().collect(), pad: None },
+        config: serde_json::to_value(&plan.config).map_err(|e| Error::new(Exit::Internal, e.to_string()))?,
+        topology: Topology { rank: 0, ..plan.topology.clone() },
+        ..Meta::new(plan.model.clone())
+    })
+}

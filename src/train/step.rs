@@ -1,0 +1,87 @@
+//! One optimizer step, from samples to updated parameters. It reads top to bottom; everything it calls is one hop away.
+
+use super::batch;
+use super::state::State;
+use crate::data::Mixture;
+use crate::error::Result;
+use crate::model::{Accumulate, Llama, StepOptions};
+use crate::optim::{clip_factor, learning_rate};
+use crate::parallel::data::{CommTiming, Reducer};
+use crate::plan::Plan;
+use crate::wire::{Op, World};
+
+/// What a step needs besides the state it changes.
+pub struct Stage<'a> {
+    pub plan: &'a Plan,
+    pub world: &'a World,
+    pub model: &'a Llama,
+    pub corpus: &'a Mixture,
+}
+
+/// What a step found, the same on every rank.
+pub struct Outcome {
+    /// Mean cross-entropy over the global batch, nats per token.
+    pub loss: f64,
+    pub lr: f64,
+    /// Norm of the global gradient before clipping.
+    pub grad_norm: f64,
+    /// Loss or norm was not finite: nothing was updated.
+    pub skipped: bool,
+    /// Some rank has been asked to stop.
+    pub stop: bool,
+    /// Mean (log Z)² per token.
+    pub z: f64,
+    pub comm: CommTiming,
+    /// Filled in by the loop in steps that validate.
+    pub validation_loss: Option<f64>,
+}
+
+/// Runs one step on `state`. `stop` is this rank's wish to stop; the outcome's is everybody's.
+pub fn step(stage: &Stage, state: &mut State, reducer: &mut Reducer, stop: bool) -> Result<Outcome> {
+    let Stage { plan, world, model, corpus } = stage;
+    let config = &plan.config;
+    let lr = learning_rate(&config.optim, state.step, config.train.steps);
+    let tokens = (config.batch.global * config.data.sequence_length) as f64;
+    let options = |micro| StepOptions {
+        grad_scale: 1.0 / tokens,
+        z_loss: config.train.z_loss,
+        recompute: config.train.recompute,
+        // the first micro-batch overwrites what the step before left
+        grads: if micro == 0 { Accumulate::Replace } else { Accumulate::Add },
+    };
+
+    // ─── gradients: sum over micro-batches; buckets leave for the other ranks during the last backward pass ───
+    let (mut loss, mut z) = (0.0, 0.0);
+    for micro in 0..plan.accumulation {
+        let last = micro + 1 == plan.accumulation;
+        let batch = batch::train(plan, corpus, state.step, micro)?;
+        let found =
+            model.forward_backward(&state.params, &batch.tokens, &batch.targets, &options(micro), &mut |unit| {
+                match last {
+                    true => reducer.unit_ready(unit),
+                    false => Ok(()),
+                }
+            })?;
+        loss += found.loss;
+        z += found.z;
+    }
+    let mut comm = reducer.finish()?;
+
+    // ─── agreement: loss, gradient norm, wish to stop, summed over all ranks ───
+    let squares = state.optimizer.grad_sum_squares(&state.params);
+    let all = world.all_reduce_f64(&[loss, z, squares, stop as u8 as f64], Op::Sum)?;
+    let (loss, z, grad_norm, stop) = (all[0] / tokens, all[1] / tokens, all[2].sqrt(), all[3] > 0.0);
+    let skipped = !(loss.is_finite() && grad_norm.is_finite());
+
+    // ─── update: each rank its shard, then everybody gathers the parameters ───
+    if !skipped {
+        state.updates += 1;
+        state.optimizer.step(&state.params, lr, state.updates, clip_factor(grad_norm, config.train.clip_norm));
+        comm += reducer.gather_params()?;
+    }
+
+    state.step += 1;
+    state.tokens += tokens as u64;
+    state.skipped += skipped as u64;
+    Ok(Outcome { loss, lr, grad_norm, skipped, stop, z, comm, validation_loss: None })
+}

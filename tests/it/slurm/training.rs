@@ -1,0 +1,205 @@
+//! Training through the batch script of the demo, with a smaller model: signals, requeue, crashes of nodes.
+
+use super::cluster::*;
+use crate::support::{herd, root, text};
+use herd::error::Exit;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// Where a run lies whose batch script is the demo's and whose configuration is small.
+struct Run {
+    dir: tempfile::TempDir,
+}
+
+impl Run {
+    /// `steps` of a model with two layers on text that was tokenized for it, over two ranks.
+    fn new(steps: u64) -> Run {
+        let run = Run { dir: tempfile::tempdir().unwrap() };
+        let at = |name: &str| run.dir.path().join(name);
+        let text: String =
+            (0..4000).map(|i| format!("{i} sheep and {} goats went over the hill. ", i * 7 % 31)).collect();
+        std::fs::write(at("text.txt"), text).unwrap();
+        let mut tokenize = herd();
+        tokenize.args(["data", "tokenize", "--tokenizer", "bytes", "--output"]).arg(at("corpus")).arg(at("text.txt"));
+        let out = tokenize.output().unwrap();
+        assert!(out.status.success(), "{}", crate::support::text(&out));
+        std::fs::create_dir(at("configs")).unwrap();
+        std::fs::write(at("configs/llama3_demo.yaml"), config(steps)).unwrap();
+        run
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Submits slurm/llama3_demo.sbatch with these arguments; the job's number.
+    fn submit(&self, cluster: &Cluster, options: &[&str], arguments: &[&str]) -> String {
+        let script = root().join("slurm/llama3_demo.sbatch");
+        let mut c = cluster.command("run", &["sbatch", "--parsable"]);
+        c.arg("--chdir").arg(self.path()).arg("--output").arg(self.log()).args(options).arg(script).args(arguments);
+        // The script takes herd from PATH, since there is no module command here.
+        let binary = PathBuf::from(herd().get_program());
+        let path = std::env::var("PATH").unwrap_or_default();
+        c.env("PATH", format!("{}:{path}", binary.parent().unwrap().display())).env_remove("BASH_FUNC_module%%");
+        let out = c.output().unwrap();
+        assert!(out.status.success(), "{}", text(&out));
+        String::from_utf8_lossy(&out.stdout).trim().to_string()
+    }
+
+    fn log(&self) -> PathBuf {
+        self.path().join("job.log")
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(self.log()).unwrap_or_default()
+    }
+
+    /// (step, bits of its loss), in the order written.
+    fn losses(&self) -> Vec<(u64, u64)> {
+        let text = std::fs::read_to_string(self.path().join("run/metrics.jsonl")).unwrap_or_default();
+        let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        let records = whole.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        records.filter_map(|r| Some((r["step"].as_u64()?, r["loss"].as_f64()?.to_bits()))).collect()
+    }
+
+    fn step(&self) -> u64 {
+        self.losses().last().map_or(0, |&(step, _)| step)
+    }
+
+    /// Waits until the run has done `step`, and fails with the log if the job ends before.
+    fn reaches(&self, cluster: &Cluster, job: &str, step: u64) {
+        wait_until(&format!("step {step}"), Duration::from_secs(90), || {
+            let done = self.step() >= step;
+            assert!(done || !ended(cluster, job), "job {job} ended at step {}:\n{}", self.step(), self.said());
+            done
+        });
+    }
+
+    /// Waits for the end of the job; its exit code.
+    fn ends(&self, cluster: &Cluster, job: &str) -> i32 {
+        wait_until("the job ends", Duration::from_secs(120), || ended(cluster, job));
+        let shown = cluster.run(&format!("scontrol show job {job}"));
+        let code = shown.split("ExitCode=").nth(1).and_then(|rest| rest.split(':').next());
+        code.and_then(|c| c.parse().ok()).unwrap_or_else(|| panic!("no exit code in\n{shown}"))
+    }
+}
+
+fn state(cluster: &Cluster, job: &str) -> String {
+    let shown = cluster.run(&format!("scontrol show job {job}"));
+    let state = shown.split("JobState=").nth(1).and_then(|rest| rest.split_whitespace().next());
+    state.unwrap_or_default().to_string()
+}
+
+fn ended(cluster: &Cluster, job: &str) -> bool {
+    !["PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "SUSPENDED"]
+        .contains(&state(cluster, job).as_str())
+}
+
+fn config(steps: u64) -> String {
+    format!(
+        "name: small
+run_dir: run
+model:
+  shape:
+    vocab_size: 258
+    hidden_size: 64
+    intermediate_size: 128
+    num_hidden_layers: 2
+    num_attention_heads: 4
+    num_key_value_heads: 2
+data:
+  tokenizer: bytes
+  sequence_length: 128
+  train: [{{ path: corpus }}]
+batch: {{ global: 8, micro: 4 }}
+train: {{ steps: {steps}, precision: fp32, device: cpu, threads: 1 }}
+optim: {{ warmup_steps: 10 }}
+checkpoint: {{ every: 50, keep: 2 }}
+log: {{ tensorboard: false }}
+"
+    )
+}
+
+/// The steps 1..=n, each once.
+fn assert_whole(losses: &[(u64, u64)], n: u64) {
+    let steps: Vec<u64> = losses.iter().map(|&(step, _)| step).collect();
+    assert_eq!(steps, (1..=n).collect::<Vec<_>>());
+}
+
+#[test]
+fn stopping_and_resubmitting_equals_one_run() {
+    let cluster = Cluster::up(&[]);
+    let whole = Run::new(40);
+    let job = whole.submit(&cluster, &[], &[]);
+    assert_eq!(whole.ends(&cluster, &job), 0, "{}", whole.said());
+
+    let parts = Run::new(40);
+    let job = parts.submit(&cluster, &[], &["--set", "train.stop_at=15"]);
+    assert_eq!(parts.ends(&cluster, &job), Exit::Requeue.code(), "{}", parts.said());
+    assert_eq!(parts.step(), 15);
+    let job = parts.submit(&cluster, &[], &[]);
+    assert_eq!(parts.ends(&cluster, &job), 0, "{}", parts.said());
+    assert_whole(&parts.losses(), 40);
+    assert_eq!(parts.losses(), whole.losses());
+}
+
+#[test]
+fn the_warning_before_the_time_limit_saves_and_requeues() {
+    let cluster = Cluster::up(&["--cred-expire", "5"]);
+    let run = Run::new(1_000_000);
+    let job = run.submit(&cluster, &[], &[]);
+    run.reaches(&cluster, &job, 20);
+    // What `--signal=B:USR1@120` does two minutes before the end.
+    cluster.run(&format!("scancel --batch --signal=USR1 {job}"));
+    wait_until("the job is back in the queue", Duration::from_secs(30), || {
+        assert!(!ended(&cluster, &job), "{}", run.said());
+        state(&cluster, &job) == "PENDING"
+    });
+    let stopped = run.step();
+    run.reaches(&cluster, &job, stopped + 20);
+    assert_whole(&run.losses(), run.step());
+    assert!(cluster.run(&format!("scontrol show job {job}")).contains("Restarts=1"));
+
+    // A cancelled job is not put back.
+    cluster.run(&format!("scancel {job}"));
+    wait_until("the job is cancelled", Duration::from_secs(30), || ended(&cluster, &job));
+    assert_eq!(state(&cluster, &job), "CANCELLED");
+}
+
+#[test]
+fn after_the_crash_of_a_node_the_next_job_goes_on_from_the_checkpoint() {
+    let steps = 400;
+    let cluster = Cluster::up(&["--set", "SlurmdTimeout=10"]);
+    let whole = Run::new(steps);
+    let job = whole.submit(&cluster, &[], &[]);
+    assert_eq!(whole.ends(&cluster, &job), 0, "{}", whole.said());
+
+    let run = Run::new(steps);
+    let job = run.submit(&cluster, &["--no-requeue"], &[]);
+    run.reaches(&cluster, &job, 120);
+    cluster.ok("kill", &["herd2"]);
+    wait_until("the job ends with its node", Duration::from_secs(90), || ended(&cluster, &job));
+    assert!(run.step() < steps, "the job was done before the crash");
+    cluster.ok("boot", &["herd2"]);
+
+    let job = run.submit(&cluster, &[], &[]);
+    assert_eq!(run.ends(&cluster, &job), 0, "{}", run.said());
+    assert_whole(&run.losses(), steps);
+    assert_eq!(run.losses(), whole.losses());
+    let verify = herd().args(["checkpoint", "verify"]).arg(run.path().join("run")).output().unwrap();
+    assert!(verify.status.success(), "{}", text(&verify));
+}
+
+/// In the batch script itself, without srun, there is one rank where the job has two tasks.
+#[test]
+fn train_without_srun_in_a_job_is_refused() {
+    let cluster = Cluster::up(&[]);
+    let run = Run::new(10);
+    let mut c: Command = cluster.command("run", &["sbatch", "--wait", "-N2", "--ntasks-per-node=1"]);
+    c.arg("--chdir").arg(run.path()).arg("--output").arg(run.log());
+    c.arg("--wrap").arg(format!("{} train configs/llama3_demo.yaml", PathBuf::from(herd().get_program()).display()));
+    let out = c.output().unwrap();
+    assert_eq!(out.status.code(), Some(Exit::World.code()), "{}", run.said());
+    assert!(run.said().contains("SLURM_NTASKS=2") && run.said().contains("srun --mpi=pmix"), "{}", run.said());
+}
