@@ -147,8 +147,8 @@ fn rows(t: &mut Table, batch: i64) {
         "cross_entropy",
         1,
         0.0,
-        || drop(kernels::cross_entropy_(&a, &targets, Some(1e-3), 0.0)),
-        || drop(reference::cross_entropy_(&b, &targets, Some(1e-3), 0.0)),
+        || _ = kernels::cross_entropy_(&a, &targets, Some(1e-3), 0.0),
+        || _ = reference::cross_entropy_(&b, &targets, Some(1e-3), 0.0),
     );
     let grad = randn(&[VOCABULARY, HIDDEN], Kind::Float);
     t.line(
@@ -268,7 +268,7 @@ fn flat(t: &mut Table) {
     // Embedding and head are 24.6 M parameters each, a layer is 6.3 M: sixteen layers' worth.
     let calls = LAYERS + 2 * VOCABULARY * HIDDEN / layer + 1;
     t.line("adamw", calls, 0.0, || kernels::adamw(&h, &w, &p, &m, &v, &g), || reference::adamw(&h, &w, &p, &m, &v, &g));
-    t.line("sum_squares", calls, 0.0, || drop(kernels::sum_squares(&g)), || drop(reference::sum_squares(&g)));
+    t.line("sum_squares", calls, 0.0, || _ = kernels::sum_squares(&g), || _ = reference::sum_squares(&g));
     let x = g.to_kind(t.kind);
     t.line("accumulate", 0, 0.0, || kernels::accumulate(&m, &x), || reference::accumulate(&m, &x));
     let b = g.to_kind(Kind::BFloat16);

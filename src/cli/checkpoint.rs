@@ -89,7 +89,7 @@ struct ExportArgs {
     /// Largest size of one safetensors file: a number with KB, MB or GB (powers of 1000).
     #[arg(long, default_value = "5GB", value_parser = size)]
     shard_size: u64,
-    /// A tokenizer.json or tokenizer.model to copy (with its neighbours) instead of the one the run used.
+    /// `bytes`, a tokenizer.json or a tokenizer.model to export instead of the one the run used.
     #[arg(long)]
     tokenizer: Option<PathBuf>,
 }
@@ -215,7 +215,8 @@ fn export(args: &ExportArgs) -> Result<()> {
     let options = ExportOptions { dtype: args.dtype, shard_size: args.shard_size, tokenizer: args.tokenizer.clone() };
     let done = hf::export(&weights, &args.to, &options)?;
     let tokenizer = match done.tokenizer.is_empty() {
-        true => "no tokenizer files".to_string(),
+        true if weights.tokenizer().is_empty() => "no tokenizer (pass --tokenizer)".to_string(),
+        true => format!("no tokenizer: {} is gone (pass --tokenizer)", weights.tokenizer()),
         false => done.tokenizer.join(", "),
     };
     let (path, bytes, shards) = (done.path.display(), human(done.bytes), done.shards);

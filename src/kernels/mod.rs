@@ -3,8 +3,10 @@
 //! Statistics (rstd, lse, losses) and gradients of weights are fp32.
 //!
 //! A function takes its CPU version where the tensors suit it (dense CPU tensors of one dtype T, last dim adjacent) and
-//! libtorch's way otherwise. The CPU versions give the same bits on every run and for every number of threads.
+//! libtorch's way otherwise. The CPU versions give the same bits on every run and for every number of threads; libtorch's
+//! products (bf16 forward and input gradient, see `cpu::linear`) on every run with the same number of threads.
 
+pub mod clock;
 mod cpu;
 pub mod device;
 mod ffi;
@@ -87,23 +89,25 @@ pub fn attention_backward(
 
 /// y [N,O] = x [N,I] · w [O,I]ᵀ, plus `residual` [N,O] if given.
 pub fn linear(x: &Tensor, w: &Tensor, residual: Option<&Tensor>) -> Tensor {
-    linear::forward(x, w, residual).unwrap_or_else(|| reference::linear(x, w, residual))
+    clock::counted(|| linear::forward(x, w, residual).unwrap_or_else(|| reference::linear(x, w, residual)))
 }
 
 /// dx [N,I] = dy [N,O] · w [O,I].
 pub fn linear_backward_input(dy: &Tensor, w: &Tensor) -> Tensor {
-    linear::backward_input(dy, w).unwrap_or_else(|| reference::linear_backward_input(dy, w))
+    clock::counted(|| linear::backward_input(dy, w).unwrap_or_else(|| reference::linear_backward_input(dy, w)))
 }
 
 /// grad [O,I] f32 += dy [N,O]ᵀ · x [N,I].
 pub fn linear_backward_weight(dy: &Tensor, x: &Tensor, grad: &Tensor) {
     // libtorch's product is of dtype T: one pass adds it.
-    linear::backward_weight(dy, x, grad, true).unwrap_or_else(|| accumulate(grad, &dy.tr().matmul(x)))
+    clock::counted(|| {
+        linear::backward_weight(dy, x, grad, true).unwrap_or_else(|| accumulate(grad, &dy.tr().matmul(x)))
+    })
 }
 
 /// grad [O,I] f32 = dy [N,O]ᵀ · x [N,I]: the first micro-batch, which need not read (or clear) the buffer.
 pub fn linear_backward_weight_first(dy: &Tensor, x: &Tensor, grad: &Tensor) {
-    linear::backward_weight(dy, x, grad, false).unwrap_or_else(|| cast(grad, &dy.tr().matmul(x)))
+    clock::counted(|| linear::backward_weight(dy, x, grad, false).unwrap_or_else(|| cast(grad, &dy.tr().matmul(x))))
 }
 
 /// grad [V,H] f32 += rows of dy [N,H] T at `ids` [N] i64.

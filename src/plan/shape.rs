@@ -1,8 +1,9 @@
 //! The model's shape, from wherever the configuration says it comes from.
 
+use crate::checkpoint::hf;
 use crate::config::{check, ModelConfig, ModelSection, Problem};
-use crate::error::{Error, Exit, Result};
-use serde_json::{Map, Value};
+use crate::error::Exit;
+use serde_json::Value;
 use std::path::Path;
 
 /// A shape and where it was read, to name its keys in problems.
@@ -31,8 +32,11 @@ impl Shape {
 pub fn resolve(section: &ModelSection) -> std::result::Result<Shape, Vec<Problem>> {
     let from_file = |section: &'static str, path: &Path| {
         let file = path.display().to_string();
-        match hugging_face(path) {
-            Ok(model) => Ok(Shape { model, section, file: Some(file) }),
+        match hf::config::read(path) {
+            Ok(found) => in_range(&found.model, section, &file).map(|()| {
+                let model = found.model;
+                Shape { model, section, file: Some(file) }
+            }),
             Err(e) => {
                 let mut problem = Problem::new([section], e.fact).exit(e.exit);
                 problem.hint = e.hint;
@@ -56,52 +60,13 @@ pub fn resolve(section: &ModelSection) -> std::result::Result<Shape, Vec<Problem
     }
 }
 
-/// The shape in a Hugging Face `config.json`. Keys that do not change the computation of a Llama are passed over.
-fn hugging_face(path: &Path) -> Result<ModelConfig> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", &e, Exit::Model))?;
-    let wrong = |fact: String| Error::new(Exit::Model, format!("{}: {fact}", path.display()));
-    let json: Value = serde_json::from_str(&text).map_err(|e| wrong(format!("not JSON: {e}")))?;
-    let kind = json["model_type"].as_str().unwrap_or("not given");
-    if kind != "llama" {
-        return Err(wrong(format!("model_type is {kind}, not llama")).hint("herd trains Llama 3, 3.1 and 3.2"));
-    }
-    for (key, only) in
-        [("attention_bias", Value::from(false)), ("mlp_bias", false.into()), ("hidden_act", "silu".into())]
-    {
-        if json.get(key).is_some_and(|v| !v.is_null() && *v != only) {
-            return Err(
-                wrong(format!("{key} is {}, but herd supports {only} only", json[key])).hint("this is no Llama 3")
-            );
-        }
-    }
-    // transformers 5 writes rope_theta and the scaling together as rope_parameters.
-    let rope = if json["rope_parameters"].is_object() { &json["rope_parameters"] } else { &json["rope_scaling"] };
-    let mut own = Map::new();
-    let known = crate::config::schema::model_shape()["properties"].as_object();
-    for key in known.into_iter().flat_map(Map::keys).filter(|k| *k != "rope_scaling") {
-        let value = json.get(key).or_else(|| rope.get(key).filter(|_| key == "rope_theta"));
-        if let Some(value) = value.filter(|v| !v.is_null()) {
-            own.insert(key.clone(), value.clone());
-        }
-    }
-    if let Some(heads) = own.get("num_attention_heads").cloned() {
-        own.entry("num_key_value_heads").or_insert(heads);
-    }
-    match rope["rope_type"].as_str().or(rope["type"].as_str()) {
-        None | Some("default") => {}
-        Some("llama3") => {
-            let keys = ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"];
-            let mut scaling: Map<String, Value> = keys.iter().map(|k| (k.to_string(), rope[*k].clone())).collect();
-            scaling.insert("rope_type".into(), "llama3".into());
-            own.insert("rope_scaling".into(), scaling.into());
-        }
-        Some(other) => return Err(wrong(format!("rope_type {other} is not supported")).hint("llama3 and default are")),
-    }
-    let mut value = Value::Object(own);
-    let problems = check::model_shape(&mut value, "");
-    match serde_json::from_value(value) {
-        Ok(model) if problems.is_empty() => Ok(model),
-        Err(e) if problems.is_empty() => Err(wrong(e.to_string())),
-        _ => Err(wrong(problems.iter().map(|p| p.to_string()).collect::<Vec<_>>().join("; "))),
+/// A file's shape has to keep to the schema's ranges as well: products of sizes beyond them could overflow.
+fn in_range(model: &ModelConfig, section: &'static str, file: &str) -> std::result::Result<(), Vec<Problem>> {
+    let mut value = serde_json::to_value(model).unwrap_or(Value::Null);
+    let found = check::model_shape(&mut value, "");
+    let named = |p: Problem| Problem::new([section], format!("{file}: {p}")).exit(Exit::Model);
+    match found.is_empty() {
+        true => Ok(()),
+        false => Err(found.into_iter().map(named).collect()),
     }
 }

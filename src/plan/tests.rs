@@ -25,6 +25,11 @@ fn ranks(size: usize) -> Ranks {
     Ranks { rank: size - 1, size, local_rank: size - 1, local_size: size, cuda_devices: 0, cores: 8 }
 }
 
+/// The plan of one rank, with overrides that are no mistake.
+pub fn plan(sets: &[&str]) -> Plan {
+    Plan::from_draft(config(sets), &ranks(1)).unwrap()
+}
+
 /// All problem lines of a configuration that must fail, without the place.
 fn problems(sets: &[&str], size: usize) -> Vec<String> {
     let e = Plan::from_draft(config(sets), &ranks(size)).map(|p| p.config).unwrap_err();
@@ -153,34 +158,43 @@ fn a_tokenizer_may_not_know_more_ids_than_the_model() {
 }
 
 #[test]
-fn hugging_face_shapes_of_both_generations() {
+fn a_shape_from_a_file_meets_the_same_rules() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.json");
-    let scaling = r#"{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192}"#;
-    let head = r#"{"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
-        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-05, "hidden_act": "silu", "torch_dtype": "bfloat16", "head_dim": null"#;
-    let old = format!(r#"{head}, "rope_theta": 500000.0, "rope_scaling": {scaling}}}"#);
-    let new = format!(r#"{head}, "rope_parameters": {}}}"#, scaling.replace("{", r#"{"rope_theta": 500000.0, "#));
-    let read = |text: &str| {
+    let good = r#"{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 300, "hidden_size": 64,
+        "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 64, "rms_norm_eps": 1e-05, "hidden_act": "silu", "rope_theta": 500000.0}"#;
+    let plan = |text: &str, more: &str| {
         std::fs::write(&path, text).unwrap();
-        let file = format!("model.config={}", path.display());
-        Plan::from_draft(config(&["model.shape=", &file]), &ranks(1)).map(|p| p.model)
+        let (file, dir) =
+            (format!("model.config={}", path.display()), format!("model.weights={}", dir.path().display()));
+        let one = Plan::from_draft(config(&["model.shape=", &file, more]), &ranks(1));
+        let two = Plan::from_draft(config(&["model.shape=", &dir, more]), &ranks(1));
+        let both = (one.map(|p| p.model), two.map(|p| p.model));
+        assert_eq!(both.0.as_ref().ok(), both.1.as_ref().ok());
+        both.0
     };
-    let model = read(&old).unwrap();
-    assert_eq!(model, read(&new).unwrap());
-    assert_eq!(model.rope_scaling.unwrap().factor, 8.0);
-    for (from, to, word) in [
-        ("\"llama\"", "\"mistral\"", "mistral"),
-        ("silu", "gelu", "gelu"),
-        ("llama3", "yarn", "yarn"),
-        ("\"num_key_value_heads\": 8", "\"num_key_value_heads\": 5", "num_key_value_heads 5"),
-        ("\"hidden_size\": 4096", "\"hidden_size\": -1", "hidden_size: -1"),
-        ("\"hidden_size\": 4096, ", "", "hidden_size: missing"),
-        ("{\"model_type\"", "{{\"model_type\"", "not JSON"),
+    assert_eq!(plan(good, "seed=1").unwrap().vocab_size, 300);
+    for (from, to, more, word, exit) in [
+        ("llama", "mistral", "seed=1", "mistral", Exit::Model),
+        ("LlamaForCausalLM", "Gemma", "seed=1", "Gemma", Exit::Model),
+        ("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3", "seed=1", "num_key_value_heads 3", Exit::Model),
+        ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 5000", "seed=1", "5000 is too large", Exit::Model),
+        ("\"rms_norm_eps\": 1e-05", "\"rms_norm_eps\": -1", "seed=1", "rms_norm_eps: -1.0 is too small", Exit::Model),
+        ("\"hidden_size\": 64,", "", "seed=1", "hidden_size is missing", Exit::Model),
+        ("{\"model", "{{\"model", "seed=1", "not JSON", Exit::Model),
+        (
+            "64, \"rms",
+            "16, \"rms",
+            "seed=1",
+            "32 tokens are more than the model's max_position_embeddings 16",
+            Exit::Config,
+        ),
+        ("llama", "mistral", "train.stop_at=2000", "2 problems", Exit::Config),
     ] {
-        let e = read(&old.replacen(from, to, 1)).unwrap_err();
-        assert!(e.to_string().contains(word) && e.to_string().contains("config.json"), "{word}: {e}");
+        let from_at =
+            if from == "llama" { good.replace("\"architectures\": [\"LlamaForCausalLM\"],", "") } else { good.into() };
+        let e = plan(&from_at.replacen(from, to, 1), more).unwrap_err();
+        assert!(e.to_string().contains(word) && e.exit == exit, "{word}: {e}");
     }
 }

@@ -1,9 +1,10 @@
 //! Writing a Hugging Face directory: headers first, then the data tensor by tensor, all under a temporary name.
 
+use super::config;
 use super::shards::{Dtype, INDEX, SINGLE};
-use super::{config, TOKENIZER_FILES};
 use crate::checkpoint::disk;
 use crate::checkpoint::weights::Weights;
+use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
 use crate::layout::units;
 use half::slice::HalfFloatSliceExt;
@@ -21,7 +22,7 @@ pub struct ExportOptions {
     pub dtype: Dtype,
     /// Largest data size of one safetensors file, in bytes; a single tensor may pass it.
     pub shard_size: u64,
-    /// A tokenizer file whose directory the tokenizer files come from, instead of the one the weights know.
+    /// The tokenizer to export (as `data.tokenizer` would name it), instead of the one the weights know.
     pub tokenizer: Option<PathBuf>,
 }
 
@@ -33,7 +34,7 @@ pub struct Exported {
     pub shards: usize,
     /// Bytes of weights.
     pub bytes: u64,
-    /// Tokenizer files copied.
+    /// Tokenizer files written.
     pub tokenizer: Vec<String>,
 }
 
@@ -85,7 +86,7 @@ fn write_all(weights: &Weights, directory: &Path, options: &ExportOptions) -> Re
     }
     let special = weights.special_tokens();
     write_json(&directory.join("config.json"), &config::write(weights.model(), special, options.dtype.torch()))?;
-    let tokenizer = copy_tokenizer(weights, directory, options)?;
+    let tokenizer = write_tokenizer(weights, directory, options)?;
     if !directory.join("generation_config.json").exists() {
         write_json(&directory.join("generation_config.json"), &config::write_generation(special))?;
     }
@@ -171,31 +172,27 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
     disk::write_synced(path, format!("{value:#}\n").as_bytes())
 }
 
-/// Copies what there is; a tokenizer that the weights name but that is gone is not an error, the caller sees the list.
-fn copy_tokenizer(weights: &Weights, directory: &Path, options: &ExportOptions) -> Result<Vec<String>> {
-    let from = match &options.tokenizer {
-        Some(path) if !path.is_file() => {
-            return Err(Error::new(Exit::Data, format!("there is no tokenizer file {}", path.display()))
-                .hint("--tokenizer takes a tokenizer.json or tokenizer.model"));
-        }
-        Some(path) => path.clone(),
-        None => PathBuf::from(weights.tokenizer()),
+/// Writes the files of the tokenizer. One that the weights name but that is gone is not an error: the caller sees the list.
+fn write_tokenizer(weights: &Weights, directory: &Path, options: &ExportOptions) -> Result<Vec<String>> {
+    let spec = match &options.tokenizer {
+        Some(path) => path.to_string_lossy().into_owned(),
+        None if weights.tokenizer() == "bytes" || Path::new(weights.tokenizer()).exists() => weights.tokenizer().into(),
+        None => return Ok(Vec::new()),
     };
-    let mut copied = Vec::new();
-    let Some(source) = from.parent().filter(|_| from.is_file()) else { return Ok(copied) };
-    for name in TOKENIZER_FILES.into_iter().chain(["generation_config.json"]) {
-        let file = source.join(name);
-        if file.is_file() {
-            let bytes = std::fs::read(&file).map_err(|e| Error::io(&file, "read", &e, Exit::Data))?;
-            disk::write_synced(&directory.join(name), &bytes)?;
-            copied.push(name.to_string());
-        }
-    }
-    if copied.iter().any(|f| f == "tokenizer.json") && !copied.iter().any(|f| f == "tokenizer_config.json") {
+    let mut files = Tokenizer::open(&spec)?.files();
+    let has = |name: &str| files.iter().any(|(n, _)| n == name);
+    if has("tokenizer.json") && !has("tokenizer_config.json") {
         // Without it transformers would guess a class from the model type and rebuild the tokenizer its own way.
         let length = weights.model().max_position_embeddings;
         let config = json!({ "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length });
-        write_json(&directory.join("tokenizer_config.json"), &config)?;
+        files.push(("tokenizer_config.json".into(), format!("{config:#}\n").into_bytes()));
     }
-    Ok(copied)
+    let beside = Path::new(&spec).with_file_name("generation_config.json");
+    if let Ok(bytes) = std::fs::read(&beside) {
+        files.push(("generation_config.json".into(), bytes));
+    }
+    for (name, bytes) in &files {
+        disk::write_synced(&directory.join(name), bytes)?;
+    }
+    Ok(files.into_iter().map(|(name, _)| name).collect())
 }

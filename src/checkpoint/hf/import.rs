@@ -6,6 +6,7 @@ use crate::checkpoint::slice::Span;
 use crate::checkpoint::team::Team;
 use crate::checkpoint::weights::Weights;
 use crate::checkpoint::{Group, Meta, Saved};
+use crate::data::Tokenizer;
 use crate::error::Result;
 use crate::layout::units;
 use std::path::Path;
@@ -23,6 +24,8 @@ pub fn import(weights: &Weights, checkpoints: &Path) -> Result<Saved> {
         .collect();
     let meta = Meta {
         tokenizer: weights.tokenizer().into(),
+        // A tokenizer that herd cannot open (SentencePiece, say) does not keep the weights from being of use.
+        tokenizer_fingerprint: Tokenizer::open(weights.tokenizer()).map(|t| t.fingerprint()).unwrap_or_default(),
         special_tokens: weights.special_tokens().clone(),
         ..Meta::new(weights.model().clone())
     };

@@ -98,7 +98,8 @@ fn every_type_goes_in_and_out_unchanged_in_any_number_of_files() {
 #[test]
 fn an_import_is_a_checkpoint_that_exports_the_same() {
     let dir = directory(&config(), Dtype::Bf16);
-    fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
+    let tokenizer = crate::data::Tokenizer::open("bytes").unwrap().files().remove(0).1;
+    fs::write(dir.path().join("tokenizer.json"), &tokenizer).unwrap();
     let source = weights::open(dir.path()).unwrap();
     let run = dir.path().join("run");
     import(&source, &run.join("checkpoints")).unwrap();
@@ -110,7 +111,9 @@ fn an_import_is_a_checkpoint_that_exports_the_same() {
     assert_holds(&w, &config());
     let out = dir.path().join("out");
     let options = ExportOptions { dtype: Dtype::Bf16, shard_size: 1 << 30, tokenizer: None };
-    assert_eq!(export(&w, &out, &options).unwrap().tokenizer, ["tokenizer.json"]);
+    assert_eq!(export(&w, &out, &options).unwrap().tokenizer, ["tokenizer.json", "tokenizer_config.json"]);
+    assert_eq!(fs::read(out.join("tokenizer.json")).unwrap(), tokenizer);
+    assert_eq!(c.meta().tokenizer_fingerprint.len(), 32);
     assert_holds(&weights::open(&out).unwrap(), &config());
     let written: Value = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
     assert_eq!(written["eos_token_id"], json!([2, 3]));

@@ -20,7 +20,7 @@ pub fn adamw<E: Real>(h: &AdamW, master: &Tensor, param: &Tensor, m: &Tensor, v:
     if [m.cols, v.cols, g.cols, p.cols].iter().any(|&c| c != n) {
         return None;
     }
-    let own = p.ptr() as usize != w.ptr() as usize;
+    let own = !std::ptr::addr_eq(p.ptr(), w.ptr());
     let k = Factors::new(h);
     parallel::chunks(n, BLOCK, |_, r| {
         // SAFETY: this range of every buffer is this task's own; `param` is another buffer than `master` where it is written.

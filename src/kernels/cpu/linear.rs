@@ -14,11 +14,15 @@ use super::x86::{
 use half::bf16;
 use tch::{Kind, Tensor};
 
+/// Below so many rows packing the weight costs more than it saves (decoding one token at a time): libtorch's.
+#[cfg(target_arch = "x86_64")]
+const ROWS: i64 = 24;
+
 /// See [`crate::kernels::linear`].
 #[cfg(target_arch = "x86_64")]
 pub fn forward(x: &Tensor, w: &Tensor, residual: Option<&Tensor>) -> Option<Tensor> {
     match x.kind() {
-        Kind::Float => gemm::matmul(x, w, Right::Along, residual),
+        Kind::Float if x.size()[0] >= ROWS => gemm::matmul(x, w, Right::Along, residual),
         _ => None,
     }
 }
@@ -27,7 +31,7 @@ pub fn forward(x: &Tensor, w: &Tensor, residual: Option<&Tensor>) -> Option<Tens
 #[cfg(target_arch = "x86_64")]
 pub fn backward_input(dy: &Tensor, w: &Tensor) -> Option<Tensor> {
     match dy.kind() {
-        Kind::Float => gemm::matmul(dy, w, Right::Across, None),
+        Kind::Float if dy.size()[0] >= ROWS => gemm::matmul(dy, w, Right::Across, None),
         _ => None,
     }
 }

@@ -150,7 +150,7 @@ impl<'a, E: Dtype> Heads<'a, E> {
             if stride < extent {
                 return false;
             }
-            extent = stride * (n - 1) + extent;
+            extent += stride * (n - 1);
         }
         true
     }

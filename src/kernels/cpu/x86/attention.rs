@@ -28,7 +28,7 @@ pub struct Shape {
 impl Shape {
     pub fn of<E: Dot>(q: &Heads<E>, k: &Heads<E>, v: &Heads<E>) -> Option<Shape> {
         let fits = |t: &Heads<E>| (t.batch, t.tokens, t.width) == (q.batch, q.tokens, q.width);
-        let shared = k.heads == v.heads && q.heads % k.heads == 0 && q.width % E::PER_UNIT == 0;
+        let shared = k.heads == v.heads && q.heads.is_multiple_of(k.heads) && q.width.is_multiple_of(E::PER_UNIT);
         (fits(k) && fits(v) && shared).then_some(Shape {
             batch: q.batch,
             tokens: q.tokens,
