@@ -24,17 +24,17 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## install what building and the demo need (Debian 12, Ubuntu 24.04); nothing that is there already
-	@scripts/deps.sh $(deps) base
+	@tests/setup/deps.sh $(deps) base
 
 deps-test: deps ## and what the tests and benchmarks compare with: PyTorch, transformers, h5py, pytest
-	@scripts/deps.sh $(deps) test
+	@tests/setup/deps.sh $(deps) test
 
 build: ## build target/release/herd
-	@scripts/check_build_env.sh
+	@tests/setup/check_build_env.sh
 	cargo build --release --locked
 
 install: build ## install into PREFIX (default ~/.local): binary, modulefiles, sbatch scripts, configs, man pages, completions
-	@scripts/install.sh $(abspath $(PREFIX))
+	@tests/setup/install.sh $(abspath $(PREFIX))
 
 demo: deps build ## train a small Llama 3 under a private Slurm on this host, from text to generated text
 	@tests/demo.sh
@@ -45,7 +45,7 @@ test: deps deps-test ## everything CI runs
 lint: ## formatting, clippy, shellcheck
 	cargo fmt --check
 	cargo clippy --release --locked --all-targets -- -D warnings
-	shellcheck -x $$(scripts/shell_files.sh)
+	shellcheck -x $$(tests/setup/shell_files.sh)
 
 bench: deps deps-test build ## speed side by side with PyTorch; writes benchmarks/results/train.json
 	@benchmarks/run.sh

@@ -63,7 +63,7 @@ def busy_seconds():
 
 
 class Run:
-    """A finished run: when it started (wall clock), how long it took, and how much CPU others used meanwhile.
+    """A finished run: when it started (wall clock), how long it took, its memory, how much CPU others used meanwhile.
 
     `disturbed` is the CPU time of other processes plus the time stolen by the hypervisor, per second: 0.1 is a tenth of
     one core."""
@@ -81,6 +81,7 @@ class Run:
             self.seconds = time.time() - self.started
             busy_end, steal_end = busy_seconds()
         self.output = log.read_text(errors="replace")
+        self.resident = usage.ru_maxrss * 1024  # bytes, of the largest process
         own = usage.ru_utime + usage.ru_stime
         self.disturbed = max(0.0, (busy_end - busy - own) + (steal_end - steal)) / self.seconds
         if status != 0:

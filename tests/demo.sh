@@ -32,9 +32,9 @@ finish() {
 title "1. Install herd, as on a cluster"
 rm -rf "$demo"
 mkdir -p "$demo"
-scripts/install.sh "$prefix"
+tests/setup/install.sh "$prefix"
 # A cluster has the command `module`; this host gets environment-modules for the length of the demo.
-command -v module >/dev/null || . tests/module.sh tcl build/deps/modules
+command -v module >/dev/null || . tests/module.sh tcl "${HERD_DEPS:-build/deps}/modules"
 export MODULEPATH=$prefix/share/modulefiles${MODULEPATH:+:$MODULEPATH}
 show module load herd
 show herd --version

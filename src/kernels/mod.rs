@@ -110,6 +110,11 @@ pub fn linear_backward_weight_first(dy: &Tensor, x: &Tensor, grad: &Tensor) {
     clock::counted(|| linear::backward_weight(dy, x, grad, false).unwrap_or_else(|| cast(grad, &dy.tr().matmul(x))))
 }
 
+/// Whether weight gradients on this device need no product [O,I] of dtype T besides the fp32 buffer (for memory formulas).
+pub fn weight_gradients_in_place(kind: Kind, device: tch::Device) -> bool {
+    device == tch::Device::Cpu && linear::sums_in_place(kind)
+}
+
 /// grad [V,H] f32 += rows of dy [N,H] T at `ids` [N] i64.
 pub fn embedding_backward(dy: &Tensor, ids: &Tensor, grad: &Tensor) {
     by_kind!(dy, cpu::flat::embedding_backward(dy, ids, grad))

@@ -15,15 +15,19 @@
 //! | working | the largest of the moments below |
 //!
 //! The moments, each beyond everything above:
-//! - *head*: the last block's output and its gradient, N·2·H·t, and of one chunk of C tokens the logits and the normed
-//!   input, C·(V+H)·t, with either the matrix's gradient in T before it is added in fp32, V·H·t, or C·2·H·t;
-//! - *feed-forward backward*: N·(H+3·F)·t; or once the activations go, N·H·t and the gradient of Wd, F·H·t;
+//! - *head*: the last block's output and its gradient, N·2·H·t, and of one chunk of C tokens the logits, the normed input
+//!   and its gradient, C·(V+2·H)·t; or, where the product of a weight gradient is made in T before it is added in fp32
+//!   (`kernels::weight_gradients_in_place` says no), C·(V+H)·t and V·H·t;
+//! - *feed-forward backward*: N·(H+3·F)·t; or, with such a product, N·H·t and F·H·t once some activations have gone;
 //! - *attention backward*: the feed-forward half's activations, N·(2·H+3·F)·t, have gone; dy, the gradients of the
-//!   attention output and of q|k|v, each head's own dk and dv, N·(H+Q+A+2·Q)·t.
+//!   attention output and of q|k|v, N·(H+Q+A)·t, and each query head's own dk and dv in fp32, N·Q·8; with libtorch's flash
+//!   attention (on the same CPUs that make such products) k and v spread over the query heads, three gradients and the
+//!   copies that add those of a group, N·7·Q·t.
 //!
 //! With recompute the block whose turn it is has its whole list again: N·(kept − H·t) more in the last two.
 
-use crate::config::{ModelConfig, Recompute};
+use crate::config::Recompute;
+use crate::kernels;
 use crate::layout::Layout;
 use crate::model::{block, head};
 use crate::plan::Plan;
@@ -51,7 +55,7 @@ impl Memory {
     pub fn peak(plan: &Plan) -> Memory {
         let tokens = plan.micro_batch as u128 * plan.config.data.sequence_length as u128;
         let ranks = plan.topology.size(crate::topology::Axis::Data);
-        let work = Work::new(&plan.model, tokens, plan.dtype, plan.config.train.recompute);
+        let work = Work::new(plan, tokens);
         Memory {
             inputs: clip(tokens * 16 + 4 * (plan.model.head_dim() * plan.config.data.sequence_length) as u128),
             activations: clip(work.kept),
@@ -103,14 +107,17 @@ struct Work {
     kept: u128,
     /// Activations that come back for one block in its backward pass.
     again: u128,
+    /// Weight gradients are added where they are summed.
+    in_place: bool,
 }
 
 impl Work {
-    fn new(m: &ModelConfig, n: u128, dtype: Kind, recompute: Recompute) -> Work {
+    fn new(plan: &Plan, n: u128) -> Work {
+        let (m, dtype) = (&plan.model, plan.dtype);
         let elem = dtype.elt_size_in_bytes();
         let (t, h, layers) = (elem as u128, m.hidden_size as u128, m.num_hidden_layers as u128);
         let block = n * block::kept_bytes(m, elem) as u128;
-        let (kept, again) = match recompute {
+        let (kept, again) = match plan.config.train.recompute {
             Recompute::None => (layers * block, 0),
             Recompute::Full => (layers * n * h * t, block - n * h * t),
         };
@@ -126,21 +133,25 @@ impl Work {
             chunk: rows.min(n),
             kept,
             again,
+            in_place: kernels::weight_gradients_in_place(dtype, plan.device),
         }
     }
 
     fn head(&self) -> u128 {
         let Work { t, n, h, v, chunk: c, .. } = *self;
-        (n * 2 * h + c * (v + h) + (v * h).max(c * 2 * h)) * t
+        let product = if self.in_place { 0 } else { v * h };
+        (n * 2 * h + c * (v + h) + product.max(c * h)) * t
     }
 
     fn feed_forward(&self) -> u128 {
         let Work { t, n, h, f, .. } = *self;
-        self.again + ((n * (h + 3 * f)).max(n * h + f * h)) * t
+        let product = if self.in_place { 0 } else { f * h };
+        self.again + (n * (h + 3 * f)).max(n * h + product) * t
     }
 
     fn attention(&self) -> u128 {
         let Work { t, n, h, f, q, a, .. } = *self;
-        (self.again + n * (h + q + a + 2 * q) * t).saturating_sub(n * (2 * h + 3 * f) * t)
+        let heads = if self.in_place { q * 8 } else { 7 * q * t };
+        (self.again + n * (h + q + a) * t + n * heads).saturating_sub(n * (2 * h + 3 * f) * t)
     }
 }

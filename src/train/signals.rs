@@ -11,12 +11,10 @@ use std::sync::Arc;
 pub struct StopFlag(Arc<AtomicBool>);
 
 impl StopFlag {
-    /// Installs the handlers. A second SIGTERM ends the process at once; one that follows SIGUSR1 does not: srun sends it to
-    /// the ranks still on their way out as soon as the first has left (`--kill-on-bad-exit`).
+    /// Installs the handlers. Further signals change nothing: when the first rank has left with its code, srun sends SIGTERM
+    /// to the others, and theirs must still be that code. What hangs is killed by Slurm after KillWait.
     pub fn install() -> std::io::Result<StopFlag> {
-        let (flag, terminated) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        signal_hook::flag::register_conditional_shutdown(SIGTERM, 128 + SIGTERM, terminated.clone())?;
-        signal_hook::flag::register(SIGTERM, terminated)?;
+        let flag = Arc::new(AtomicBool::new(false));
         signal_hook::flag::register(SIGTERM, flag.clone())?;
         signal_hook::flag::register(SIGUSR1, flag.clone())?;
         Ok(StopFlag(flag))

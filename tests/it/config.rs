@@ -226,10 +226,11 @@ fn memory_formula_matches_the_allocator() {
     };
     let ranks = Ranks { rank: 0, size: 1, local_rank: 0, local_size: 1, cuda_devices: 0, cores: 2 };
     for (what, shape, s, micro) in [
-        ("feed-forward", shape(128, 512, 300, 2), 32, 64),
-        ("head", shape(128, 256, 32000, 2), 32, 8),
-        ("long", shape(128, 344, 300, 4), 32, 32),
+        ("feed-forward", shape(128, 512, 300, 2), 256, 8),
+        ("head", shape(128, 256, 16000, 2), 128, 2),
+        ("long", shape(128, 344, 300, 4), 512, 1),
         ("weights", shape(512, 1536, 1000, 3), 64, 1),
+        ("attention", shape(256, 128, 300, 2), 512, 2),
     ] {
         for (precision, recompute) in [("bf16", "none"), ("fp32", "none"), ("bf16", "full"), ("fp32", "full")] {
             let (_dir, path) = file(GOOD);

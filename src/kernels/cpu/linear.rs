@@ -52,6 +52,16 @@ pub fn sums_bf16_in_fp32() -> bool {
     !amx() && <bf16 as Dot>::detect().is_some()
 }
 
+/// Whether weight gradients of dtype T are added where they are summed, without a product in T first.
+#[cfg(target_arch = "x86_64")]
+pub fn sums_in_place(kind: Kind) -> bool {
+    match kind {
+        Kind::Float => <f32 as Dot>::detect().is_some(),
+        Kind::BFloat16 => sums_bf16_in_fp32(),
+        _ => false,
+    }
+}
+
 /// Tile products of bf16 (CPUID leaf 7, EDX bits 22 and 24).
 #[cfg(target_arch = "x86_64")]
 fn amx() -> bool {
@@ -76,6 +86,9 @@ mod elsewhere {
         None
     }
     pub fn sums_bf16_in_fp32() -> bool {
+        false
+    }
+    pub fn sums_in_place(_kind: Kind) -> bool {
         false
     }
 }
