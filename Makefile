@@ -8,15 +8,13 @@ PREFIX ?= $(HOME)/.local
 deps := $(abspath $(DEPS))
 export LIBTORCH ?= $(deps)/libtorch
 export HERD_PYTHON ?= $(deps)/python/bin/python
-ifneq ($(wildcard $(deps)/python/bin/cmake),)
-export CMAKE ?= $(deps)/python/bin/cmake
-endif
 # Shown by `herd --version`.
 export HERD_COMMIT ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 cargo_bin := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 # Tests find the module tools there.
 export HERD_DEPS := $(deps)
-export PATH := $(PATH):$(cargo_bin):/usr/sbin
+# $(deps)/bin holds only a cmake that is new enough.
+export PATH := $(deps)/bin:$(PATH):$(cargo_bin):/usr/sbin
 
 .PHONY: help deps deps-test build install demo test lint bench clean
 

@@ -91,7 +91,8 @@ pip_install() {
 libtorch() {
     pip_install tests/setup/requirements-base.txt --no-deps
     local packages=("$folder"/python/lib/python3*/site-packages) library
-    mkdir -p "$folder/libtorch/lib"
+    mkdir -p "$folder/libtorch/lib" "$folder/bin"
+    ln -sf "$folder/python/bin/cmake" "$folder/bin/cmake"
     ln -sfn "${packages[0]}/torch/include" "$folder/libtorch/include"
     for library in libtorch_cpu.so libc10.so libgomp.so.1; do
         ln -sf "${packages[0]}/torch/lib/$library" "$folder/libtorch/lib/$library"
