@@ -8,6 +8,9 @@ use clap::Subcommand;
 
 /// Make and look into token files.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  herd data tokenize --tokenizer bytes --output data/corpus text/*.txt
+  herd data inspect data/corpus --show 40")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
