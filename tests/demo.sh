@@ -80,7 +80,7 @@ title "6. Look at the checkpoints, export to Hugging Face's layout, and let the 
 show herd checkpoint list "$run"
 show herd checkpoint verify "$run"
 show herd checkpoint export "$run" "$demo/hf"
-show herd generate --model "$demo/hf" --prompt "And it came to pass" --max-new-tokens 200 --temperature 0.7 --seed 1
+show herd generate --model "$demo/hf" --tokenizer bytes --prompt "And it came to pass" --max-new-tokens 200 --temperature 0.7 --seed 1
 
 title "7. What came out"
 "$python" tests/demo.py table "$run" "$demo/hf" "$trained"
