@@ -12,6 +12,7 @@ import random
 import re
 import shlex
 import shutil
+import signal
 import statistics
 import struct
 import subprocess
@@ -34,6 +35,10 @@ SHAPE = dict(
     num_key_value_heads=4,
 )
 TINY_SHAPE = dict(SHAPE, vocab_size=512, hidden_size=96, intermediate_size=256, num_hidden_layers=2)
+
+
+# A benchmark that is told to end takes its run with it.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: terminated"))
 
 
 class Failed(Exception):
@@ -77,7 +82,12 @@ class Run:
             child = subprocess.Popen(
                 [str(c) for c in command], cwd=ROOT, env=environment(), stdout=out, stderr=subprocess.STDOUT
             )
-            status, usage = wait(child, timeout)
+            try:
+                status, usage = wait(child, timeout)
+            finally:  # interrupted: leave nothing running
+                if child.returncode is None:
+                    child.terminate()
+                    child.wait()
             self.seconds = time.time() - self.started
             busy_end, steal_end = busy_seconds()
         self.output = log.read_text(errors="replace")
