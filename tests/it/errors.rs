@@ -52,7 +52,12 @@ fn configuration_files_that_cannot_be_used() {
         12,
         &["model.weights", "no/config.json"],
     );
-    fails(dir, "config check @/good.yaml --set model.shape= --set model.config=@/bad.json", 12, &["gpt2", "LlamaForCausalLM"]);
+    fails(
+        dir,
+        "config check @/good.yaml --set model.shape= --set model.config=@/bad.json",
+        12,
+        &["gpt2", "LlamaForCausalLM"],
+    );
     fails(
         dir,
         "config check @/good.yaml --set model.shape.num_key_value_heads=3",
