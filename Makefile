@@ -8,15 +8,13 @@ PREFIX ?= $(HOME)/.local
 deps := $(abspath $(DEPS))
 export LIBTORCH ?= $(deps)/libtorch
 export HERD_PYTHON ?= $(deps)/python/bin/python
-ifneq ($(wildcard $(deps)/python/bin/cmake),)
-export CMAKE ?= $(deps)/python/bin/cmake
-endif
 # Shown by `herd --version`.
 export HERD_COMMIT ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 cargo_bin := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 # Tests find the module tools there.
 export HERD_DEPS := $(deps)
-export PATH := $(PATH):$(cargo_bin):/usr/sbin
+# $(deps)/bin holds only a cmake that is new enough.
+export PATH := $(deps)/bin:$(PATH):$(cargo_bin):/usr/sbin
 
 .PHONY: help deps deps-test build install demo test lint bench clean
 
@@ -24,17 +22,17 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## install what building and the demo need (Debian 12, Ubuntu 24.04); nothing that is there already
-	@scripts/deps.sh $(deps) base
+	@tests/setup/deps.sh $(deps) base
 
 deps-test: deps ## and what the tests and benchmarks compare with: PyTorch, transformers, h5py, pytest
-	@scripts/deps.sh $(deps) test
+	@tests/setup/deps.sh $(deps) test
 
 build: ## build target/release/herd
-	@scripts/check_build_env.sh
+	@tests/setup/check_build_env.sh
 	cargo build --release --locked
 
 install: build ## install into PREFIX (default ~/.local): binary, modulefiles, sbatch scripts, configs, man pages, completions
-	@scripts/install.sh $(abspath $(PREFIX))
+	@tests/setup/install.sh $(abspath $(PREFIX))
 
 demo: deps build ## train a small Llama 3 under a private Slurm on this host, from text to generated text
 	@tests/demo.sh
@@ -45,7 +43,7 @@ test: deps deps-test ## everything CI runs
 lint: ## formatting, clippy, shellcheck
 	cargo fmt --check
 	cargo clippy --release --locked --all-targets -- -D warnings
-	shellcheck -x $$(scripts/shell_files.sh)
+	shellcheck -x $$(tests/setup/shell_files.sh)
 
 bench: deps deps-test build ## speed side by side with PyTorch; writes benchmarks/results/train.json
 	@benchmarks/run.sh

@@ -12,6 +12,7 @@ import random
 import re
 import shlex
 import shutil
+import signal
 import statistics
 import struct
 import subprocess
@@ -34,6 +35,10 @@ SHAPE = dict(
     num_key_value_heads=4,
 )
 TINY_SHAPE = dict(SHAPE, vocab_size=512, hidden_size=96, intermediate_size=256, num_hidden_layers=2)
+
+
+# A benchmark that is told to end takes its run with it.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("bench: terminated"))
 
 
 class Failed(Exception):
@@ -63,7 +68,7 @@ def busy_seconds():
 
 
 class Run:
-    """A finished run: when it started (wall clock), how long it took, and how much CPU others used meanwhile.
+    """A finished run: when it started (wall clock), how long it took, its memory, how much CPU others used meanwhile.
 
     `disturbed` is the CPU time of other processes plus the time stolen by the hypervisor, per second: 0.1 is a tenth of
     one core."""
@@ -77,10 +82,16 @@ class Run:
             child = subprocess.Popen(
                 [str(c) for c in command], cwd=ROOT, env=environment(), stdout=out, stderr=subprocess.STDOUT
             )
-            status, usage = wait(child, timeout)
+            try:
+                status, usage = wait(child, timeout)
+            finally:  # interrupted: leave nothing running
+                if child.returncode is None:
+                    child.terminate()
+                    child.wait()
             self.seconds = time.time() - self.started
             busy_end, steal_end = busy_seconds()
         self.output = log.read_text(errors="replace")
+        self.resident = usage.ru_maxrss * 1024  # bytes, of the largest process
         own = usage.ru_utime + usage.ru_stime
         self.disturbed = max(0.0, (busy_end - busy - own) + (steal_end - steal)) / self.seconds
         if status != 0:

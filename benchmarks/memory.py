@@ -4,7 +4,8 @@
     python benchmarks/memory.py --quick     # one tiny case, records nothing
 
 The formula is in docs/numerics.md; `herd config check --json` prints it for a configuration, and `memory_peak` in
-metrics.jsonl is what a step really took. The figure is the largest relative difference over all cases.
+metrics.jsonl is what the tensors of a step really took at their highest point. The figure is the largest relative
+difference over all cases. The whole process (its largest resident size, libraries and checkpoint included) is shown too.
 """
 
 import argparse
@@ -50,7 +51,7 @@ QUICK = [Case("tiny", sequence=64, batch=2, shape=common.TINY_SHAPE)]
 
 
 def measure(case, folder, herd):
-    """(predicted, seen): peak bytes of one rank."""
+    """Peak bytes of one rank: of the formula, of tensors in a step, of the whole process with its checkpoint."""
     shape = {**common.SHAPE, **case.shape}
     tokens = folder / f"tokens-{shape['vocab_size']}"
     common.write_tokens(tokens, shape["vocab_size"])
@@ -72,10 +73,10 @@ def measure(case, folder, herd):
     config = folder / f"{case.name}.yaml"
     config.write_text(json.dumps(document, indent=2))
     predicted = formula(herd, config, case.ranks)
-    Run([*common.mpirun(case.ranks), herd, "train", config], folder / f"{case.name}.log")
+    run = Run([*common.mpirun(case.ranks), herd, "train", config], folder / f"{case.name}.log")
     seen = max(step["memory_peak"] for step in common.read_metrics(run_dir))
     shutil.rmtree(run_dir, ignore_errors=True)
-    return predicted, seen
+    return predicted, seen, run.resident
 
 
 def formula(herd, config, ranks):
@@ -99,11 +100,13 @@ def main():
     errors = {}
     try:
         herd = common.herd_binary(args.herd)
-        print(f"{'case':22} {'formula MiB':>12} {'seen MiB':>9}   seen against formula")
+        print(f"{'case':22} {'formula MiB':>12} {'seen MiB':>9}   seen against formula   process MiB")
         for case in cases:
-            predicted, seen = measure(case, folder, herd)
+            predicted, seen, process = (b / 2**20 for b in measure(case, folder, herd))
             errors[case.name] = round(seen / predicted - 1, 4)
-            print(f"{case.name:22} {predicted / 2**20:12.0f} {seen / 2**20:9.0f}   {errors[case.name]:+.1%}", flush=True)
+            print(
+                f"{case.name:22} {predicted:12.0f} {seen:9.0f}   {errors[case.name]:+20.1%} {process:13.0f}", flush=True
+            )
     except Failed as e:
         sys.exit(f"bench: {e}")
     worst = max(abs(e) for e in errors.values())

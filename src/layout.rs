@@ -123,8 +123,11 @@ impl Layout {
     }
 }
 
-/// Names and global shapes of all parameters, grouped in units, in forward order.
-pub fn units(m: &ModelConfig) -> Vec<(Unit, Vec<(String, Vec<usize>)>)> {
+/// A unit with the names and global shapes of its parameters.
+pub type UnitShapes = (Unit, Vec<(String, Vec<usize>)>);
+
+/// All parameters, grouped in units, in forward order.
+pub fn units(m: &ModelConfig) -> Vec<UnitShapes> {
     let h = m.hidden_size;
     let mut out = vec![(Unit::Embedding, vec![("model.embed_tokens.weight".to_string(), vec![m.vocab_size, h])])];
     for i in 0..m.num_hidden_layers {

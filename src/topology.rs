@@ -78,7 +78,7 @@ mod tests {
     fn groups_partition_the_world_on_every_axis() {
         let sizes = [2, 1, 3, 4];
         for axis in Axis::ALL {
-            let mut seen = vec![0; 24];
+            let mut seen = [0; 24];
             for rank in 0..24 {
                 let t = Topology::new(rank, sizes);
                 let group = t.group(axis);

@@ -52,10 +52,11 @@ def size(path):
 
 def table(run, export, seconds):
     rows = records(run / "metrics.jsonl")
-    validation = [(r["step"], r["validation_loss"]) for r in rows if r.get("validation_loss") is not None]
+    events = records(run / "events.jsonl")  # these have the validation before the first step as well
+    validation = [(e["step"], e["validation_loss"]) for e in events if e["kind"] == "validation"]
     trained = [r for r in rows if r.get("loss") is not None]
     if len(validation) < 2 or not trained:
-        sys.exit(f"{run / 'metrics.jsonl'} holds {len(validation)} validations and {len(trained)} steps: nothing to compare")
+        sys.exit(f"{run} has {len(validation)} validations and {len(trained)} steps: nothing to compare")
     (first_step, before), (last_step, after) = validation[0], validation[-1]
     fall = 1 - after / before
     speeds = sorted(r["tokens_per_s"] for r in trained)

@@ -4,17 +4,21 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-demo=$PWD/build/demo            # everything of the demo
+demo=build/demo                 # everything of the demo
 prefix=$PWD/build/demo-prefix   # where herd is installed, as on a cluster: PREFIX=/project/software/herd
 run=$demo/run                   # the run directory, as configs/llama3_demo.yaml names it
 cluster=tests/cluster/cluster   # a private Slurm; on a real cluster, leave `cluster run` away
 python=${HERD_PYTHON:-python3}
-export HERD_CLUSTER=$demo/cluster
+export HERD_CLUSTER=$PWD/$demo/cluster
 nodes=2
 
 title() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 show() {
-    echo "\$ $*"
+    local word line='$'
+    for word in "$@"; do
+        if [[ $word == *" "* ]]; then line+=" '$word'"; else line+=" $word"; fi
+    done
+    echo "$line"
     "$@"
 }
 finish() {
@@ -28,9 +32,9 @@ finish() {
 title "1. Install herd, as on a cluster"
 rm -rf "$demo"
 mkdir -p "$demo"
-scripts/install.sh "$prefix"
+tests/setup/install.sh "$prefix"
 # A cluster has the command `module`; this host gets environment-modules for the length of the demo.
-command -v module >/dev/null || . tests/module.sh tcl build/deps/modules
+command -v module >/dev/null || . tests/module.sh tcl "${HERD_DEPS:-build/deps}/modules"
 export MODULEPATH=$prefix/share/modulefiles${MODULEPATH:+:$MODULEPATH}
 show module load herd
 show herd --version
@@ -76,7 +80,7 @@ title "6. Look at the checkpoints, export to Hugging Face's layout, and let the 
 show herd checkpoint list "$run"
 show herd checkpoint verify "$run"
 show herd checkpoint export "$run" "$demo/hf"
-show herd generate --model "$demo/hf" --prompt "And it came to pass" --max-new-tokens 200 --temperature 0.7 --seed 1
+show herd generate --model "$demo/hf" --tokenizer bytes --prompt "And it came to pass" --max-new-tokens 200 --temperature 0.7 --seed 1
 
 title "7. What came out"
 "$python" tests/demo.py table "$run" "$demo/hf" "$trained"

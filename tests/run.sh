@@ -61,7 +61,7 @@ check "build" make build
 check "formatting" cargo fmt --check
 check "clippy" cargo clippy --release --locked --all-targets -- -D warnings
 # shellcheck disable=SC2046
-check "shellcheck" shellcheck -x $(scripts/shell_files.sh)
+check "shellcheck" shellcheck -x $(tests/setup/shell_files.sh)
 suite "unit and integration tests" cargo test --release --locked --no-fail-fast --lib --bins --test it
 check "nothing left behind" nothing_left
 

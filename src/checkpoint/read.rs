@@ -18,9 +18,11 @@ const BLOCK: usize = 4 << 20;
 pub struct Checkpoint {
     path: PathBuf,
     manifest: Manifest,
-    /// Where the slices of a tensor lie: indices of file and dataset.
-    index: HashMap<(Group, String), (usize, Vec<(usize, usize)>)>,
+    index: HashMap<(Group, String), Stored>,
 }
+
+/// A tensor's number in the manifest, and its slices as numbers of file and dataset.
+type Stored = (usize, Vec<(usize, usize)>);
 
 /// What [`Checkpoint::verify`] found out about one file.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -128,7 +130,7 @@ impl Checkpoint {
             let path = self.path.join(&file.name);
             let mut copy = || -> std::io::Result<()> {
                 let file = File::open(&path)?;
-                copy_runs(&found, out, &mut |from, part| {
+                copy_runs(&found, out, |from, part| {
                     file.read_exact_at(bytemuck::cast_slice_mut(part), dataset.at + 4 * from as u64)
                 })
             };

@@ -142,7 +142,7 @@ const BLOCK: usize = 1 << 20;
 /// Copies `runs` (in order, as [`runs`] returns them) to `out`; `read` fills a slice with the elements from a position of
 /// the source on. Long runs go straight to their place, short ones that lie close together are read in one go.
 pub fn copy_runs<E>(
-    runs: &[Run], out: &mut [f32], read: &mut dyn FnMut(usize, &mut [f32]) -> Result<(), E>,
+    runs: &[Run], out: &mut [f32], mut read: impl FnMut(usize, &mut [f32]) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut buffer: Vec<f32> = Vec::new();
     let mut rest = runs;

@@ -16,7 +16,7 @@ pub struct Weights {
 }
 
 enum Source {
-    Herd(Checkpoint),
+    Herd(Box<Checkpoint>),
     HuggingFace(Shards),
 }
 
@@ -72,7 +72,7 @@ impl Weights {
             model: meta.model.clone(),
             tokenizer: meta.tokenizer.clone(),
             special_tokens: meta.special_tokens.clone(),
-            source: Source::Herd(checkpoint),
+            source: Source::Herd(Box::new(checkpoint)),
         }
     }
 

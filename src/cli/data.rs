@@ -9,8 +9,8 @@ use clap::Subcommand;
 /// Make and look into token files.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  herd data tokenize --help
-  herd data inspect data/books_train --show 200")]
+  herd data tokenize --tokenizer bytes --output data/corpus text/*.txt
+  herd data inspect data/corpus --show 40")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -34,7 +34,7 @@ fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(',');
         }
         out.push(c);

@@ -28,12 +28,12 @@ pub fn run(args: Args) -> Result<()> {
     memory::install();
     let world = World::init()?;
     match train(&args, &world) {
-        Ok(end) => {
+        Ok(End::Finished) => world.finalize(),
+        Ok(End::Stopped) => {
+            // together: the first rank to leave with a code that is not 0 makes srun end the others
+            world.barrier()?;
             world.finalize()?;
-            match end {
-                End::Finished => Ok(()),
-                End::Stopped => std::process::exit(Exit::Requeue.code()),
-            }
+            std::process::exit(Exit::Requeue.code())
         }
         // one rank speaks for an error that all share; the step ends without waiting for anybody
         Err(e) => {

@@ -94,7 +94,7 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
 
 /// Whether step `step` is one of every `every`.
 fn due(step: u64, every: u64) -> bool {
-    every > 0 && step % every == 0
+    every > 0 && step.is_multiple_of(every)
 }
 
 /// Removes old checkpoints. What cannot be removed costs space, not the run.

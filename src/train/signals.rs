@@ -11,10 +11,10 @@ use std::sync::Arc;
 pub struct StopFlag(Arc<AtomicBool>);
 
 impl StopFlag {
-    /// Installs the handlers. A second SIGTERM ends the process at once.
+    /// Installs the handlers. Further signals change nothing: when the first rank has left with its code, srun sends SIGTERM
+    /// to the others, and theirs must still be that code. What hangs is killed by Slurm after KillWait.
     pub fn install() -> std::io::Result<StopFlag> {
         let flag = Arc::new(AtomicBool::new(false));
-        signal_hook::flag::register_conditional_shutdown(SIGTERM, 128 + SIGTERM, flag.clone())?;
         signal_hook::flag::register(SIGTERM, flag.clone())?;
         signal_hook::flag::register(SIGUSR1, flag.clone())?;
         Ok(StopFlag(flag))

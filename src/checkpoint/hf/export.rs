@@ -62,10 +62,11 @@ pub fn export(weights: &Weights, out: &Path, options: &ExportOptions) -> Result<
         written.path = out.into();
         Ok(written)
     };
-    write_all(weights, &temporary, options).and_then(finish).map_err(|e| {
+    let done = write_all(weights, &temporary, options).and_then(finish);
+    if done.is_err() {
         let _ = disk::remove_dir(&temporary);
-        e
-    })
+    }
+    done
 }
 
 fn write_all(weights: &Weights, directory: &Path, options: &ExportOptions) -> Result<Exported> {

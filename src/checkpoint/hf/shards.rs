@@ -149,7 +149,7 @@ impl Shards {
             return Err(wrong(format!("{name}: {why}")));
         }
         let (path, file) = &self.files[t.file];
-        copy_runs(&runs(&all, &want), out, &mut |from, part| {
+        copy_runs(&runs(&all, &want), out, |from, part| {
             let at = t.at + (from * t.dtype.size()) as u64;
             read_as_f32(file, t.dtype, at, part)
         })

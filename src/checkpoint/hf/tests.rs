@@ -157,7 +157,8 @@ fn tied_models_need_no_head_and_ignore_one() {
 
 #[test]
 fn broken_directories_are_refused_in_one_line() {
-    let change = |f: &dyn Fn(&mut HashMap<String, (Vec<usize>, Vec<f32>)>)| {
+    type Tensors = HashMap<String, (Vec<usize>, Vec<f32>)>;
+    let change = |f: &dyn Fn(&mut Tensors)| {
         let dir = directory(&config(), Dtype::Fp32);
         let mut all = tensors(&config());
         f(&mut all);

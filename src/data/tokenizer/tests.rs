@@ -18,7 +18,7 @@ fn tiny_bpe(dir: &Path) -> String {
         .build();
     let text = "the theory of the thing is that the other thinks\n".repeat(50);
     let mut trainer = tokenizers::models::TrainerWrapper::from(trainer);
-    t.train(&mut trainer, text.lines().map(str::to_string).collect::<Vec<_>>().into_iter().map(Ok::<_, ()>).flatten())
+    t.train(&mut trainer, text.lines().map(str::to_string).collect::<Vec<_>>().into_iter().flat_map(Ok::<_, ()>))
         .unwrap();
     let path = dir.join("tokenizer.json");
     t.save(&path, false).unwrap();

@@ -26,7 +26,7 @@ fn modules_load() {
     let prefix = tempfile::tempdir().unwrap();
     let at = prefix.path().to_str().unwrap();
     let binary = herd().get_program().to_owned();
-    let out = Command::new(root().join("scripts/install.sh")).arg(at).arg(&binary).output().unwrap();
+    let out = Command::new(root().join("tests/setup/install.sh")).arg(at).arg(&binary).output().unwrap();
     assert!(out.status.success(), "{}", text(&out));
     for file in ["share/man/man1/herd.1", "share/herd/slurm/llama3_70b.sbatch", "share/herd/configs/llama3_70b.yaml"] {
         assert!(prefix.path().join(file).exists(), "{file} is not installed");

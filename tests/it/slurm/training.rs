@@ -69,7 +69,7 @@ impl Run {
 
     /// Waits until the run has done `step`, and fails with the log if the job ends before.
     fn reaches(&self, cluster: &Cluster, job: &str, step: u64) {
-        wait_until(&format!("step {step}"), Duration::from_secs(90), || {
+        wait_until(&format!("step {step}"), Duration::from_secs(300), || {
             let done = self.step() >= step;
             assert!(done || !ended(cluster, job), "job {job} ended at step {}:\n{}", self.step(), self.said());
             done
@@ -78,7 +78,7 @@ impl Run {
 
     /// Waits for the end of the job; its exit code.
     fn ends(&self, cluster: &Cluster, job: &str) -> i32 {
-        wait_until("the job ends", Duration::from_secs(120), || ended(cluster, job));
+        wait_until("the job ends", Duration::from_secs(300), || ended(cluster, job));
         let shown = cluster.run(&format!("scontrol show job {job}"));
         let code = shown.split("ExitCode=").nth(1).and_then(|rest| rest.split(':').next());
         code.and_then(|c| c.parse().ok()).unwrap_or_else(|| panic!("no exit code in\n{shown}"))
@@ -115,7 +115,7 @@ data:
 batch: {{ global: 8, micro: 4 }}
 train: {{ steps: {steps}, precision: fp32, device: cpu, threads: 1 }}
 optim: {{ warmup_steps: 10 }}
-checkpoint: {{ every: 50, keep: 2 }}
+checkpoint: {{ every: 25, keep: 2 }}
 log: {{ tensorboard: false }}
 "
     )
@@ -169,7 +169,7 @@ fn the_warning_before_the_time_limit_saves_and_requeues() {
 
 #[test]
 fn after_the_crash_of_a_node_the_next_job_goes_on_from_the_checkpoint() {
-    let steps = 400;
+    let steps = 150;
     let cluster = Cluster::up(&["--set", "SlurmdTimeout=10"]);
     let whole = Run::new(steps);
     let job = whole.submit(&cluster, &[], &[]);
@@ -177,7 +177,7 @@ fn after_the_crash_of_a_node_the_next_job_goes_on_from_the_checkpoint() {
 
     let run = Run::new(steps);
     let job = run.submit(&cluster, &["--no-requeue"], &[]);
-    run.reaches(&cluster, &job, 120);
+    run.reaches(&cluster, &job, 60);
     cluster.ok("kill", &["herd2"]);
     wait_until("the job ends with its node", Duration::from_secs(90), || ended(&cluster, &job));
     assert!(run.step() < steps, "the job was done before the crash");

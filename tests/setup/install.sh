@@ -2,7 +2,7 @@
 # Installs herd and what belongs to it. usage: install.sh PREFIX [BINARY], PREFIX absolute
 set -euo pipefail
 prefix=$1 binary=${2:-target/release/herd}
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 
 install -D -m 755 "$binary" "$prefix/bin/herd"

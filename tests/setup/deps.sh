@@ -5,7 +5,7 @@
 #   test  into the same environment: all of PyTorch, transformers and what else the tests compare with
 set -euo pipefail
 folder=$1 what=$2
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 packages=(
     gcc g++ make pkg-config libclang-dev           # to build; libclang is for the MPI bindings
@@ -89,9 +89,10 @@ pip_install() {
 # FOLDER/libtorch: headers and only the CPU libraries of the wheel. Linking the CUDA ones as well would need another
 # 3 GB of packages. libtorch.so only ties the two together, so libtorch_cpu.so stands in for it.
 libtorch() {
-    pip_install scripts/requirements-base.txt --no-deps
+    pip_install tests/setup/requirements-base.txt --no-deps
     local packages=("$folder"/python/lib/python3*/site-packages) library
-    mkdir -p "$folder/libtorch/lib"
+    mkdir -p "$folder/libtorch/lib" "$folder/bin"
+    ln -sf "$folder/python/bin/cmake" "$folder/bin/cmake"
     ln -sfn "${packages[0]}/torch/include" "$folder/libtorch/include"
     for library in libtorch_cpu.so libc10.so libgomp.so.1; do
         ln -sf "${packages[0]}/torch/lib/$library" "$folder/libtorch/lib/$library"
@@ -131,7 +132,7 @@ case $what in
         # A site's own libtorch, as LIBTORCH, is used as it is.
         if [ "${LIBTORCH:-$folder/libtorch}" = "$folder/libtorch" ]; then libtorch; else say "using LIBTORCH=$LIBTORCH"; fi
         ;;
-    test) pip_install scripts/requirements-test.txt ;;
+    test) pip_install tests/setup/requirements-test.txt ;;
     *) fail "unknown set: $what" ;;
 esac
 [ $installed = yes ] || say "$what: nothing to install"
