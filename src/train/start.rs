@@ -8,6 +8,7 @@ use crate::data::{Mixture, Tokenizer};
 use crate::error::{Error, Exit, Result};
 use crate::model::Llama;
 use crate::plan::{self, Plan};
+use crate::slurm::{compress, Job};
 use crate::topology::{Axis, Topology};
 use crate::wire::{Wire, World};
 use serde_json::json;
@@ -30,6 +31,7 @@ pub struct Started {
 /// the given weights, else from the seed. Collective over all ranks.
 pub fn start(plan: &Plan, world: &World) -> Result<Started> {
     let config = &plan.config;
+    let job = world.agree(Job::current())?;
     world.agree(report::open_run_directory(plan, world))?;
     let tokenizer = world.agree(Tokenizer::open(&config.data.tokenizer))?;
     world.agree(plan::check_vocabulary(&plan.model, tokenizer.vocab_size(), &config.data.tokenizer))?;
@@ -47,7 +49,7 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
     let model = Llama::new(&plan.model, config.data.sequence_length, plan.device);
     let wire: Arc<dyn Wire> = world.wire(&plan.topology, Axis::Data)?.into();
     let mut state = State::new(plan, wire.as_ref())?;
-    let meta = meta(plan, &tokenizer)?;
+    let meta = meta(plan, &tokenizer, job.as_ref())?;
     let mut events = Vec::new();
     let found = checkpoint::newest_valid(&config.run_dir.join("checkpoints"), world, &mut |event| {
         match event {
@@ -60,6 +62,11 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
         world.agree(resume(plan, &meta, found, &mut state))?;
     }
     let mut report = world.agree(Report::open(plan, world, state.step))?;
+    if let Some(job) = &job {
+        let nodes = compress(&job.nodes);
+        tracing::info!("Slurm job {} on {nodes}, requeued {} times before", job.id, job.restarts);
+        report.event("slurm_job", json!({ "job": job.id, "restarts": job.restarts, "nodes": nodes }))?;
+    }
     for event in events {
         match event {
             Event::CheckpointRejected { path, reason } => {
@@ -119,8 +126,9 @@ fn begin(plan: &Plan, state: &mut State) -> Result<()> {
 }
 
 /// What this run's checkpoints say about it.
-fn meta(plan: &Plan, tokenizer: &Tokenizer) -> Result<Meta> {
+fn meta(plan: &Plan, tokenizer: &Tokenizer, job: Option<&Job>) -> Result<Meta> {
     Ok(Meta {
+        attempt: job.map_or(0, |j| j.restarts as u64),
         seed: plan.config.seed,
         tokenizer: plan.config.data.tokenizer.clone(),
         tokenizer_fingerprint: tokenizer.fingerprint(),
