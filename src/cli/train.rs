@@ -60,14 +60,13 @@ fn train(args: &Args, world: &World) -> Result<End> {
     train::run(&plan, world)
 }
 
-/// Cores that the ranks of this node share: all of them, or, where each rank is bound to some (Slurm's --cpu-bind), those of
-/// one rank times the ranks.
+/// Cores this rank may use: those it is bound to (Slurm's --cpu-bind), or its share of the node where it is not bound.
 fn cores(local_size: usize) -> usize {
     let bound = std::thread::available_parallelism().map_or(1, |n| n.get());
     // SAFETY: a query without arguments to keep alive.
     let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1) as usize;
     match bound < online {
-        true => bound * local_size,
-        false => online,
+        true => bound,
+        false => (online / local_size).max(1),
     }
 }
