@@ -1,6 +1,6 @@
 //! `herd train`: one rank of a training run.
 
-use super::logging;
+use super::{logging, outcome};
 use crate::error::{Exit, Result};
 use crate::kernels::{device, memory};
 use crate::plan::{Plan, Ranks};
@@ -35,11 +35,17 @@ pub fn run(args: Args) -> Result<()> {
             world.finalize()?;
             std::process::exit(Exit::Requeue.code())
         }
-        // one rank speaks for an error that all share; the step ends without waiting for anybody
-        Err(e) => {
-            if world.rank() == 0 || !e.agreed {
-                eprintln!("herd: error: {e}");
+        // an error that all ranks share: one speaks, and all are here to end MPI in order
+        Err(e) if e.agreed => {
+            if world.rank() == 0 {
+                outcome::say(&e);
             }
+            world.finalize()?;
+            std::process::exit(e.exit.code())
+        }
+        // an error of this rank alone: the others are taken along, and nobody is waited for
+        Err(e) => {
+            outcome::say(&e);
             leave(e.exit.code())
         }
     }
