@@ -63,6 +63,8 @@ check "clippy" cargo clippy --release --locked --all-targets -- -D warnings
 # shellcheck disable=SC2046
 check "shellcheck" shellcheck -x $(tests/setup/shell_files.sh)
 suite "unit and integration tests" cargo test --release --locked --no-fail-fast --lib --bins --test it
+check "benchmarks run" benchmarks/run.sh --quick
+check "documented figures are the measured ones" "$HERD_PYTHON" benchmarks/report.py --check
 check "nothing left behind" nothing_left
 
 echo "tests took $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
