@@ -1,6 +1,6 @@
 //! How the process ends: an error or a panic becomes one message on stderr and an exit code.
 
-use crate::error::{Exit, Result};
+use crate::error::{Error, Exit, Result};
 use std::io::Write;
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
@@ -14,10 +14,15 @@ pub fn finish(result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => exit_code(Exit::Ok),
         Err(e) => {
-            let _ = writeln!(std::io::stderr(), "herd: error: {e}");
+            say(&e);
             exit_code(e.exit)
         }
     }
+}
+
+/// Prints an error for a person. A closed stderr changes nothing about how the process ends.
+pub fn say(e: &Error) {
+    let _ = writeln!(std::io::stderr(), "herd: error: {e}");
 }
 
 /// A panic in any thread prints one line and ends the process at once with [`Exit::Internal`]: unwinding could wait for

@@ -1,6 +1,6 @@
 //! `herd train`: one rank of a training run.
 
-use super::logging;
+use super::{logging, outcome};
 use crate::error::{Exit, Result};
 use crate::kernels::{device, memory};
 use crate::plan::{Plan, Ranks};
@@ -35,11 +35,17 @@ pub fn run(args: Args) -> Result<()> {
             world.finalize()?;
             std::process::exit(Exit::Requeue.code())
         }
-        // one rank speaks for an error that all share; the step ends without waiting for anybody
-        Err(e) => {
-            if world.rank() == 0 || !e.agreed {
-                eprintln!("herd: error: {e}");
+        // an error that all ranks share: one speaks, and all are here to end MPI in order
+        Err(e) if e.agreed => {
+            if world.rank() == 0 {
+                outcome::say(&e);
             }
+            world.finalize()?;
+            std::process::exit(e.exit.code())
+        }
+        // an error of this rank alone: the others are taken along, and nobody is waited for
+        Err(e) => {
+            outcome::say(&e);
             leave(e.exit.code())
         }
     }
@@ -60,14 +66,13 @@ fn train(args: &Args, world: &World) -> Result<End> {
     train::run(&plan, world)
 }
 
-/// Cores that the ranks of this node share: all of them, or, where each rank is bound to some (Slurm's --cpu-bind), those of
-/// one rank times the ranks.
+/// Cores this rank may use: those it is bound to (Slurm's --cpu-bind), or its share of the node where it is not bound.
 fn cores(local_size: usize) -> usize {
     let bound = std::thread::available_parallelism().map_or(1, |n| n.get());
     // SAFETY: a query without arguments to keep alive.
     let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1) as usize;
     match bound < online {
-        true => bound * local_size,
-        false => online,
+        true => bound,
+        false => (online / local_size).max(1),
     }
 }

@@ -33,6 +33,9 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
     let stage = Stage { plan, world, model: &model, corpus: &corpus };
     let last = config.train.stop_at.unwrap_or(config.train.steps).min(config.train.steps);
     let mut skipped_in_a_row = 0;
+    if state.step >= last {
+        report.note(&format!("nothing to do: the run stands at step {} of {last}", state.step));
+    }
 
     while state.step < last {
         let began = Instant::now();

@@ -8,10 +8,12 @@ use crate::data::{Mixture, Tokenizer};
 use crate::error::{Error, Exit, Result};
 use crate::model::Llama;
 use crate::plan::{self, Plan};
+use crate::slurm::{compress, Job};
 use crate::topology::{Axis, Topology};
 use crate::wire::{Wire, World};
 use serde_json::json;
 use std::sync::Arc;
+use tch::Device;
 
 /// Everything the loop needs.
 pub struct Started {
@@ -30,6 +32,8 @@ pub struct Started {
 /// the given weights, else from the seed. Collective over all ranks.
 pub fn start(plan: &Plan, world: &World) -> Result<Started> {
     let config = &plan.config;
+    let job = world.agree(Job::current())?;
+    world.agree(reachable(plan, world))?;
     world.agree(report::open_run_directory(plan, world))?;
     let tokenizer = world.agree(Tokenizer::open(&config.data.tokenizer))?;
     world.agree(plan::check_vocabulary(&plan.model, tokenizer.vocab_size(), &config.data.tokenizer))?;
@@ -47,7 +51,7 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
     let model = Llama::new(&plan.model, config.data.sequence_length, plan.device);
     let wire: Arc<dyn Wire> = world.wire(&plan.topology, Axis::Data)?.into();
     let mut state = State::new(plan, wire.as_ref())?;
-    let meta = meta(plan, &tokenizer)?;
+    let meta = meta(plan, &tokenizer, job.as_ref())?;
     let mut events = Vec::new();
     let found = checkpoint::newest_valid(&config.run_dir.join("checkpoints"), world, &mut |event| {
         match event {
@@ -60,6 +64,11 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
         world.agree(resume(plan, &meta, found, &mut state))?;
     }
     let mut report = world.agree(Report::open(plan, world, state.step))?;
+    if let Some(job) = &job {
+        let nodes = compress(&job.nodes);
+        tracing::info!("Slurm job {} on {nodes}, requeued {} times before", job.id, job.restarts);
+        report.event("slurm_job", json!({ "job": job.id, "restarts": job.restarts, "nodes": nodes }))?;
+    }
     for event in events {
         match event {
             Event::CheckpointRejected { path, reason } => {
@@ -80,6 +89,22 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
         }
     }
     Ok(Started { corpus, held_out, model, wire, state, report, meta })
+}
+
+/// Tensors travel between ranks in host memory only: there is no NCCL wire yet.
+fn reachable(plan: &Plan, world: &World) -> Result<()> {
+    match plan.device {
+        Device::Cpu => Ok(()),
+        _ if world.size() == 1 => Ok(()),
+        device => Err(Error::new(
+            Exit::Device,
+            format!(
+                "{} ranks on {device:?}, but this version moves tensors between ranks in host memory only",
+                world.size()
+            ),
+        )
+        .hint("run one rank, or set train.device=cpu")),
+    }
 }
 
 /// Goes on from a checkpoint, if it is one of this run.
@@ -119,8 +144,9 @@ fn begin(plan: &Plan, state: &mut State) -> Result<()> {
 }
 
 /// What this run's checkpoints say about it.
-fn meta(plan: &Plan, tokenizer: &Tokenizer) -> Result<Meta> {
+fn meta(plan: &Plan, tokenizer: &Tokenizer, job: Option<&Job>) -> Result<Meta> {
     Ok(Meta {
+        attempt: job.map_or(0, |j| j.restarts as u64),
         seed: plan.config.seed,
         tokenizer: plan.config.data.tokenizer.clone(),
         tokenizer_fingerprint: tokenizer.fingerprint(),

@@ -13,4 +13,5 @@ mod metrics;
 mod model;
 mod slurm;
 mod train;
+mod train_errors;
 mod wire;

@@ -160,6 +160,11 @@ fn the_warning_before_the_time_limit_saves_and_requeues() {
     run.reaches(&cluster, &job, stopped + 20);
     assert_whole(&run.losses(), run.step());
     assert!(cluster.run(&format!("scontrol show job {job}")).contains("Restarts=1"));
+    let events = std::fs::read_to_string(run.path().join("run/events.jsonl")).unwrap();
+    let of = |l: &str| serde_json::from_str::<serde_json::Value>(l).unwrap();
+    let starts: Vec<_> = events.lines().map(of).filter(|e| e["kind"] == "slurm_job").collect();
+    assert_eq!(starts.iter().map(|e| e["restarts"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1]);
+    assert!(starts.iter().all(|e| e["job"].to_string() == job && e["nodes"] == "herd[1-2]"), "{starts:?}");
 
     // A cancelled job is not put back.
     cluster.run(&format!("scancel {job}"));
