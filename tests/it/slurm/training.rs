@@ -172,24 +172,28 @@ fn the_warning_before_the_time_limit_saves_and_requeues() {
     assert_eq!(state(&cluster, &job), "CANCELLED");
 }
 
+/// Slurm puts the job back into the queue, and it goes on from its newest checkpoint when there are nodes again.
 #[test]
-fn after_the_crash_of_a_node_the_next_job_goes_on_from_the_checkpoint() {
+fn after_the_crash_of_a_node_the_job_goes_on_from_its_checkpoint() {
     let steps = 150;
-    let cluster = Cluster::up(&["--set", "SlurmdTimeout=10"]);
+    let cluster = Cluster::up(&["--set", "SlurmdTimeout=10", "--cred-expire", "5"]);
     let whole = Run::new(steps);
     let job = whole.submit(&cluster, &[], &[]);
     assert_eq!(whole.ends(&cluster, &job), 0, "{}", whole.said());
 
     let run = Run::new(steps);
-    let job = run.submit(&cluster, &["--no-requeue"], &[]);
+    let job = run.submit(&cluster, &[], &[]);
     run.reaches(&cluster, &job, 60);
     cluster.ok("kill", &["herd2"]);
-    wait_until("the job ends with its node", Duration::from_secs(90), || ended(&cluster, &job));
+    wait_until("the job is back in the queue", Duration::from_secs(120), || {
+        assert!(!ended(&cluster, &job), "{}", run.said());
+        state(&cluster, &job) == "PENDING"
+    });
     assert!(run.step() < steps, "the job was done before the crash");
     cluster.ok("boot", &["herd2"]);
 
-    let job = run.submit(&cluster, &[], &[]);
     assert_eq!(run.ends(&cluster, &job), 0, "{}", run.said());
+    assert!(cluster.run(&format!("scontrol show job {job}")).contains("Restarts=1"));
     assert_whole(&run.losses(), steps);
     assert_eq!(run.losses(), whole.losses());
     let verify = herd().args(["checkpoint", "verify"]).arg(run.path().join("run")).output().unwrap();
