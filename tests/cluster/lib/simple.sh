@@ -58,6 +58,7 @@ simple_on() {
 
 simple_boot() {
     ! lives "$state/nodes/$1/process" || fail "node $1 is already up"
+    rm -rf "${state:?}/nodes/$1"/{tmp,spool}/* # see lib/init
     SLURM_CONF=$state/etc/slurm.conf HERD_NODE=$state/$1 \
         daemon "$state/nodes/$1/process" "$state/log/slurmd-$1.out" slurmd -D -N "$1"
 }
