@@ -40,6 +40,8 @@ count() {
     grep -E '^test result: |^=+ .* in [0-9.]+s' "$logs/suite" | grep -oE "[0-9]+ $1" | awk '{ n += $1 } END { print n + 0 }'
 }
 
+shared_memory() { find /dev/shm -mindepth 1 -printf '%P\n' | sort; }
+
 # Processes and shared memory of this checkout that outlive the tests.
 nothing_left() {
     local exe left=0
@@ -49,14 +51,12 @@ nothing_left() {
         esac
     done
     if grep -q "$PWD/build/cluster" /proc/mounts; then echo "still mounted: $PWD/build/cluster"; left=1; fi
-    if ! diff <(ls /dev/shm) "$logs/shm" >/dev/null; then
-        echo "left in /dev/shm: $(diff <(ls /dev/shm) "$logs/shm" | sed -n 's/^< //p' | paste -sd' ')"
-        left=1
-    fi
+    comm -13 "$logs/shm" <(shared_memory) >"$logs/shm.new"
+    if [ -s "$logs/shm.new" ]; then echo "left in /dev/shm: $(paste -sd' ' "$logs/shm.new")"; left=1; fi
     return $left
 }
 
-ls /dev/shm >"$logs/shm"
+shared_memory >"$logs/shm"
 check "build" make build
 check "formatting" cargo fmt --check
 check "clippy" cargo clippy --release --locked --all-targets -- -D warnings

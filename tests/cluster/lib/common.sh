@@ -11,6 +11,13 @@ case $state in
     *) state=$PWD/$state ;;
 esac
 
+# How Slurm is told the path: a Unix socket's address has 108 bytes and slurm.conf takes no spaces, so a long path or one
+# with spaces goes through a link.
+short=$state
+if [ ${#state} -gt 50 ] || [[ $state == *[[:space:]]* ]]; then
+    short=/tmp/herd-cluster-$(id -u)-$(cksum <<<"$state" | cut -d' ' -f1)
+fi
+
 note() { echo "cluster: $*" >&2; }
 fail() {
     note "$*"

@@ -27,8 +27,6 @@ parse_up() {
     for tool in slurmctld slurmd munged sinfo flock setsid; do
         command -v "$tool" >/dev/null || fail "$tool is not installed (hint: make deps)"
     done
-    # munged's socket lies in there, and the address of a Unix socket has 108 bytes.
-    [ ${#state} -le 80 ] || fail "$state is ${#state} characters long, at most 80 fit (hint: set HERD_CLUSTER to a shorter path)"
     choose_form
 }
 
@@ -55,6 +53,7 @@ choose_form() {
 }
 
 write_configuration() {
+    [ "$short" = "$state" ] || ln -sfn "$state" "$short"
     mkdir -p "$state"/{ctld,munge,nodes,log,etc}
     chmod 755 "$state" "$state/munge" "$state/nodes"
     seq -f 'herd%.0f' 1 "$NODES" >"$state/nodes.list"
@@ -76,7 +75,7 @@ write_configuration() {
 write_task_prolog() {
     {
         echo '#!/bin/sh'
-        echo "echo \"export TMPDIR=$state/nodes/\$SLURMD_NODENAME/tmp\""
+        echo "echo \"export TMPDIR=$short/nodes/\$SLURMD_NODENAME/tmp\""
         local setting
         while read -r setting; do
             echo "echo \"export ${setting%%=*}=\${${setting%%=*}:-${setting#*=}}\""
@@ -86,7 +85,7 @@ write_task_prolog() {
 }
 
 write_slurm_conf() {
-    local user auth="socket=$state/munge/socket"
+    local user auth="socket=$short/munge/socket"
     user=$(id -un)
     [ -z "$CRED_EXPIRE" ] || auth+=",cred_expire=$CRED_EXPIRE"
     # shellcheck disable=SC2054 # commas belong to the values
@@ -94,13 +93,13 @@ write_slurm_conf() {
         [ClusterName]=herd
         [SlurmUser]=$user [SlurmdUser]=$user
         [AuthType]=auth/munge [AuthInfo]=$auth
-        [StateSaveLocation]=$state/ctld
-        [SlurmctldLogFile]=$state/log/slurmctld [SlurmctldPidFile]=$state/ctld/pid
-        [SlurmdSpoolDir]=$state/nodes/%n/spool [TmpFS]=$state/nodes/%n/tmp
-        [SlurmdLogFile]=$state/log/slurmd-%n [SlurmdPidFile]=$state/nodes/%n/slurmd.pid
+        [StateSaveLocation]=$short/ctld
+        [SlurmctldLogFile]=$short/log/slurmctld [SlurmctldPidFile]=$short/ctld/pid
+        [SlurmdSpoolDir]=$short/nodes/%n/spool [TmpFS]=$short/nodes/%n/tmp
+        [SlurmdLogFile]=$short/log/slurmd-%n [SlurmdPidFile]=$short/nodes/%n/slurmd.pid
         [SlurmdParameters]=config_overrides
         [ProctrackType]=proctrack/linuxproc [TaskPlugin]=task/none [JobAcctGatherType]=jobacct_gather/none
-        [TaskProlog]=$state/etc/task_prolog
+        [TaskProlog]=$short/etc/task_prolog
         # No default MPI, as on many sites: an srun without --mpi=pmix must be noticed by herd.
         [MpiDefault]=none
         [SelectType]=select/cons_tres [SelectTypeParameters]=CR_CPU [GresTypes]=gpu

@@ -30,9 +30,9 @@ namespaces_start() {
         awk -v net="$subnet" '{ print net "." NR + 10, $1 }' "$state/nodes.list"
     } >"$state/etc/hosts"
     daemon "$state/unshare" "$state/log/head" unshare --net --uts --ipc --mount --pid --fork --mount-proc --kill-child \
-        "$here/lib/head" "$state" "$subnet"
+        "$here/lib/head" "$state" "$short/munge/socket" "$subnet"
     within 10 record_child "$state/unshare" "$state/head" || return 1
-    if ! within 10 test -S "$state/munge/socket"; then
+    if ! within 10 test -S "$short/munge/socket"; then
         note "munged does not start:"
         tail -5 "$state/log/munged" "$state/log/head" >&2
         return 1

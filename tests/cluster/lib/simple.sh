@@ -33,9 +33,9 @@ free_ports() {
 
 simple_start() {
     daemon "$state/munge/process" "$state/log/munged.out" munged --force --foreground --key-file="$state/munge/key" \
-        --socket="$state/munge/socket" --pid-file="$state/munge/pid" --log-file="$state/log/munged" \
+        --socket="$short/munge/socket" --pid-file="$state/munge/pid" --log-file="$state/log/munged" \
         --seed-file="$state/munge/seed"
-    within 10 test -S "$state/munge/socket" || return 1
+    within 10 test -S "$short/munge/socket" || return 1
     simple_start_controller || return 1
     while read -r node; do simple_boot "$node"; done <"$state/nodes.list"
 }
@@ -94,5 +94,5 @@ simple_stop_controller() { finish "$state/ctld/process"; }
 simple_start_controller() {
     ! lives "$state/ctld/process" || fail "the controller is already up"
     daemon "$state/ctld/process" "$state/log/slurmctld.out" slurmctld -D -f "$state/etc/slurm.conf"
-    within 20 simple_run scontrol ping >/dev/null || return 1
+    within 20 simple_run scontrol ping >/dev/null 2>&1 || return 1
 }

@@ -1,11 +1,12 @@
 //! The cluster tool itself: ranks over nodes, nodes that are cut off, crash and come back, both forms, no leftovers.
 
 use super::cluster::*;
-use crate::support::text;
+use crate::support::{root, text};
 use herd::error::Exit;
 use herd::topology::{Axis, Topology};
 use herd::wire::{Op, World};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -148,6 +149,24 @@ fn clusters_live_side_by_side() {
     assert_eq!(two.run("sinfo -h -o %D"), "2");
     one.ok("down", &[]);
     assert_eq!(two.run("srun -N2 echo up | sort -u"), "up");
+}
+
+/// Longer than the address of a Unix socket may be, with a space in it.
+#[test]
+fn the_directory_may_have_a_long_name() {
+    let parent = tempfile::tempdir().unwrap();
+    for form in ["namespaces", "simple"] {
+        let dir = parent.path().join("a folder whose name is long ".repeat(5)).join(form);
+        let tool = |args: &[&str]| {
+            let mut c = Command::new(root().join("tests/cluster/cluster"));
+            c.args(args).env("HERD_CLUSTER", &dir).stdin(Stdio::null()).output().unwrap()
+        };
+        let up = tool(&["up", "--nodes", "2", "--form", form]);
+        let ran = tool(&["run", "srun", "-N2", "--mpi=pmix", "echo", "ran"]);
+        tool(&["down"]);
+        assert!(up.status.success(), "{}", text(&up));
+        assert_eq!(String::from_utf8_lossy(&ran.stdout), "ran\nran\n", "{}", text(&ran));
+    }
 }
 
 #[test]
