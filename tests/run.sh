@@ -56,8 +56,15 @@ nothing_left() {
     return $left
 }
 
+finish() {
+    echo "tests took $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
+    echo "$passed passed, $failed failed, $skipped skipped"
+    exit $((failed > 0))
+}
+
 shared_memory >"$logs/shm"
 check "build" make build
+[ $failed -eq 0 ] || finish # nothing below can tell more
 check "formatting" cargo fmt --check
 check "clippy" cargo clippy --release --locked --all-targets -- -D warnings
 # shellcheck disable=SC2046
@@ -66,7 +73,4 @@ suite "unit and integration tests" cargo test --release --locked --no-fail-fast 
 check "benchmarks run" benchmarks/run.sh --quick
 check "documented figures are the measured ones" "$HERD_PYTHON" benchmarks/report.py --check
 check "nothing left behind" nothing_left
-
-echo "tests took $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
-echo "$passed passed, $failed failed, $skipped skipped"
-[ $failed -eq 0 ]
+finish
