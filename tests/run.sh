@@ -43,6 +43,7 @@ count() {
 shared_memory() { find /dev/shm -mindepth 1 -printf '%P\n' | sort; }
 
 # Processes and shared memory of this checkout that outlive the tests.
+# shellcheck disable=SC2317 # called by name
 nothing_left() {
     local exe left=0
     for exe in /proc/[0-9]*/exe; do
@@ -53,7 +54,7 @@ nothing_left() {
     if grep -q "$PWD/build/cluster" /proc/mounts; then echo "still mounted: $PWD/build/cluster"; left=1; fi
     comm -13 "$logs/shm" <(shared_memory) >"$logs/shm.new"
     if [ -s "$logs/shm.new" ]; then echo "left in /dev/shm: $(paste -sd' ' "$logs/shm.new")"; left=1; fi
-    return $left
+    return "$left"
 }
 
 finish() {
