@@ -52,7 +52,12 @@ nothing_left() {
         esac
     done
     if grep -q "$PWD/build/cluster" /proc/mounts; then echo "still mounted: $PWD/build/cluster"; left=1; fi
-    comm -13 "$logs/shm" <(shared_memory) >"$logs/shm.new"
+    # A process that just ended may still be on its way out.
+    for _ in 1 2 3 4 5; do
+        comm -13 "$logs/shm" <(shared_memory) >"$logs/shm.new"
+        [ -s "$logs/shm.new" ] || break
+        sleep 1
+    done
     if [ -s "$logs/shm.new" ]; then echo "left in /dev/shm: $(paste -sd' ' "$logs/shm.new")"; left=1; fi
     return "$left"
 }

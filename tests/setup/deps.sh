@@ -86,6 +86,13 @@ pip_install() {
     installed=yes
 }
 
+# torch.compile, which the benchmarks measure against, compiles code that includes Python.h.
+python_headers() {
+    local include
+    include=$("$folder/python/bin/python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    [ -e "$include/Python.h" ] || apt_install python3-dev
+}
+
 # FOLDER/libtorch: headers and only the CPU libraries of the wheel. Linking the CUDA ones as well would need another
 # 3 GB of packages. libtorch.so only ties the two together, so libtorch_cpu.so stands in for it.
 libtorch() {
@@ -132,7 +139,10 @@ case $what in
         # A site's own libtorch, as LIBTORCH, is used as it is.
         if [ "${LIBTORCH:-$folder/libtorch}" = "$folder/libtorch" ]; then libtorch; else say "using LIBTORCH=$LIBTORCH"; fi
         ;;
-    test) pip_install tests/setup/requirements-test.txt ;;
+    test)
+        pip_install tests/setup/requirements-test.txt
+        python_headers
+        ;;
     *) fail "unknown set: $what" ;;
 esac
 [ $installed = yes ] || say "$what: nothing to install"
