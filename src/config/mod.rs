@@ -4,15 +4,19 @@
 //! that schema, so a range is written once, beside its field.
 
 pub mod check;
+mod checkpoint;
 pub mod load;
 mod model;
+mod parallel;
 mod problem;
 pub mod schema;
 mod sets;
 mod yaml;
 
+pub use checkpoint::CheckpointSection;
 pub use load::{load, Draft};
 pub use model::{ModelConfig, RopeScaling, RopeType};
+pub use parallel::ParallelSection;
 pub use problem::{to_error, Problem};
 
 use schemars::JsonSchema;
@@ -219,29 +223,6 @@ pub enum Schedule {
     Constant,
 }
 
-/// Sizes of the parallel axes. Their product is the number of ranks.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct ParallelSection {
-    /// Tensor-parallel ranks.
-    #[schemars(range(min = 1, max = limit::RANKS))]
-    pub tensor: usize,
-    /// Context-parallel ranks.
-    #[schemars(range(min = 1, max = limit::RANKS))]
-    pub context: usize,
-    /// Pipeline stages.
-    #[schemars(range(min = 1, max = limit::RANKS))]
-    pub pipeline: usize,
-    /// Data-parallel replicas; 0 takes what the other axes leave of the world.
-    #[schemars(range(max = limit::RANKS))]
-    pub data: usize,
-    /// Gradient bucket size in MiB; whole units are put together until it is reached.
-    #[schemars(range(min = 1, max = 65536))]
-    pub bucket_mib: usize,
-    /// Reduce gradients while the backward pass goes on.
-    pub overlap: bool,
-}
-
 /// Validation loss on the held-out corpora.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -252,18 +233,6 @@ pub struct ValidationSection {
     /// Sequences per validation, over all ranks.
     #[schemars(range(min = 1, max = limit::BATCH))]
     pub sequences: usize,
-}
-
-/// When checkpoints are written to the run directory, and how many stay.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct CheckpointSection {
-    /// Save every n steps and after the last; 0 only after the last.
-    #[schemars(range(max = limit::STEPS))]
-    pub every: u64,
-    /// Newest checkpoints to keep; 0 keeps all.
-    #[schemars(range(max = limit::STEPS))]
-    pub keep: usize,
 }
 
 /// What is printed and recorded.
@@ -318,21 +287,9 @@ impl Default for OptimSection {
     }
 }
 
-impl Default for ParallelSection {
-    fn default() -> Self {
-        ParallelSection { tensor: 1, context: 1, pipeline: 1, data: 0, bucket_mib: 25, overlap: true }
-    }
-}
-
 impl Default for ValidationSection {
     fn default() -> Self {
         ValidationSection { every: 0, sequences: 64 }
-    }
-}
-
-impl Default for CheckpointSection {
-    fn default() -> Self {
-        CheckpointSection { every: 0, keep: 3 }
     }
 }
 
