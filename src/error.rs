@@ -31,6 +31,8 @@ pub enum Exit {
     Checkpoint = 20,
     /// The filesystem refused: full, quota, permission, I/O error.
     Storage = 21,
+    /// No step is whole in the memory of the nodes that were asked.
+    NoSnapshot = 22,
     /// Loss or gradient norm was not finite too many steps in a row.
     NonFinite = 30,
     /// Another rank failed or a communication call returned an error.
@@ -52,6 +54,7 @@ impl Exit {
         (Exit::Device, "a device was asked for that this host does not have", "stop, or replace the node"),
         (Exit::Checkpoint, "no valid checkpoint where one is needed", "stop; look at the run directory"),
         (Exit::Storage, "the filesystem refused: full, quota, permission or I/O error", "free space, then start again"),
+        (Exit::NoSnapshot, "no snapshot in memory is whole", "start again from the newest checkpoint on disk"),
         (
             Exit::NonFinite,
             "loss or gradient norm not finite too many steps in a row",

@@ -32,6 +32,7 @@ enum Command {
     Export(ExportArgs),
     Import(ImportArgs),
     Prune(PruneArgs),
+    Flush(super::flush::Args),
 }
 
 /// List the checkpoints of a run, newest first (sizes are checked, checksums are not: see `verify`).
@@ -128,6 +129,7 @@ pub fn run(args: Args) -> Result<()> {
         Command::Export(a) => export(&a),
         Command::Import(a) => import(&a),
         Command::Prune(a) => prune(&a),
+        Command::Flush(a) => super::flush::run(&a),
     }
 }
 
@@ -240,7 +242,7 @@ fn import(args: &ImportArgs) -> Result<()> {
 
 fn prune(args: &PruneArgs) -> Result<()> {
     let mut whole = |c: &Checkpoint| c.verify().iter().all(|f| f.problem.is_none());
-    let gone = prune_if(&checkpoints_of(&args.run)?, args.keep as usize, args.dry_run, &mut whole)?;
+    let gone = prune_if(&checkpoints_of(&args.run)?, (args.keep as usize).into(), args.dry_run, &mut whole)?;
     let word = if args.dry_run { "would remove" } else { "removed" };
     let all: Vec<_> = gone.checkpoints.iter().chain(&gone.temporary).collect();
     let lines: String = all.iter().map(|p| format!("{word} {}\n", p.display())).collect();

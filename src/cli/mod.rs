@@ -8,6 +8,7 @@ mod completions;
 mod config;
 mod data;
 mod exit_codes;
+mod flush;
 mod generate;
 pub mod logging;
 mod man;

@@ -13,7 +13,7 @@ pub mod schema;
 mod sets;
 mod yaml;
 
-pub use checkpoint::CheckpointSection;
+pub use checkpoint::{CheckpointSection, Partner};
 pub use load::{load, Draft};
 pub use model::{ModelConfig, RopeScaling, RopeType};
 pub use parallel::ParallelSection;

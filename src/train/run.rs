@@ -1,11 +1,9 @@
 //! The training loop: step, validate, report, save, stop.
 
-use super::report::Report;
 use super::signals::StopFlag;
 use super::start::{self, Started};
 use super::step::{self, Outcome, Stage};
 use super::validate::validate;
-use crate::checkpoint;
 use crate::error::{Error, Exit, Result};
 use crate::kernels::memory;
 use crate::parallel::data::{sync_check, Reducer};
@@ -27,7 +25,7 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
     let stop =
         StopFlag::install().map_err(|e| Error::new(Exit::Internal, format!("cannot install signal handlers: {e}")))?;
     let config = &plan.config;
-    let Started { corpus, held_out, model, wire, mut state, mut report, meta } = start::start(plan, world)?;
+    let Started { corpus, held_out, model, wire, mut state, mut report, meta, mut keeper } = start::start(plan, world)?;
     let (bucket, overlap) = (config.parallel.bucket_mib, config.parallel.overlap);
     let mut reducer = Reducer::new(&state.params, wire.clone(), bucket, overlap);
     let stage = Stage { plan, world, model: &model, corpus: &corpus };
@@ -44,10 +42,12 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
         let took = began.elapsed();
 
         let finished = state.step == config.train.steps;
+        state.validation = None;
         if let Some(held_out) = &held_out {
             if due(state.step, config.validation.every) || (finished && config.validation.every > 0) {
                 let loss = validate(plan, world, &model, held_out, &state)?;
                 state.best_validation = Some(state.best_validation.map_or(loss, |best| best.min(loss)));
+                state.validation = Some(loss);
                 found.validation_loss = Some(loss);
                 report.event("validation", json!({ "step": state.step, "validation_loss": loss }))?;
             }
@@ -65,26 +65,11 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
         }
 
         let ending = state.step == last || found.stop;
-        if due(state.step, config.checkpoint.every) || ending {
-            match state.save(plan, world, meta.clone()) {
-                Ok(saved) => {
-                    let (path, seconds) = (saved.path.display().to_string(), saved.seconds);
-                    report.event(
-                        "checkpoint",
-                        json!({ "step": state.step, "path": path, "bytes": saved.bytes, "seconds": seconds }),
-                    )?;
-                    report.note(&format!("saved {path}, {:.1} MB in {seconds:.2} s", saved.bytes as f64 / 1e6));
-                    prune(plan, world, &report);
-                }
-                // an intermediate save may fail, and training goes on, loudly; the last one may not
-                Err(e) if !ending => {
-                    report.event("checkpoint_failed", json!({ "step": state.step, "error": e.to_string() }))?;
-                    report
-                        .note(&format!("WARNING: the checkpoint of step {} failed, training goes on: {e}", state.step));
-                }
-                Err(e) => return Err(e.context(format!("the last checkpoint, of step {}, is lost", state.step))),
-            }
-        }
+        let meta = state.describe(plan, &meta);
+        let happened = keeper.after_step(&meta, ending, &mut |take| state.give(take), &mut |rules| {
+            state.save(plan, world, &meta, rules)
+        })?;
+        happened.into_iter().try_for_each(|h| report.kept(h))?;
         if found.stop {
             break;
         }
@@ -92,21 +77,15 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
     let end = if state.step == config.train.steps { End::Finished } else { End::Stopped };
     report.event(if matches!(end, End::Finished) { "finished" } else { "stopped" }, json!({ "step": state.step }))?;
     report.finish();
+    if matches!(end, End::Finished) {
+        keeper.finish()?;
+    }
     Ok(end)
 }
 
 /// Whether step `step` is one of every `every`.
 fn due(step: u64, every: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
-}
-
-/// Removes old checkpoints. What cannot be removed costs space, not the run.
-fn prune(plan: &Plan, world: &World, report: &Report) {
-    if world.rank() == 0 {
-        if let Err(e) = checkpoint::prune(&plan.config.run_dir.join("checkpoints"), plan.config.checkpoint.keep) {
-            report.note(&format!("WARNING: old checkpoints could not be removed: {e}"));
-        }
-    }
 }
 
 fn stop_if_hopeless(plan: &Plan, found: &Outcome, in_a_row: u64, step: u64) -> Result<()> {

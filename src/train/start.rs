@@ -3,7 +3,11 @@
 use super::report::{self, Report};
 use super::state::State;
 use super::validate::validate;
-use crate::checkpoint::{self, weights, Checkpoint, Event, Meta, SpecialTokens};
+use crate::checkpoint::keeper::{From, Keeper, Setup};
+use crate::checkpoint::snapshot::place::{random, run_id};
+use crate::checkpoint::snapshot::table::Table;
+use crate::checkpoint::tiers::{self, Tiers};
+use crate::checkpoint::{weights, Event, Meta, Source, SpecialTokens};
 use crate::data::{Mixture, Tokenizer};
 use crate::error::{Error, Exit, Result};
 use crate::model::Llama;
@@ -26,6 +30,7 @@ pub struct Started {
     pub report: Report,
     /// What a checkpoint says about the run, counters left at zero.
     pub meta: Meta,
+    pub keeper: Keeper,
 }
 
 /// Opens the data, builds the model, and takes the state from the newest valid checkpoint of the run directory, else from
@@ -51,17 +56,26 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
     let model = Llama::new(&plan.model, config.data.sequence_length, plan.device);
     let wire: Arc<dyn Wire> = world.wire(&plan.topology, Axis::Data)?.into();
     let mut state = State::new(plan, wire.as_ref())?;
-    let meta = meta(plan, &tokenizer, job.as_ref())?;
+    let run = identity(plan, world)?;
+    let session = world.broadcast_bytes(world.agree(random())?.to_le_bytes().to_vec(), 0)?;
+    let session = u64::from_le_bytes(session.try_into().unwrap_or_default()) >> 11;
+    let meta = Meta { session, ..meta(plan, &tokenizer, job.as_ref())? };
     let mut events = Vec::new();
-    let found = checkpoint::newest_valid(&config.run_dir.join("checkpoints"), world, &mut |event| {
-        match event {
-            Event::CheckpointRejected { .. } => tracing::error!("{event}"),
-            Event::CheckpointChosen { .. } => tracing::info!("{event}"),
-        }
-        events.push(event.clone());
-    })?;
-    if let Some(found) = &found {
-        world.agree(resume(plan, &meta, found, &mut state))?;
+    let tiers = Tiers { run_dir: &config.run_dir, snapshot_dir: &config.checkpoint.snapshot_dir, run, fetch: None };
+    let restored = tiers::restore(
+        &tiers,
+        world,
+        &mut |event| {
+            match event {
+                Event::CheckpointChosen { .. } => tracing::info!("{event}"),
+                _ => tracing::error!("{event}"),
+            }
+            events.push(event.clone());
+        },
+        &mut |source| resume(plan, &meta, source, &mut state),
+    )?;
+    if restored.is_some() {
+        state.gather(wire.as_ref())?;
     }
     let mut report = world.agree(Report::open(plan, world, state.step))?;
     if let Some(job) = &job {
@@ -74,12 +88,28 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
             Event::CheckpointRejected { path, reason } => {
                 report.event("checkpoint_rejected", json!({ "path": path, "reason": reason }))?
             }
-            Event::CheckpointChosen { path, step, .. } => {
-                report.event("resume", json!({ "step": step, "path": path }))?
+            Event::SnapshotRejected { step, reason } => {
+                report.event("snapshot_rejected", json!({ "step": step, "reason": reason }))?
             }
+            Event::CheckpointChosen { .. } => {}
         }
     }
-    if found.is_none() {
+    if let Some(r) = &restored {
+        let fields = json!({ "step": r.step, "path": r.path, "tiers": r.tally, "attempt": r.attempt });
+        report.event("resume", fields)?;
+    }
+    let setup = Setup {
+        config: &config.checkpoint,
+        run_dir: &config.run_dir,
+        run,
+        attempt: meta.attempt,
+        meta: &state.describe(plan, &meta),
+        from: restored.as_ref().map(|r| From { session: r.session, step: r.step }),
+        fence: Arc::new(|| Ok(())),
+    };
+    let keeper = Keeper::new(&setup, world.agree(Table::new(state.specs()))?, world)?;
+    keeper.notes(world)?.iter().for_each(|text| report.note(text));
+    if restored.is_none() {
         world.agree(begin(plan, &mut state))?;
         report.event("start", json!({ "world": world.size(), "weights": config.model.weights }))?;
         if let Some(held_out) = held_out.as_ref().filter(|_| config.validation.every > 0) {
@@ -88,7 +118,14 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
             report.note(&format!("validation loss before the first step: {loss:.4}"));
         }
     }
-    Ok(Started { corpus, held_out, model, wire, state, report, meta })
+    Ok(Started { corpus, held_out, model, wire, state, report, meta, keeper })
+}
+
+/// The run's identity, which rank 0 makes where there is none.
+fn identity(plan: &Plan, world: &World) -> Result<u64> {
+    let mine = if world.rank() == 0 { run_id(&plan.config.run_dir) } else { Ok(0) };
+    let bytes = world.broadcast_bytes(world.agree(mine)?.to_le_bytes().to_vec(), 0)?;
+    Ok(u64::from_le_bytes(bytes.try_into().unwrap_or_default()))
 }
 
 /// Tensors travel between ranks in host memory only: there is no NCCL wire yet.
@@ -108,7 +145,7 @@ fn reachable(plan: &Plan, world: &World) -> Result<()> {
 }
 
 /// Goes on from a checkpoint, if it is one of this run.
-fn resume(plan: &Plan, own: &Meta, found: &Checkpoint, state: &mut State) -> Result<()> {
+fn resume(plan: &Plan, own: &Meta, found: &Source, state: &mut State) -> Result<()> {
     plan::check_resume(plan, found.meta())?;
     let (now, then) = (&own.tokenizer_fingerprint, &found.meta().tokenizer_fingerprint);
     if !then.is_empty() && now != then {
@@ -116,7 +153,7 @@ fn resume(plan: &Plan, own: &Meta, found: &Checkpoint, state: &mut State) -> Res
             Exit::Config,
             format!(
                 "{} was made with tokenizer {} ({then}), but data.tokenizer is {} ({now})",
-                found.path().display(),
+                found.name(),
                 found.meta().tokenizer,
                 own.tokenizer
             ),
@@ -124,7 +161,7 @@ fn resume(plan: &Plan, own: &Meta, found: &Checkpoint, state: &mut State) -> Res
         .hint("put the old tokenizer back, or start afresh with another run_dir"));
     }
     state.restore(found)?;
-    tracing::info!("resumed from {}: step {}, {} tokens", found.path().display(), state.step, state.tokens);
+    tracing::info!("resumed from {}: step {}, {} tokens", found.name(), state.step, state.tokens);
     Ok(())
 }
 

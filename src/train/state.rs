@@ -1,10 +1,10 @@
 //! Everything that a step changes: what a checkpoint holds.
 
-use crate::checkpoint::{self, weights::Weights, Checkpoint, Group, Meta, Piece};
+use crate::checkpoint::{self, weights::Weights, Group, Meta, Rules, Source, Span, Spec, Team};
 use crate::error::Result;
 use crate::kernels::host::{floats, floats_mut};
 use crate::layout::Param;
-use crate::model::{init, Params};
+use crate::model::{init, Flat, Params};
 use crate::optim::{Optimizer, Slots};
 use crate::parallel::data::place;
 use crate::plan::Plan;
@@ -25,6 +25,8 @@ pub struct State {
     /// Steps skipped because something was not finite.
     pub skipped: u64,
     pub best_validation: Option<f64>,
+    /// Validation loss after this very step, if it was measured.
+    pub validation: Option<f64>,
 }
 
 impl State {
@@ -33,7 +35,16 @@ impl State {
         let params = place(&plan.layout, plan.dtype, plan.device, wire)?;
         let (rank, ranks) = (plan.topology.coord(Axis::Data), plan.topology.size(Axis::Data));
         let optimizer = Optimizer::new(&params, &plan.config.optim, rank, ranks);
-        Ok(State { params, optimizer, step: 0, updates: 0, tokens: 0, skipped: 0, best_validation: None })
+        Ok(State {
+            params,
+            optimizer,
+            step: 0,
+            updates: 0,
+            tokens: 0,
+            skipped: 0,
+            best_validation: None,
+            validation: None,
+        })
     }
 
     /// Fresh weights from the seed.
@@ -65,52 +76,82 @@ impl State {
         Ok(())
     }
 
-    /// The pieces of a checkpoint that this rank writes: its shards of master weights and moments, on the host.
-    pub fn save(&self, plan: &Plan, world: &World, mut meta: Meta) -> Result<checkpoint::Saved> {
-        meta.step = self.step;
-        meta.updates = self.updates;
-        meta.tokens = self.tokens;
-        meta.skipped = self.skipped;
-        meta.next_sample = self.step * plan.config.batch.global as u64;
-        meta.best_validation = self.best_validation;
-        let hosts: Vec<[Tensor; 3]> = self.optimizer.slots.iter().map(host).collect();
-        let mut pieces = Vec::new();
-        for ((flat, slots), tensors) in self.params.units.iter().zip(&self.optimizer.slots).zip(&hosts) {
-            for (group, tensor) in [Group::Param, Group::ExpAvg, Group::ExpAvgSq].into_iter().zip(tensors) {
-                let data = floats(tensor);
-                for (param, range) in flat.layout.pieces(&slots.range) {
-                    let at = param.start + range.start - slots.range.start;
-                    pieces.push(Piece {
-                        group,
-                        name: &param.name,
-                        shape: &param.shape,
-                        offset: &param.offset,
-                        extent: &param.extent,
-                        start: range.start,
-                        data: &data[at..at + range.len()],
-                    });
+    /// The slices that this rank saves, in the order in which [`State::give`] numbers them. Over all ranks they hold each
+    /// element of each tensor exactly once.
+    pub fn specs(&self) -> Vec<Spec> {
+        let mut specs = Vec::new();
+        for (flat, slots) in self.params.units.iter().zip(&self.optimizer.slots) {
+            for group in Group::ALL {
+                for (p, range) in flat.layout.pieces(&slots.range) {
+                    let (offset, extent) = (p.offset.clone(), p.extent.clone());
+                    let span = Span { offset, extent, start: range.start, len: range.len(), shape: p.shape.clone() };
+                    specs.push(Spec { group, name: p.name.clone(), span });
                 }
             }
         }
-        checkpoint::save(&plan.config.run_dir.join("checkpoints"), &pieces, &meta, world)
+        specs
     }
 
-    /// Takes parameters, optimizer state and counters from a checkpoint written on any topology.
-    pub fn restore(&mut self, from: &Checkpoint) -> Result<()> {
-        self.fill_params(|p, out| from.read(Group::Param, &p.name, &p.offset, &p.extent, 0, out))?;
+    /// Hands over those slices, one tensor of one unit in host memory at a time.
+    pub fn give(&self, take: &mut dyn FnMut(&[(usize, &[f32])])) -> Result<()> {
+        let mut n = 0;
         for (flat, slots) in self.params.units.iter().zip(&self.optimizer.slots) {
-            for (group, tensor) in [(Group::ExpAvg, &slots.exp_avg), (Group::ExpAvgSq, &slots.exp_avg_sq)] {
+            for tensor in [&slots.master, &slots.exp_avg, &slots.exp_avg_sq] {
+                let host = tensor.to_device(Device::Cpu).contiguous();
+                let data = floats(&host);
+                let slices = flat.layout.pieces(&slots.range).zip(n..).map(|((p, range), n)| {
+                    let at = p.start + range.start - slots.range.start;
+                    (n, &data[at..at + range.len()])
+                });
+                let slices: Vec<(usize, &[f32])> = slices.collect();
+                n += slices.len();
+                take(&slices);
+            }
+        }
+        Ok(())
+    }
+
+    /// `meta` with this state's counters.
+    pub fn describe(&self, plan: &Plan, meta: &Meta) -> Meta {
+        Meta {
+            step: self.step,
+            updates: self.updates,
+            tokens: self.tokens,
+            skipped: self.skipped,
+            next_sample: self.step * plan.config.batch.global as u64,
+            best_validation: self.best_validation,
+            validation: self.validation,
+            ..meta.clone()
+        }
+    }
+
+    /// Writes a checkpoint while the caller waits. Collective.
+    pub fn save(&self, plan: &Plan, world: &World, meta: &Meta, rules: &Rules) -> Result<checkpoint::Saved> {
+        let checkpoints = plan.config.run_dir.join("checkpoints");
+        checkpoint::save_by(rules, &checkpoints, self.specs(), meta, Team(Some(world)), &mut |file| {
+            let mut written = Ok(());
+            self.give(&mut |slices| {
+                for (i, data) in slices {
+                    if written.is_ok() {
+                        written = file.append(*i, data);
+                    }
+                }
+            })?;
+            written
+        })
+    }
+
+    /// Takes master weights, optimizer state and counters from a state written on any topology. The parameters follow with
+    /// [`State::gather`].
+    pub fn restore(&mut self, from: &Source) -> Result<()> {
+        for (flat, slots) in self.params.units.iter().zip(&self.optimizer.slots) {
+            let tensors = [&slots.master, &slots.exp_avg, &slots.exp_avg_sq];
+            for (group, tensor) in Group::ALL.into_iter().zip(tensors) {
                 let mut values = Tensor::zeros([slots.range.len() as i64], (Kind::Float, Device::Cpu));
                 for (p, range) in flat.layout.pieces(&slots.range) {
                     let at = p.start + range.start - slots.range.start;
-                    from.read(
-                        group,
-                        &p.name,
-                        &p.offset,
-                        &p.extent,
-                        range.start,
-                        &mut floats_mut(&mut values)[at..at + range.len()],
-                    )?;
+                    let out = &mut floats_mut(&mut values)[at..at + range.len()];
+                    from.read(group, &p.name, &p.offset, &p.extent, range.start, out)?;
                 }
                 tensor.shallow_clone().copy_(&values);
             }
@@ -121,13 +162,18 @@ impl State {
         self.tokens = meta.tokens;
         self.skipped = meta.skipped;
         self.best_validation = meta.best_validation;
+        self.validation = meta.validation;
         Ok(())
     }
-}
 
-/// Master weights and both moments in host memory (no copy where they are there already).
-fn host(slots: &Slots) -> [Tensor; 3] {
-    [&slots.master, &slots.exp_avg, &slots.exp_avg_sq].map(|t| t.to_device(Device::Cpu).contiguous())
+    /// Parameters from the master weights of all owners: what an update ends with. Collective over the data axis.
+    pub fn gather(&self, wire: &dyn Wire) -> Result<()> {
+        self.optimizer.publish(&self.params);
+        let own = |f: &Flat, s: &Slots| f.param.narrow(0, s.range.start as i64, s.range.len() as i64);
+        let pairs = self.params.units.iter().zip(&self.optimizer.slots);
+        let work: Vec<_> = pairs.map(|(f, s)| wire.all_gather(&own(f, s), &f.param)).collect::<Result<_>>()?;
+        work.into_iter().try_for_each(|w| w.wait().map(drop))
+    }
 }
 
 fn shard(whole: &Tensor, slots: &Slots) -> Tensor {

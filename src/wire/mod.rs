@@ -11,12 +11,16 @@ mod ffi;
 mod messages;
 mod mpi;
 mod segment;
+mod serve;
 mod shared;
+mod stream;
 mod work;
 mod world;
 
 pub use self::mpi::MpiWire;
+pub use serve::Request;
 pub use shared::shared_bytes;
+pub use stream::Incoming;
 pub use work::{Timing, Work};
 pub use world::{leave, Via, World};
 
