@@ -11,6 +11,7 @@ mod errors;
 mod generate;
 mod metrics;
 mod model;
+mod parity;
 mod slurm;
 mod train;
 mod train_errors;
