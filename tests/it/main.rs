@@ -9,6 +9,7 @@ mod data;
 mod data_parallel;
 mod errors;
 mod generate;
+mod layout;
 mod metrics;
 mod model;
 mod parity;
