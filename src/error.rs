@@ -35,6 +35,8 @@ pub enum Exit {
     NonFinite = 30,
     /// Another rank failed or a communication call returned an error.
     Peer = 31,
+    /// A newer attempt of the run has started, or a verdict names this process: it may neither write nor join.
+    Fenced = 32,
     /// Stopped on a signal after saving; submit or requeue to continue.
     Requeue = 75,
 }
@@ -58,6 +60,11 @@ impl Exit {
             "stop; look at data and learning rate",
         ),
         (Exit::Peer, "another rank failed or communication broke", "start again from the newest checkpoint"),
+        (
+            Exit::Fenced,
+            "a newer attempt of the run has started, or this process was given up",
+            "ignore: the run goes on",
+        ),
         (Exit::Requeue, "stopped by a signal after saving", "requeue to continue"),
     ];
 

@@ -6,7 +6,7 @@ use super::validate::validate;
 use crate::checkpoint::{self, weights, Checkpoint, Event, Meta, SpecialTokens};
 use crate::data::{Mixture, Tokenizer};
 use crate::error::{Error, Exit, Result};
-use crate::model::Llama;
+use crate::model::{Axes, Llama};
 use crate::plan::{self, Plan};
 use crate::slurm::{compress, Job};
 use crate::topology::{Axis, Topology};
@@ -48,7 +48,7 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
     };
     tracing::info!("training on {}", corpus.describe());
 
-    let model = Llama::new(&plan.model, config.data.sequence_length, plan.device);
+    let model = Llama::new(&plan.model, config.data.sequence_length, plan.device, &Axes::solo());
     let wire: Arc<dyn Wire> = world.wire(&plan.topology, Axis::Data)?.into();
     let mut state = State::new(plan, wire.as_ref())?;
     let meta = meta(plan, &tokenizer, job.as_ref())?;
