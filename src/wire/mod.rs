@@ -9,13 +9,17 @@ mod combine;
 mod control;
 mod ffi;
 mod messages;
+mod meters;
 mod mpi;
+mod post;
 mod segment;
 mod shared;
 mod work;
 mod world;
 
 pub use self::mpi::MpiWire;
+pub use meters::{Meters, Reading, CONTROL, WIRES};
+pub use post::Post;
 pub use shared::shared_bytes;
 pub use work::{Timing, Work};
 pub use world::{leave, Via, World};
