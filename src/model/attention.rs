@@ -4,8 +4,9 @@
 //! Shapes: N = B·S tokens, H hidden, A = (Hq + 2·Hkv)·D the width of q|k|v, D the width of a head; T the compute dtype.
 
 use crate::config::ModelConfig;
+use crate::error::Result;
 use crate::kernels;
-use crate::model::{Accumulate, Flat, Rope};
+use crate::model::{Accumulate, Axes, Flat, Rope};
 use tch::Tensor;
 
 const NORM: &str = "input_layernorm.weight";
@@ -14,12 +15,13 @@ const V: &str = "v_proj.weight";
 const O: &str = "o_proj.weight";
 
 /// The geometry of attention, the same in every block.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Attention {
     pub heads: i64,
     pub kv_heads: i64,
     pub head_dim: i64,
     pub eps: f64,
+    pub axes: Axes,
 }
 
 /// What the backward pass reads, kept by the forward pass. The list with its bytes is in [`crate::model::block`].
@@ -47,35 +49,36 @@ pub struct Pending {
 }
 
 impl Attention {
-    pub fn new(m: &ModelConfig) -> Attention {
+    pub fn new(m: &ModelConfig, axes: &Axes) -> Attention {
         Attention {
             heads: m.num_attention_heads as i64,
             kv_heads: m.num_key_value_heads as i64,
             head_dim: m.head_dim() as i64,
             eps: m.rms_norm_eps,
+            axes: axes.clone(),
         }
     }
 
     /// x [N,H] → y [N,H]. `rope` holds the S positions of each sequence; N is a multiple of S.
-    pub fn forward(&self, w: &Flat, x: &Tensor, rope: &Rope) -> (Tensor, Saved) {
-        let (normed, rstd, qkv) = self.project(w, x, rope);
+    pub fn forward(&self, w: &Flat, x: &Tensor, rope: &Rope) -> Result<(Tensor, Saved)> {
+        let (normed, rstd, qkv) = self.project(w, x, rope)?;
         let [q, k, v] = self.split(&qkv, rope.len());
         let (out, lse) = kernels::attention(&q, &k, &v);
-        let y = self.output(w, &out, x);
-        (y, Saved { x: x.shallow_clone(), rstd, normed, qkv, out, lse })
+        let y = self.output(w, &out, x)?;
+        Ok((y, Saved { x: x.shallow_clone(), rstd, normed, qkv, out, lse }))
     }
 
     /// Norm, q|k|v and rotation: x [N,H] → (normed [N,H], rstd [N] f32, q|k|v [N,A]).
-    pub fn project(&self, w: &Flat, x: &Tensor, rope: &Rope) -> (Tensor, Tensor, Tensor) {
+    pub fn project(&self, w: &Flat, x: &Tensor, rope: &Rope) -> Result<(Tensor, Tensor, Tensor)> {
         let (normed, rstd) = kernels::rms_norm(x, &w.param(NORM), self.eps);
         let qkv = kernels::linear(&normed, &w.fused_param(Q, V), None);
         kernels::rope_(&self.rotated(&qkv, rope.len()), &rope.cos, &rope.sin, false);
-        (normed, rstd, qkv)
+        Ok((normed, rstd, qkv))
     }
 
     /// Output projection and residual: out [.., Hq, D] of N tokens, x [N,H] → y [N,H].
-    pub fn output(&self, w: &Flat, out: &Tensor, x: &Tensor) -> Tensor {
-        kernels::linear(&self.rows(out), &w.param(O), Some(x))
+    pub fn output(&self, w: &Flat, out: &Tensor, x: &Tensor) -> Result<Tensor> {
+        Ok(kernels::linear(&self.rows(out), &w.param(O), Some(x)))
     }
 
     /// Views of q|k|v [N,A]: q [B,S,Hq,D], k and v [B,S,Hkv,D].
@@ -89,7 +92,7 @@ impl Attention {
     /// need. Writes the norm's weight gradient.
     pub fn backward_input(
         &self, w: &Flat, saved: Saved, dy: &Tensor, rope: &Rope, grads: Accumulate,
-    ) -> (Tensor, Pending) {
+    ) -> Result<(Tensor, Pending)> {
         let Saved { x, rstd, normed, qkv, out, lse } = saved;
         let dout = kernels::linear_backward_input(dy, &w.param(O)).view_as(&out);
         let dqkv = qkv.empty_like();
@@ -102,7 +105,7 @@ impl Attention {
         kernels::rope_(&self.rotated(&dqkv, rope.len()), &rope.cos, &rope.sin, true);
         let dnormed = kernels::linear_backward_input(&dqkv, &w.fused_param(Q, V));
         let dx = kernels::rms_norm_backward(&dnormed, &x, &w.param(NORM), &rstd, Some(dy), &grads.ready(w.grad(NORM)));
-        (dx, Pending { dy: dy.shallow_clone(), out, dqkv, normed })
+        Ok((dx, Pending { dy: dy.shallow_clone(), out, dqkv, normed }))
     }
 
     /// Writes the gradients of Wo and Wqkv.

@@ -25,12 +25,13 @@
 //! go as soon as they were used.
 
 use crate::config::ModelConfig;
+use crate::error::Result;
 use crate::model::attention::{self, Attention};
 use crate::model::mlp::{self, Mlp};
-use crate::model::{Accumulate, Flat, Rope};
+use crate::model::{Accumulate, Axes, Flat, Rope};
 use tch::Tensor;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Block {
     pub attention: Attention,
     pub mlp: Mlp,
@@ -49,47 +50,47 @@ pub struct Pending {
 }
 
 impl Block {
-    pub fn new(m: &ModelConfig) -> Block {
-        Block { attention: Attention::new(m), mlp: Mlp::new(m) }
+    pub fn new(m: &ModelConfig, axes: &Axes) -> Block {
+        Block { attention: Attention::new(m, axes), mlp: Mlp::new(m, axes) }
     }
 
     /// x [N,H] T → y [N,H] T, and what the backward pass reads.
-    pub fn forward(&self, w: &Flat, x: &Tensor, rope: &Rope) -> (Tensor, Saved) {
-        let (mid, attention) = self.attention.forward(w, x, rope);
-        let (y, mlp) = self.mlp.forward(w, &mid);
-        (y, Saved { attention, mlp })
+    pub fn forward(&self, w: &Flat, x: &Tensor, rope: &Rope) -> Result<(Tensor, Saved)> {
+        let (mid, attention) = self.attention.forward(w, x, rope)?;
+        let (y, mlp) = self.mlp.forward(w, &mid)?;
+        Ok((y, Saved { attention, mlp }))
     }
 
     /// [`Block::forward`] that keeps nothing.
-    pub fn infer(&self, w: &Flat, x: &Tensor, rope: &Rope) -> Tensor {
-        let (mid, _) = self.attention.forward(w, x, rope);
-        self.mlp.forward(w, &mid).0
+    pub fn infer(&self, w: &Flat, x: &Tensor, rope: &Rope) -> Result<Tensor> {
+        let (mid, _) = self.attention.forward(w, x, rope)?;
+        Ok(self.mlp.forward(w, &mid)?.0)
     }
 
     /// What [`Block::forward`] would have kept, without its output: the last matrix product is left out.
-    pub fn recompute(&self, w: &Flat, x: &Tensor, rope: &Rope) -> Saved {
-        let (mid, attention) = self.attention.forward(w, x, rope);
-        Saved { attention, mlp: self.mlp.activations(w, &mid) }
+    pub fn recompute(&self, w: &Flat, x: &Tensor, rope: &Rope) -> Result<Saved> {
+        let (mid, attention) = self.attention.forward(w, x, rope)?;
+        Ok(Saved { attention, mlp: self.mlp.activations(w, &mid)? })
     }
 
     /// dy → dx, both [N,H] T. Weight gradients are written half by half, so that each half's activations go early.
-    pub fn backward(&self, w: &Flat, saved: Saved, dy: Tensor, rope: &Rope, grads: Accumulate) -> Tensor {
-        let (dmid, pending) = self.mlp.backward_input(w, saved.mlp, &dy, grads);
+    pub fn backward(&self, w: &Flat, saved: Saved, dy: Tensor, rope: &Rope, grads: Accumulate) -> Result<Tensor> {
+        let (dmid, pending) = self.mlp.backward_input(w, saved.mlp, &dy, grads)?;
         drop(dy);
         self.mlp.backward_weight(w, pending, grads);
-        let (dx, pending) = self.attention.backward_input(w, saved.attention, &dmid, rope, grads);
+        let (dx, pending) = self.attention.backward_input(w, saved.attention, &dmid, rope, grads)?;
         drop(dmid);
         self.attention.backward_weight(w, pending, grads);
-        dx
+        Ok(dx)
     }
 
     /// Only dx (and the norms' weight gradients); [`Block::backward_weight`] may follow at any later time.
     pub fn backward_input(
         &self, w: &Flat, saved: Saved, dy: Tensor, rope: &Rope, grads: Accumulate,
-    ) -> (Tensor, Pending) {
-        let (dmid, mlp) = self.mlp.backward_input(w, saved.mlp, &dy, grads);
-        let (dx, attention) = self.attention.backward_input(w, saved.attention, &dmid, rope, grads);
-        (dx, Pending { attention, mlp })
+    ) -> Result<(Tensor, Pending)> {
+        let (dmid, mlp) = self.mlp.backward_input(w, saved.mlp, &dy, grads)?;
+        let (dx, attention) = self.attention.backward_input(w, saved.attention, &dmid, rope, grads)?;
+        Ok((dx, Pending { attention, mlp }))
     }
 
     /// Writes the matrices' gradients.

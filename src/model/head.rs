@@ -2,8 +2,9 @@
 //! exist at once: N·V values would be the largest tensor of the step by far.
 
 use crate::config::ModelConfig;
+use crate::error::Result;
 use crate::kernels::{self, LossSums};
-use crate::model::{embedding, Accumulate, Flat, StepOptions};
+use crate::model::{embedding, Accumulate, Axes, Flat, StepOptions};
 use tch::Tensor;
 
 const NORM: &str = "model.norm.weight";
@@ -14,11 +15,12 @@ pub const CHUNK_BYTES: usize = 64 << 20;
 /// Each chunk reads and writes the whole gradient of the matrix: with fewer tokens that traffic outweighs the products.
 pub const MIN_ROWS: usize = 512;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Head {
     pub eps: f64,
     /// [`CHUNK_BYTES`]
     pub chunk_bytes: usize,
+    pub axes: Axes,
 }
 
 /// Where the output matrix lies: in the head unit, or in the embedding unit where the two are tied.
@@ -49,8 +51,8 @@ impl<'a> Projection<'a> {
 }
 
 impl Head {
-    pub fn new(m: &ModelConfig) -> Head {
-        Head { eps: m.rms_norm_eps, chunk_bytes: CHUNK_BYTES }
+    pub fn new(m: &ModelConfig, axes: &Axes) -> Head {
+        Head { eps: m.rms_norm_eps, chunk_bytes: CHUNK_BYTES, axes: axes.clone() }
     }
 
     /// Loss and gradient: x [N,H] T, targets [N] i64 (negative: not counted) → sums over the tokens and dx [N,H] T of
@@ -59,7 +61,7 @@ impl Head {
     /// Memory beyond x: dx, and of one chunk the logits (overwritten by their gradient), normed x and its gradient.
     pub fn forward_backward(
         &self, w: &Flat, out: Projection, x: &Tensor, targets: &Tensor, step: &StepOptions,
-    ) -> (LossSums, Tensor) {
+    ) -> Result<(LossSums, Tensor)> {
         let (weight, dweight) = (out.weight(), out.grad());
         let (norm, dnorm) = (w.param(NORM), step.grads.ready(w.grad(NORM)));
         let mut grads = step.grads;
@@ -80,23 +82,23 @@ impl Head {
             drop(dlogits);
             dx.narrow(0, start, len).copy_(&kernels::rms_norm_backward(&dnormed, &x, &norm, &rstd, None, &dnorm));
         }
-        (sums, dx)
+        Ok((sums, dx))
     }
 
     /// Loss alone: x [N,H] T, targets [N] i64.
-    pub fn loss(&self, w: &Flat, out: Projection, x: &Tensor, targets: &Tensor) -> LossSums {
+    pub fn loss(&self, w: &Flat, out: Projection, x: &Tensor, targets: &Tensor) -> Result<LossSums> {
         let mut sums = LossSums::default();
         for (start, len) in self.chunks(x, &out.weight()) {
-            let logits = self.logits(w, out, &x.narrow(0, start, len));
+            let logits = self.logits(w, out, &x.narrow(0, start, len))?;
             add(&mut sums, kernels::cross_entropy_(&logits, &targets.narrow(0, start, len), None, 0.0));
         }
-        sums
+        Ok(sums)
     }
 
     /// x [N,H] T → logits [N,V] T, not chunked.
-    pub fn logits(&self, w: &Flat, out: Projection, x: &Tensor) -> Tensor {
+    pub fn logits(&self, w: &Flat, out: Projection, x: &Tensor) -> Result<Tensor> {
         let (normed, _) = kernels::rms_norm(x, &w.param(NORM), self.eps);
-        kernels::linear(&normed, &out.weight(), None)
+        Ok(kernels::linear(&normed, &out.weight(), None))
     }
 
     /// (first row, rows) of each chunk of x [N,H].

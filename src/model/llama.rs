@@ -6,7 +6,7 @@ use crate::kernels::LossSums;
 use crate::layout::Unit;
 use crate::model::block::{self, Block};
 use crate::model::head::{Head, Projection};
-use crate::model::{embedding, Accumulate, Params, Rope};
+use crate::model::{embedding, Accumulate, Axes, Params, Rope};
 use tch::{Device, Tensor};
 
 /// Geometry and rotary tables; the weights are in [`Params`].
@@ -16,6 +16,7 @@ pub struct Llama {
     pub block: Block,
     pub head: Head,
     pub rope: Rope,
+    pub axes: Axes,
 }
 
 /// How one micro-batch is turned into gradients.
@@ -38,13 +39,14 @@ enum Kept {
 
 impl Llama {
     /// For sequences of up to `sequence_length` tokens.
-    pub fn new(m: &ModelConfig, sequence_length: usize, device: Device) -> Llama {
+    pub fn new(m: &ModelConfig, sequence_length: usize, device: Device, axes: &Axes) -> Llama {
         Llama {
             layers: m.num_hidden_layers,
             tied: m.tie_word_embeddings,
-            block: Block::new(m),
-            head: Head::new(m),
+            block: Block::new(m, axes),
+            head: Head::new(m, axes),
             rope: Rope::new(m, 0, sequence_length, device),
+            axes: axes.clone(),
         }
     }
 
@@ -61,25 +63,25 @@ impl Llama {
         let rope = self.positions(tokens);
         let (ids, targets) = (tokens.reshape([-1]), targets.reshape([-1]));
 
-        let mut x = embedding::forward(p.unit(Unit::Embedding), &ids);
+        let mut x = embedding::forward(p.unit(Unit::Embedding), &ids, &self.axes)?;
         let mut kept = Vec::with_capacity(self.layers);
         for i in 0..self.layers {
             let w = p.unit(Unit::Block(i));
             match step.recompute {
                 Recompute::None => {
-                    let (y, saved) = self.block.forward(w, &x, &rope);
+                    let (y, saved) = self.block.forward(w, &x, &rope)?;
                     kept.push(Kept::All(saved));
                     x = y;
                 }
                 Recompute::Full => {
-                    let y = self.block.infer(w, &x, &rope);
+                    let y = self.block.infer(w, &x, &rope)?;
                     kept.push(Kept::Input(std::mem::replace(&mut x, y)));
                 }
             }
         }
 
         let head = p.unit(Unit::Head);
-        let (sums, mut dx) = self.head.forward_backward(head, self.projection(p), &x, &targets, step);
+        let (sums, mut dx) = self.head.forward_backward(head, self.projection(p), &x, &targets, step)?;
         drop(x);
         on_unit(Unit::Head)?;
 
@@ -88,32 +90,32 @@ impl Llama {
             let Some(kept) = kept.pop() else { break };
             let saved = match kept {
                 Kept::All(saved) => saved,
-                Kept::Input(x) => self.block.recompute(w, &x, &rope),
+                Kept::Input(x) => self.block.recompute(w, &x, &rope)?,
             };
-            dx = self.block.backward(w, saved, dx, &rope, step.grads);
+            dx = self.block.backward(w, saved, dx, &rope, step.grads)?;
             on_unit(Unit::Block(i))?;
         }
         // A tied matrix has the head's gradient by now.
         let grads = if self.tied { Accumulate::Add } else { step.grads };
-        embedding::backward_weight(p.unit(Unit::Embedding), &dx, &ids, grads);
+        embedding::backward_weight(p.unit(Unit::Embedding), &dx, &ids, grads, &self.axes)?;
         on_unit(Unit::Embedding)?;
         Ok(sums)
     }
 
     /// Loss of tokens [B,S] against targets [B,S] i64, no gradient.
-    pub fn loss(&self, p: &Params, tokens: &Tensor, targets: &Tensor) -> LossSums {
+    pub fn loss(&self, p: &Params, tokens: &Tensor, targets: &Tensor) -> Result<LossSums> {
         let _guard = tch::no_grad_guard();
-        let x = self.hidden(p, tokens);
+        let x = self.hidden(p, tokens)?;
         self.head.loss(p.unit(Unit::Head), self.projection(p), &x, &targets.reshape([-1]))
     }
 
     /// Logits [B,S,V] T of tokens [B,S] i64: every one of them, for tests and short prompts.
-    pub fn logits(&self, p: &Params, tokens: &Tensor) -> Tensor {
+    pub fn logits(&self, p: &Params, tokens: &Tensor) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
-        let x = self.hidden(p, tokens);
-        let logits = self.head.logits(p.unit(Unit::Head), self.projection(p), &x);
+        let x = self.hidden(p, tokens)?;
+        let logits = self.head.logits(p.unit(Unit::Head), self.projection(p), &x)?;
         let size = tokens.size();
-        logits.view([size[0], size[1], -1])
+        Ok(logits.view([size[0], size[1], -1]))
     }
 
     /// The output matrix: the head's own or the embedding's.
@@ -122,13 +124,13 @@ impl Llama {
     }
 
     /// Output of the last block, [N,H] T.
-    fn hidden(&self, p: &Params, tokens: &Tensor) -> Tensor {
+    fn hidden(&self, p: &Params, tokens: &Tensor) -> Result<Tensor> {
         let rope = self.positions(tokens);
-        let mut x = embedding::forward(p.unit(Unit::Embedding), &tokens.reshape([-1]));
+        let mut x = embedding::forward(p.unit(Unit::Embedding), &tokens.reshape([-1]), &self.axes)?;
         for i in 0..self.layers {
-            x = self.block.infer(p.unit(Unit::Block(i)), &x, &rope);
+            x = self.block.infer(p.unit(Unit::Block(i)), &x, &rope)?;
         }
-        x
+        Ok(x)
     }
 
     /// Tables for the S positions of tokens [B,S].

@@ -6,6 +6,7 @@
 
 pub mod accumulate;
 pub mod attention;
+pub mod axes;
 pub mod block;
 pub mod embedding;
 pub mod head;
@@ -14,11 +15,14 @@ pub mod llama;
 pub mod mlp;
 pub mod params;
 pub mod rope;
+pub mod units;
 
 pub use accumulate::Accumulate;
+pub use axes::Axes;
 pub use llama::{Llama, StepOptions};
 pub use params::{Flat, Params};
 pub use rope::Rope;
+pub use units::{Held, Resident, Units, Use};
 
 #[cfg(test)]
 mod tests;

@@ -269,7 +269,7 @@ fn step_peak(plan: &herd::plan::Plan) -> u64 {
         let _ = flat.param.shallow_clone().fill_(0.01);
     }
     optimizer.publish(&params);
-    let model = Llama::new(&plan.model, s, plan.device);
+    let model = Llama::new(&plan.model, s, plan.device, &herd::model::Axes::solo());
     let recompute = plan.config.train.recompute;
     let options = StepOptions { grad_scale: 1e-3, z_loss: 0.0, recompute, grads: Accumulate::Replace };
     memory::reset_peak();

@@ -6,6 +6,7 @@ use crate::config::{ModelConfig, Recompute};
 use crate::error::{Error, Exit};
 use crate::kernels::LossSums;
 use crate::layout::Unit;
+use crate::model::Axes;
 use crate::model::{Accumulate, Llama, Params, StepOptions};
 use tch::{Device, Kind, Tensor};
 
@@ -16,7 +17,7 @@ fn step(recompute: Recompute) -> StepOptions {
 }
 
 fn model(m: &ModelConfig) -> Llama {
-    Llama::new(m, S, Device::Cpu)
+    Llama::new(m, S, Device::Cpu, &Axes::solo())
 }
 
 fn run(m: &ModelConfig, p: &Params, tokens: &Tensor, targets: &Tensor, recompute: Recompute) -> LossSums {
@@ -58,9 +59,9 @@ fn every_gradient_equals_autograd() {
         }
         let relative = |a: f64, b: &Tensor| (a / b.double_value(&[]) - 1.0).abs();
         assert!(relative(sums.loss, &loss) < 1e-6 && relative(sums.z, &z) < 1e-6);
-        close("logits", &model(&m).logits(&p, &tokens), &logits, 1e-5);
+        close("logits", &model(&m).logits(&p, &tokens).unwrap(), &logits, 1e-5);
 
-        let alone = model(&m).loss(&p, &tokens, &targets);
+        let alone = model(&m).loss(&p, &tokens, &targets).unwrap();
         assert_eq!(alone.tokens, sums.tokens);
         assert!((alone.loss / sums.loss - 1.0).abs() < 1e-6);
     }
