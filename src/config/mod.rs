@@ -5,6 +5,7 @@
 
 pub mod check;
 mod checkpoint;
+mod liveness;
 pub mod load;
 mod model;
 mod parallel;
@@ -15,6 +16,7 @@ mod store;
 mod yaml;
 
 pub use checkpoint::CheckpointSection;
+pub use liveness::LivenessSection;
 pub use load::{load, Draft};
 pub use model::{ModelConfig, RopeScaling, RopeType};
 pub use parallel::ParallelSection;
@@ -50,6 +52,8 @@ pub struct Config {
     pub validation: ValidationSection,
     #[serde(default)]
     pub checkpoint: CheckpointSection,
+    #[serde(default)]
+    pub liveness: LivenessSection,
     #[serde(default)]
     pub log: LogSection,
 }
