@@ -4,9 +4,9 @@ use crate::config::{ModelConfig, Recompute};
 use crate::error::Result;
 use crate::kernels::LossSums;
 use crate::layout::Unit;
-use crate::model::block::{self, Block};
+use crate::model::block::Block;
 use crate::model::head::{Head, Projection};
-use crate::model::{embedding, Accumulate, Axes, Params, Rope};
+use crate::model::{embedding, Accumulate, Axes, Documents, Params, Positions, Rope};
 use tch::{Device, Tensor};
 
 /// Geometry and rotary tables; the weights are in [`Params`].
@@ -15,7 +15,10 @@ pub struct Llama {
     pub tied: bool,
     pub block: Block,
     pub head: Head,
+    /// Positions 0 to the longest sequence.
     pub rope: Rope,
+    /// What blocks keep for the backward pass, and how many of the first ones do so (0: all); the others keep everything.
+    pub recompute: (Recompute, usize),
     pub axes: Axes,
 }
 
@@ -26,15 +29,8 @@ pub struct StepOptions {
     pub grad_scale: f64,
     /// Weight of (log Z)² in the loss; 0 turns it off.
     pub z_loss: f64,
-    pub recompute: Recompute,
     /// Replace in the first micro-batch of a step, Add in the others.
     pub grads: Accumulate,
-}
-
-/// What a block leaves for its backward pass.
-enum Kept {
-    All(block::Saved),
-    Input(Tensor),
 }
 
 impl Llama {
@@ -46,6 +42,7 @@ impl Llama {
             block: Block::new(m, axes),
             head: Head::new(m, axes),
             rope: Rope::new(m, 0, sequence_length, device),
+            recompute: (Recompute::None, 0),
             axes: axes.clone(),
         }
     }
@@ -60,24 +57,16 @@ impl Llama {
         on_unit: &mut dyn FnMut(Unit) -> Result<()>,
     ) -> Result<LossSums> {
         let _guard = tch::no_grad_guard();
-        let rope = self.positions(tokens);
+        let at = self.positions(tokens, &Documents::whole());
         let (ids, targets) = (tokens.reshape([-1]), targets.reshape([-1]));
 
         let mut x = embedding::forward(p.unit(Unit::Embedding), &ids, &self.axes)?;
         let mut kept = Vec::with_capacity(self.layers);
         for i in 0..self.layers {
             let w = p.unit(Unit::Block(i));
-            match step.recompute {
-                Recompute::None => {
-                    let (y, saved) = self.block.forward(w, &x, &rope)?;
-                    kept.push(Kept::All(saved));
-                    x = y;
-                }
-                Recompute::Full => {
-                    let y = self.block.infer(w, &x, &rope)?;
-                    kept.push(Kept::Input(std::mem::replace(&mut x, y)));
-                }
-            }
+            let (y, k) = self.block.forward(w, &x, &at, self.mode(i))?;
+            kept.push(k);
+            x = y;
         }
 
         let head = p.unit(Unit::Head);
@@ -88,11 +77,7 @@ impl Llama {
         for i in (0..self.layers).rev() {
             let w = p.unit(Unit::Block(i));
             let Some(kept) = kept.pop() else { break };
-            let saved = match kept {
-                Kept::All(saved) => saved,
-                Kept::Input(x) => self.block.recompute(w, &x, &rope)?,
-            };
-            dx = self.block.backward(w, saved, dx, &rope, step.grads)?;
+            dx = self.block.backward(w, kept, dx, &at, step.grads)?;
             on_unit(Unit::Block(i))?;
         }
         // A tied matrix has the head's gradient by now.
@@ -125,16 +110,24 @@ impl Llama {
 
     /// Output of the last block, [N,H] T.
     fn hidden(&self, p: &Params, tokens: &Tensor) -> Result<Tensor> {
-        let rope = self.positions(tokens);
+        let at = self.positions(tokens, &Documents::whole());
         let mut x = embedding::forward(p.unit(Unit::Embedding), &tokens.reshape([-1]), &self.axes)?;
         for i in 0..self.layers {
-            x = self.block.infer(p.unit(Unit::Block(i)), &x, &rope)?;
+            x = self.block.infer(p.unit(Unit::Block(i)), &x, &at)?;
         }
         Ok(x)
     }
 
-    /// Tables for the S positions of tokens [B,S].
-    fn positions(&self, tokens: &Tensor) -> Rope {
-        self.rope.slice(0, tokens.size()[1] as usize)
+    /// What block number `block` keeps for its backward pass.
+    pub fn mode(&self, block: usize) -> Recompute {
+        match self.recompute {
+            (mode, n) if n == 0 || block < n => mode,
+            _ => Recompute::None,
+        }
+    }
+
+    /// The places of tokens [B,S], this rank's share of each sequence.
+    pub fn positions(&self, tokens: &Tensor, _documents: &Documents) -> Positions {
+        Positions::consecutive(&self.rope, 0, tokens.size()[1] as usize)
     }
 }

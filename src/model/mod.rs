@@ -14,6 +14,7 @@ pub mod init;
 pub mod llama;
 pub mod mlp;
 pub mod params;
+pub mod positions;
 pub mod rope;
 pub mod units;
 
@@ -21,6 +22,7 @@ pub use accumulate::Accumulate;
 pub use axes::Axes;
 pub use llama::{Llama, StepOptions};
 pub use params::{Flat, Params};
+pub use positions::{Documents, Positions};
 pub use rope::Rope;
 pub use units::{Held, Resident, Units, Use};
 
