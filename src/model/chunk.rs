@@ -6,8 +6,7 @@
 //! pass, so it belongs to the backward pass: the last chunk's forward pass ends with its last block.
 
 use super::llama::{Llama, StepOptions};
-use super::{embedding, Rope, Units, Use};
-use crate::config::Recompute;
+use super::{embedding, Positions, Units, Use};
 use crate::error::{Error, Exit, Result};
 use crate::kernels::LossSums;
 use crate::layout::Unit;
@@ -22,6 +21,8 @@ pub struct Chunk {
     /// Token ids come in, not activations.
     pub embedding: bool,
     pub blocks: Range<usize>,
+    /// Blocks of this rank that lie in earlier chunks.
+    pub before: usize,
     /// The loss comes out, not activations.
     pub head: bool,
 }
@@ -32,20 +33,14 @@ pub struct Micro {
     pub ids: Tensor,
     /// [N] i64; a negative one does not count.
     pub targets: Tensor,
-    pub rope: Rope,
+    pub at: Positions,
 }
 
 /// What a chunk's forward pass leaves for its backward pass.
 pub struct Activations {
-    blocks: Vec<Kept>,
+    blocks: Vec<block::Kept>,
     /// The head's input, [N,H] T.
     last: Option<Tensor>,
-}
-
-/// What a block leaves for its backward pass.
-enum Kept {
-    All(block::Saved),
-    Input(Tensor),
 }
 
 /// What [`Llama::backward_input`] leaves for [`Llama::backward_weight`].
@@ -57,19 +52,26 @@ pub struct Deferred {
 }
 
 impl Chunk {
-    /// Of a list of units as [`crate::layout::stages::chunks`] makes them.
-    pub fn new(units: &[Unit]) -> Chunk {
-        let blocks = || units.iter().filter_map(|u| if let Unit::Block(i) = u { Some(*i) } else { None });
-        Chunk {
-            embedding: units.first() == Some(&Unit::Embedding),
-            blocks: blocks().next().unwrap_or(0)..blocks().last().map_or(0, |i| i + 1),
-            head: units.last() == Some(&Unit::Head),
-        }
+    /// The chunks of one rank, from lists of units as [`crate::layout::stages::chunks`] makes them.
+    pub fn list(units: &[&Vec<Unit>]) -> Vec<Chunk> {
+        let mut before = 0;
+        let chunk = |units: &&Vec<Unit>| {
+            let blocks = || units.iter().filter_map(|u| if let Unit::Block(i) = u { Some(*i) } else { None });
+            let blocks = blocks().next().unwrap_or(0)..blocks().last().map_or(0, |i| i + 1);
+            before += blocks.len();
+            Chunk {
+                embedding: units.first() == Some(&Unit::Embedding),
+                before: before - blocks.len(),
+                head: units.last() == Some(&Unit::Head),
+                blocks,
+            }
+        };
+        units.iter().map(chunk).collect()
     }
 
     /// All of a model of so many blocks.
     pub fn whole(layers: usize) -> Chunk {
-        Chunk { embedding: true, blocks: 0..layers, head: true }
+        Chunk { embedding: true, blocks: 0..layers, before: 0, head: true }
     }
 }
 
@@ -77,23 +79,16 @@ impl Llama {
     /// The chunk's blocks: `x` [N,H] T, None where the chunk has the embedding → what the next chunk reads (None where this
     /// one has the head), and what the backward pass reads.
     pub fn forward(
-        &self, chunk: &Chunk, units: &mut dyn Units, micro: &Micro, x: Option<Tensor>, recompute: Recompute,
+        &self, chunk: &Chunk, units: &mut dyn Units, micro: &Micro, x: Option<Tensor>,
     ) -> Result<(Option<Tensor>, Activations)> {
         let mut x = self.enter(chunk, units, micro, x)?;
         let mut blocks = Vec::with_capacity(chunk.blocks.len());
-        for i in chunk.blocks.clone() {
-            let y = with(units, Unit::Block(i), Use::Forward, |held| match recompute {
-                Recompute::None => {
-                    let (y, saved) = self.block.forward(&held.flat, &x, &micro.rope)?;
-                    blocks.push(Kept::All(saved));
-                    Ok(y)
-                }
-                Recompute::Full => self.block.infer(&held.flat, &x, &micro.rope),
-            })?;
-            let input = std::mem::replace(&mut x, y);
-            if recompute == Recompute::Full {
-                blocks.push(Kept::Input(input));
-            }
+        for (n, i) in chunk.blocks.clone().enumerate() {
+            let mode = self.mode(chunk.before + n);
+            let (y, kept) =
+                with(units, Unit::Block(i), Use::Forward, |held| self.block.forward(&held.flat, &x, &micro.at, mode))?;
+            blocks.push(kept);
+            x = y;
         }
         Ok(match chunk.head {
             true => (None, Activations { blocks, last: Some(x) }),
@@ -113,8 +108,7 @@ impl Llama {
         for i in chunk.blocks.clone().rev() {
             let Some(kept) = blocks.pop() else { break };
             dx = with(units, Unit::Block(i), Use::Backward, |held| {
-                let saved = self.again(kept, held, micro)?;
-                self.block.backward(&held.flat, saved, dx, &micro.rope, held.grads)
+                self.block.backward(&held.flat, kept, dx, &micro.at, held.grads)
             })?;
             units.complete(Unit::Block(i))?;
         }
@@ -136,8 +130,7 @@ impl Llama {
         for i in chunk.blocks.clone().rev() {
             let Some(kept) = blocks.pop() else { break };
             let (next, pending) = with(units, Unit::Block(i), Use::BackwardInput, |held| {
-                let saved = self.again(kept, held, micro)?;
-                self.block.backward_input(&held.flat, saved, dx, &micro.rope, held.grads)
+                self.block.backward_input(&held.flat, kept, dx, &micro.at, held.grads)
             })?;
             dx = next;
             deferred.push(pending);
@@ -154,8 +147,7 @@ impl Llama {
     ) -> Result<()> {
         for (i, pending) in chunk.blocks.clone().rev().zip(deferred.blocks) {
             with(units, Unit::Block(i), Use::BackwardWeight, |held| {
-                self.block.backward_weight(&held.flat, pending, held.grads);
-                Ok(())
+                self.block.backward_weight(&held.flat, pending, held.grads)
             })?;
             units.complete(Unit::Block(i))?;
         }
@@ -183,7 +175,7 @@ impl Llama {
     pub fn hidden(&self, chunk: &Chunk, units: &mut dyn Units, micro: &Micro, x: Option<Tensor>) -> Result<Tensor> {
         let mut x = self.enter(chunk, units, micro, x)?;
         for i in chunk.blocks.clone() {
-            x = with(units, Unit::Block(i), Use::Forward, |held| self.block.infer(&held.flat, &x, &micro.rope))?;
+            x = with(units, Unit::Block(i), Use::Forward, |held| self.block.infer(&held.flat, &x, &micro.at))?;
         }
         Ok(x)
     }
@@ -248,14 +240,6 @@ impl Llama {
             embedding::backward_weight(&held.flat, dx, &micro.ids, held.grads, &self.axes)
         })?;
         units.complete(Unit::Embedding)
-    }
-
-    /// All activations of a block, made once more where only its input was kept.
-    fn again(&self, kept: Kept, held: &super::Held, micro: &Micro) -> Result<block::Saved> {
-        match kept {
-            Kept::All(saved) => Ok(saved),
-            Kept::Input(x) => self.block.recompute(&held.flat, &x, &micro.rope),
-        }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::layout::Unit;
 use crate::model::block::Block;
 use crate::model::chunk::{Chunk, Micro};
 use crate::model::head::{Head, Projection};
-use crate::model::{Accumulate, Axes, Params, Resident, Rope};
+use crate::model::{Accumulate, Axes, Documents, Params, Positions, Resident, Rope};
 use tch::{Device, Tensor};
 
 /// Geometry and rotary tables; the weights are in [`Params`].
@@ -16,7 +16,10 @@ pub struct Llama {
     pub tied: bool,
     pub block: Block,
     pub head: Head,
+    /// Positions 0 to the longest sequence.
     pub rope: Rope,
+    /// What blocks keep for the backward pass, and how many of the first ones do so (0: all); the others keep everything.
+    pub recompute: (Recompute, usize),
     pub axes: Axes,
 }
 
@@ -27,7 +30,6 @@ pub struct StepOptions {
     pub grad_scale: f64,
     /// Weight of (log Z)² in the loss; 0 turns it off.
     pub z_loss: f64,
-    pub recompute: Recompute,
     /// Replace in the first micro-batch of a step, Add in the others.
     pub grads: Accumulate,
 }
@@ -41,6 +43,7 @@ impl Llama {
             block: Block::new(m, axes),
             head: Head::new(m, axes),
             rope: Rope::new(m, 0, sequence_length, device),
+            recompute: (Recompute::None, 0),
             axes: axes.clone(),
         }
     }
@@ -56,16 +59,16 @@ impl Llama {
         on_unit: &mut dyn FnMut(Unit) -> Result<()>,
     ) -> Result<LossSums> {
         let _guard = tch::no_grad_guard();
-        let (chunk, micro) = (Chunk::whole(self.layers), self.micro(tokens, targets));
+        let (chunk, micro) = (Chunk::whole(self.layers), self.micro(tokens, targets, &Documents::whole()));
         let mut units = Resident::new(p, step.grads, on_unit);
-        let (_, kept) = self.forward(&chunk, &mut units, &micro, None, step.recompute)?;
+        let (_, kept) = self.forward(&chunk, &mut units, &micro, None)?;
         Ok(self.backward(&chunk, &mut units, &micro, kept, None, step)?.1)
     }
 
     /// Loss of tokens [B,S] against targets [B,S] i64, no gradient.
     pub fn loss(&self, p: &Params, tokens: &Tensor, targets: &Tensor) -> Result<LossSums> {
         let _guard = tch::no_grad_guard();
-        let micro = self.micro(tokens, targets);
+        let micro = self.micro(tokens, targets, &Documents::whole());
         let mut nothing = |_| Ok(());
         let mut units = Resident::new(p, Accumulate::Add, &mut nothing);
         Ok(self.evaluate(&Chunk::whole(self.layers), &mut units, &micro, None)?.1)
@@ -74,7 +77,7 @@ impl Llama {
     /// Logits [B,S,V] T of tokens [B,S] i64: every one of them, for tests and short prompts.
     pub fn logits(&self, p: &Params, tokens: &Tensor) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
-        let micro = self.micro(tokens, tokens);
+        let micro = self.micro(tokens, tokens, &Documents::whole());
         let mut nothing = |_| Ok(());
         let mut units = Resident::new(p, Accumulate::Add, &mut nothing);
         let x = self.hidden(&Chunk::whole(self.layers), &mut units, &micro, None)?;
@@ -88,9 +91,22 @@ impl Llama {
         Projection::new(p.unit(Unit::Head), self.tied.then(|| p.unit(Unit::Embedding)))
     }
 
-    /// Tokens and targets [B,S] i64 as the chunks read them.
-    pub fn micro(&self, tokens: &Tensor, targets: &Tensor) -> Micro {
-        let rope = self.rope.slice(0, tokens.size()[1] as usize);
-        Micro { ids: tokens.reshape([-1]), targets: targets.reshape([-1]), rope }
+    /// Tokens and targets [B,S] i64, this rank's share of each sequence, as the chunks read them.
+    pub fn micro(&self, tokens: &Tensor, targets: &Tensor, documents: &Documents) -> Micro {
+        let at = self.positions(tokens, documents);
+        Micro { ids: tokens.reshape([-1]), targets: targets.reshape([-1]), at }
+    }
+
+    /// What the `n`-th block of this rank keeps for its backward pass.
+    pub fn mode(&self, n: usize) -> Recompute {
+        match self.recompute {
+            (mode, most) if most == 0 || n < most => mode,
+            _ => Recompute::None,
+        }
+    }
+
+    /// The places of tokens [B,S], this rank's share of each sequence.
+    pub fn positions(&self, tokens: &Tensor, _documents: &Documents) -> Positions {
+        Positions::consecutive(&self.rope, 0, tokens.size()[1] as usize)
     }
 }

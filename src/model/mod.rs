@@ -15,6 +15,7 @@ pub mod init;
 pub mod llama;
 pub mod mlp;
 pub mod params;
+pub mod positions;
 pub mod rope;
 pub mod units;
 
@@ -23,6 +24,7 @@ pub use axes::Axes;
 pub use chunk::{Chunk, Micro};
 pub use llama::{Llama, StepOptions};
 pub use params::{Flat, Params};
+pub use positions::{Documents, Positions};
 pub use rope::Rope;
 pub use units::{Held, Resident, Units, Use};
 
