@@ -8,6 +8,7 @@ pub mod accumulate;
 pub mod attention;
 pub mod axes;
 pub mod block;
+pub mod chunk;
 pub mod embedding;
 pub mod head;
 pub mod init;
@@ -21,6 +22,7 @@ pub mod units;
 
 pub use accumulate::Accumulate;
 pub use axes::Axes;
+pub use chunk::{Chunk, Micro};
 pub use llama::{Llama, StepOptions};
 pub use params::{Flat, Params};
 pub use positions::{Documents, Positions};
