@@ -186,6 +186,8 @@ pub enum DeviceChoice {
 pub enum Recompute {
     #[default]
     None,
+    /// Keep what matrix products and attention gave; make norms and SwiGLU again.
+    Selective,
     /// Keep only each block's input.
     Full,
 }
