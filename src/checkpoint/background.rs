@@ -14,42 +14,66 @@ use std::time::{Duration, Instant};
 
 /// The writer of one run; at most one save is under way.
 pub struct Writer {
-    jobs: Sender<(Arc<Slot>, Meta)>,
+    jobs: Sender<Job>,
     done: Receiver<Ended>,
+    prune_failed: Receiver<Error>,
     running: Option<(u64, Instant)>,
+}
+
+enum Job {
+    Save(Arc<Slot>, Box<Meta>),
+    /// On rank 0: old checkpoints go, but for these steps.
+    Prune(Keep, Vec<u64>),
 }
 
 /// A save that has ended.
 pub struct Ended {
     pub step: u64,
     pub result: Result<Saved>,
-    /// Why old checkpoints could not be removed.
-    pub prune_failed: Option<Error>,
 }
 
 impl Writer {
     /// `world` is the thread's own; every rank has a writer.
-    pub fn start(world: World, checkpoints: PathBuf, rules: Rules, keep: Keep) -> Result<Writer> {
-        let (jobs, queue) = channel::<(Arc<Slot>, Meta)>();
+    pub fn start(world: World, checkpoints: PathBuf, rules: Rules) -> Result<Writer> {
+        let (jobs, queue) = channel();
         let (report, done) = channel();
+        let (complain, prune_failed) = channel();
         let thread = std::thread::Builder::new().name("herd-save".into()).spawn(move || {
             polite();
-            for (slot, meta) in queue {
-                let result = save_slot(&checkpoints, &slot, &meta, &world, &rules);
-                drop(slot);
-                let ended = finish(&checkpoints, meta.step, result, &world, keep);
-                let _ = report.send(ended);
+            for job in queue {
+                match job {
+                    Job::Save(slot, meta) => {
+                        let result = save_slot(&checkpoints, &slot, &meta, &world, &rules);
+                        drop(slot);
+                        let _ = report.send(Ended { step: meta.step, result });
+                    }
+                    Job::Prune(keep, spared) => {
+                        if let Err(e) = prune(&checkpoints, keep, &|step| !spared.contains(&step)) {
+                            let _ = complain.send(e);
+                        }
+                    }
+                }
             }
         });
         thread.map_err(|e| Error::new(Exit::Internal, format!("cannot start a thread that saves: {e}")))?;
-        Ok(Writer { jobs, done, running: None })
+        Ok(Writer { jobs, done, prune_failed, running: None })
     }
 
     /// Starts a save. All ranks do, none while one is under way anywhere.
     pub fn save(&mut self, slot: Arc<Slot>, meta: Meta) {
         self.running = Some((meta.step, Instant::now()));
         // A thread that is gone shows when the end is waited for.
-        let _ = self.jobs.send((slot, meta));
+        let _ = self.jobs.send(Job::Save(slot, Box::new(meta)));
+    }
+
+    /// Removes old checkpoints behind the steps, but for those of the steps `spared`.
+    pub fn prune(&self, keep: Keep, spared: Vec<u64>) {
+        let _ = self.jobs.send(Job::Prune(keep, spared));
+    }
+
+    /// Why old checkpoints could not be removed, since the last call.
+    pub fn prune_failed(&self) -> Option<Error> {
+        self.prune_failed.try_recv().ok()
     }
 
     /// Step of the save under way on this rank and how long it has been.
@@ -69,15 +93,8 @@ impl Writer {
     pub fn wait(&mut self) -> Option<Ended> {
         let (step, _) = self.running.take()?;
         let gone = || Error::new(Exit::Internal, "the thread that saves has ended");
-        Some(self.done.recv().unwrap_or_else(|_| Ended { step, result: Err(gone()), prune_failed: None }))
+        Some(self.done.recv().unwrap_or_else(|_| Ended { step, result: Err(gone()) }))
     }
-}
-
-/// Old checkpoints go after a save that succeeded. What cannot be removed costs space, not the run.
-pub fn finish(checkpoints: &Path, step: u64, result: Result<Saved>, world: &World, keep: Keep) -> Ended {
-    let mine = result.is_ok() && world.rank() == 0;
-    let prune_failed = mine.then(|| prune(checkpoints, keep).err()).flatten();
-    Ended { step, result, prune_failed }
 }
 
 /// Saves what a slot holds. Collective over `world`.

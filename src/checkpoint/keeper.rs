@@ -3,10 +3,11 @@
 //! All ranks decide alike, from the step's number and from one small exchange about what is still under way anywhere. So
 //! the slots that may be overwritten are the same on every rank, and some step is always whole on all of them.
 
-use super::background::{finish, Ended, Writer};
+use super::background::{Ended, Writer};
 use super::lustre::Stripes;
 use super::meta::{Meta, Saved};
-use super::prune::Keep;
+use super::prune::{prune, Keep};
+use super::restore::candidates;
 use super::save::Rules;
 use super::snapshot::nodes::{check_room, Nodes};
 use super::snapshot::partner::{Kept, Pairs, Partner};
@@ -136,9 +137,8 @@ impl Keeper {
             turns: turns.1,
             fence: setup.fence.clone(),
         };
-        let keep = Keep { newest: config.keep, every: config.keep_every, best: config.keep_best };
         let writer = match periodic(&config) && config.background {
-            true => Some(Writer::start(world.duplicate()?, checkpoints.clone(), rules.clone(), keep)?),
+            true => Some(Writer::start(world.duplicate()?, checkpoints.clone(), rules.clone())?),
             false => None,
         };
         let now = Instant::now();
@@ -277,12 +277,14 @@ impl Keeper {
         if ending {
             self.settle(&mut out)?;
             let result = save_now(&self.rules);
-            self.report(finish(&self.checkpoints, step, result, &self.world, self.keep()), true, &mut out)?;
+            self.report(Ended { step, result }, true, &mut out)?;
             return Ok(out);
         }
         if let Some(ended) = self.writer.as_mut().and_then(Writer::poll) {
             self.report(ended, false, &mut out)?;
         }
+        let complaint = self.writer.as_ref().and_then(Writer::prune_failed);
+        out.extend(complaint.map(|error| Happened::PruneFailed { error }));
         let timed = self.config.every_minutes > 0.0;
         let snapshot = due(step, self.config.snapshot_every);
         let save = due(step, self.config.every);
@@ -299,8 +301,7 @@ impl Keeper {
         match &mut self.writer {
             None if save => {
                 let result = save_now(&self.rules);
-                let ended = finish(&self.checkpoints, step, result, &self.world, self.keep());
-                self.report(ended, false, &mut out)?;
+                self.report(Ended { step, result }, false, &mut out)?;
             }
             _ => {}
         }
@@ -395,6 +396,24 @@ impl Keeper {
         Ok(())
     }
 
+    /// Removes old checkpoints after a save, behind the steps that follow unless `now`. `may_remove` is asked for each
+    /// step. What cannot be removed costs space, not the run.
+    pub fn prune(&mut self, now: bool, may_remove: &dyn Fn(u64) -> bool, world: &World) {
+        if world.rank() > 0 {
+            return;
+        }
+        let keep = self.keep();
+        let failed = match (&self.writer, candidates(&self.checkpoints)) {
+            (Some(writer), Ok(all)) if !now => {
+                writer.prune(keep, all.iter().map(|c| c.step).filter(|&s| !may_remove(s)).collect());
+                None
+            }
+            (_, Err(e)) => Some(e),
+            _ => prune(&self.checkpoints, keep, may_remove).err(),
+        };
+        self.pending.extend(failed.map(|error| Happened::PruneFailed { error }));
+    }
+
     fn keep(&self) -> Keep {
         Keep { newest: self.config.keep, every: self.config.keep_every, best: self.config.keep_best }
     }
@@ -410,14 +429,13 @@ impl Keeper {
     }
 
     fn report(&mut self, ended: Ended, last: bool, out: &mut Vec<Happened>) -> Result<()> {
-        let Ended { step, result, prune_failed } = ended;
+        let Ended { step, result } = ended;
         match result {
             Ok(saved) => out.push(Happened::Saved(saved, step)),
             Err(e) if last => return Err(e.context(format!("the last checkpoint, of step {step}, is lost"))),
             Err(e) if e.exit == Exit::Peer => return Err(e),
             Err(error) => out.push(Happened::SaveFailed { step, error }),
         }
-        out.extend(prune_failed.map(|error| Happened::PruneFailed { error }));
         Ok(())
     }
 

@@ -15,6 +15,7 @@
 //! - [`tiers`], `source`: restore over memory, disk and object store; [`flush`]: from memory to disk
 //! - [`weights`]: parameters from a checkpoint or from a Hugging Face directory, alike
 //! - [`hf`]: Hugging Face's layout
+//! - [`store`]: the object store
 
 mod background;
 pub mod disk;
@@ -33,6 +34,7 @@ mod save;
 mod slice;
 pub mod snapshot;
 mod source;
+pub mod store;
 mod team;
 pub mod tiers;
 pub mod weights;

@@ -52,14 +52,17 @@ impl Keep {
 /// it on one rank, after a save.
 ///
 /// The manifest goes first, so that a half-removed checkpoint is none.
-pub fn prune(checkpoints: &Path, keep: impl Into<Keep>) -> Result<Pruned> {
-    prune_if(checkpoints, keep.into(), false, &mut |_| true)
+///
+/// `may_remove`, asked with the step, spares checkpoints that are still needed for something else: an upload, an export.
+pub fn prune(checkpoints: &Path, keep: impl Into<Keep>, may_remove: &dyn Fn(u64) -> bool) -> Result<Pruned> {
+    prune_if(checkpoints, keep.into(), false, may_remove, &mut |_| true)
 }
 
 /// As [`prune`], but a checkpoint counts as valid only if `whole` says so, asked of the newest until one is; `dry` only
 /// tells what would go.
 pub fn prune_if(
-    checkpoints: &Path, keep: Keep, dry: bool, whole: &mut dyn FnMut(&Checkpoint) -> bool,
+    checkpoints: &Path, keep: Keep, dry: bool, may_remove: &dyn Fn(u64) -> bool,
+    whole: &mut dyn FnMut(&Checkpoint) -> bool,
 ) -> Result<Pruned> {
     let mut out = Pruned { temporary: stale(checkpoints)?, ..Pruned::default() };
     let (mut kept, mut sure) = (0, false);
@@ -84,7 +87,8 @@ pub fn prune_if(
             }
             Err(_) => keep.newest == 0,
         };
-        if !stays {
+        let spared = opened.as_ref().is_ok_and(|c| !may_remove(c.meta().step));
+        if !stays && !spared {
             out.checkpoints.push(path);
         }
     }

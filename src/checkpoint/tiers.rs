@@ -17,9 +17,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-/// Brings the newest step of the object store that is newer than the given one into the `checkpoints` directory, verified,
-/// and says which. Called on rank 0 alone, before the choice.
-pub type Fetch<'a> = &'a dyn Fn(&Path, Option<u64>) -> Result<Option<u64>>;
+/// Brings the newest step of the object store that is newer than the given one into the `checkpoints` directory; whether
+/// there was one. Called on rank 0 alone.
+pub type Fetch<'a> = &'a mut dyn FnMut(Option<u64>) -> Result<bool>;
 
 /// Where to look.
 pub struct Tiers<'a> {
@@ -48,55 +48,62 @@ pub struct Restored {
 /// `apply` reads what this rank needs. It may be called again with another source when what it read was damaged: an error
 /// with [`Exit::Checkpoint`] on any rank. Any other error ends the restore. `report` hears of what was passed over.
 pub fn restore(
-    tiers: &Tiers, world: &World, report: &mut dyn FnMut(&Event), apply: &mut dyn FnMut(&Source) -> Result<()>,
+    tiers: &mut Tiers, world: &World, report: &mut dyn FnMut(&Event), apply: &mut dyn FnMut(&Source) -> Result<()>,
 ) -> Result<Option<Restored>> {
     let checkpoints = tiers.run_dir.join("checkpoints");
     let nodes = Nodes::find(tiers.snapshot_dir, world)?;
     let place = agreed_place(tiers.snapshot_dir, tiers.run_dir, tiers.run, world)?;
     let mut inventory = Inventory::take(&place, nodes, world)?;
-    fetch(tiers, &checkpoints, &inventory, world)?;
-    let on_disk = disk_steps(&checkpoints, world)?;
+    let mut on_disk = disk_steps(&checkpoints, world)?;
     // Memory is served while it may be of use; the ranks of a run without snapshots start nothing.
     let server = match inventory.entries.is_empty() {
         true => None,
         false => Some(Server::start(&inventory, world)?),
     };
+    // The newest checkpoint whose every byte was checked, once somebody has looked; whether the store was asked.
     let mut disk: Option<Option<Checkpoint>> = None;
+    let mut asked = tiers.fetch.is_none();
     let restored = loop {
         let sets = inventory.sets();
-        let best = sets.iter().find(|s| s.is_whole() || on_disk.contains(&s.step));
-        if let (Some(set), Some(server)) = (best, &server) {
-            let newer_on_disk = on_disk.iter().any(|&d| d > set.step) || (!set.is_whole());
-            if newer_on_disk && disk.is_none() {
-                disk = Some(newest_valid(&checkpoints, world, report)?);
+        let set = sets.iter().find(|s| s.is_whole() || on_disk.contains(&s.step));
+        let newer_on_disk = |s: &Set| !s.is_whole() || on_disk.iter().any(|&d| d > s.step);
+        if disk.is_none() && set.is_none_or(newer_on_disk) {
+            disk = Some(newest_valid(&checkpoints, world, report)?);
+        }
+        let checkpoint = disk.iter().flatten().next();
+        // Where it is of the very step and start, the disk fills in what a set lacks.
+        let fills = |s: &Set| checkpoint.filter(|c| (c.meta().step, c.meta().session) == (s.step, s.session));
+        if let Some(s) = set.filter(|s| !s.is_whole() && fills(s).is_none()).cloned() {
+            if checkpoint.is_none_or(|c| c.meta().step < s.step) {
+                report(&Event::SnapshotRejected { step: s.step, reason: "not every rank's part is there".into() });
             }
-            let beside = disk.iter().flatten().next();
-            let fills = beside.filter(|c| (c.meta().step, c.meta().session) == (set.step, set.session));
-            let older = beside.is_some_and(|c| c.meta().step > set.step);
-            if !older && (set.is_whole() || fills.is_some()) {
-                match from_memory(set, &inventory, server, fills, world, apply)? {
-                    Attempt::Done(restored) => break Some(restored),
-                    Attempt::Damaged(ids, why) => {
-                        let (set, step) = (set.clone(), set.step);
-                        report(&Event::SnapshotRejected { step, reason: why });
-                        if inventory.drop_damaged(&ids, world)? == 0 {
-                            inventory.drop_set(&set);
-                        }
-                        continue;
-                    }
-                }
-            }
-            if !older {
-                let set = set.clone();
-                report(&Event::SnapshotRejected { step: set.step, reason: "not every rank's part is there".into() });
-                inventory.drop_set(&set);
+            inventory.drop_set(&s);
+            continue;
+        }
+        let set = set.filter(|s| checkpoint.is_none_or(|c| c.meta().step <= s.step));
+        if !asked {
+            asked = true;
+            let near = set.map(|s| s.step).max(checkpoint.map(|c| c.meta().step));
+            if fetch(tiers, near, world)? {
+                (disk, on_disk) = (None, disk_steps(&checkpoints, world)?);
                 continue;
             }
         }
-        if disk.is_none() {
-            disk = Some(newest_valid(&checkpoints, world, report)?);
+        if let (Some(set), Some(server)) = (set, &server) {
+            match from_memory(set, &inventory, server, fills(set), world, apply)? {
+                Attempt::Done(restored) => break Some(restored),
+                Attempt::Damaged(ids, why) => {
+                    report(&Event::SnapshotRejected { step: set.step, reason: why });
+                    let set = set.clone();
+                    if inventory.drop_damaged(&ids, world)? == 0 {
+                        inventory.drop_set(&set);
+                    }
+                    asked = tiers.fetch.is_none();
+                    continue;
+                }
+            }
         }
-        break match disk.iter().flatten().next() {
+        break match checkpoint {
             Some(c) => Some(from_disk(c, world, apply)?),
             None => None,
         };
@@ -148,16 +155,14 @@ fn sum(t: Tally, world: &World) -> Result<Tally> {
     Ok(Tally { node: n(0), node_partner: n(1), remote: n(2), remote_partner: n(3), disk: n(4) })
 }
 
-/// What the object store has that nothing nearer has.
-fn fetch(tiers: &Tiers, checkpoints: &Path, inventory: &Inventory, world: &World) -> Result<()> {
-    let Some(fetch) = tiers.fetch else { return Ok(()) };
-    let mut mine = Ok(None);
-    if world.rank() == 0 {
-        let near = inventory.sets().iter().find(|s| s.is_whole()).map(|s| s.step);
-        let disk = candidates(checkpoints)?.first().map(|c| c.step);
-        mine = fetch(checkpoints, near.max(disk));
-    }
-    world.agree(mine).map(drop)
+/// Asks the object store for what is newer than `near`; the same answer on every rank.
+fn fetch(tiers: &mut Tiers, near: Option<u64>, world: &World) -> Result<bool> {
+    let mine = match &mut tiers.fetch {
+        Some(fetch) if world.rank() == 0 => fetch(near),
+        _ => Ok(false),
+    };
+    let came = world.agree(mine)?;
+    Ok(world.broadcast_bytes(vec![came.into()], 0)? == [1])
 }
 
 /// Steps that have a directory on disk, whole or not.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// Write the newest whole snapshot in the nodes' memory to the run directory.
 ///
 /// Run it with one process per surviving node. Ends with exit code 0 when the step is on disk, whether it was written now or
-/// before; with 22 when no step is whole in the memory of the nodes that take part.
+/// before; with 24 when no step is whole in the memory of the nodes that take part.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   srun --mpi=pmix --ntasks-per-node=1 herd checkpoint flush runs/llama70b

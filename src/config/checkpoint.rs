@@ -1,6 +1,6 @@
 //! The `checkpoint` section: what is saved when, and where it goes.
 
-use super::limit;
+use super::{limit, StoreSection};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -42,6 +42,16 @@ pub struct CheckpointSection {
     /// Lustre stripe size in MiB (`lfs setstripe -S`); 0 the directory's own setting.
     #[schemars(range(max = 4096))]
     pub stripe_size_mib: u64,
+    /// Export the checkpoint of every n-th step to `exports/step-N` of the run directory, in Hugging Face's layout, in the
+    /// background; a multiple of `every`. 0 never.
+    #[schemars(range(max = limit::STEPS))]
+    pub export_every: u64,
+    /// Newest exports to keep; 0 keeps all.
+    #[schemars(range(max = limit::STEPS))]
+    pub export_keep: usize,
+    /// A copy of checkpoints in an object store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreSection>,
 }
 
 /// Where the second copy of each snapshot goes.
@@ -72,6 +82,9 @@ impl Default for CheckpointSection {
             writers_per_node: 0,
             stripe_count: 0,
             stripe_size_mib: 0,
+            export_every: 0,
+            export_keep: 3,
+            store: None,
         }
     }
 }

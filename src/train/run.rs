@@ -1,9 +1,11 @@
 //! The training loop: step, validate, report, save, stop.
 
+use super::behind::Behind;
 use super::signals::StopFlag;
 use super::start::{self, Started};
 use super::step::{self, Outcome, Stage};
 use super::validate::validate;
+use crate::checkpoint::keeper::Happened;
 use crate::error::{Error, Exit, Result};
 use crate::kernels::memory;
 use crate::parallel::data::{sync_check, Reducer};
@@ -30,6 +32,7 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
     let mut reducer = Reducer::new(&state.params, wire.clone(), bucket, overlap);
     let stage = Stage { plan, world, model: &model, corpus: &corpus };
     let last = config.train.stop_at.unwrap_or(config.train.steps).min(config.train.steps);
+    let behind = world.agree(Behind::start(plan, world))?;
     let mut skipped_in_a_row = 0;
     if state.step >= last {
         report.note(&format!("nothing to do: the run stands at step {} of {last}", state.step));
@@ -69,12 +72,20 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
         let happened = keeper.after_step(&meta, ending, &mut |take| state.give(take), &mut |rules| {
             state.save(plan, world, &meta, rules)
         })?;
-        happened.into_iter().try_for_each(|h| report.kept(h))?;
+        for what in happened {
+            if let Happened::Saved(saved, step) = &what {
+                behind.committed(*step, &saved.path, ending && *step == state.step);
+                keeper.prune(ending, &|step| behind.may_remove(step), world);
+            }
+            report.kept(what)?;
+        }
+        behind.report(&mut report)?;
         if found.stop {
             break;
         }
     }
     let end = if state.step == config.train.steps { End::Finished } else { End::Stopped };
+    behind.finish(matches!(end, End::Finished), &mut report)?;
     report.event(if matches!(end, End::Finished) { "finished" } else { "stopped" }, json!({ "step": state.step }))?;
     report.finish();
     if matches!(end, End::Finished) {

@@ -1,16 +1,19 @@
 //! Before the first step: data, model, and where the state comes from.
 
+use super::behind;
 use super::report::{self, Report};
 use super::state::State;
 use super::validate::validate;
+use crate::attempt;
 use crate::checkpoint::keeper::{From, Keeper, Setup};
 use crate::checkpoint::snapshot::place::{random, run_id};
 use crate::checkpoint::snapshot::table::Table;
 use crate::checkpoint::tiers::{self, Tiers};
-use crate::checkpoint::{weights, Event, Meta, Source, SpecialTokens};
+use crate::checkpoint::{store, weights, Event, Meta, Source, SpecialTokens};
+use crate::config::StoreSection;
 use crate::data::{Mixture, Tokenizer};
 use crate::error::{Error, Exit, Result};
-use crate::model::Llama;
+use crate::model::{Axes, Llama};
 use crate::plan::{self, Plan};
 use crate::slurm::{compress, Job};
 use crate::topology::{Axis, Topology};
@@ -53,17 +56,28 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
     };
     tracing::info!("training on {}", corpus.describe());
 
-    let model = Llama::new(&plan.model, config.data.sequence_length, plan.device);
+    let mut model = Llama::new(&plan.model, config.data.sequence_length, plan.device, &Axes::solo());
+    model.recompute = (config.train.recompute, config.train.recompute_blocks);
     let wire: Arc<dyn Wire> = world.wire(&plan.topology, Axis::Data)?.into();
     let mut state = State::new(plan, wire.as_ref())?;
     let run = identity(plan, world)?;
     let session = world.broadcast_bytes(world.agree(random())?.to_le_bytes().to_vec(), 0)?;
     let session = u64::from_le_bytes(session.try_into().unwrap_or_default()) >> 11;
-    let meta = Meta { session, ..meta(plan, &tokenizer, job.as_ref())? };
+    let meta = Meta { session, ..meta(plan, &tokenizer)? };
     let mut events = Vec::new();
-    let tiers = Tiers { run_dir: &config.run_dir, snapshot_dir: &config.checkpoint.snapshot_dir, run, fetch: None };
+    let mut from_store = Vec::new();
+    let mut ask = |than| match &config.checkpoint.store {
+        Some(store) => fetch(store, plan, than, &mut from_store),
+        None => Ok(false),
+    };
+    let mut tiers = Tiers {
+        run_dir: &config.run_dir,
+        snapshot_dir: &config.checkpoint.snapshot_dir,
+        run,
+        fetch: config.checkpoint.store.is_some().then_some(&mut ask),
+    };
     let restored = tiers::restore(
-        &tiers,
+        &mut tiers,
         world,
         &mut |event| {
             match event {
@@ -83,6 +97,9 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
         tracing::info!("Slurm job {} on {nodes}, requeued {} times before", job.id, job.restarts);
         report.event("slurm_job", json!({ "job": job.id, "restarts": job.restarts, "nodes": nodes }))?;
     }
+    for event in &from_store {
+        behind::stored(event, &mut report)?;
+    }
     for event in events {
         match event {
             Event::CheckpointRejected { path, reason } => {
@@ -98,6 +115,7 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
         let fields = json!({ "step": r.step, "path": r.path, "tiers": r.tally, "attempt": r.attempt });
         report.event("resume", fields)?;
     }
+    let run_dir = config.run_dir.clone();
     let setup = Setup {
         config: &config.checkpoint,
         run_dir: &config.run_dir,
@@ -105,7 +123,7 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
         attempt: meta.attempt,
         meta: &state.describe(plan, &meta),
         from: restored.as_ref().map(|r| From { session: r.session, step: r.step }),
-        fence: Arc::new(|| Ok(())),
+        fence: Arc::new(move || attempt::check(&run_dir)),
     };
     let keeper = Keeper::new(&setup, world.agree(Table::new(state.specs()))?, world)?;
     keeper.notes(world)?.iter().for_each(|text| report.note(text));
@@ -126,6 +144,16 @@ fn identity(plan: &Plan, world: &World) -> Result<u64> {
     let mine = if world.rank() == 0 { run_id(&plan.config.run_dir) } else { Ok(0) };
     let bytes = world.broadcast_bytes(world.agree(mine)?.to_le_bytes().to_vec(), 0)?;
     Ok(u64::from_le_bytes(bytes.try_into().unwrap_or_default()))
+}
+
+/// Takes what the object store has newer than step `than` into the run directory; whether it had.
+fn fetch(store: &StoreSection, plan: &Plan, than: Option<u64>, events: &mut Vec<store::Event>) -> Result<bool> {
+    let checkpoints = plan.config.run_dir.join("checkpoints");
+    let path = store::fetch_newer(store, &checkpoints, than, &mut |event| {
+        tracing::info!("{event}");
+        events.push(event.clone());
+    })?;
+    Ok(path.is_some())
 }
 
 /// Tensors travel between ranks in host memory only: there is no NCCL wire yet.
@@ -181,9 +209,9 @@ fn begin(plan: &Plan, state: &mut State) -> Result<()> {
 }
 
 /// What this run's checkpoints say about it.
-fn meta(plan: &Plan, tokenizer: &Tokenizer, job: Option<&Job>) -> Result<Meta> {
+fn meta(plan: &Plan, tokenizer: &Tokenizer) -> Result<Meta> {
     Ok(Meta {
-        attempt: job.map_or(0, |j| j.restarts as u64),
+        attempt: attempt::current(),
         seed: plan.config.seed,
         tokenizer: plan.config.data.tokenizer.clone(),
         tokenizer_fingerprint: tokenizer.fingerprint(),

@@ -10,6 +10,7 @@ use crate::parallel::data::place;
 use crate::plan::Plan;
 use crate::topology::Axis;
 use crate::wire::{Wire, World};
+use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 /// Parameters, optimizer state and counters of one rank.
@@ -82,7 +83,7 @@ impl State {
         let mut specs = Vec::new();
         for (flat, slots) in self.params.units.iter().zip(&self.optimizer.slots) {
             for group in Group::ALL {
-                for (p, range) in flat.layout.pieces(&slots.range) {
+                for (p, range) in saved(flat, slots) {
                     let (offset, extent) = (p.offset.clone(), p.extent.clone());
                     let span = Span { offset, extent, start: range.start, len: range.len(), shape: p.shape.clone() };
                     specs.push(Spec { group, name: p.name.clone(), span });
@@ -99,7 +100,7 @@ impl State {
             for tensor in [&slots.master, &slots.exp_avg, &slots.exp_avg_sq] {
                 let host = tensor.to_device(Device::Cpu).contiguous();
                 let data = floats(&host);
-                let slices = flat.layout.pieces(&slots.range).zip(n..).map(|((p, range), n)| {
+                let slices = saved(flat, slots).zip(n..).map(|((p, range), n)| {
                     let at = p.start + range.start - slots.range.start;
                     (n, &data[at..at + range.len()])
                 });
@@ -174,6 +175,11 @@ impl State {
         let work: Vec<_> = pairs.map(|(f, s)| wire.all_gather(&own(f, s), &f.param)).collect::<Result<_>>()?;
         work.into_iter().try_for_each(|w| w.wait().map(drop))
     }
+}
+
+/// The parts of a unit that this rank saves: of what it updates, what no other rank of another axis saves as well.
+fn saved<'a>(flat: &'a Flat, slots: &Slots) -> impl Iterator<Item = (&'a Param, Range<usize>)> {
+    flat.layout.pieces(&slots.range).filter(|(p, _)| p.owner)
 }
 
 fn shard(whole: &Tensor, slots: &Slots) -> Tensor {

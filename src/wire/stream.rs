@@ -94,7 +94,7 @@ impl Flow {
             self.asked += n;
         }
         let Some(first) = self.under_way.front_mut() else { return Ok(None) };
-        if !first.test("stream")? {
+        if !first.done()? {
             return Ok(None);
         }
         self.under_way.pop_front();
