@@ -1,11 +1,12 @@
 //! Parameters and gradients as flat buffers, one pair per unit, with named views into them.
 
 use crate::layout::{Layout, Param, Unit, UnitLayout};
+use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 /// One unit's buffers. `param` has the compute dtype, `grad` is fp32; both have [`UnitLayout::len`] elements.
 pub struct Flat {
-    pub layout: UnitLayout,
+    pub layout: Arc<UnitLayout>,
     pub param: Tensor,
     pub grad: Tensor,
 }
@@ -19,7 +20,7 @@ impl Params {
     /// Zero-filled buffers for `layout`.
     pub fn zeros(layout: &Layout, dtype: Kind, device: Device) -> Params {
         let flat = |u: &UnitLayout| Flat {
-            layout: u.clone(),
+            layout: Arc::new(u.clone()),
             param: Tensor::zeros([u.len as i64], (dtype, device)),
             grad: Tensor::zeros([u.len as i64], (Kind::Float, device)),
         };
@@ -30,7 +31,7 @@ impl Params {
     /// gradient is a bug.
     pub fn frozen(layout: &Layout, dtype: Kind, device: Device) -> Params {
         let flat = |u: &UnitLayout| Flat {
-            layout: u.clone(),
+            layout: Arc::new(u.clone()),
             param: Tensor::zeros([u.len as i64], (dtype, device)),
             grad: Tensor::empty([0], (Kind::Float, device)),
         };
@@ -43,6 +44,11 @@ impl Params {
 }
 
 impl Flat {
+    /// Another handle of the same buffers.
+    pub fn share(&self) -> Flat {
+        Flat { layout: self.layout.clone(), param: self.param.shallow_clone(), grad: self.grad.shallow_clone() }
+    }
+
     /// View of the parameter whose name ends in `tail`, in its local shape.
     pub fn param(&self, tail: &str) -> Tensor {
         self.view(&self.param, tail, tail)

@@ -52,7 +52,7 @@ pub fn place(layout: &Layout, dtype: Kind, device: Device, wire: &dyn Wire) -> R
     let mut units = Vec::with_capacity(layout.units.len());
     for u in &layout.units {
         let piece = |t: &Tensor| t.narrow(0, start, u.len as i64);
-        units.push(Flat { layout: u.clone(), param: piece(&param), grad: piece(&grad) });
+        units.push(Flat { layout: Arc::new(u.clone()), param: piece(&param), grad: piece(&grad) });
         start += u.len as i64;
     }
     Ok(Params { units })

@@ -17,7 +17,7 @@ pub fn validate(plan: &Plan, world: &World, model: &Llama, corpus: &Mixture, sta
     let (mut loss, mut tokens) = (0.0, 0.0);
     for indices in own.chunks(plan.micro_batch) {
         let batch = batch::collect(indices.iter().map(|&i| corpus.sequential(i)), plan.device)?;
-        let sums = model.loss(&state.params, &batch.tokens, &batch.targets);
+        let sums = model.loss(&state.params, &batch.tokens, &batch.targets)?;
         loss += sums.loss;
         tokens += sums.tokens as f64;
     }
