@@ -9,6 +9,7 @@ mod config;
 mod data;
 mod exit_codes;
 mod generate;
+mod launch;
 pub mod logging;
 mod man;
 mod outcome;
@@ -40,6 +41,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(train::Args),
+    Launch(launch::Args),
     Checkpoint(checkpoint::Args),
     Config(config::Args),
     Data(data::Args),
@@ -71,6 +73,7 @@ pub fn run() -> ExitCode {
     let result = match cli.command {
         Command::Checkpoint(a) => checkpoint::run(a),
         Command::Train(a) => train::run(a),
+        Command::Launch(a) => launch::run(a),
         Command::Config(a) => config::run(a),
         Command::Data(a) => data::run(a),
         Command::Generate(a) => generate::run(a),

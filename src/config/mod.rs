@@ -5,6 +5,7 @@
 
 pub mod check;
 mod checkpoint;
+mod launch;
 pub mod load;
 mod model;
 mod parallel;
@@ -14,6 +15,7 @@ mod sets;
 mod yaml;
 
 pub use checkpoint::CheckpointSection;
+pub use launch::{AlertKind, AlertsSection, LaunchSection};
 pub use load::{load, Draft};
 pub use model::{ModelConfig, RopeScaling, RopeType};
 pub use parallel::ParallelSection;
@@ -50,6 +52,10 @@ pub struct Config {
     pub checkpoint: CheckpointSection,
     #[serde(default)]
     pub log: LogSection,
+    #[serde(default)]
+    pub launch: LaunchSection,
+    #[serde(default)]
+    pub alerts: AlertsSection,
 }
 
 /// Where the model's shape and first weights come from. Give `shape`, or `config`, or only `weights`.
