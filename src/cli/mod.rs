@@ -13,6 +13,7 @@ mod launch;
 pub mod logging;
 mod man;
 mod outcome;
+mod status;
 mod train;
 mod version;
 
@@ -42,6 +43,7 @@ struct Cli {
 enum Command {
     Train(train::Args),
     Launch(launch::Args),
+    Status(status::Args),
     Checkpoint(checkpoint::Args),
     Config(config::Args),
     Data(data::Args),
@@ -74,6 +76,7 @@ pub fn run() -> ExitCode {
         Command::Checkpoint(a) => checkpoint::run(a),
         Command::Train(a) => train::run(a),
         Command::Launch(a) => launch::run(a),
+        Command::Status(a) => status::run(a),
         Command::Config(a) => config::run(a),
         Command::Data(a) => data::run(a),
         Command::Generate(a) => generate::run(a),

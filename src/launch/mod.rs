@@ -13,6 +13,7 @@ mod place;
 mod policy;
 mod ranks;
 mod rollcall;
+pub mod status;
 mod supervise;
 pub mod watch;
 
