@@ -31,6 +31,10 @@ pub enum Exit {
     Checkpoint = 20,
     /// The filesystem refused: full, quota, permission, I/O error.
     Storage = 21,
+    /// The object store refused or cannot be reached.
+    Store = 22,
+    /// Two checkpoints that were compared are not the same.
+    Different = 23,
     /// Loss or gradient norm was not finite too many steps in a row.
     NonFinite = 30,
     /// Another rank failed or a communication call returned an error.
@@ -56,6 +60,12 @@ impl Exit {
         (Exit::Device, "a device was asked for that this host does not have", "stop, or replace the node"),
         (Exit::Checkpoint, "no valid checkpoint where one is needed", "stop; look at the run directory"),
         (Exit::Storage, "the filesystem refused: full, quota, permission or I/O error", "free space, then start again"),
+        (
+            Exit::Store,
+            "the object store refused or cannot be reached",
+            "check network and credentials, then start again",
+        ),
+        (Exit::Different, "the two checkpoints compared differ", "look at what was printed"),
         (
             Exit::NonFinite,
             "loss or gradient norm not finite too many steps in a row",

@@ -15,7 +15,7 @@ use crate::attempt;
 use crate::config::AlertKind;
 use crate::error::{Error, Exit, Result};
 use crate::slurm::{compress, control, Job, StepLine};
-use crate::train::metrics::Events;
+use crate::events::Events;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{json, Value};
 use std::path::PathBuf;
