@@ -20,9 +20,9 @@ pub mod units;
 pub use accumulate::Accumulate;
 pub use axes::Axes;
 pub use llama::{Llama, StepOptions};
-pub use params::{Flat, Params};
+pub use params::{Flat, Owned, Params};
 pub use rope::Rope;
-pub use units::{Held, Resident, Units, Use};
+pub use units::{Held, Resident, Units, Use, Written};
 
 #[cfg(test)]
 mod tests;

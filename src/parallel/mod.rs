@@ -1,3 +1,10 @@
 //! One file per parallel axis.
 
 pub mod data;
+pub mod groups;
+pub mod sync;
+pub mod zero;
+
+pub use data::CommTiming;
+pub use groups::Groups;
+pub use zero::{How, Sharded};
