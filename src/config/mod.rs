@@ -11,6 +11,7 @@ mod parallel;
 mod problem;
 pub mod schema;
 mod sets;
+mod store;
 mod yaml;
 
 pub use checkpoint::CheckpointSection;
@@ -18,6 +19,7 @@ pub use load::{load, Draft};
 pub use model::{ModelConfig, RopeScaling, RopeType};
 pub use parallel::ParallelSection;
 pub use problem::{to_error, Problem};
+pub use store::StoreSection;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -8,6 +8,8 @@
 mod combine;
 mod control;
 mod ffi;
+mod lanes;
+mod mail;
 mod messages;
 mod mpi;
 mod segment;
@@ -30,7 +32,7 @@ pub enum Op {
     Max,
 }
 
-/// Collectives of one axis on contiguous tensors.
+/// Collectives and messages of one axis on contiguous tensors.
 ///
 /// A tensor handed over must not be read or written until its [`Work`] has been waited for. Every rank of the axis must
 /// start the same operations in the same order (MPI 4.1 §6.14). Sums of bf16 are made in fp32. Errors at the start are
@@ -54,4 +56,12 @@ pub trait Wire: Send + Sync {
     fn all_gather(&self, input: &Tensor, output: &Tensor) -> Result<Work>;
     /// In place: every rank ends with `root`'s.
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Work>;
+    /// To rank `to` of this axis, which receives a tensor of the same dtype and number of elements. Never blocks.
+    ///
+    /// Messages from one rank to another match in the order in which they were started; messages of different pairs or
+    /// directions, and collectives, do not wait for each other. A send may finish as late as its receive is started:
+    /// two ranks that send to each other must both have started the receive before either waits.
+    fn send(&self, tensor: &Tensor, to: usize) -> Result<Work>;
+    /// From rank `from` of this axis; may be started long before the other side sends.
+    fn recv(&self, tensor: &Tensor, from: usize) -> Result<Work>;
 }

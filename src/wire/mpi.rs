@@ -5,6 +5,7 @@
 
 use super::combine::element_size;
 use super::ffi::Comm;
+use super::mail::Mail;
 use super::messages::Messages;
 use super::shared::{Memory, Shared};
 use super::world::Via;
@@ -25,7 +26,7 @@ pub(super) struct Span {
 }
 
 impl Span {
-    fn of(t: &Tensor) -> Span {
+    pub(super) fn of(t: &Tensor) -> Span {
         Span { start: t.data_ptr().cast(), len: t.numel(), width: element_size(t.kind()).unwrap_or(1) }
     }
 
@@ -63,6 +64,8 @@ pub struct MpiWire {
     queue: Option<Sender<Job>>,
     /// Where [`Wire::tensor`] puts tensors, when the ranks share memory.
     memory: Option<Arc<Memory>>,
+    /// None on an axis of one rank.
+    mail: Option<Mail>,
 }
 
 /// How the bytes of this axis move.
@@ -74,13 +77,15 @@ enum Path {
 impl MpiWire {
     /// An axis of one rank: nothing to move.
     pub fn solo() -> MpiWire {
-        MpiWire { rank: 0, size: 1, queue: None, memory: None }
+        MpiWire { rank: 0, size: 1, queue: None, memory: None, mail: None }
     }
 
     /// Collective over `comm`.
     pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>, via: Via) -> Result<MpiWire> {
         let (rank, size) = (comm.rank()?, comm.size()?);
-        let one_node = via == Via::Fastest && comm.split_node()?.size()? == size;
+        let node = comm.split_node()?;
+        let one_node = via == Via::Fastest && node.size()? == size;
+        let mail = Mail::new(&comm, (via == Via::Fastest).then_some(&node), stop.clone())?;
         let path = match one_node {
             true => match Shared::new(comm, stop.clone())? {
                 Ok(shared) => Path::Shared(shared),
@@ -97,7 +102,7 @@ impl MpiWire {
             .name("herd-wire".into())
             .spawn(move || serve(path, jobs))
             .map_err(|e| Error::new(Exit::Internal, format!("cannot start a communication thread: {e}")))?;
-        Ok(MpiWire { rank, size, queue: Some(queue), memory })
+        Ok(MpiWire { rank, size, queue: Some(queue), memory, mail: Some(mail) })
     }
 
     fn start(&self, what: What, input: &Tensor, output: Option<&Tensor>) -> Result<Work> {
@@ -118,6 +123,19 @@ impl MpiWire {
         // A thread that is gone shows when the work is waited for.
         let _ = queue.send(job);
         Ok(Work::pending(rx))
+    }
+
+    fn message(&self, tensor: &Tensor, send: bool, peer: usize) -> Result<Work> {
+        usable(tensor)?;
+        match &self.mail {
+            Some(mail) if peer < self.size && peer != self.rank => mail.start(tensor, send, peer),
+            _ => {
+                let way = if send { "to" } else { "from" };
+                let fact =
+                    format!("rank {} started a message {way} rank {peer} on an axis of {}", self.rank, self.size);
+                Err(Error::new(Exit::Internal, fact))
+            }
+        }
     }
 
     /// Checks that `many` has `size` times the elements of `one`, and the same dtype.
@@ -180,6 +198,14 @@ impl Wire for MpiWire {
             return Err(Error::new(Exit::Internal, format!("broadcast from rank {root} of {}", self.size)));
         }
         self.start(What::Broadcast(root), tensor, None)
+    }
+
+    fn send(&self, tensor: &Tensor, to: usize) -> Result<Work> {
+        self.message(tensor, true, to)
+    }
+
+    fn recv(&self, tensor: &Tensor, from: usize) -> Result<Work> {
+        self.message(tensor, false, from)
     }
 }
 

@@ -12,6 +12,7 @@ use super::Op;
 use crate::error::{Error, Exit, Result};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tch::Kind;
 
 /// Bytes of a stage; two of them per rank fit a second-level cache.
@@ -290,7 +291,7 @@ impl Shared {
                 spins += 1;
                 match spins {
                     0..100 => std::hint::spin_loop(),
-                    _ => sleep(word, now),
+                    _ => sleep(word, now, LOOK),
                 }
             }
         }
@@ -298,15 +299,18 @@ impl Shared {
     }
 }
 
+/// How often the stop flag is looked at.
+const LOOK: Duration = Duration::from_millis(2);
+
 /// Wakes every rank that sleeps on `word` (futex(2), not private: the sleepers are other processes).
-fn wake(word: &AtomicU32) {
+pub(super) fn wake(word: &AtomicU32) {
     // SAFETY: the word is mapped; no time limit is passed.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
 }
 
-/// Sleeps while `word` is `now`, at most two milliseconds: the stop flag is looked at in between.
-fn sleep(word: &AtomicU32, now: u32) {
-    let limit = libc::timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+/// Sleeps while `word` is `now`, at most `limit`.
+pub(super) fn sleep(word: &AtomicU32, now: u32, limit: Duration) {
+    let limit = libc::timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos() as i64 };
     // SAFETY: the word is mapped and the limit outlives the call.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, now, &limit) };
 }

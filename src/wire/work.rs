@@ -1,51 +1,84 @@
-//! A collective under way.
+//! A collective or message under way.
 
 use crate::error::{Error, Exit, Result};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
-/// How long a collective took and how much of that the caller had to wait for.
+/// How long a collective or message took and how much of that the caller had to wait for.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Timing {
-    /// Time the wire was busy with it.
+    /// Time the wire was busy with it. For a message: the copy, where a lane carries it (see docs/wires.md), else the
+    /// time since it was started.
     pub busy: Duration,
     /// Time [`Work::wait`] blocked: the exposed part.
     pub exposed: Duration,
 }
 
-/// Handle of a started collective. Dropping it without waiting leaves the tensors in use.
+/// Handle of something started on a wire. Dropping it without waiting leaves the tensors in use.
 #[must_use = "the tensors are in use until the work is waited for"]
 pub struct Work {
-    done: State,
+    state: State,
+}
+
+/// Told while a caller blocks, so that a thread that polls does so more often.
+pub(super) trait Urgency: Send + Sync {
+    fn waiting(&self, more: bool);
 }
 
 enum State {
-    Ready,
-    Pending(Receiver<Result<Duration>>),
+    Done(Result<Duration>),
+    Pending(Receiver<Result<Duration>>, Option<std::sync::Arc<dyn Urgency>>),
 }
 
 impl Work {
     /// Already finished (an axis of one rank).
     pub fn ready() -> Self {
-        Work { done: State::Ready }
+        Work { state: State::Done(Ok(Duration::ZERO)) }
     }
 
     /// Finished when the wire's thread sends the time it was busy.
     pub(super) fn pending(rx: Receiver<Result<Duration>>) -> Self {
-        Work { done: State::Pending(rx) }
+        Work { state: State::Pending(rx, None) }
+    }
+
+    /// [`Work::pending`] on a thread that wants to know when somebody waits.
+    pub(super) fn urgent(rx: Receiver<Result<Duration>>, who: std::sync::Arc<dyn Urgency>) -> Self {
+        Work { state: State::Pending(rx, Some(who)) }
+    }
+
+    /// Whether [`Work::wait`] would return at once, with an error too.
+    pub fn is_done(&mut self) -> bool {
+        if let State::Pending(rx, _) = &self.state {
+            match rx.try_recv() {
+                Ok(result) => self.state = State::Done(result),
+                Err(TryRecvError::Disconnected) => self.state = State::Done(Err(orphaned())),
+                Err(TryRecvError::Empty) => return false,
+            }
+        }
+        true
     }
 
     /// Blocks until the tensors may be used again.
-    pub fn wait(self) -> Result<Timing> {
-        match self.done {
-            State::Ready => Ok(Timing::default()),
-            State::Pending(rx) => {
-                let start = Instant::now();
-                let busy = rx.recv().map_err(|_| {
-                    Error::new(Exit::Peer, "the communication thread ended before the collective did")
-                })??;
-                Ok(Timing { busy, exposed: start.elapsed() })
+    pub fn wait(mut self) -> Result<Timing> {
+        let start = Instant::now();
+        let done = self.is_done();
+        match self.state {
+            State::Done(result) => Ok(Timing { busy: result?, exposed: Duration::ZERO }),
+            State::Pending(rx, who) => {
+                debug_assert!(!done);
+                if let Some(w) = &who {
+                    w.waiting(true);
+                }
+                let result = rx.recv().unwrap_or_else(|_| Err(orphaned()));
+                if let Some(w) = &who {
+                    w.waiting(false);
+                }
+                Ok(Timing { busy: result?, exposed: start.elapsed() })
             }
         }
     }
+}
+
+fn orphaned() -> Error {
+    Error::new(Exit::Peer, "the communication thread ended before what was started on it did")
 }

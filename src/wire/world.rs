@@ -138,8 +138,43 @@ impl World {
         if topo.size(axis) == 1 {
             return Ok(Box::new(MpiWire::solo()));
         }
-        let comm = self.comm.split(topo.group(axis)[0], topo.coord(axis))?;
-        Ok(Box::new(MpiWire::new(comm, self.stop.clone(), via)?))
+        self.wire_group_via(&topo.group(axis), via)
+    }
+
+    /// A wire among `ranks` of this world, one of which is this one; its ranks are numbered in that order. Collective
+    /// over the world, whose ranks all call it with their own group: the groups share out the world. Every call makes a
+    /// wire of its own, with its own thread and message space, also for ranks that have one already.
+    ///
+    /// Errors: [`Exit::Internal`], on every rank, when the groups do not share out the world.
+    pub fn wire_group(&self, ranks: &[usize]) -> Result<Box<dyn Wire>> {
+        self.wire_group_via(ranks, Via::Fastest)
+    }
+
+    /// [`World::wire_group`] with a say in how bytes move.
+    pub fn wire_group_via(&self, ranks: &[usize], via: Via) -> Result<Box<dyn Wire>> {
+        let comm = self.group(ranks)?;
+        match ranks.len() {
+            1 => Ok(Box::new(MpiWire::solo())),
+            _ => Ok(Box::new(MpiWire::new(comm, self.stop.clone(), via)?)),
+        }
+    }
+
+    /// The communicator of a group. Collective over the world.
+    fn group(&self, ranks: &[usize]) -> Result<Comm> {
+        let place = ranks.iter().position(|&r| r == self.rank).unwrap_or(usize::MAX);
+        let hash = xxhash_rust::xxh3::xxh3_64(bytemuck::cast_slice(ranks));
+        let mine = [hash, ranks.len() as u64, place as u64, ranks.first().map_or(0, |&r| r as u64)];
+        let all = self.comm.all_gather(&mine, &self.stop)?;
+        // Every rank sees the same facts, so all refuse or none does.
+        let mut seen = std::collections::HashSet::new();
+        let fits = |f: &[u64]| f[2] < f[1] && seen.insert((f[0], f[2]));
+        let mut places = std::collections::HashMap::new();
+        all.chunks(4).for_each(|f| *places.entry((f[0], f[1])).or_insert(0) += 1);
+        if !all.chunks(4).all(fits) || places.iter().any(|((_, len), n)| len != n) {
+            let fact = format!("rank {} asked for a wire among {ranks:?}, but the groups of all ranks do not share out the world of {}", self.rank, self.size);
+            return Err(Error::new(Exit::Internal, fact));
+        }
+        self.comm.split(ranks[0], place)
     }
 
     /// Ends MPI after a good run. Collective; drop the wires first.
