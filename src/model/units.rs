@@ -83,22 +83,25 @@ impl Written {
 pub struct Resident<'a> {
     params: &'a Params,
     written: HashMap<Unit, Written>,
+    first: Accumulate,
     /// Called by [`Units::complete`].
     on_complete: &'a mut dyn FnMut(Unit) -> Result<()>,
 }
 
 impl<'a> Resident<'a> {
-    /// For one step over `params`.
-    pub fn new(params: &'a Params, on_complete: &'a mut dyn FnMut(Unit) -> Result<()>) -> Resident<'a> {
-        Resident { params, written: HashMap::new(), on_complete }
+    /// For one step over `params`, whose first micro-batch does `first` with what the gradient buffers hold.
+    pub fn new(
+        params: &'a Params, first: Accumulate, on_complete: &'a mut dyn FnMut(Unit) -> Result<()>,
+    ) -> Resident<'a> {
+        Resident { params, written: HashMap::new(), first, on_complete }
     }
 }
 
 impl Units for Resident<'_> {
     fn hold(&mut self, unit: Unit, usage: Use) -> Result<Held> {
         let flat = self.params.unit(unit).share();
-        let grads = match usage {
-            Use::Forward => Accumulate::Add,
+        let grads = match (self.first, usage) {
+            (Accumulate::Add, _) | (_, Use::Forward) => Accumulate::Add,
             _ => self.written.entry(unit).or_default().accumulate(usage, &flat),
         };
         Ok(Held { flat, grads })

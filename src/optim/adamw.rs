@@ -3,6 +3,7 @@
 //! What a rank owns is decided elsewhere ([`Owned`]): the whole unit, or its share of the replicas (ZeRO, arXiv:1910.02054
 //! §5). Master weights and moments exist for that part alone. Decay applies to matrices only.
 
+use crate::checkpoint::Group;
 use crate::config::OptimSection;
 use crate::kernels::{self, AdamW};
 use crate::layout::{Kind as ParamKind, UnitLayout};
@@ -17,6 +18,17 @@ pub struct Slots {
     pub master: Tensor,
     pub exp_avg: Tensor,
     pub exp_avg_sq: Tensor,
+}
+
+impl Slots {
+    /// The tensor of a group.
+    pub fn tensor(&self, group: Group) -> &Tensor {
+        match group {
+            Group::Param => &self.master,
+            Group::ExpAvg => &self.exp_avg,
+            Group::ExpAvgSq => &self.exp_avg_sq,
+        }
+    }
 }
 
 /// AdamW state of all units, in forward order.
