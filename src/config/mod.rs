@@ -16,7 +16,7 @@ mod yaml;
 pub use checkpoint::CheckpointSection;
 pub use load::{load, Draft};
 pub use model::{ModelConfig, RopeScaling, RopeType};
-pub use parallel::ParallelSection;
+pub use parallel::{ParallelSection, PipelineSchedule};
 pub use problem::{to_error, Problem};
 
 use schemars::JsonSchema;
