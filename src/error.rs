@@ -31,10 +31,16 @@ pub enum Exit {
     Checkpoint = 20,
     /// The filesystem refused: full, quota, permission, I/O error.
     Storage = 21,
+    /// The object store refused or cannot be reached.
+    Store = 22,
+    /// Two checkpoints that were compared are not the same.
+    Different = 23,
     /// Loss or gradient norm was not finite too many steps in a row.
     NonFinite = 30,
     /// Another rank failed or a communication call returned an error.
     Peer = 31,
+    /// A newer attempt of the run has started, or a verdict names this process: it may neither write nor join.
+    Fenced = 32,
     /// Stopped on a signal after saving; submit or requeue to continue.
     Requeue = 75,
 }
@@ -53,11 +59,22 @@ impl Exit {
         (Exit::Checkpoint, "no valid checkpoint where one is needed", "stop; look at the run directory"),
         (Exit::Storage, "the filesystem refused: full, quota, permission or I/O error", "free space, then start again"),
         (
+            Exit::Store,
+            "the object store refused or cannot be reached",
+            "check network and credentials, then start again",
+        ),
+        (Exit::Different, "the two checkpoints compared differ", "look at what was printed"),
+        (
             Exit::NonFinite,
             "loss or gradient norm not finite too many steps in a row",
             "stop; look at data and learning rate",
         ),
         (Exit::Peer, "another rank failed or communication broke", "start again from the newest checkpoint"),
+        (
+            Exit::Fenced,
+            "a newer attempt of the run has started, or this process was given up",
+            "ignore: the run goes on",
+        ),
         (Exit::Requeue, "stopped by a signal after saving", "requeue to continue"),
     ];
 

@@ -12,6 +12,7 @@
 //! - `save`, `read`, `restore`, `prune`: the four things done with checkpoints
 //! - [`weights`]: parameters from a checkpoint or from a Hugging Face directory, alike
 //! - [`hf`]: Hugging Face's layout
+//! - [`store`]: the object store
 
 pub mod disk;
 mod file;
@@ -24,6 +25,7 @@ mod read;
 mod restore;
 mod save;
 mod slice;
+pub mod store;
 mod team;
 pub mod weights;
 

@@ -27,14 +27,17 @@ pub struct Pruned {
 /// it on one rank, after a save.
 ///
 /// The manifest goes first, so that a half-removed checkpoint is none.
-pub fn prune(checkpoints: &Path, keep: usize) -> Result<Pruned> {
-    prune_if(checkpoints, keep, false, &mut |_| true)
+///
+/// `may_remove`, asked with the step, spares checkpoints that are still needed for something else: an upload, an export.
+pub fn prune(checkpoints: &Path, keep: usize, may_remove: &dyn Fn(u64) -> bool) -> Result<Pruned> {
+    prune_if(checkpoints, keep, false, may_remove, &mut |_| true)
 }
 
 /// As [`prune`], but a checkpoint counts as valid only if `whole` says so, asked of the newest until one is; `dry` only
 /// tells what would go.
 pub fn prune_if(
-    checkpoints: &Path, keep: usize, dry: bool, whole: &mut dyn FnMut(&Checkpoint) -> bool,
+    checkpoints: &Path, keep: usize, dry: bool, may_remove: &dyn Fn(u64) -> bool,
+    whole: &mut dyn FnMut(&Checkpoint) -> bool,
 ) -> Result<Pruned> {
     let mut out = Pruned { temporary: stale(checkpoints)?, ..Pruned::default() };
     let (mut kept, mut sure) = (0, false);
@@ -55,7 +58,8 @@ pub fn prune_if(
             }
             Err(_) => keep == 0,
         };
-        if !stays {
+        let spared = opened.as_ref().is_ok_and(|c| !may_remove(c.meta().step));
+        if !stays && !spared {
             out.checkpoints.push(path);
         }
     }

@@ -4,6 +4,7 @@ use super::manifest::{self, FileEntry, Manifest, Tensor};
 use super::map;
 use super::meta::{Group, Meta};
 use super::slice::{copy_runs, cover, runs, Span};
+use super::store::Remote;
 use crate::error::{Error, Exit, Result};
 use std::collections::HashMap;
 use std::fs::File;
@@ -42,6 +43,12 @@ impl Checkpoint {
             Some(problem) => Err(Error::new(Exit::Checkpoint, format!("{}: {problem}", path.display()))),
             None => Ok(c),
         }
+    }
+
+    /// The description of a checkpoint that lies in an object store; its files are not looked at and cannot be read by it.
+    /// Errors: those of [`Remote::parsed`].
+    pub fn of_remote(remote: &Remote, step: u64) -> Result<Checkpoint> {
+        Checkpoint::from_manifest(Path::new(&remote.step_url(step)), &remote.parsed(step)?.0)
     }
 
     /// From the bytes of its manifest, without a look at the files.
@@ -92,6 +99,10 @@ impl Checkpoint {
     /// Names of the data files with their sizes.
     pub fn file_names(&self) -> impl Iterator<Item = (&str, u64)> {
         self.files().map(|f| (f.name.as_str(), f.size))
+    }
+
+    pub(super) fn manifest(&self) -> &Manifest {
+        &self.manifest
     }
 
     pub(super) fn files(&self) -> impl ExactSizeIterator<Item = &FileEntry> {

@@ -134,7 +134,8 @@ impl Weights {
         Ok(())
     }
 
-    fn shape(&self, name: &str) -> Option<&[usize]> {
+    /// Global shape of a parameter.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
         match &self.source {
             Source::Herd(c) => c.tensors().find(|(g, n, _)| *g == Group::Param && *n == name).map(|t| t.2),
             Source::HuggingFace(s) => s.shape(name),

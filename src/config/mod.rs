@@ -5,19 +5,23 @@
 
 pub mod check;
 mod checkpoint;
+mod liveness;
 pub mod load;
 mod model;
 mod parallel;
 mod problem;
 pub mod schema;
 mod sets;
+mod store;
 mod yaml;
 
 pub use checkpoint::CheckpointSection;
+pub use liveness::LivenessSection;
 pub use load::{load, Draft};
 pub use model::{ModelConfig, RopeScaling, RopeType};
 pub use parallel::{ParallelSection, PipelineSchedule};
 pub use problem::{to_error, Problem};
+pub use store::StoreSection;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -48,6 +52,8 @@ pub struct Config {
     pub validation: ValidationSection,
     #[serde(default)]
     pub checkpoint: CheckpointSection,
+    #[serde(default)]
+    pub liveness: LivenessSection,
     #[serde(default)]
     pub log: LogSection,
 }
@@ -180,6 +186,8 @@ pub enum DeviceChoice {
 pub enum Recompute {
     #[default]
     None,
+    /// Keep what matrix products and attention gave; make norms and SwiGLU again.
+    Selective,
     /// Keep only each block's input.
     Full,
 }

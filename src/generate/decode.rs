@@ -32,7 +32,7 @@ impl<'a> Decoder<'a> {
         for i in 0..self.model.layers {
             let w = self.params.unit(Unit::Block(i));
             let (mid, saved) = block.attention.forward(w, &x, &at)?;
-            let [_, k, v] = block.attention.split(&saved.qkv, prompt.len());
+            let [_, k, v] = block.attention.split(&saved.mixed.qkv, prompt.len());
             self.cache.append(i, &k, &v);
             drop(saved);
             x = block.mlp.forward(w, &mid)?.0;

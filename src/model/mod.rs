@@ -17,6 +17,7 @@ pub mod mlp;
 pub mod params;
 pub mod positions;
 pub mod rope;
+pub mod sequence;
 pub mod units;
 
 pub use accumulate::Accumulate;

@@ -4,6 +4,7 @@
 //! checkpoint holds, `report` what is written down.
 
 mod batch;
+mod behind;
 pub mod metrics;
 pub mod progress;
 mod report;

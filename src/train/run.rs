@@ -1,5 +1,6 @@
 //! The training loop: step, validate, report, save, stop.
 
+use super::behind::Behind;
 use super::report::Report;
 use super::signals::StopFlag;
 use super::start::{self, Started};
@@ -32,6 +33,7 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
     let mut reducer = Reducer::new(&state.params, wire.clone(), bucket, overlap);
     let stage = Stage { plan, world, model: &model, corpus: &corpus };
     let last = config.train.stop_at.unwrap_or(config.train.steps).min(config.train.steps);
+    let behind = world.agree(Behind::start(plan, world))?;
     let mut skipped_in_a_row = 0;
     if state.step >= last {
         report.note(&format!("nothing to do: the run stands at step {} of {last}", state.step));
@@ -74,7 +76,8 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
                         json!({ "step": state.step, "path": path, "bytes": saved.bytes, "seconds": seconds }),
                     )?;
                     report.note(&format!("saved {path}, {:.1} MB in {seconds:.2} s", saved.bytes as f64 / 1e6));
-                    prune(plan, world, &report);
+                    behind.committed(state.step, &saved.path, ending);
+                    prune(plan, world, &behind, &report);
                 }
                 // an intermediate save may fail, and training goes on, loudly; the last one may not
                 Err(e) if !ending => {
@@ -85,11 +88,13 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
                 Err(e) => return Err(e.context(format!("the last checkpoint, of step {}, is lost", state.step))),
             }
         }
+        behind.report(&mut report)?;
         if found.stop {
             break;
         }
     }
     let end = if state.step == config.train.steps { End::Finished } else { End::Stopped };
+    behind.finish(matches!(end, End::Finished), &mut report)?;
     report.event(if matches!(end, End::Finished) { "finished" } else { "stopped" }, json!({ "step": state.step }))?;
     report.finish();
     Ok(end)
@@ -101,9 +106,11 @@ fn due(step: u64, every: u64) -> bool {
 }
 
 /// Removes old checkpoints. What cannot be removed costs space, not the run.
-fn prune(plan: &Plan, world: &World, report: &Report) {
+fn prune(plan: &Plan, world: &World, behind: &Behind, report: &Report) {
     if world.rank() == 0 {
-        if let Err(e) = checkpoint::prune(&plan.config.run_dir.join("checkpoints"), plan.config.checkpoint.keep) {
+        let may_remove = |step| behind.may_remove(step);
+        let checkpoints = plan.config.run_dir.join("checkpoints");
+        if let Err(e) = checkpoint::prune(&checkpoints, plan.config.checkpoint.keep, &may_remove) {
             report.note(&format!("WARNING: old checkpoints could not be removed: {e}"));
         }
     }

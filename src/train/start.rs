@@ -1,9 +1,11 @@
 //! Before the first step: data, model, and where the state comes from.
 
+use super::behind;
 use super::report::{self, Report};
 use super::state::State;
 use super::validate::validate;
-use crate::checkpoint::{self, weights, Checkpoint, Event, Meta, SpecialTokens};
+use crate::checkpoint::{self, store, weights, Checkpoint, Event, Meta, SpecialTokens};
+use crate::config::StoreSection;
 use crate::data::{Mixture, Tokenizer};
 use crate::error::{Error, Exit, Result};
 use crate::model::{Axes, Llama};
@@ -54,13 +56,24 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
     let mut state = State::new(plan, wire.as_ref())?;
     let meta = meta(plan, &tokenizer, job.as_ref())?;
     let mut events = Vec::new();
-    let found = checkpoint::newest_valid(&config.run_dir.join("checkpoints"), world, &mut |event| {
-        match event {
-            Event::CheckpointRejected { .. } => tracing::error!("{event}"),
-            Event::CheckpointChosen { .. } => tracing::info!("{event}"),
+    let mut newest = || {
+        checkpoint::newest_valid(&config.run_dir.join("checkpoints"), world, &mut |event| {
+            match event {
+                Event::CheckpointRejected { .. } => tracing::error!("{event}"),
+                Event::CheckpointChosen { .. } => tracing::info!("{event}"),
+            }
+            events.push(event.clone());
+        })
+    };
+    let mut found = newest()?;
+    let mut from_store = Vec::new();
+    if let Some(store) = &config.checkpoint.store {
+        let than = found.as_ref().map(|c| c.meta().step);
+        let fetched = world.agree(fetch(store, plan, world, than, &mut from_store))?;
+        if world.broadcast_bytes(vec![fetched.into()], 0)? == [1] {
+            found = newest()?;
         }
-        events.push(event.clone());
-    })?;
+    }
     if let Some(found) = &found {
         world.agree(resume(plan, &meta, found, &mut state))?;
     }
@@ -69,6 +82,9 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
         let nodes = compress(&job.nodes);
         tracing::info!("Slurm job {} on {nodes}, requeued {} times before", job.id, job.restarts);
         report.event("slurm_job", json!({ "job": job.id, "restarts": job.restarts, "nodes": nodes }))?;
+    }
+    for event in &from_store {
+        behind::stored(event, &mut report)?;
     }
     for event in events {
         match event {
@@ -90,6 +106,21 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
         }
     }
     Ok(Started { corpus, held_out, model, wire, state, report, meta })
+}
+
+/// On rank 0: takes what the object store has newer than step `than` into the run directory.
+fn fetch(
+    store: &StoreSection, plan: &Plan, world: &World, than: Option<u64>, events: &mut Vec<store::Event>,
+) -> Result<bool> {
+    if world.rank() > 0 {
+        return Ok(false);
+    }
+    let checkpoints = plan.config.run_dir.join("checkpoints");
+    let path = store::fetch_newer(store, &checkpoints, than, &mut |event| {
+        tracing::info!("{event}");
+        events.push(event.clone());
+    })?;
+    Ok(path.is_some())
 }
 
 /// Tensors travel between ranks in host memory only: there is no NCCL wire yet.

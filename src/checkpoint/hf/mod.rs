@@ -5,6 +5,7 @@
 pub mod config;
 mod export;
 mod import;
+mod periodic;
 mod shards;
 
 #[cfg(test)]
@@ -12,6 +13,7 @@ mod tests;
 
 pub use export::{export, ExportOptions, Exported};
 pub use import::import;
+pub use periodic::{ExportEvent, Exporter};
 pub use shards::{Dtype, Shards};
 
 /// The tokenizer of a directory as the configuration would name it; empty when there is none.

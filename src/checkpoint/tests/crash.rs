@@ -103,7 +103,7 @@ fn killed_while_replacing_a_step() {
 
 #[test]
 fn killed_while_pruning() {
-    if in_child(|dir| prune(dir, 1).map(drop)) {
+    if in_child(|dir| prune(dir, 1, &|_| true).map(drop)) {
         return;
     }
     let three = |dir: &Path| (1..4).for_each(|s| drop(save_step(dir, s)));
@@ -115,7 +115,7 @@ fn killed_while_pruning() {
         for (_, c) in list(dir).unwrap() {
             assert!(c.is_err() || c.unwrap().verify().iter().all(|f| f.problem.is_none()));
         }
-        prune(dir, 1).unwrap();
+        prune(dir, 1, &|_| true).unwrap();
         assert_eq!(names(dir), ["step-00000003"]);
     });
     assert!(points >= 6, "{points} points");

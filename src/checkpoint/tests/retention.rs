@@ -13,13 +13,13 @@ fn steps(dir: &Path, all: &[u64]) {
 fn the_newest_stay() {
     let dir = tempfile::tempdir().unwrap();
     steps(dir.path(), &[1, 2, 3, 4]);
-    let gone = prune(dir.path(), 2).unwrap();
+    let gone = prune(dir.path(), 2, &|_| true).unwrap();
     assert_eq!(names(dir.path()), ["step-00000003", "step-00000004"]);
     assert_eq!(gone.checkpoints.len(), 2);
-    prune(dir.path(), 0).unwrap();
+    prune(dir.path(), 0, &|_| true).unwrap();
     assert_eq!(names(dir.path()).len(), 2);
-    prune(dir.path(), 1).unwrap();
-    prune(dir.path(), 1).unwrap();
+    prune(dir.path(), 1, &|_| true).unwrap();
+    prune(dir.path(), 1, &|_| true).unwrap();
     assert_eq!(names(dir.path()), ["step-00000004"]);
 }
 
@@ -30,7 +30,7 @@ fn invalid_ones_do_not_count_and_the_only_valid_one_stays() {
     fs::remove_file(dir.path().join("step-00000004/manifest.json")).unwrap();
     fs::write(dir.path().join("step-00000003/rank-00000.h5"), "short").unwrap();
     fs::remove_file(dir.path().join("step-00000001/manifest.json")).unwrap();
-    prune(dir.path(), 1).unwrap();
+    prune(dir.path(), 1, &|_| true).unwrap();
     assert_eq!(names(dir.path()), ["step-00000002", "step-00000003", "step-00000004"]);
     assert_eq!(newest(dir.path()).0.unwrap().meta().step, 2);
 }
@@ -45,9 +45,9 @@ fn one_that_only_looks_whole_does_not_push_out_a_whole_one() {
     bytes[last] ^= 1;
     fs::write(&file, bytes).unwrap();
     let mut whole = |c: &Checkpoint| c.verify().iter().all(|f| f.problem.is_none());
-    let would = super::prune::prune_if(dir.path(), 1, true, &mut whole).unwrap();
+    let would = super::prune::prune_if(dir.path(), 1, true, &|_| true, &mut whole).unwrap();
     assert_eq!(names(dir.path()).len(), 3);
-    let gone = super::prune::prune_if(dir.path(), 1, false, &mut whole).unwrap();
+    let gone = super::prune::prune_if(dir.path(), 1, false, &|_| true, &mut whole).unwrap();
     assert_eq!(gone, would);
     assert_eq!(names(dir.path()), ["step-00000002", "step-00000003"]);
 }
@@ -65,7 +65,7 @@ fn temporary_directories_go_when_nobody_writes_to_them() {
     for p in [old.join("rank-00000.h5"), old.clone()] {
         fs::File::open(p).unwrap().set_modified(hour_ago).unwrap();
     }
-    assert_eq!(prune(dir.path(), 1).unwrap().temporary, [old]);
+    assert_eq!(prune(dir.path(), 1, &|_| true).unwrap().temporary, [old]);
     assert_eq!(names(dir.path()), ["step-00000001", "step-00000003.tmp-1"]);
 }
 
@@ -88,10 +88,10 @@ fn what_a_crash_between_two_renames_leaves_is_found_and_later_removed() {
     let path = save_step(dir.path(), 5);
     fs::rename(&path, dir.path().join("step-00000005.old-0")).unwrap();
     assert_eq!(newest(dir.path()).0.unwrap().meta().step, 5);
-    prune(dir.path(), 1).unwrap();
+    prune(dir.path(), 1, &|_| true).unwrap();
     assert_eq!(names(dir.path()), ["step-00000005.old-0"]);
     save_step(dir.path(), 6);
     save_step(dir.path(), 7);
-    prune(dir.path(), 3).unwrap();
+    prune(dir.path(), 3, &|_| true).unwrap();
     assert_eq!(names(dir.path()), ["step-00000006", "step-00000007"]);
 }

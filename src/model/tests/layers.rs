@@ -50,7 +50,8 @@ fn attention_equals_autograd() {
     let (block, at) = (Block::new(&m, &Axes::solo()), positions(&m));
     let (x, dy) = (noise(&[B * S, 36], 2), noise(&[B * S, 36], 3));
     let (y, saved) = block.attention.forward(w, &x, &at).unwrap();
-    let (dx, pending) = block.attention.backward_input(w, saved, &dy, &at, Accumulate::Add).unwrap();
+    let (back, pending) = block.attention.backward_products(w, saved, dy.copy(), &at, true).unwrap();
+    let dx = block.attention.backward_norm(w, back, Accumulate::Add).unwrap();
     block.attention.backward_weight(w, pending, Accumulate::Add).unwrap();
 
     let (leaves, xr) = (Leaves::new(w), leaf(&x.view([B, S, 36])));
@@ -70,7 +71,8 @@ fn mlp_equals_autograd() {
     let block = Block::new(&m, &Axes::solo());
     let (x, dy) = (noise(&[B * S, 36], 2), noise(&[B * S, 36], 3));
     let (y, saved) = block.mlp.forward(w, &x).unwrap();
-    let (dx, pending) = block.mlp.backward_input(w, saved, &dy, Accumulate::Add).unwrap();
+    let (back, pending) = block.mlp.backward_products(w, saved, dy.copy(), true).unwrap();
+    let dx = block.mlp.backward_norm(w, back, Accumulate::Add).unwrap();
     block.mlp.backward_weight(w, pending, Accumulate::Add).unwrap();
 
     let (leaves, xr) = (Leaves::new(w), leaf(&x));
@@ -102,7 +104,7 @@ fn block_equals_autograd_and_its_passes_split() {
 
     // The split passes, the recomputing one and the one that keeps nothing: the same bits.
     let fused = w.grad.copy();
-    for mode in [Recompute::None, Recompute::Full] {
+    for mode in [Recompute::None, Recompute::Selective, Recompute::Full] {
         let (_, saved) = block.forward(w, &x, &at, mode).unwrap();
         ones(w);
         let (split, pending) = block.backward_input(w, saved, dy.shallow_clone(), &at, Accumulate::Add).unwrap();
@@ -121,9 +123,11 @@ fn a_block_keeps_what_its_formula_says() {
         p.units.iter_mut().for_each(|u| u.param = u.param.to_kind(dtype));
         let x = noise(&[B * S, 36], 5).to_kind(dtype);
         let at = positions(&m);
-        let (_, saved) =
-            Block::new(&m, &Axes::solo()).forward(p.unit(Unit::Block(0)), &x, &at, Recompute::None).unwrap();
-        assert_eq!(saved.bytes(), (B * S) as usize * block::kept_bytes(&m, dtype.elt_size_in_bytes()));
+        for mode in [Recompute::None, Recompute::Selective, Recompute::Full] {
+            let (_, kept) = Block::new(&m, &Axes::solo()).forward(p.unit(Unit::Block(0)), &x, &at, mode).unwrap();
+            let formula = block::kept_bytes(&m, dtype.elt_size_in_bytes(), mode, 1);
+            assert_eq!(kept.bytes(), (B * S) as usize * formula, "{mode:?}");
+        }
     }
 }
 

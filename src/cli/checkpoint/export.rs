@@ -1,0 +1,61 @@
+//! `herd checkpoint export`
+
+use super::places::{human, say};
+use crate::checkpoint::hf::{self, Dtype, ExportOptions};
+use crate::checkpoint::weights;
+use crate::error::Result;
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Write a model in Hugging Face's layout (config.json, safetensors, tokenizer).
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  herd checkpoint export runs/demo hf/demo --dtype bf16\n  herd checkpoint export runs/demo/checkpoints/step-00000200 hf/step200 --dtype fp32 --max-shard-size 2GB"
+)]
+pub struct Args {
+    /// A step directory, a run directory (its newest whole checkpoint), or a Hugging Face or Meta directory to convert.
+    from: PathBuf,
+    /// Directory to write; must be absent or empty.
+    to: PathBuf,
+    /// Type of the weights.
+    #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
+    dtype: Dtype,
+    /// Largest size of one safetensors file: a number with KB, MB or GB (powers of 1000).
+    #[arg(long, alias = "shard-size", default_value = "5GB", value_parser = size)]
+    max_shard_size: u64,
+    /// `bytes`, a tokenizer.json or a tokenizer.model to export instead of the one the run used.
+    #[arg(long)]
+    tokenizer: Option<PathBuf>,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let weights = weights::open(&args.from)?;
+    let (dtype, shard_size, tokenizer) = (args.dtype, args.max_shard_size, args.tokenizer.clone());
+    let done = hf::export(&weights, &args.to, &ExportOptions { dtype, shard_size, tokenizer })?;
+    let tokenizer = match done.tokenizer.is_empty() {
+        true if weights.tokenizer().is_empty() => "no tokenizer (pass --tokenizer)".to_string(),
+        true => format!("no tokenizer: {} is gone (pass --tokenizer)", weights.tokenizer()),
+        false => done.tokenizer.join(", "),
+    };
+    let (path, bytes, shards) = (done.path.display(), human(done.bytes), done.shards);
+    let line = format!("exported {path}: {bytes} of {} in {shards} safetensors, {tokenizer}\n", dtype.torch());
+    say(args.json, json!(done), &line)
+}
+
+fn size(text: &str) -> std::result::Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 1.0,
+        "KB" => 1e3,
+        "MB" => 1e6,
+        "GB" => 1e9,
+        other => return Err(format!("unknown unit {other:?}; KB, MB or GB")),
+    };
+    match digits.trim().parse::<f64>() {
+        Ok(n) if n > 0.0 && n * factor < 1e18 => Ok((n * factor).max(1.0) as u64),
+        _ => Err(format!("{digits:?} is not a positive number")),
+    }
+}

@@ -1,0 +1,63 @@
+//! `herd checkpoint verify`
+
+use super::places::{human, place, say, steps_of, Place};
+use crate::checkpoint::{list, store, Checkpoint, FileReport};
+use crate::error::{Error, Exit, Result};
+use serde_json::json;
+
+/// Read every byte of one checkpoint, or of all of a run or an object store, and compare the checksums.
+///
+/// Ends with exit code 20 if any of them is not whole.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  herd checkpoint verify runs/demo\n  herd checkpoint verify runs/demo/checkpoints/step-00000200 --json\n  herd checkpoint verify s3://bucket/demo"
+)]
+pub struct Args {
+    /// A step directory, a run directory, or a URL.
+    path: String,
+    /// One JSON array on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Where it is, and the report on its files, or why there is none.
+type Checked = (String, Result<Vec<FileReport>>);
+
+pub fn run(args: &Args) -> Result<()> {
+    let local = |c: Result<Checkpoint>| c.map(|c| c.verify());
+    let all: Vec<Checked> = match place(&args.path)? {
+        Place::Step(path) => vec![(path.display().to_string(), local(Checkpoint::open(&path)))],
+        Place::Run(path) => list(&path)?.into_iter().map(|(p, c)| (p.display().to_string(), local(c))).collect(),
+        Place::Store(remote, step) => {
+            let steps = steps_of(&remote, step)?;
+            let check = |step: u64| match store::verify(&remote, step) {
+                Err(e) if e.exit == Exit::Store => Err(e),
+                report => Ok((remote.step_url(step), report)),
+            };
+            steps.into_iter().map(check).collect::<Result<_>>()?
+        }
+    };
+    let (mut rows, mut lines, mut damaged) = (Vec::new(), String::new(), 0);
+    for (path, report) in &all {
+        let (files, problem) = match report {
+            Ok(files) => (&files[..], files.iter().find_map(|f| f.problem.clone())),
+            Err(e) => (&[][..], Some(e.fact.clone())),
+        };
+        damaged += problem.is_some() as usize;
+        lines += &match &problem {
+            None => {
+                let bytes = files.iter().map(|f| f.bytes).sum();
+                format!("whole    {path}  ({} files, {})\n", files.len(), human(bytes))
+            }
+            Some(p) => format!("DAMAGED  {path}  {p}\n"),
+        };
+        rows.push(json!({ "path": path, "whole": problem.is_none(), "problem": problem, "files": files }));
+    }
+    say(args.json, json!(rows), &lines)?;
+    match (all.len(), damaged) {
+        (0, _) => Err(Error::new(Exit::Checkpoint, format!("{} holds no checkpoint", args.path))),
+        (_, 0) => Ok(()),
+        (n, d) => Err(Error::new(Exit::Checkpoint, format!("{d} of {n} checkpoints are not whole"))
+            .hint("a resume uses the newest whole one")),
+    }
+}
