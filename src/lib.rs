@@ -16,7 +16,7 @@
 //! - [`data`]: tokenizers, indexed token files, sample order
 //! - [`kernels`]: fused operations, each with its libtorch reference
 //! - [`wire`]: moving bytes between ranks
-//! - [`attempt`], [`durable`]: the number that fences old processes, files that survive a crash
+//! - [`attempt`], [`durable`], [`events`]: the number that fences old processes, files that survive a crash, what happened
 //! - [`topology`], [`layout`], [`config`], [`error`]: values and pure functions
 
 pub mod attempt;
@@ -26,6 +26,7 @@ pub mod config;
 pub mod data;
 pub mod durable;
 pub mod error;
+pub mod events;
 pub mod generate;
 pub mod kernels;
 pub mod layout;

@@ -5,6 +5,7 @@
 
 pub mod check;
 mod checkpoint;
+mod liveness;
 pub mod load;
 mod model;
 mod parallel;
@@ -15,6 +16,7 @@ mod store;
 mod yaml;
 
 pub use checkpoint::CheckpointSection;
+pub use liveness::LivenessSection;
 pub use load::{load, Draft};
 pub use model::{ModelConfig, RopeScaling, RopeType};
 pub use parallel::ParallelSection;
@@ -50,6 +52,8 @@ pub struct Config {
     pub validation: ValidationSection,
     #[serde(default)]
     pub checkpoint: CheckpointSection,
+    #[serde(default)]
+    pub liveness: LivenessSection,
     #[serde(default)]
     pub log: LogSection,
 }
@@ -135,6 +139,10 @@ pub struct TrainSection {
     /// Which activations the backward pass recomputes instead of keeping.
     #[serde(default)]
     pub recompute: Recompute,
+    /// How many of the first blocks of a pipeline stage recompute; the others keep everything. 0: all recompute.
+    #[serde(default)]
+    #[schemars(range(max = limit::RANKS))]
+    pub recompute_blocks: usize,
     /// Largest global gradient norm; larger ones are scaled down to it. 0 turns clipping off.
     #[serde(default = "defaults::one")]
     #[schemars(range(min = 0.0))]

@@ -234,9 +234,11 @@ pub fn choose(verdicts: &[Verdict]) -> Option<Verdict> {
     Some(out)
 }
 
-/// Whether `a` takes the ground from `b`: they give up each other's writers, and `a` is in the better place to know.
+/// Whether `a` takes the ground from `b`: it gives up `b`'s writer, `b` gives up or suspects its own, and `a` is in the
+/// better place to know.
 fn refutes(a: &Verdict, b: &Verdict) -> bool {
-    let mutual = a.ranks.contains(&b.accuser) && b.ranks.contains(&a.accuser);
+    let suspected = b.evidence.suspects.iter().any(|s| s.rank == a.accuser);
+    let mutual = a.ranks.contains(&b.accuser) && (suspected || b.ranks.contains(&a.accuser));
     let rank = |v: &Verdict| (std::cmp::Reverse(v.evidence.nodes_heard), v.ranks.len(), v.accuser);
     mutual && a.accuser != b.accuser && rank(a) < rank(b)
 }

@@ -6,7 +6,7 @@
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::kernels;
-use crate::model::{Accumulate, Axes, Flat, Rope};
+use crate::model::{Accumulate, Axes, Flat, Positions};
 use tch::Tensor;
 
 const NORM: &str = "input_layernorm.weight";
@@ -59,20 +59,20 @@ impl Attention {
         }
     }
 
-    /// x [N,H] → y [N,H]. `rope` holds the S positions of each sequence; N is a multiple of S.
-    pub fn forward(&self, w: &Flat, x: &Tensor, rope: &Rope) -> Result<(Tensor, Saved)> {
-        let (normed, rstd, qkv) = self.project(w, x, rope)?;
-        let [q, k, v] = self.split(&qkv, rope.len());
+    /// x [N,H] → y [N,H]. `at` has the S positions of each sequence; N is a multiple of S.
+    pub fn forward(&self, w: &Flat, x: &Tensor, at: &Positions) -> Result<(Tensor, Saved)> {
+        let (normed, rstd, qkv) = self.project(w, x, at)?;
+        let [q, k, v] = self.split(&qkv, at.len());
         let (out, lse) = kernels::attention(&q, &k, &v);
         let y = self.output(w, &out, x)?;
         Ok((y, Saved { x: x.shallow_clone(), rstd, normed, qkv, out, lse }))
     }
 
     /// Norm, q|k|v and rotation: x [N,H] → (normed [N,H], rstd [N] f32, q|k|v [N,A]).
-    pub fn project(&self, w: &Flat, x: &Tensor, rope: &Rope) -> Result<(Tensor, Tensor, Tensor)> {
+    pub fn project(&self, w: &Flat, x: &Tensor, at: &Positions) -> Result<(Tensor, Tensor, Tensor)> {
         let (normed, rstd) = kernels::rms_norm(x, &w.param(NORM), self.eps);
         let qkv = kernels::linear(&normed, &w.fused_param(Q, V), None);
-        kernels::rope_(&self.rotated(&qkv, rope.len()), &rope.cos, &rope.sin, false);
+        at.rotate_(&self.rotated(&qkv, at.len()), false);
         Ok((normed, rstd, qkv))
     }
 
@@ -91,28 +91,29 @@ impl Attention {
     /// dy [N,H] → dx [N,H], everything of the layer's own included (the residual too), and what the weight gradients
     /// need. Writes the norm's weight gradient.
     pub fn backward_input(
-        &self, w: &Flat, saved: Saved, dy: &Tensor, rope: &Rope, grads: Accumulate,
+        &self, w: &Flat, saved: Saved, dy: &Tensor, at: &Positions, grads: Accumulate,
     ) -> Result<(Tensor, Pending)> {
         let Saved { x, rstd, normed, qkv, out, lse } = saved;
         let dout = kernels::linear_backward_input(dy, &w.param(O)).view_as(&out);
         let dqkv = qkv.empty_like();
         {
-            let [q, k, v] = self.split(&qkv, rope.len());
-            let [mut dq, mut dk, mut dv] = self.split(&dqkv, rope.len());
+            let [q, k, v] = self.split(&qkv, at.len());
+            let [mut dq, mut dk, mut dv] = self.split(&dqkv, at.len());
             kernels::attention_backward(&dout, &q, &k, &v, &out, &lse, &mut dq, &mut dk, &mut dv);
         }
         drop((dout, qkv, lse));
-        kernels::rope_(&self.rotated(&dqkv, rope.len()), &rope.cos, &rope.sin, true);
+        at.rotate_(&self.rotated(&dqkv, at.len()), true);
         let dnormed = kernels::linear_backward_input(&dqkv, &w.fused_param(Q, V));
         let dx = kernels::rms_norm_backward(&dnormed, &x, &w.param(NORM), &rstd, Some(dy), &grads.ready(w.grad(NORM)));
         Ok((dx, Pending { dy: dy.shallow_clone(), out, dqkv, normed }))
     }
 
     /// Writes the gradients of Wo and Wqkv.
-    pub fn backward_weight(&self, w: &Flat, p: Pending, grads: Accumulate) {
+    pub fn backward_weight(&self, w: &Flat, p: Pending, grads: Accumulate) -> Result<()> {
         grads.matrix(&p.dy, &self.rows(&p.out), &w.grad(O));
         drop((p.dy, p.out));
         grads.matrix(&p.dqkv, &p.normed, &w.fused_grad(Q, V));
+        Ok(())
     }
 
     /// [N,A] → [B,S,Hq+2·Hkv,D], a view.

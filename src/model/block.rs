@@ -24,11 +24,11 @@
 //! silu(gate)·up, and that of gate|up: `(H + 3·F)·t` a token ([`backward_bytes`]); gate|up and the gradient of silu(gate)·up
 //! go as soon as they were used.
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Recompute};
 use crate::error::Result;
 use crate::model::attention::{self, Attention};
 use crate::model::mlp::{self, Mlp};
-use crate::model::{Accumulate, Axes, Flat, Rope};
+use crate::model::{Accumulate, Axes, Flat, Positions};
 use tch::Tensor;
 
 #[derive(Clone, Debug)]
@@ -37,10 +37,32 @@ pub struct Block {
     pub mlp: Mlp,
 }
 
-/// Activations of one block between its forward and its backward pass.
-pub struct Saved {
-    pub attention: attention::Saved,
-    pub mlp: mlp::Saved,
+/// What one block keeps between its forward and its backward pass.
+pub struct Kept(Keep);
+
+enum Keep {
+    All(Saved),
+    /// The block's input.
+    Input(Tensor),
+}
+
+/// Activations of one block.
+struct Saved {
+    attention: attention::Saved,
+    mlp: mlp::Saved,
+}
+
+impl Kept {
+    /// Bytes of the tensors kept, the block's input counted.
+    pub fn bytes(&self) -> usize {
+        let kept = match &self.0 {
+            Keep::All(Saved { attention: a, mlp: f }) => {
+                vec![&a.x, &a.rstd, &a.normed, &a.qkv, &a.out, &a.lse, &f.x, &f.rstd, &f.normed, &f.gate_up, &f.act]
+            }
+            Keep::Input(x) => vec![x],
+        };
+        kept.into_iter().map(|t| t.numel() * t.kind().elt_size_in_bytes()).sum()
+    }
 }
 
 /// What the weight gradients of one block read.
@@ -55,48 +77,63 @@ impl Block {
     }
 
     /// x [N,H] T → y [N,H] T, and what the backward pass reads.
-    pub fn forward(&self, w: &Flat, x: &Tensor, rope: &Rope) -> Result<(Tensor, Saved)> {
-        let (mid, attention) = self.attention.forward(w, x, rope)?;
-        let (y, mlp) = self.mlp.forward(w, &mid)?;
-        Ok((y, Saved { attention, mlp }))
+    pub fn forward(&self, w: &Flat, x: &Tensor, at: &Positions, mode: Recompute) -> Result<(Tensor, Kept)> {
+        let (mid, attention) = self.attention.forward(w, x, at)?;
+        match mode {
+            Recompute::None => {
+                let (y, mlp) = self.mlp.forward(w, &mid)?;
+                Ok((y, Kept(Keep::All(Saved { attention, mlp }))))
+            }
+            Recompute::Full => {
+                drop(attention);
+                Ok((self.mlp.forward(w, &mid)?.0, Kept(Keep::Input(x.shallow_clone()))))
+            }
+        }
     }
 
     /// [`Block::forward`] that keeps nothing.
-    pub fn infer(&self, w: &Flat, x: &Tensor, rope: &Rope) -> Result<Tensor> {
-        let (mid, _) = self.attention.forward(w, x, rope)?;
+    pub fn infer(&self, w: &Flat, x: &Tensor, at: &Positions) -> Result<Tensor> {
+        let (mid, _) = self.attention.forward(w, x, at)?;
         Ok(self.mlp.forward(w, &mid)?.0)
     }
 
-    /// What [`Block::forward`] would have kept, without its output: the last matrix product is left out.
-    pub fn recompute(&self, w: &Flat, x: &Tensor, rope: &Rope) -> Result<Saved> {
-        let (mid, attention) = self.attention.forward(w, x, rope)?;
-        Ok(Saved { attention, mlp: self.mlp.activations(w, &mid)? })
+    /// All activations from those kept.
+    fn recompute(&self, w: &Flat, kept: Kept, at: &Positions) -> Result<Saved> {
+        match kept.0 {
+            Keep::All(saved) => Ok(saved),
+            Keep::Input(x) => {
+                let (mid, attention) = self.attention.forward(w, &x, at)?;
+                Ok(Saved { attention, mlp: self.mlp.activations(w, &mid)? })
+            }
+        }
     }
 
     /// dy → dx, both [N,H] T. Weight gradients are written half by half, so that each half's activations go early.
-    pub fn backward(&self, w: &Flat, saved: Saved, dy: Tensor, rope: &Rope, grads: Accumulate) -> Result<Tensor> {
+    pub fn backward(&self, w: &Flat, kept: Kept, dy: Tensor, at: &Positions, grads: Accumulate) -> Result<Tensor> {
+        let saved = self.recompute(w, kept, at)?;
         let (dmid, pending) = self.mlp.backward_input(w, saved.mlp, &dy, grads)?;
         drop(dy);
-        self.mlp.backward_weight(w, pending, grads);
-        let (dx, pending) = self.attention.backward_input(w, saved.attention, &dmid, rope, grads)?;
+        self.mlp.backward_weight(w, pending, grads)?;
+        let (dx, pending) = self.attention.backward_input(w, saved.attention, &dmid, at, grads)?;
         drop(dmid);
-        self.attention.backward_weight(w, pending, grads);
+        self.attention.backward_weight(w, pending, grads)?;
         Ok(dx)
     }
 
     /// Only dx (and the norms' weight gradients); [`Block::backward_weight`] may follow at any later time.
     pub fn backward_input(
-        &self, w: &Flat, saved: Saved, dy: Tensor, rope: &Rope, grads: Accumulate,
+        &self, w: &Flat, kept: Kept, dy: Tensor, at: &Positions, grads: Accumulate,
     ) -> Result<(Tensor, Pending)> {
+        let saved = self.recompute(w, kept, at)?;
         let (dmid, mlp) = self.mlp.backward_input(w, saved.mlp, &dy, grads)?;
-        let (dx, attention) = self.attention.backward_input(w, saved.attention, &dmid, rope, grads)?;
+        let (dx, attention) = self.attention.backward_input(w, saved.attention, &dmid, at, grads)?;
         Ok((dx, Pending { attention, mlp }))
     }
 
     /// Writes the matrices' gradients.
-    pub fn backward_weight(&self, w: &Flat, pending: Pending, grads: Accumulate) {
-        self.mlp.backward_weight(w, pending.mlp, grads);
-        self.attention.backward_weight(w, pending.attention, grads);
+    pub fn backward_weight(&self, w: &Flat, pending: Pending, grads: Accumulate) -> Result<()> {
+        self.mlp.backward_weight(w, pending.mlp, grads)?;
+        self.attention.backward_weight(w, pending.attention, grads)
     }
 }
 

@@ -75,9 +75,10 @@ impl Mlp {
     }
 
     /// Writes the gradients of Wd and of gate|up.
-    pub fn backward_weight(&self, w: &Flat, p: Pending, grads: Accumulate) {
+    pub fn backward_weight(&self, w: &Flat, p: Pending, grads: Accumulate) -> Result<()> {
         grads.matrix(&p.dy, &p.act, &w.grad(DOWN));
         drop((p.dy, p.act));
         grads.matrix(&p.dgate_up, &p.normed, &w.fused_grad(GATE, UP));
+        Ok(())
     }
 }

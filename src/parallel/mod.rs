@@ -2,7 +2,9 @@
 
 pub mod data;
 pub mod groups;
+pub mod pipeline;
 pub mod sync;
+pub mod wires;
 pub mod zero;
 
 pub use data::CommTiming;

@@ -119,16 +119,19 @@ impl Sharded {
         }
     }
 
-    /// Waits for all sums: the owned gradients are then those of the global batch. Returns what communication cost since
-    /// the last call, gathers included.
-    pub fn finish(&mut self) -> Result<CommTiming> {
+    /// Waits for all sums: the owned gradients are then those of the global batch.
+    pub fn finish(&mut self) -> Result<()> {
         self.weights.order.end();
         match &mut self.gradients {
             Gradients::Whole(g) => g.finish(&mut self.spent)?,
             Gradients::Shards(g) => g.finish(&mut self.spent)?,
         }
-        self.groups.sum_copies(&self.owned(), &mut self.spent)?;
-        Ok(std::mem::take(&mut self.spent))
+        self.groups.sum_copies(&self.owned(), &mut self.spent)
+    }
+
+    /// What communication has cost since the last call; of what is still under way, the bytes.
+    pub fn spent(&mut self) -> CommTiming {
+        std::mem::take(&mut self.spent)
     }
 
     /// The owners have written their parameters: every rank will read the new ones. With overlap the gathers go on during

@@ -113,6 +113,24 @@ impl Comm {
     }
 }
 
+impl Comm {
+    /// Sender and length of a message with `tag` that has come and is not being received yet.
+    pub(super) fn waiting(&self, tag: c_int) -> Result<Option<(usize, usize)>> {
+        let (mut there, mut len): (c_int, c_int) = (0, 0);
+        // SAFETY: a status is plain data; all three are out parameters.
+        unsafe {
+            let mut status: ffi::MPI_Status = std::mem::zeroed();
+            let any = ffi::RSMPI_ANY_SOURCE;
+            check(ffi::MPI_Iprobe(any, tag, self.0, &mut there, &mut status), "MPI_Iprobe")?;
+            if there == 0 {
+                return Ok(None);
+            }
+            check(ffi::MPI_Get_count(&status, ffi::RSMPI_UINT8_T, &mut len), "MPI_Get_count")?;
+            Ok(Some((status.MPI_SOURCE.max(0) as usize, len.max(0) as usize)))
+        }
+    }
+}
+
 /// Started non-blocking operations.
 #[derive(Default)]
 pub(super) struct Requests(Vec<ffi::MPI_Request>);
@@ -181,6 +199,24 @@ impl Requests {
             check(code, "MPI_Ibcast")?;
         }
         Ok(())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether every operation is complete. Until then their buffers must not be touched or freed.
+    pub(super) fn done(&mut self) -> Result<bool> {
+        let mut done: c_int = 0;
+        // SAFETY: `self.0` holds the requests; completed ones become null.
+        let code = unsafe {
+            ffi::MPI_Testall(self.0.len() as c_int, self.0.as_mut_ptr(), &mut done, ffi::RSMPI_STATUSES_IGNORE)
+        };
+        check(code, "MPI_Testall")?;
+        if done != 0 {
+            self.0.clear();
+        }
+        Ok(done != 0)
     }
 
     /// Until every operation is complete. On an error, or when `stop` is set, operations may still be under way:

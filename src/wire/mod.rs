@@ -11,13 +11,17 @@ mod ffi;
 mod lanes;
 mod mail;
 mod messages;
+mod meters;
 mod mpi;
+mod post;
 mod segment;
 mod shared;
 mod work;
 mod world;
 
 pub use self::mpi::MpiWire;
+pub use meters::{Meters, Reading, CONTROL, WIRES};
+pub use post::Post;
 pub use shared::shared_bytes;
 pub use work::{Timing, Work};
 pub use world::{leave, Via, World};

@@ -187,7 +187,7 @@ impl Wire for MpiWire {
         };
         let n = (len * self.size) as i64;
         // SAFETY: zero-filled memory of that many bytes, aligned to a page and mapped until the process ends.
-        let tensor = |p| unsafe { Tensor::f_from_blob(p, &[n], &[1], kind, Device::Cpu) };
+        let tensor = |p: *mut u8| unsafe { Tensor::f_from_blob(p, &[n], &[1], kind, Device::Cpu) };
         Ok(shared.map(tensor).transpose()?)
     }
 
