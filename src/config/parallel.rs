@@ -25,10 +25,17 @@ pub struct ParallelSection {
     /// Data-parallel replicas; 0 takes what the other axes leave of the world.
     #[schemars(range(max = limit::RANKS))]
     pub data: usize,
-    /// Gradient bucket size in MiB; whole units are put together until it is reached.
+    /// What the replicas share out (ZeRO, arXiv:1910.02054): 0 nothing, 1 optimizer state, 2 also gradients, 3 also
+    /// parameters.
+    #[schemars(range(max = 3))]
+    pub zero: u8,
+    /// Replicas that share one copy of that state (hybrid sharding); divides context × data. 0 takes all of them.
+    #[schemars(range(max = limit::RANKS))]
+    pub shard_size: usize,
+    /// Gradient bucket size in MiB; whole units are put together until it is reached (`zero` 0 and 1).
     #[schemars(range(min = 1, max = 65536))]
     pub bucket_mib: usize,
-    /// Reduce gradients while the backward pass goes on.
+    /// Reduce gradients and gather parameters while computation goes on.
     pub overlap: bool,
 }
 
@@ -58,6 +65,8 @@ impl Default for ParallelSection {
             schedule: PipelineSchedule::default(),
             chunks: 1,
             data: 0,
+            zero: 1,
+            shard_size: 0,
             bucket_mib: 25,
             overlap: true,
         }
