@@ -111,9 +111,9 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout of `model` on `topo` with one chunk of units per pipeline stage.
+    /// The layout of `model` on `topo` with one chunk of units per pipeline stage, cut for short sequences.
     pub fn new(model: &ModelConfig, topo: &Topology) -> Layout {
-        let chunks = stages::chunks(model, topo.size(Axis::Pipeline), 1);
+        let chunks = stages::chunks(model, topo.size(Axis::Pipeline), 1, 1);
         Layout::of(model, topo, &[&chunks[topo.coord(Axis::Pipeline)]])
     }
 

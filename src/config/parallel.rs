@@ -17,6 +17,11 @@ pub struct ParallelSection {
     /// Pipeline stages.
     #[schemars(range(min = 1, max = limit::RANKS))]
     pub pipeline: usize,
+    /// Order of the passes of the pipeline stages.
+    pub schedule: PipelineSchedule,
+    /// Chunks of the model on each pipeline stage; more than 1 with the interleaved schedule only.
+    #[schemars(range(min = 1, max = limit::RANKS))]
+    pub chunks: usize,
     /// Data-parallel replicas; 0 takes what the other axes leave of the world.
     #[schemars(range(max = limit::RANKS))]
     pub data: usize,
@@ -34,12 +39,31 @@ pub struct ParallelSection {
     pub overlap: bool,
 }
 
+/// In which order pipeline stages pass micro-batches forward and backward.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PipelineSchedule {
+    /// All forward, then all backward.
+    #[serde(rename = "gpipe")]
+    GPipe,
+    /// One forward, one backward: activations of at most as many micro-batches as there are stages.
+    #[default]
+    #[serde(rename = "1f1b")]
+    OneFOneB,
+    /// 1F1B with several chunks a stage: a shorter bubble for more messages.
+    Interleaved,
+    /// 1F1B with weight gradients put off into the bubble (ZB-H1).
+    ZeroBubble,
+}
+
 impl Default for ParallelSection {
     fn default() -> Self {
         ParallelSection {
             tensor: 1,
             context: 1,
             pipeline: 1,
+            schedule: PipelineSchedule::default(),
+            chunks: 1,
             data: 0,
             zero: 1,
             shard_size: 0,
