@@ -10,9 +10,11 @@ mod data;
 mod exit_codes;
 mod flush;
 mod generate;
+mod launch;
 pub mod logging;
 mod man;
 mod outcome;
+mod status;
 mod train;
 mod version;
 
@@ -41,6 +43,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(train::Args),
+    Launch(launch::Args),
+    Status(status::Args),
     Checkpoint(checkpoint::Args),
     Config(config::Args),
     Data(data::Args),
@@ -72,6 +76,8 @@ pub fn run() -> ExitCode {
     let result = match cli.command {
         Command::Checkpoint(a) => checkpoint::run(a),
         Command::Train(a) => train::run(a),
+        Command::Launch(a) => launch::run(a),
+        Command::Status(a) => status::run(a),
         Command::Config(a) => config::run(a),
         Command::Data(a) => data::run(a),
         Command::Generate(a) => generate::run(a),

@@ -8,7 +8,7 @@ use super::validate::validate;
 use crate::checkpoint::keeper::Happened;
 use crate::error::{Error, Exit, Result};
 use crate::kernels::memory;
-use crate::parallel::data::{sync_check, Reducer};
+use crate::parallel::sync;
 use crate::plan::Plan;
 use crate::wire::World;
 use serde_json::json;
@@ -27,9 +27,10 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
     let stop =
         StopFlag::install().map_err(|e| Error::new(Exit::Internal, format!("cannot install signal handlers: {e}")))?;
     let config = &plan.config;
-    let Started { corpus, held_out, model, wire, mut state, mut report, meta, mut keeper } = start::start(plan, world)?;
-    let (bucket, overlap) = (config.parallel.bucket_mib, config.parallel.overlap);
-    let mut reducer = Reducer::new(&state.params, wire.clone(), bucket, overlap);
+    let Started { corpus, held_out, model, mut state, mut report, meta, mut keeper } = start::start(plan, world)?;
+    if let Some(what) = sync::not_compared(&state.units).filter(|_| config.log.sync_check_every > 0) {
+        report.note(what);
+    }
     let stage = Stage { plan, world, model: &model, corpus: &corpus };
     let last = config.train.stop_at.unwrap_or(config.train.steps).min(config.train.steps);
     let behind = world.agree(Behind::start(plan, world))?;
@@ -41,14 +42,14 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
     while state.step < last {
         let began = Instant::now();
         memory::reset_peak();
-        let mut found = step::step(&stage, &mut state, &mut reducer, stop.raised())?;
+        let mut found = step::step(&stage, &mut state, stop.raised())?;
         let took = began.elapsed();
 
         let finished = state.step == config.train.steps;
         state.validation = None;
         if let Some(held_out) = &held_out {
             if due(state.step, config.validation.every) || (finished && config.validation.every > 0) {
-                let loss = validate(plan, world, &model, held_out, &state)?;
+                let loss = validate(plan, world, &model, held_out, &mut state)?;
                 state.best_validation = Some(state.best_validation.map_or(loss, |best| best.min(loss)));
                 state.validation = Some(loss);
                 found.validation_loss = Some(loss);
@@ -64,7 +65,7 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
             stop_if_hopeless(plan, &found, skipped_in_a_row, state.step)?;
         }
         if due(state.step, config.log.sync_check_every) {
-            sync_check(&state.params, wire.as_ref())?;
+            sync::sync_check(&mut state.units, world)?;
         }
 
         let ending = state.step == last || found.stop;
@@ -84,6 +85,7 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
             break;
         }
     }
+    state.units.settle()?;
     let end = if state.step == config.train.steps { End::Finished } else { End::Stopped };
     behind.finish(matches!(end, End::Finished), &mut report)?;
     report.event(if matches!(end, End::Finished) { "finished" } else { "stopped" }, json!({ "step": state.step }))?;

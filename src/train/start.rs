@@ -14,10 +14,11 @@ use crate::config::StoreSection;
 use crate::data::{Mixture, Tokenizer};
 use crate::error::{Error, Exit, Result};
 use crate::model::{Axes, Llama};
+use crate::parallel::Groups;
 use crate::plan::{self, Plan};
 use crate::slurm::{compress, Job};
-use crate::topology::{Axis, Topology};
-use crate::wire::{Wire, World};
+use crate::topology::Topology;
+use crate::wire::World;
 use serde_json::json;
 use std::sync::Arc;
 use tch::Device;
@@ -27,8 +28,6 @@ pub struct Started {
     pub corpus: Mixture,
     pub held_out: Option<Mixture>,
     pub model: Llama,
-    /// The data axis.
-    pub wire: Arc<dyn Wire>,
     pub state: State,
     pub report: Report,
     /// What a checkpoint says about the run, counters left at zero.
@@ -58,8 +57,7 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
 
     let mut model = Llama::new(&plan.model, config.data.sequence_length, plan.device, &Axes::solo());
     model.recompute = (config.train.recompute, config.train.recompute_blocks);
-    let wire: Arc<dyn Wire> = world.wire(&plan.topology, Axis::Data)?.into();
-    let mut state = State::new(plan, wire.as_ref())?;
+    let mut state = State::new(plan, Groups::new(plan, world, &model.axes)?)?;
     let run = identity(plan, world)?;
     let session = world.broadcast_bytes(world.agree(random())?.to_le_bytes().to_vec(), 0)?;
     let session = u64::from_le_bytes(session.try_into().unwrap_or_default()) >> 11;
@@ -89,7 +87,7 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
         &mut |source| resume(plan, &meta, source, &mut state),
     )?;
     if restored.is_some() {
-        state.gather(wire.as_ref())?;
+        state.publish()?;
     }
     let mut report = world.agree(Report::open(plan, world, state.step))?;
     if let Some(job) = &job {
@@ -129,14 +127,15 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
     keeper.notes(world)?.iter().for_each(|text| report.note(text));
     if restored.is_none() {
         world.agree(begin(plan, &mut state))?;
+        state.publish()?;
         report.event("start", json!({ "world": world.size(), "weights": config.model.weights }))?;
         if let Some(held_out) = held_out.as_ref().filter(|_| config.validation.every > 0) {
-            let loss = validate(plan, world, &model, held_out, &state)?;
+            let loss = validate(plan, world, &model, held_out, &mut state)?;
             report.event("validation", json!({ "step": 0, "validation_loss": loss }))?;
             report.note(&format!("validation loss before the first step: {loss:.4}"));
         }
     }
-    Ok(Started { corpus, held_out, model, wire, state, report, meta, keeper })
+    Ok(Started { corpus, held_out, model, state, report, meta, keeper })
 }
 
 /// The run's identity, which rank 0 makes where there is none.

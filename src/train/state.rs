@@ -1,21 +1,23 @@
-//! Everything that a step changes: what a checkpoint holds.
+//! Everything that a step changes: what a checkpoint holds, and which of it this rank keeps.
+//!
+//! A rank makes, reads and saves only the part of each unit that it owns; what others need of it they get through
+//! [`Sharded::publish`]. So no rank ever has more of the model in memory than training itself asks for.
 
 use crate::checkpoint::{self, weights::Weights, Group, Meta, Rules, Source, Span, Spec, Team};
 use crate::error::Result;
 use crate::kernels::host::{floats, floats_mut};
 use crate::layout::Param;
-use crate::model::{init, Flat, Params};
+use crate::model::init;
 use crate::optim::{Optimizer, Slots};
-use crate::parallel::data::place;
+use crate::parallel::{Groups, How, Sharded};
 use crate::plan::Plan;
-use crate::topology::Axis;
-use crate::wire::{Wire, World};
+use crate::wire::World;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 /// Parameters, optimizer state and counters of one rank.
 pub struct State {
-    pub params: Params,
+    pub units: Sharded,
     pub optimizer: Optimizer,
     /// Steps finished, skipped ones included.
     pub step: u64,
@@ -31,82 +33,49 @@ pub struct State {
 }
 
 impl State {
-    /// Zero-filled state of the plan's shape. Collective over the data axis.
-    pub fn new(plan: &Plan, wire: &dyn Wire) -> Result<State> {
-        let params = place(&plan.layout, plan.dtype, plan.device, wire)?;
-        let (rank, ranks) = (plan.topology.coord(Axis::Data), plan.topology.size(Axis::Data));
-        let optimizer = Optimizer::new(&params, &plan.config.optim, rank, ranks);
-        Ok(State {
-            params,
-            optimizer,
-            step: 0,
-            updates: 0,
-            tokens: 0,
-            skipped: 0,
-            best_validation: None,
-            validation: None,
-        })
+    /// Zero-filled state of the plan's shape. Collective over the world.
+    pub fn new(plan: &Plan, groups: Groups) -> Result<State> {
+        let units = Sharded::new(&plan.layout, How::of(plan), groups)?;
+        let optimizer = Optimizer::new(units.owned(), &plan.config.optim);
+        Ok(State { units, optimizer, step: 0, updates: 0, tokens: 0, skipped: 0, best_validation: None, validation: None })
     }
 
-    /// Fresh weights from the seed.
+    /// Fresh weights from the seed. This and the two below fill what this rank owns; [`State::publish`] must follow, on
+    /// every rank.
     pub fn initialise(&mut self, plan: &Plan) -> Result<()> {
         let std = plan.model.initializer_range;
-        self.fill_params(|param, out| {
-            init::fill(param, out, plan.config.seed, std);
+        self.fill(Group::Param, |param, start, out| {
+            init::fill_range(param, start, out, plan.config.seed, std);
             Ok(())
         })
     }
 
     /// Weights from a model on disk; moments stay zero.
     pub fn start_from(&mut self, weights: &Weights) -> Result<()> {
-        self.fill_params(|param, out| weights.read(&param.name, &param.offset, &param.extent, out))
+        self.fill(Group::Param, |p, start, out| weights.read_range(&p.name, &p.offset, &p.extent, start, out))
     }
 
-    /// Fills whole local parameters in fp32, then takes the owned shard as master weights.
-    fn fill_params(&mut self, mut f: impl FnMut(&Param, &mut [f32]) -> Result<()>) -> Result<()> {
-        for (flat, slots) in self.params.units.iter().zip(&self.optimizer.slots) {
-            let mut values = Tensor::zeros([flat.layout.len as i64], (Kind::Float, Device::Cpu));
-            for param in &flat.layout.params {
-                f(param, &mut floats_mut(&mut values)[param.start..param.start + param.len()])?;
-            }
-            flat.param.shallow_clone().copy_(&values);
-            if flat.param.kind() != Kind::Float {
-                slots.master.shallow_clone().copy_(&shard(&values, slots));
-            }
-        }
-        Ok(())
-    }
-
-    /// The slices that this rank saves, in the order in which [`State::give`] numbers them. Over all ranks they hold each
-    /// element of each tensor exactly once.
+    /// The slices that this rank saves, in the order in which [`State::give`] numbers them.
     pub fn specs(&self) -> Vec<Spec> {
-        let mut specs = Vec::new();
-        for (flat, slots) in self.params.units.iter().zip(&self.optimizer.slots) {
-            for group in Group::ALL {
-                for (p, range) in saved(flat, slots) {
-                    let (offset, extent) = (p.offset.clone(), p.extent.clone());
-                    let span = Span { offset, extent, start: range.start, len: range.len(), shape: p.shape.clone() };
-                    specs.push(Spec { group, name: p.name.clone(), span });
-                }
-            }
-        }
-        specs
+        let spec = |s: &SavedPiece| {
+            let Param { name, shape, offset, extent, .. } = s.param.clone();
+            Spec { group: s.group, name, span: Span { shape, offset, extent, start: s.range.start, len: s.range.len() } }
+        };
+        self.saved().iter().map(spec).collect()
     }
 
-    /// Hands over those slices, one tensor of one unit in host memory at a time.
+    /// Hands over those slices in host memory, some megabytes at a time where they come from a device.
     pub fn give(&self, take: &mut dyn FnMut(&[(usize, &[f32])])) -> Result<()> {
-        let mut n = 0;
-        for (flat, slots) in self.params.units.iter().zip(&self.optimizer.slots) {
-            for tensor in [&slots.master, &slots.exp_avg, &slots.exp_avg_sq] {
-                let host = tensor.to_device(Device::Cpu).contiguous();
-                let data = floats(&host);
-                let slices = saved(flat, slots).zip(n..).map(|((p, range), n)| {
-                    let at = p.start + range.start - slots.range.start;
-                    (n, &data[at..at + range.len()])
-                });
-                let slices: Vec<(usize, &[f32])> = slices.collect();
-                n += slices.len();
+        let saved = self.saved();
+        let (mut first, mut room) = (0, BATCH);
+        for (i, s) in saved.iter().enumerate() {
+            room = room.saturating_sub(s.range.len());
+            if room == 0 || i + 1 == saved.len() {
+                let batch = &saved[first..=i];
+                let hosts: Vec<Tensor> = batch.iter().map(|s| s.data().to_device(Device::Cpu).contiguous()).collect();
+                let slices: Vec<(usize, &[f32])> = hosts.iter().map(floats).zip(first..).map(|(d, n)| (n, d)).collect();
                 take(&slices);
+                (first, room) = (i + 1, BATCH);
             }
         }
         Ok(())
@@ -142,20 +111,10 @@ impl State {
         })
     }
 
-    /// Takes master weights, optimizer state and counters from a state written on any topology. The parameters follow with
-    /// [`State::gather`].
+    /// Takes master weights, optimizer state and counters from a state written on any topology.
     pub fn restore(&mut self, from: &Source) -> Result<()> {
-        for (flat, slots) in self.params.units.iter().zip(&self.optimizer.slots) {
-            let tensors = [&slots.master, &slots.exp_avg, &slots.exp_avg_sq];
-            for (group, tensor) in Group::ALL.into_iter().zip(tensors) {
-                let mut values = Tensor::zeros([slots.range.len() as i64], (Kind::Float, Device::Cpu));
-                for (p, range) in flat.layout.pieces(&slots.range) {
-                    let at = p.start + range.start - slots.range.start;
-                    let out = &mut floats_mut(&mut values)[at..at + range.len()];
-                    from.read(group, &p.name, &p.offset, &p.extent, range.start, out)?;
-                }
-                tensor.shallow_clone().copy_(&values);
-            }
+        for group in Group::ALL {
+            self.fill(group, |p, start, out| from.read(group, &p.name, &p.offset, &p.extent, start, out))?;
         }
         let meta = from.meta();
         self.step = meta.step;
@@ -167,21 +126,57 @@ impl State {
         Ok(())
     }
 
-    /// Parameters from the master weights of all owners: what an update ends with. Collective over the data axis.
-    pub fn gather(&self, wire: &dyn Wire) -> Result<()> {
-        self.optimizer.publish(&self.params);
-        let own = |f: &Flat, s: &Slots| f.param.narrow(0, s.range.start as i64, s.range.len() as i64);
-        let pairs = self.params.units.iter().zip(&self.optimizer.slots);
-        let work: Vec<_> = pairs.map(|(f, s)| wire.all_gather(&own(f, s), &f.param)).collect::<Result<_>>()?;
-        work.into_iter().try_for_each(|w| w.wait().map(drop))
+    /// Rounds the master weights into the parameters and lets every rank have them. Collective over the replicas.
+    pub fn publish(&mut self) -> Result<()> {
+        self.optimizer.publish();
+        self.units.publish()
+    }
+
+    /// Fills the owned part of every parameter, one after the other: `f` gets the local elements from a position on.
+    fn fill(
+        &mut self, group: Group, mut f: impl FnMut(&Param, usize, &mut [f32]) -> Result<()>,
+    ) -> Result<()> {
+        for slots in &self.optimizer.slots {
+            for (param, range) in slots.owned.layout.pieces(&slots.owned.range) {
+                let mut values = Tensor::zeros([range.len() as i64], (Kind::Float, Device::Cpu));
+                f(param, range.start, floats_mut(&mut values))?;
+                let flat = param.start + range.start..param.start + range.end;
+                slots.owned.part(slots.tensor(group), &flat).copy_(&values);
+            }
+        }
+        Ok(())
+    }
+
+    /// What this rank saves: over all ranks each element of each tensor once. Tensor and pipeline ranks save what they own
+    /// ([`Param::owner`]), replicas each their range of it ([`crate::model::Owned::counted`]).
+    pub fn saved(&self) -> Vec<SavedPiece<'_>> {
+        let mut out = Vec::new();
+        for slots in &self.optimizer.slots {
+            for group in Group::ALL {
+                let mine = slots.owned.layout.pieces(&slots.owned.counted).filter(|(p, _)| p.owner);
+                out.extend(mine.map(|(param, range)| SavedPiece { slots, group, param, range }));
+            }
+        }
+        out
     }
 }
 
-/// The parts of a unit that this rank saves: of what it updates, what no other rank of another axis saves as well.
-fn saved<'a>(flat: &'a Flat, slots: &Slots) -> impl Iterator<Item = (&'a Param, Range<usize>)> {
-    flat.layout.pieces(&slots.range).filter(|(p, _)| p.owner)
+/// Elements that are brought from a device at a time.
+const BATCH: usize = 16 << 20;
+
+/// Some elements of one tensor that this rank saves.
+pub struct SavedPiece<'a> {
+    slots: &'a Slots,
+    pub group: Group,
+    pub param: &'a Param,
+    /// Local elements of the parameter.
+    pub range: Range<usize>,
 }
 
-fn shard(whole: &Tensor, slots: &Slots) -> Tensor {
-    whole.narrow(0, slots.range.start as i64, slots.range.len() as i64)
+impl SavedPiece<'_> {
+    /// [range.len()] f32, on the device.
+    pub fn data(&self) -> Tensor {
+        let flat = self.param.start + self.range.start..self.param.start + self.range.end;
+        self.slots.owned.part(self.slots.tensor(self.group), &flat)
+    }
 }
