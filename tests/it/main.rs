@@ -9,6 +9,7 @@ mod data;
 mod data_parallel;
 mod errors;
 mod generate;
+mod meta;
 mod metrics;
 mod model;
 mod slurm;
