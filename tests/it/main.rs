@@ -13,6 +13,7 @@ mod meta;
 mod metrics;
 mod model;
 mod slurm;
+mod store;
 mod train;
 mod train_errors;
 mod wire;
