@@ -14,7 +14,7 @@
 //! - [`snapshot`]: the newest steps in memory of the nodes, with a second copy on another
 //! - [`tiers`], `source`: restore over memory, disk and object store; [`flush`]: from memory to disk
 //! - [`weights`]: parameters from a checkpoint or from a Hugging Face directory, alike
-//! - [`hf`]: Hugging Face's layout
+//! - [`hf`]: Hugging Face's layout; [`meta_llama`]: Meta's originals
 //! - [`store`]: the object store
 
 mod background;
@@ -27,6 +27,7 @@ mod lustre;
 mod manifest;
 mod map;
 mod meta;
+pub mod meta_llama;
 mod prune;
 mod read;
 mod restore;
