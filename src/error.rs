@@ -93,7 +93,8 @@ pub struct Error {
     pub problems: Vec<String>,
     /// Every rank has this same error, so one of them speaks for all.
     pub agreed: bool,
-    /// The one rank that the failure belongs to, and its host, where all ranks have agreed on it.
+    /// The one rank that the failure belongs to, where that is known to be another than the one that reports it, and its
+    /// host.
     pub rank: Option<usize>,
     pub host: Option<String>,
 }

@@ -91,6 +91,8 @@ pub(super) struct Myself {
     pub rank: usize,
     pub node: String,
     pub progress: Arc<Progress>,
+    /// Node of each rank, where the ranks are watched.
+    pub nodes: Vec<String>,
     /// Exit code of a verdict that has been reached here or heard of, 0 before: what follows is its consequence.
     pub condemned: AtomicI32,
 }
@@ -105,7 +107,7 @@ pub fn confess(reason: Reason, fact: &str, exit: Exit) {
         return;
     }
     let (step, phase) = me.progress.place();
-    let ranks: Vec<usize> = if reason == Reason::PeerLost { Vec::new() } else { vec![me.rank] };
+    let ranks = if reason == Reason::PeerLost { Vec::new() } else { vec![me.rank] };
     let verdict = own(me, reason, ranks, fact, exit, step, phase);
     let _ = within(CONFESSION, me.run_dir.clone(), verdict);
 }
@@ -117,13 +119,17 @@ pub fn confess_error(e: &Error) {
     if e.exit == Exit::Fenced || me.condemned.load(SeqCst) != 0 || (e.agreed && me.rank != 0) {
         return;
     }
-    if !e.agreed {
-        return confess(reason, &e.to_string(), e.exit);
-    }
+    // Ranks that see one of them in another collective than the rest accuse it; agreed errors come with their rank.
+    let (reason, ranks) = match (e.agreed, e.rank) {
+        (false, None) => return confess(reason, &e.to_string(), e.exit),
+        (false, Some(rank)) => (Reason::SkippedCollective, vec![rank]),
+        (true, rank) => (reason, rank.into_iter().collect::<Vec<_>>()),
+    };
+    let node = |r: &usize| e.host.clone().or_else(|| me.nodes.get(*r).cloned());
+    let nodes = ranks.iter().filter_map(node).collect();
     let (step, phase) = me.progress.place();
-    let verdict = own(me, reason, e.rank.into_iter().collect(), &e.to_string(), e.exit, step, phase);
-    let verdict = Verdict { nodes: e.host.iter().cloned().collect(), ..verdict };
-    let _ = within(CONFESSION, me.run_dir.clone(), verdict);
+    let verdict = own(me, reason, ranks, &e.to_string(), e.exit, step, phase);
+    let _ = within(CONFESSION, me.run_dir.clone(), Verdict { nodes, ..verdict });
 }
 
 fn own(me: &Myself, reason: Reason, ranks: Vec<usize>, fact: &str, exit: Exit, step: u64, phase: Phase) -> Verdict {

@@ -57,17 +57,18 @@ impl Liveness {
         attempt::adopt(number);
         let progress = Arc::new(Progress::default());
         let closing = Arc::new(AtomicBool::new(false));
+        let places = if config.enabled { world.places()? } else { Vec::new() };
         let _ = MYSELF.set(Myself {
             run_dir: run_dir.to_path_buf(),
             rank: world.rank(),
             node: world.host().to_string(),
             progress: progress.clone(),
+            nodes: places.iter().map(|(_, name)| name.clone()).collect(),
             condemned: AtomicI32::new(0),
         });
         if !config.enabled {
             return Ok(Liveness { progress, closing, thread: None, stop: world.stop_flag() });
         }
-        let places = world.places()?;
         let roster = roster::Roster::new(number, world.rank(), sizes, &places);
         let timing = watch::Timing::new(config);
         let failed = |e: std::io::Error| Error::new(Exit::Internal, format!("cannot start the liveness threads: {e}"));

@@ -12,7 +12,7 @@ use serde_json::{json, Value};
 impl World {
     /// Runs one call of the control plane where liveness sees it.
     pub(super) fn control<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<T> {
-        let meter = Meter::control(&self.meters);
+        let meter = Meter::control(&self.meters, self.rank());
         meter.blocked(None, || meter.collective(&self.stop, run))
     }
 

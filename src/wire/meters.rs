@@ -81,21 +81,31 @@ impl Meters {
 pub(super) struct Meter {
     all: Arc<Meters>,
     wire: usize,
+    /// World rank of this process.
+    rank: usize,
 }
 
 impl Meter {
-    pub(super) fn control(all: &Arc<Meters>) -> Meter {
-        Meter { all: all.clone(), wire: CONTROL }
+    pub(super) fn control(all: &Arc<Meters>, rank: usize) -> Meter {
+        Meter { all: all.clone(), wire: CONTROL, rank }
     }
 
     /// The next wire, which all ranks make now.
-    pub(super) fn next(all: &Arc<Meters>, table: Table) -> Meter {
+    pub(super) fn next(all: &Arc<Meters>, rank: usize, table: Table) -> Meter {
         let mut tables = all.tables.lock().unwrap_or_else(|e| e.into_inner());
         let wire = tables.len();
         if wire < WIRES {
             tables.push(table);
         }
-        Meter { all: all.clone(), wire }
+        Meter { all: all.clone(), wire, rank }
+    }
+
+    /// World rank of a rank of this wire.
+    pub(super) fn world_rank(&self, place: usize) -> Option<usize> {
+        let tables = self.all.tables.lock().unwrap_or_else(|e| e.into_inner());
+        let places = &tables.get(self.wire)?.places;
+        let group = places.get(self.rank)?.0;
+        places.iter().position(|&p| p == (group, place))
     }
 
     /// Runs a collective of tensors, unless a drill has it left out.
@@ -141,7 +151,7 @@ mod tests {
     #[test]
     fn a_drill_skips_or_delays_one_collective() {
         let all = Arc::new(Meters::new(2));
-        let meter = Meter::next(&all, Table { name: "data".into(), places: vec![(0, 0), (0, 1)] });
+        let meter = Meter::next(&all, 1, Table { name: "data".into(), places: vec![(0, 0), (0, 1)] });
         let stop = AtomicBool::new(false);
         let run = || meter.tensors(&stop, || 0, || meter.all.read().entered[1]);
         assert_eq!(run(), 1);
@@ -159,5 +169,6 @@ mod tests {
         let inside = meter.blocked(Some(1), || all.read());
         assert_eq!((inside.blocked_wire, inside.blocked_peer), (2, 2));
         assert_eq!(all.tables(1)[0].name, "data");
+        assert_eq!([meter.world_rank(0), meter.world_rank(2)], [Some(0), None]);
     }
 }

@@ -237,7 +237,9 @@ fn serve(mut path: Path, jobs: Receiver<Job>, meter: &Meter, stop: &AtomicBool) 
         let start = Instant::now();
         let result = match &broken {
             Some(e) => Err(e.clone()),
-            None => meter.tensors(stop, || Ok(()), || run(&mut path, &job)),
+            None => meter
+                .tensors(stop, || Ok(()), || run(&mut path, &job))
+                .map_err(|e| Error { rank: e.rank.and_then(|r| meter.world_rank(r)), ..e }),
         };
         if let Err(e) = &result {
             broken.get_or_insert_with(|| e.clone());

@@ -168,7 +168,7 @@ impl World {
     fn named_wire(&self, ranks: &[usize], via: Via, name: &str) -> Result<Box<dyn Wire>> {
         self.control(|| {
             let (comm, places) = self.group(ranks)?;
-            let meter = Meter::next(&self.meters, Table { name: name.into(), places });
+            let meter = Meter::next(&self.meters, self.rank, Table { name: name.into(), places });
             let wire: Box<dyn Wire> = match ranks.len() {
                 1 => Box::new(MpiWire::solo()),
                 _ => Box::new(MpiWire::new(comm, self.stop.clone(), via, meter)?),
