@@ -139,6 +139,10 @@ pub struct TrainSection {
     /// Which activations the backward pass recomputes instead of keeping.
     #[serde(default)]
     pub recompute: Recompute,
+    /// How many of the first blocks of a pipeline stage recompute; the others keep everything. 0: all recompute.
+    #[serde(default)]
+    #[schemars(range(max = limit::RANKS))]
+    pub recompute_blocks: usize,
     /// Largest global gradient norm; larger ones are scaled down to it. 0 turns clipping off.
     #[serde(default = "defaults::one")]
     #[schemars(range(min = 0.0))]
@@ -182,6 +186,8 @@ pub enum DeviceChoice {
 pub enum Recompute {
     #[default]
     None,
+    /// Keep what matrix products and attention gave; make norms and SwiGLU again.
+    Selective,
     /// Keep only each block's input.
     Full,
 }

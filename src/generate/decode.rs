@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::generate::cache::KvCache;
 use crate::layout::Unit;
 use crate::model::attention::Attention;
-use crate::model::{embedding, Llama, Params, Rope};
+use crate::model::{embedding, Llama, Params, Positions};
 use tch::{Kind, Tensor};
 
 /// One sequence being decoded.
@@ -26,13 +26,13 @@ impl<'a> Decoder<'a> {
     /// Reads the whole prompt into the empty cache. Returns the logits [V] for the token after it.
     pub fn prefill(&mut self, prompt: &[u32]) -> Result<Vec<f32>> {
         debug_assert!(self.cache.is_empty());
-        let rope = self.model.rope.slice(0, prompt.len());
+        let at = Positions::consecutive(&self.model.rope, 0, prompt.len());
         let block = &self.model.block;
         let mut x = self.embed(prompt)?;
         for i in 0..self.model.layers {
             let w = self.params.unit(Unit::Block(i));
-            let (mid, saved) = block.attention.forward(w, &x, &rope)?;
-            let [_, k, v] = block.attention.split(&saved.qkv, prompt.len());
+            let (mid, saved) = block.attention.forward(w, &x, &at)?;
+            let [_, k, v] = block.attention.split(&saved.mixed.qkv, prompt.len());
             self.cache.append(i, &k, &v);
             drop(saved);
             x = block.mlp.forward(w, &mid)?.0;
@@ -43,19 +43,19 @@ impl<'a> Decoder<'a> {
 
     /// Reads one more token. Returns the logits [V] for the token after it.
     pub fn step(&mut self, id: u32) -> Result<Vec<f32>> {
-        let rope = self.model.rope.slice(self.cache.len(), 1);
+        let at = Positions::consecutive(&self.model.rope, self.cache.len(), 1);
         let mut x = self.embed(&[id])?;
         for i in 0..self.model.layers {
-            x = self.block(i, &x, &rope)?;
+            x = self.block(i, &x, &at)?;
         }
         self.cache.advance(1);
         self.logits(&x)
     }
 
-    fn block(&mut self, i: usize, x: &Tensor, rope: &Rope) -> Result<Tensor> {
+    fn block(&mut self, i: usize, x: &Tensor, at: &Positions) -> Result<Tensor> {
         let w = self.params.unit(Unit::Block(i));
         let block = &self.model.block;
-        let (_, _, qkv) = block.attention.project(w, x, rope)?;
+        let (_, _, qkv) = block.attention.project(w, x, at)?;
         let [q, k, v] = block.attention.split(&qkv, 1);
         self.cache.append(i, &k, &v);
         let mid = block.attention.output(w, &self.cache.attend(i, &q), x)?;

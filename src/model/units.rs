@@ -44,14 +44,17 @@ pub trait Units {
 pub struct Resident<'a> {
     params: &'a Params,
     written: HashMap<(Unit, Use), ()>,
+    first: Accumulate,
     /// Called by [`Units::complete`].
     on_complete: &'a mut dyn FnMut(Unit) -> Result<()>,
 }
 
 impl<'a> Resident<'a> {
-    /// For one step over `params`.
-    pub fn new(params: &'a Params, on_complete: &'a mut dyn FnMut(Unit) -> Result<()>) -> Resident<'a> {
-        Resident { params, written: HashMap::new(), on_complete }
+    /// For one step over `params`, whose first micro-batch does `first` with what the gradient buffers hold.
+    pub fn new(
+        params: &'a Params, first: Accumulate, on_complete: &'a mut dyn FnMut(Unit) -> Result<()>,
+    ) -> Resident<'a> {
+        Resident { params, written: HashMap::new(), first, on_complete }
     }
 }
 
@@ -62,7 +65,7 @@ impl Units for Resident<'_> {
             Use::Backward => self.written.insert((unit, Use::Backward), ()).is_none(),
             half => self.written.insert((unit, half), ()).is_none(),
         };
-        let grads = if first { Accumulate::Replace } else { Accumulate::Add };
+        let grads = if first { self.first } else { Accumulate::Add };
         Ok(Held { flat: self.params.unit(unit).share(), grads })
     }
 

@@ -1,3 +1,5 @@
 //! One file per parallel axis.
 
 pub mod data;
+pub mod pipeline;
+pub mod wires;

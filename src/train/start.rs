@@ -52,7 +52,8 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     };
     tracing::info!("training on {}", corpus.describe());
 
-    let model = Llama::new(&plan.model, config.data.sequence_length, plan.device, &Axes::solo());
+    let mut model = Llama::new(&plan.model, config.data.sequence_length, plan.device, &Axes::solo());
+    model.recompute = (config.train.recompute, config.train.recompute_blocks);
     let wire: Arc<dyn Wire> = world.wire(&plan.topology, Axis::Data)?.into();
     let mut state = State::new(plan, wire.as_ref())?;
     let meta = meta(plan, &tokenizer)?;

@@ -55,7 +55,6 @@ pub fn step(stage: &Stage, state: &mut State, reducer: &mut Reducer, stop: bool)
     let options = |micro| StepOptions {
         grad_scale: 1.0 / tokens,
         z_loss: config.train.z_loss,
-        recompute: config.train.recompute,
         // the first micro-batch overwrites what the step before left
         grads: if micro == 0 { Accumulate::Replace } else { Accumulate::Add },
     };

@@ -145,6 +145,13 @@ impl Drop for Mail {
 }
 
 impl Urgency for Desk {
+    fn help(&self) {
+        match self.state.try_lock() {
+            Ok(mut state) => state.step(),
+            Err(_) => return std::hint::spin_loop(),
+        };
+    }
+
     fn waiting(&self, more: bool) {
         if !more {
             self.waiting.fetch_sub(1, Ordering::SeqCst);

@@ -23,8 +23,14 @@ pub struct Work {
     meter: Option<(Meter, Option<usize>)>,
 }
 
-/// Told while a caller blocks, so that a thread that polls does so more often.
+/// A caller helps itself for this long before it sleeps: most messages that are waited for are about to come.
+const HELP: Duration = Duration::from_micros(50);
+
+/// The other side of a message that somebody waits for.
 pub(super) trait Urgency: Send + Sync {
+    /// Moves what can be moved, in the caller's thread.
+    fn help(&self);
+    /// Somebody goes to sleep until the thread has done it, or wakes.
     fn waiting(&self, more: bool);
 }
 
@@ -69,11 +75,20 @@ impl Work {
     /// Blocks until the tensors may be used again.
     pub fn wait(mut self) -> Result<Timing> {
         let start = Instant::now();
-        let done = self.is_done();
+        if self.is_done() {
+            if let State::Done(result) = self.state {
+                return Ok(Timing { busy: result?, exposed: Duration::ZERO });
+            }
+        }
+        if let State::Pending(_, Some(who)) = &self.state {
+            let who = who.clone();
+            while start.elapsed() < HELP && !self.is_done() {
+                who.help();
+            }
+        }
         match self.state {
-            State::Done(result) => Ok(Timing { busy: result?, exposed: Duration::ZERO }),
+            State::Done(result) => Ok(Timing { busy: result?, exposed: start.elapsed() }),
             State::Pending(rx, who) => {
-                debug_assert!(!done);
                 if let Some(w) = &who {
                     w.waiting(true);
                 }

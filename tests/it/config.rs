@@ -269,9 +269,9 @@ fn step_peak(plan: &herd::plan::Plan) -> u64 {
         let _ = flat.param.shallow_clone().fill_(0.01);
     }
     optimizer.publish(&params);
-    let model = Llama::new(&plan.model, s, plan.device, &herd::model::Axes::solo());
-    let recompute = plan.config.train.recompute;
-    let options = StepOptions { grad_scale: 1e-3, z_loss: 0.0, recompute, grads: Accumulate::Replace };
+    let mut model = Llama::new(&plan.model, s, plan.device, &herd::model::Axes::solo());
+    model.recompute = (plan.config.train.recompute, 0);
+    let options = StepOptions { grad_scale: 1e-3, z_loss: 0.0, grads: Accumulate::Replace };
     memory::reset_peak();
     for update in 1..=2 {
         let size = [plan.micro_batch as i64, s as i64];

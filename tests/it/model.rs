@@ -1,7 +1,7 @@
 //! herd's model against transformers' LlamaForCausalLM: logits, loss and every gradient, in fp32.
 
 use crate::support;
-use herd::config::{ModelConfig, Recompute};
+use herd::config::ModelConfig;
 use herd::layout::Layout;
 use herd::model::{Accumulate, Llama, Params, StepOptions};
 use herd::topology::Topology;
@@ -112,12 +112,7 @@ fn matches_transformers(name: &str) {
     assert!(largest(logits) > 1.0, "{name}: logits too small to tell");
 
     let counted = targets.ge(0).sum(Kind::Int64).int64_value(&[]);
-    let step = StepOptions {
-        grad_scale: 1.0 / counted as f64,
-        z_loss: 0.0,
-        recompute: Recompute::None,
-        grads: Accumulate::Replace,
-    };
+    let step = StepOptions { grad_scale: 1.0 / counted as f64, z_loss: 0.0, grads: Accumulate::Replace };
     let sums = model.forward_backward(&p, tokens, targets, &step, &mut |_| Ok(())).unwrap();
     let loss = case.tensor("loss").double_value(&[0]);
     assert_eq!(sums.tokens as i64, counted);

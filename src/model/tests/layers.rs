@@ -2,12 +2,12 @@
 
 use super::oracle::{self, leaf, Leaves, Out};
 use super::{close, config, ids, noise, params};
-use crate::config::Recompute;
+use crate::config::{ModelConfig, Recompute};
 use crate::layout::Unit;
 use crate::model::block::{self, Block};
 use crate::model::head::{self, Head, Projection};
 use crate::model::Axes;
-use crate::model::{embedding, Accumulate, Flat, Rope, StepOptions};
+use crate::model::{embedding, Accumulate, Flat, Positions, Rope, StepOptions};
 use tch::{Device, Kind, Tensor};
 
 const TOLERANCE: f64 = 1e-5;
@@ -29,6 +29,10 @@ fn same_grads(w: &Flat, names: &[&str], want: &[Tensor]) {
     }
 }
 
+fn positions(m: &ModelConfig) -> Positions {
+    Positions::consecutive(&Rope::new(m, 0, S as usize, Device::Cpu), 0, S as usize)
+}
+
 fn ones(w: &Flat) {
     let _ = w.grad.shallow_clone().fill_(1.0);
 }
@@ -43,11 +47,12 @@ fn attention_equals_autograd() {
     let p = params(&m, 1);
     let w = p.unit(Unit::Block(1));
     ones(w);
-    let (block, rope) = (Block::new(&m, &Axes::solo()), Rope::new(&m, 0, S as usize, Device::Cpu));
+    let (block, at) = (Block::new(&m, &Axes::solo()), positions(&m));
     let (x, dy) = (noise(&[B * S, 36], 2), noise(&[B * S, 36], 3));
-    let (y, saved) = block.attention.forward(w, &x, &rope).unwrap();
-    let (dx, pending) = block.attention.backward_input(w, saved, &dy, &rope, Accumulate::Add).unwrap();
-    block.attention.backward_weight(w, pending, Accumulate::Add);
+    let (y, saved) = block.attention.forward(w, &x, &at).unwrap();
+    let (back, pending) = block.attention.backward_products(w, saved, dy.copy(), &at, true).unwrap();
+    let dx = block.attention.backward_norm(w, back, Accumulate::Add).unwrap();
+    block.attention.backward_weight(w, pending, Accumulate::Add).unwrap();
 
     let (leaves, xr) = (Leaves::new(w), leaf(&x.view([B, S, 36])));
     let yr = oracle::attention(&m, &leaves, &xr);
@@ -66,8 +71,9 @@ fn mlp_equals_autograd() {
     let block = Block::new(&m, &Axes::solo());
     let (x, dy) = (noise(&[B * S, 36], 2), noise(&[B * S, 36], 3));
     let (y, saved) = block.mlp.forward(w, &x).unwrap();
-    let (dx, pending) = block.mlp.backward_input(w, saved, &dy, Accumulate::Add).unwrap();
-    block.mlp.backward_weight(w, pending, Accumulate::Add);
+    let (back, pending) = block.mlp.backward_products(w, saved, dy.copy(), true).unwrap();
+    let dx = block.mlp.backward_norm(w, back, Accumulate::Add).unwrap();
+    block.mlp.backward_weight(w, pending, Accumulate::Add).unwrap();
 
     let (leaves, xr) = (Leaves::new(w), leaf(&x));
     let yr = oracle::mlp(&m, &leaves, &xr);
@@ -83,10 +89,10 @@ fn block_equals_autograd_and_its_passes_split() {
     let p = params(&m, 4);
     let w = p.unit(Unit::Block(0));
     ones(w);
-    let (block, rope) = (Block::new(&m, &Axes::solo()), Rope::new(&m, 0, S as usize, Device::Cpu));
+    let (block, at) = (Block::new(&m, &Axes::solo()), positions(&m));
     let (x, dy) = (noise(&[B * S, 36], 5), noise(&[B * S, 36], 6));
-    let (y, saved) = block.forward(w, &x, &rope).unwrap();
-    let dx = block.backward(w, saved, dy.shallow_clone(), &rope, Accumulate::Add).unwrap();
+    let (y, saved) = block.forward(w, &x, &at, Recompute::None).unwrap();
+    let dx = block.backward(w, saved, dy.shallow_clone(), &at, Accumulate::Add).unwrap();
 
     let (leaves, xr) = (Leaves::new(w), leaf(&x.view([B, S, 36])));
     let yr = oracle::mlp(&m, &leaves, &oracle::attention(&m, &leaves, &xr));
@@ -98,14 +104,15 @@ fn block_equals_autograd_and_its_passes_split() {
 
     // The split passes, the recomputing one and the one that keeps nothing: the same bits.
     let fused = w.grad.copy();
-    for saved in [block.forward(w, &x, &rope).unwrap().1, block.recompute(w, &x, &rope).unwrap()] {
+    for mode in [Recompute::None, Recompute::Selective, Recompute::Full] {
+        let (_, saved) = block.forward(w, &x, &at, mode).unwrap();
         ones(w);
-        let (split, pending) = block.backward_input(w, saved, dy.shallow_clone(), &rope, Accumulate::Add).unwrap();
-        block.backward_weight(w, pending, Accumulate::Add);
+        let (split, pending) = block.backward_input(w, saved, dy.shallow_clone(), &at, Accumulate::Add).unwrap();
+        block.backward_weight(w, pending, Accumulate::Add).unwrap();
         assert_eq!(split, dx);
         assert_eq!(w.grad, fused);
     }
-    assert_eq!(block.infer(w, &x, &rope).unwrap(), y);
+    assert_eq!(block.infer(w, &x, &at).unwrap(), y);
 }
 
 #[test]
@@ -115,12 +122,12 @@ fn a_block_keeps_what_its_formula_says() {
         let mut p = params(&m, 4);
         p.units.iter_mut().for_each(|u| u.param = u.param.to_kind(dtype));
         let x = noise(&[B * S, 36], 5).to_kind(dtype);
-        let rope = Rope::new(&m, 0, S as usize, Device::Cpu);
-        let (_, saved) = Block::new(&m, &Axes::solo()).forward(p.unit(Unit::Block(0)), &x, &rope).unwrap();
-        let (a, f) = (saved.attention, saved.mlp);
-        let kept = [a.x, a.rstd, a.normed, a.qkv, a.out, a.lse, f.x, f.rstd, f.normed, f.gate_up, f.act];
-        let bytes: usize = kept.iter().map(|t| t.numel() * t.kind().elt_size_in_bytes()).sum();
-        assert_eq!(bytes, (B * S) as usize * block::kept_bytes(&m, dtype.elt_size_in_bytes()));
+        let at = positions(&m);
+        for mode in [Recompute::None, Recompute::Selective, Recompute::Full] {
+            let (_, kept) = Block::new(&m, &Axes::solo()).forward(p.unit(Unit::Block(0)), &x, &at, mode).unwrap();
+            let formula = block::kept_bytes(&m, dtype.elt_size_in_bytes(), mode, 1);
+            assert_eq!(kept.bytes(), (B * S) as usize * formula, "{mode:?}");
+        }
     }
 }
 
@@ -159,7 +166,7 @@ fn head_equals_autograd_over_several_chunks() {
     // Some do not count.
     let targets = targets.where_self(&targets.remainder(5).ne(0), &Tensor::from(-100i64));
     let (scale, z_loss) = (1.0 / 64.0, 3e-3);
-    let step = StepOptions { grad_scale: scale, z_loss, recompute: Recompute::None, grads: Accumulate::Add };
+    let step = StepOptions { grad_scale: scale, z_loss, grads: Accumulate::Add };
     let (sums, dx) = head.forward_backward(w, out, &x, &targets, &step).unwrap();
 
     let (leaves, xr) = (Leaves::new(w), leaf(&x));
