@@ -5,6 +5,8 @@ use super::state::State;
 use crate::data::Mixture;
 use crate::error::Result;
 use crate::kernels::clock;
+use crate::liveness::inject::Inject;
+use crate::liveness::{Phase, Progress};
 use crate::model::{Accumulate, Chunk, Documents, Llama, StepOptions};
 use crate::optim::{clip_factor, learning_rate};
 use crate::parallel::CommTiming;
@@ -18,6 +20,8 @@ pub struct Stage<'a> {
     pub world: &'a World,
     pub model: &'a Llama,
     pub corpus: &'a Mixture,
+    pub progress: &'a Progress,
+    pub inject: &'a Inject,
 }
 
 /// What a step found, the same on every rank.
@@ -42,7 +46,7 @@ pub struct Outcome {
 
 /// Runs one step on `state`. `stop` is this rank's wish to stop; the outcome's is everybody's.
 pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
-    let Stage { plan, world, model, corpus } = stage;
+    let Stage { plan, world, model, corpus, progress, inject } = stage;
     let config = &plan.config;
     let products = clock::matmul();
     let lr = learning_rate(&config.optim, state.step, config.train.steps);
@@ -56,16 +60,23 @@ pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
     let chunk = Chunk::whole(model.layers);
     state.units.begin(plan.accumulation);
     for micro in 0..plan.accumulation {
+        progress.at(Phase::Data);
         let batch = batch::train(plan, corpus, state.step, micro)?;
+        inject.begin_work(progress);
         let micro = model.micro(&batch.tokens, &batch.targets, &Documents::whole());
+        progress.at(Phase::Forward);
         let (_, kept) = model.forward(&chunk, &mut state.units, &micro, None)?;
+        progress.at(Phase::Backward);
+        let options = StepOptions { grad_scale: if inject.spoils() { f64::NAN } else { options.grad_scale }, ..options };
         let (_, found) = model.backward(&chunk, &mut state.units, &micro, kept, None, &options)?;
         loss += found.loss;
         z += found.z;
     }
+    progress.at(Phase::Reduce);
     state.units.finish()?;
 
     // ─── agreement: loss, gradient norm, wish to stop, summed over all ranks ───
+    progress.at(Phase::Agree);
     let squares = state.optimizer.grad_sum_squares();
     let all = world.all_reduce_f64(&[loss, z, squares, stop as u8 as f64], Op::Sum)?;
     let (loss, z, grad_norm, stop) = (all[0] / tokens, all[1] / tokens, all[2].sqrt(), all[3] > 0.0);
@@ -73,8 +84,10 @@ pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
 
     // ─── update: each rank what it owns, then everybody gets the new parameters ───
     if !skipped {
+        progress.at(Phase::Optimizer);
         state.updates += 1;
         state.optimizer.step(lr, state.updates, clip_factor(grad_norm, config.train.clip_norm));
+        progress.at(Phase::Gather);
         state.units.publish()?;
     }
 
