@@ -5,7 +5,10 @@ use super::state::State;
 use crate::data::Mixture;
 use crate::error::Result;
 use crate::kernels::clock;
-use crate::model::{Accumulate, Llama, StepOptions};
+use crate::layout::Unit;
+use crate::liveness::inject::Inject;
+use crate::liveness::{Phase, Progress};
+use crate::model::{Accumulate, Llama, Params, StepOptions};
 use crate::optim::{clip_factor, learning_rate};
 use crate::parallel::data::{CommTiming, Reducer};
 use crate::plan::Plan;
@@ -18,6 +21,8 @@ pub struct Stage<'a> {
     pub world: &'a World,
     pub model: &'a Llama,
     pub corpus: &'a Mixture,
+    pub progress: &'a Progress,
+    pub inject: &'a Inject,
 }
 
 /// What a step found, the same on every rank.
@@ -42,7 +47,7 @@ pub struct Outcome {
 
 /// Runs one step on `state`. `stop` is this rank's wish to stop; the outcome's is everybody's.
 pub fn step(stage: &Stage, state: &mut State, reducer: &mut Reducer, stop: bool) -> Result<Outcome> {
-    let Stage { plan, world, model, corpus } = stage;
+    let Stage { plan, world, model, corpus, progress, inject } = stage;
     let config = &plan.config;
     let products = clock::matmul();
     let lr = learning_rate(&config.optim, state.step, config.train.steps);
@@ -58,20 +63,30 @@ pub fn step(stage: &Stage, state: &mut State, reducer: &mut Reducer, stop: bool)
     let (mut loss, mut z) = (0.0, 0.0);
     for micro in 0..plan.accumulation {
         let last = micro + 1 == plan.accumulation;
+        progress.at(Phase::Data);
         let batch = batch::train(plan, corpus, state.step, micro)?;
+        inject.begin_work(progress);
         let found =
             model.forward_backward(&state.params, &batch.tokens, &batch.targets, &options(micro), &mut |unit| {
+                progress.at(Phase::Backward);
                 match last {
-                    true => reducer.unit_ready(unit),
+                    true => {
+                        if inject.spoils() {
+                            spoil(&state.params, unit);
+                        }
+                        reducer.unit_ready(unit)
+                    }
                     false => Ok(()),
                 }
             })?;
         loss += found.loss;
         z += found.z;
     }
+    progress.at(Phase::Reduce);
     let mut comm = reducer.finish()?;
 
     // ─── agreement: loss, gradient norm, wish to stop, summed over all ranks ───
+    progress.at(Phase::Agree);
     let squares = state.optimizer.grad_sum_squares(&state.params);
     let all = world.all_reduce_f64(&[loss, z, squares, stop as u8 as f64], Op::Sum)?;
     let (loss, z, grad_norm, stop) = (all[0] / tokens, all[1] / tokens, all[2].sqrt(), all[3] > 0.0);
@@ -79,8 +94,10 @@ pub fn step(stage: &Stage, state: &mut State, reducer: &mut Reducer, stop: bool)
 
     // ─── update: each rank its shard, then everybody gathers the parameters ───
     if !skipped {
+        progress.at(Phase::Optimizer);
         state.updates += 1;
         state.optimizer.step(&state.params, lr, state.updates, clip_factor(grad_norm, config.train.clip_norm));
+        progress.at(Phase::Gather);
         comm += reducer.gather_params()?;
     }
 
@@ -89,4 +106,11 @@ pub fn step(stage: &Stage, state: &mut State, reducer: &mut Reducer, stop: bool)
     state.skipped += skipped as u64;
     let matmul = clock::matmul() - products;
     Ok(Outcome { loss, lr, grad_norm, skipped, stop, z, comm, matmul, validation_loss: None })
+}
+
+/// A drill: a gradient with a NaN in it, before it is reduced.
+fn spoil(params: &Params, unit: Unit) {
+    if let Some(flat) = params.units.iter().find(|f| f.layout.unit == unit) {
+        let _ = flat.grad.narrow(0, 0, 1).fill_(f64::NAN);
+    }
 }

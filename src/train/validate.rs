@@ -4,13 +4,16 @@ use super::batch;
 use super::state::State;
 use crate::data::Mixture;
 use crate::error::Result;
+use crate::liveness::Progress;
 use crate::model::Llama;
 use crate::plan::Plan;
 use crate::topology::Axis;
 use crate::wire::{Op, World};
 
 /// Mean cross-entropy in nats per token over the first `validation.sequences` samples (or all there are).
-pub fn validate(plan: &Plan, world: &World, model: &Llama, corpus: &Mixture, state: &State) -> Result<f64> {
+pub fn validate(
+    plan: &Plan, world: &World, model: &Llama, corpus: &Mixture, state: &State, progress: &Progress,
+) -> Result<f64> {
     let (rank, ranks) = (plan.topology.coord(Axis::Data) as u64, plan.topology.size(Axis::Data) as u64);
     let count = (plan.config.validation.sequences as u64).min(corpus.epoch_len());
     let own: Vec<u64> = (rank..count).step_by(ranks as usize).collect();
@@ -19,6 +22,7 @@ pub fn validate(plan: &Plan, world: &World, model: &Llama, corpus: &Mixture, sta
         let batch = batch::collect(indices.iter().map(|&i| corpus.sequential(i)), plan.device)?;
         let sums = model.loss(&state.params, &batch.tokens, &batch.targets)?;
         loss += sums.loss;
+        progress.tick();
         tokens += sums.tokens as f64;
     }
     let all = world.all_reduce_f64(&[loss, tokens], Op::Sum)?;

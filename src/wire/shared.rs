@@ -247,15 +247,16 @@ impl Shared {
         let all: Vec<Notice> = notice.into_iter().map(|n| n.read()).collect();
         match all.iter().position(|n| n.call != call) {
             None => Ok(all),
-            Some(r) => Err(Error::new(
-                Exit::Internal,
-                format!(
+            Some(r) => {
+                let fact = format!(
                     "ranks of one axis started different collectives: rank {} {}, rank {r} {}",
                     self.rank,
                     call.words(),
                     all[r].call.words()
-                ),
-            )),
+                );
+                let calls: Vec<Call> = all.iter().map(|n| n.call).collect();
+                Err(Error { rank: odd_one(&calls), ..Error::new(Exit::Internal, fact) })
+            }
         }
     }
 
@@ -301,6 +302,16 @@ impl Shared {
 
 /// How often the stop flag is looked at.
 const LOOK: Duration = Duration::from_millis(2);
+
+/// The only rank that started something else than all others, who are at least two.
+fn odd_one(calls: &[Call]) -> Option<usize> {
+    let alone = |r: &usize| calls.iter().filter(|c| **c == calls[*r]).count() == 1;
+    let mut odd = (0..calls.len()).filter(alone);
+    match (odd.next(), odd.next()) {
+        (Some(r), None) if calls.len() > 2 => Some(r),
+        _ => None,
+    }
+}
 
 /// Wakes every rank that sleeps on `word` (futex(2), not private: the sleepers are other processes).
 pub(super) fn wake(word: &AtomicU32) {

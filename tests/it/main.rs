@@ -10,6 +10,7 @@ mod data_parallel;
 mod errors;
 mod generate;
 mod layout;
+mod liveness;
 mod metrics;
 mod model;
 mod parity;
