@@ -158,3 +158,12 @@ impl Ranks {
         self.seen.said.extend(String::from_utf8_lossy(&whole).lines().filter_map(messages::parse));
     }
 }
+
+/// A supervisor that leaves by an error takes its srun along; the ranks end with it.
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        if process::ended(&mut self.child).is_none() {
+            process::end(&mut self.child);
+        }
+    }
+}

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 const ROLL_CALL: Duration = Duration::from_secs(3);
 const ROLL_CALL_NODE: Duration = Duration::from_millis(10);
 /// How often a controller that does not answer is asked again, and for how long.
-const CONTROLLER_AWAY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
+const CONTROLLER_AWAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 /// How often the run directory is asked whether another supervisor has taken over.
 const FENCE: Duration = Duration::from_secs(1);
 
@@ -87,6 +87,7 @@ impl Supervisor {
             run_dir,
             asked,
         };
+        attempt::adopt(s.number);
         s.refuse_a_second_job()?;
         Ok(s)
     }
@@ -113,14 +114,12 @@ impl Supervisor {
             }
             let placement = match self.find_nodes()? {
                 Found::Nodes(placement) => placement,
-                Found::TooFew { alive } => match self.shrink(&alive) {
-                    true => continue_with(&mut decision),
-                    false => return self.too_few(&alive),
-                },
+                Found::TooFew { alive } if self.shrink(&alive) => {
+                    decision = Decision::Again { wait: Duration::ZERO, skip: None };
+                    continue;
+                }
+                Found::TooFew { alive } => return self.too_few(&alive),
             };
-            if placement.active.is_empty() {
-                continue;
-            }
             let Some(seen) = self.attempt(&placement)? else {
                 return self.overtaken();
             };
@@ -208,6 +207,7 @@ impl Supervisor {
             other => other?,
         }
         self.number = number;
+        attempt::adopt(number);
         Ok(true)
     }
 
@@ -433,10 +433,4 @@ impl Supervisor {
     pub(super) fn say(&mut self, kind: &str, fields: Value) -> Result<()> {
         self.events.event(kind, fields)
     }
-}
-
-/// Another round with what is known now.
-fn continue_with(decision: &mut Decision) -> Placement {
-    *decision = Decision::Again { wait: Duration::ZERO, skip: None };
-    Placement { active: vec![], spares: vec![] }
 }
