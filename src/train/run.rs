@@ -28,11 +28,11 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
     let stop =
         StopFlag::install().map_err(|e| Error::new(Exit::Internal, format!("cannot install signal handlers: {e}")))?;
     let config = &plan.config;
-    let Started { corpus, held_out, model, mut state, mut report, meta } = start::start(plan, world)?;
+    let Started { corpus, held_out, model, pipeline, mut state, mut report, meta } = start::start(plan, world)?;
     if let Some(what) = sync::not_compared(&state.units).filter(|_| config.log.sync_check_every > 0) {
         report.note(what);
     }
-    let stage = Stage { plan, world, model: &model, corpus: &corpus };
+    let stage = Stage { plan, world, model: &model, pipeline: &pipeline, corpus: &corpus };
     let last = config.train.stop_at.unwrap_or(config.train.steps).min(config.train.steps);
     let behind = world.agree(Behind::start(plan, world))?;
     let mut skipped_in_a_row = 0;
@@ -49,7 +49,7 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
         let finished = state.step == config.train.steps;
         if let Some(held_out) = &held_out {
             if due(state.step, config.validation.every) || (finished && config.validation.every > 0) {
-                let loss = validate(plan, world, &model, held_out, &mut state)?;
+                let loss = validate(plan, world, &model, &pipeline, held_out, &mut state)?;
                 state.best_validation = Some(state.best_validation.map_or(loss, |best| best.min(loss)));
                 found.validation_loss = Some(loss);
                 report.event("validation", json!({ "step": state.step, "validation_loss": loss }))?;

@@ -4,11 +4,89 @@
 //! - [`simulate`]: plays the lists: deadlock, order, activation peak, time and bubble
 //! - [`executor`]: runs a list, whoever computes
 //! - [`passes`]: the model's chunks as what computes
+//!
+//! Without a pipeline there is one stage with one chunk, the whole model, and nothing is sent.
 
 pub mod executor;
 pub mod passes;
 pub mod schedules;
 pub mod simulate;
+
+use crate::error::Result;
+use crate::kernels::LossSums;
+use crate::model::{Chunk, Llama, Micro, StepOptions, Units};
+use crate::plan::Plan;
+use crate::topology::Axis;
+use crate::wire::Wire;
+use executor::{Executor, Report};
+use passes::{Between, Evaluation, Stage, Training};
+use std::sync::Arc;
+
+/// One rank's part of the pipeline.
+pub struct Pipeline {
+    wire: Arc<dyn Wire>,
+    /// Chunks of this stage, in forward order.
+    own: Vec<Chunk>,
+    per_stage: usize,
+    training: Executor,
+    between: Between,
+}
+
+impl Pipeline {
+    /// Of `plan`, over the pipeline axis's wire.
+    pub fn new(plan: &Plan, wire: Arc<dyn Wire>) -> Pipeline {
+        let (p, t) = (&plan.config.parallel, &plan.topology);
+        let (stage, stages) = (wire.rank(), wire.size());
+        let own: Vec<_> = plan.chunks.iter().skip(stage).step_by(stages).collect();
+        let (schedule, micros, per_stage) = (p.schedule, plan.accumulation, p.chunks);
+        let list = |stage| schedules::list(schedule, stage, stages, micros, per_stage);
+        Pipeline {
+            own: Chunk::list(&own),
+            per_stage,
+            training: Executor::new(wire.clone(), plan.chunks.len(), list),
+            between: Between {
+                rows: plan.config.data.sequence_length / (t.size(Axis::Context) * t.size(Axis::Tensor)),
+                hidden: plan.model.hidden_size,
+                dtype: plan.dtype,
+                device: plan.device,
+            },
+            wire,
+        }
+    }
+
+    /// Forward and backward passes of a step's micro-batches of `sequences` each, made by `load` when they are needed.
+    /// Gradients go to `units`; the loss is summed on the last stage and zero on the others.
+    pub fn train(
+        &self, model: &Llama, units: &mut dyn Units, step: StepOptions, sequences: usize,
+        load: &mut dyn FnMut(usize) -> Result<Micro>,
+    ) -> Result<(LossSums, Report)> {
+        let sequences = |_| sequences;
+        let mut training = Training::new(self.stage(model, units, load, &sequences), step);
+        let report = self.training.run(&mut training)?;
+        Ok((training.sums, report))
+    }
+
+    /// Forward passes of `micros` micro-batches of which number i has `sequences(i)`: the loss, on the last stage.
+    pub fn evaluate(
+        &self, model: &Llama, units: &mut dyn Units, micros: usize, sequences: &dyn Fn(usize) -> usize,
+        load: &mut dyn FnMut(usize) -> Result<Micro>,
+    ) -> Result<LossSums> {
+        let stages = self.wire.size();
+        let list = |stage| schedules::forward_only(stage, stages, micros, self.per_stage);
+        let executor = Executor::new(self.wire.clone(), stages * self.per_stage, list);
+        let mut evaluation =
+            Evaluation { stage: self.stage(model, units, load, sequences), sums: LossSums::default() };
+        executor.run(&mut evaluation)?;
+        Ok(evaluation.sums)
+    }
+
+    fn stage<'a>(
+        &'a self, model: &'a Llama, units: &'a mut dyn Units, load: &'a mut dyn FnMut(usize) -> Result<Micro>,
+        sequences: &'a dyn Fn(usize) -> usize,
+    ) -> Stage<'a> {
+        Stage { model, chunks: &self.own, stages: self.wire.size(), units, load, between: self.between, sequences }
+    }
+}
 
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,7 @@ use tch::{Device, Kind, Tensor};
 /// What lies between two chunks: the shape and place of a tensor of activations.
 #[derive(Clone, Copy, Debug)]
 pub struct Between {
+    /// Of one sequence.
     pub rows: usize,
     pub hidden: usize,
     pub dtype: Kind,
@@ -19,8 +20,8 @@ pub struct Between {
 }
 
 impl Between {
-    fn buffer(&self) -> Tensor {
-        Tensor::empty([self.rows as i64, self.hidden as i64], (self.dtype, self.device))
+    fn buffer(&self, sequences: usize) -> Tensor {
+        Tensor::empty([(sequences * self.rows) as i64, self.hidden as i64], (self.dtype, self.device))
     }
 }
 
@@ -34,6 +35,8 @@ pub struct Stage<'a> {
     /// Makes a micro-batch; called once for each.
     pub load: &'a mut dyn FnMut(usize) -> Result<Micro>,
     pub between: Between,
+    /// Sequences of a micro-batch.
+    pub sequences: &'a dyn Fn(usize) -> usize,
 }
 
 impl Stage<'_> {
@@ -103,8 +106,8 @@ impl Compute for Training<'_> {
         Ok(output)
     }
 
-    fn buffer(&self, _: Parcel) -> Tensor {
-        self.stage.between.buffer()
+    fn buffer(&self, parcel: Parcel) -> Tensor {
+        self.stage.between.buffer((self.stage.sequences)(parcel.micro))
     }
 }
 
@@ -125,8 +128,8 @@ impl Compute for Evaluation<'_> {
         Ok(y)
     }
 
-    fn buffer(&self, _: Parcel) -> Tensor {
-        self.stage.between.buffer()
+    fn buffer(&self, parcel: Parcel) -> Tensor {
+        self.stage.between.buffer((self.stage.sequences)(parcel.micro))
     }
 }
 
