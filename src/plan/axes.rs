@@ -165,12 +165,15 @@ fn schedule(p: &ParallelSection, out: &mut Vec<Problem>) {
     let keys = ["parallel.schedule", "parallel.chunks", "parallel.pipeline"];
     let problem = match (p.pipeline, p.chunks, interleaved) {
         (1, 1, _) | (_, 1, false) => return,
-        (1, chunks, _) => Problem::new(keys, format!("{chunks} chunks a stage, but pipeline 1 has nothing to interleave"))
-            .hint("parallel.chunks 1, or parallel.pipeline 2 or more"),
-        (stages, 1, _) => {
-            Problem::new(keys, format!("the interleaved schedule needs several chunks on each of the {stages} stages, but has 1"))
-                .hint("parallel.chunks 2, or parallel.schedule 1f1b")
+        (1, chunks, _) => {
+            Problem::new(keys, format!("{chunks} chunks a stage, but pipeline 1 has nothing to interleave"))
+                .hint("parallel.chunks 1, or parallel.pipeline 2 or more")
         }
+        (stages, 1, _) => Problem::new(
+            keys,
+            format!("the interleaved schedule needs several chunks on each of the {stages} stages, but has 1"),
+        )
+        .hint("parallel.chunks 2, or parallel.schedule 1f1b"),
         (_, chunks, true) if chunks > 1 => return,
         (_, chunks, _) => {
             Problem::new(keys, format!("{chunks} chunks a stage, but only the interleaved schedule has more than 1"))

@@ -4,10 +4,12 @@ use super::behind;
 use super::report::{self, Report};
 use super::state::State;
 use super::validate::validate;
+use crate::attempt;
 use crate::checkpoint::{self, store, weights, Checkpoint, Event, Meta, SpecialTokens};
 use crate::config::StoreSection;
 use crate::data::{Mixture, Tokenizer};
 use crate::error::{Error, Exit, Result};
+use crate::liveness::{Phase, Progress};
 use crate::model::Llama;
 use crate::parallel::{Pipeline, Wires};
 use crate::plan::{self, Plan};
@@ -31,7 +33,7 @@ pub struct Started {
 
 /// Opens the data, builds the model, and takes the state from the newest valid checkpoint of the run directory, else from
 /// the given weights, else from the seed. Collective over all ranks.
-pub fn start(plan: &Plan, world: &World) -> Result<Started> {
+pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started> {
     let config = &plan.config;
     let job = world.agree(Job::current())?;
     world.agree(reachable(plan, world))?;
@@ -54,7 +56,7 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
     model.recompute = (config.train.recompute, config.train.recompute_blocks);
     let pipeline = Pipeline::new(plan, wires.pipeline);
     let mut state = State::new(plan, wires.groups)?;
-    let meta = meta(plan, &tokenizer, job.as_ref())?;
+    let meta = meta(plan, &tokenizer)?;
     let mut events = Vec::new();
     let mut newest = || {
         checkpoint::newest_valid(&config.run_dir.join("checkpoints"), world, &mut |event| {
@@ -65,6 +67,7 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
             events.push(event.clone());
         })
     };
+    progress.at(Phase::Restore);
     let mut found = newest()?;
     let mut from_store = Vec::new();
     if let Some(store) = &config.checkpoint.store {
@@ -78,6 +81,8 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
         world.agree(resume(plan, &meta, found, &mut state))?;
         state.publish()?;
     }
+    progress.at(Phase::Start);
+    progress.begin(state.step);
     let mut report = world.agree(Report::open(plan, world, state.step))?;
     if let Some(job) = &job {
         let nodes = compress(&job.nodes);
@@ -102,7 +107,7 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
         state.publish()?;
         report.event("start", json!({ "world": world.size(), "weights": config.model.weights }))?;
         if let Some(held_out) = held_out.as_ref().filter(|_| config.validation.every > 0) {
-            let loss = validate(plan, world, &model, &pipeline, held_out, &mut state)?;
+            let loss = validate(plan, world, &model, &pipeline, held_out, &mut state, progress)?;
             report.event("validation", json!({ "step": 0, "validation_loss": loss }))?;
             report.note(&format!("validation loss before the first step: {loss:.4}"));
         }
@@ -178,9 +183,9 @@ fn begin(plan: &Plan, state: &mut State) -> Result<()> {
 }
 
 /// What this run's checkpoints say about it.
-fn meta(plan: &Plan, tokenizer: &Tokenizer, job: Option<&Job>) -> Result<Meta> {
+fn meta(plan: &Plan, tokenizer: &Tokenizer) -> Result<Meta> {
     Ok(Meta {
-        attempt: job.map_or(0, |j| j.restarts as u64),
+        attempt: attempt::current(),
         seed: plan.config.seed,
         tokenizer: plan.config.data.tokenizer.clone(),
         tokenizer_fingerprint: tokenizer.fingerprint(),

@@ -5,9 +5,12 @@ use super::state::State;
 use crate::data::Mixture;
 use crate::error::Result;
 use crate::kernels::{clock, LossSums};
+use crate::liveness::inject::Inject;
+use crate::liveness::{Phase, Progress};
 use crate::model::{Accumulate, Documents, Llama, StepOptions};
 use crate::optim::{clip_factor, learning_rate};
-use crate::parallel::{CommTiming, Pipeline};
+use crate::parallel::pipeline::{Pipeline, Work};
+use crate::parallel::CommTiming;
 use crate::plan::Plan;
 use crate::topology::Axis;
 use crate::wire::{Op, World};
@@ -20,6 +23,8 @@ pub struct Stage<'a> {
     pub model: &'a Llama,
     pub pipeline: &'a Pipeline,
     pub corpus: &'a Mixture,
+    pub progress: &'a Progress,
+    pub inject: &'a Inject,
 }
 
 /// What a step found, the same on every rank.
@@ -46,7 +51,7 @@ pub struct Outcome {
 
 /// Runs one step on `state`. `stop` is this rank's wish to stop; the outcome's is everybody's.
 pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
-    let Stage { plan, world, model, pipeline, corpus } = stage;
+    let Stage { plan, world, model, pipeline, corpus, progress, inject } = stage;
     let config = &plan.config;
     let products = clock::matmul();
     let lr = learning_rate(&config.optim, state.step, config.train.steps);
@@ -57,13 +62,19 @@ pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
     let now = state.step;
     state.units.begin(plan.accumulation);
     let mut load = |micro| {
+        progress.at(Phase::Data);
         let batch = batch::train(plan, corpus, now, micro)?;
+        inject.begin_work(progress);
         Ok(model.micro(&batch.tokens, &batch.targets, &Documents::whole()))
     };
-    let (sums, passes) = pipeline.train(model, &mut state.units, options, plan.micro_batch, &mut load)?;
+    let sequences = |_| plan.micro_batch;
+    let work = Work { model, units: &mut state.units, load: &mut load, sequences: &sequences, progress };
+    let (sums, passes) = pipeline.train(work, options, inject)?;
+    progress.at(Phase::Reduce);
     state.units.finish()?;
 
     // ─── agreement: loss, tokens that count, gradient norm, wish to stop, summed over all ranks ───
+    progress.at(Phase::Agree);
     // Tensor ranks know the same loss, stages before the last know none.
     let sums = if plan.topology.coord(Axis::Tensor) == 0 { sums } else { LossSums::default() };
     let squares = state.optimizer.grad_sum_squares();
@@ -77,8 +88,10 @@ pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
 
     // ─── update: each rank what it owns, then everybody gets the new parameters ───
     if !skipped {
+        progress.at(Phase::Optimizer);
         state.updates += 1;
         state.optimizer.step(lr, state.updates, clip_factor(grad_norm, config.train.clip_norm) * scale);
+        progress.at(Phase::Gather);
         state.units.publish()?;
     }
 

@@ -5,8 +5,9 @@ use super::state::State;
 use crate::data::Mixture;
 use crate::error::Result;
 use crate::kernels::LossSums;
+use crate::liveness::Progress;
 use crate::model::{Documents, Llama};
-use crate::parallel::Pipeline;
+use crate::parallel::pipeline::{Pipeline, Work};
 use crate::plan::Plan;
 use crate::topology::Axis;
 use crate::wire::{Op, World};
@@ -14,6 +15,7 @@ use crate::wire::{Op, World};
 /// Mean cross-entropy in nats per token over the first `validation.sequences` samples (or all there are).
 pub fn validate(
     plan: &Plan, world: &World, model: &Llama, pipeline: &Pipeline, corpus: &Mixture, state: &mut State,
+    progress: &Progress,
 ) -> Result<f64> {
     let (rank, ranks) = (plan.topology.coord(Axis::Data) as u64, plan.topology.size(Axis::Data) as u64);
     let count = (plan.config.validation.sequences as u64).min(corpus.epoch_len());
@@ -31,7 +33,8 @@ pub fn validate(
         Ok(model.micro(&batch.tokens, &batch.targets, &Documents::whole()))
     };
     let sequences = |pass| samples(pass).len().max(1);
-    let sums = pipeline.evaluate(model, &mut state.units, passes, &sequences, &mut load)?;
+    let work = Work { model, units: &mut state.units, load: &mut load, sequences: &sequences, progress };
+    let sums = pipeline.evaluate(work, passes)?;
     // Tensor ranks know the same loss, stages before the last know none.
     let sums = if plan.topology.coord(Axis::Tensor) == 0 { sums } else { LossSums::default() };
     let all = world.all_reduce_f64(&[sums.loss, sums.tokens as f64], Op::Sum)?;

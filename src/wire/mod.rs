@@ -20,7 +20,7 @@ mod work;
 mod world;
 
 pub use self::mpi::MpiWire;
-pub use meters::{Meters, Reading, CONTROL, WIRES};
+pub use meters::{Meters, Reading, Table, WIRES};
 pub use post::Post;
 pub use shared::shared_bytes;
 pub use work::{Timing, Work};

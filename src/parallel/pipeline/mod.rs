@@ -14,11 +14,13 @@ pub mod simulate;
 
 use crate::error::Result;
 use crate::kernels::LossSums;
-use crate::model::{Chunk, Llama, Micro, StepOptions, Units};
+use crate::liveness::inject::Inject;
+use crate::model::{Chunk, StepOptions};
 use crate::plan::Plan;
 use crate::topology::Axis;
 use crate::wire::Wire;
 use executor::{Executor, Report};
+pub use passes::Work;
 use passes::{Between, Evaluation, Stage, Training};
 use std::sync::Arc;
 
@@ -54,37 +56,26 @@ impl Pipeline {
         }
     }
 
-    /// Forward and backward passes of a step's micro-batches of `sequences` each, made by `load` when they are needed.
-    /// Gradients go to `units`; the loss is summed on the last stage and zero on the others.
-    pub fn train(
-        &self, model: &Llama, units: &mut dyn Units, step: StepOptions, sequences: usize,
-        load: &mut dyn FnMut(usize) -> Result<Micro>,
-    ) -> Result<(LossSums, Report)> {
-        let sequences = |_| sequences;
-        let mut training = Training::new(self.stage(model, units, load, &sequences), step);
+    /// Forward and backward passes of a step's micro-batches. Gradients go to the units; the loss is summed on the last stage
+    /// and zero on the others.
+    pub fn train<'a>(&'a self, work: Work<'a>, step: StepOptions, inject: &'a Inject) -> Result<(LossSums, Report)> {
+        let mut training = Training::new(self.stage(work), step, inject);
         let report = self.training.run(&mut training)?;
         Ok((training.sums, report))
     }
 
-    /// Forward passes of `micros` micro-batches of which number i has `sequences(i)`: the loss, on the last stage.
-    pub fn evaluate(
-        &self, model: &Llama, units: &mut dyn Units, micros: usize, sequences: &dyn Fn(usize) -> usize,
-        load: &mut dyn FnMut(usize) -> Result<Micro>,
-    ) -> Result<LossSums> {
+    /// Forward passes of `micros` micro-batches: the loss, on the last stage.
+    pub fn evaluate<'a>(&'a self, work: Work<'a>, micros: usize) -> Result<LossSums> {
         let stages = self.wire.size();
         let list = |stage| schedules::forward_only(stage, stages, micros, self.per_stage);
         let executor = Executor::new(self.wire.clone(), stages * self.per_stage, list);
-        let mut evaluation =
-            Evaluation { stage: self.stage(model, units, load, sequences), sums: LossSums::default() };
+        let mut evaluation = Evaluation { stage: self.stage(work), sums: LossSums::default() };
         executor.run(&mut evaluation)?;
         Ok(evaluation.sums)
     }
 
-    fn stage<'a>(
-        &'a self, model: &'a Llama, units: &'a mut dyn Units, load: &'a mut dyn FnMut(usize) -> Result<Micro>,
-        sequences: &'a dyn Fn(usize) -> usize,
-    ) -> Stage<'a> {
-        Stage { model, chunks: &self.own, stages: self.wire.size(), units, load, between: self.between, sequences }
+    fn stage<'a>(&'a self, work: Work<'a>) -> Stage<'a> {
+        Stage { work, chunks: &self.own, stages: self.wire.size(), between: self.between }
     }
 }
 
