@@ -16,7 +16,7 @@ pub fn validate(plan: &Plan, world: &World, model: &Llama, corpus: &Mixture, sta
     let own: Vec<u64> = (rank..count).step_by(ranks as usize).collect();
     let (mut loss, mut tokens) = (0.0, 0.0);
     for indices in own.chunks(plan.micro_batch) {
-        let batch = batch::collect(indices.iter().map(|&i| corpus.sequential(i)), plan.device)?;
+        let batch = batch::collect(plan, indices.iter().map(|&i| corpus.sequential(i)))?;
         let sums = model.loss(&state.params, &batch.tokens, &batch.targets)?;
         loss += sums.loss;
         tokens += sums.tokens as f64;
