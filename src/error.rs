@@ -80,7 +80,11 @@ impl Exit {
             "a newer attempt of the run has started, or this process was given up",
             "ignore: the run goes on",
         ),
-        (Exit::GaveUp, "the supervisor gave up: no progress, or all starts are spent", "stop; `herd status RUN` says why"),
+        (
+            Exit::GaveUp,
+            "the supervisor gave up: no progress, or all starts are spent",
+            "stop; `herd status RUN` says why",
+        ),
         (Exit::Requeue, "stopped by a signal after saving", "requeue to continue"),
     ];
 
@@ -99,13 +103,17 @@ pub struct Error {
     pub problems: Vec<String>,
     /// Every rank has this same error, so one of them speaks for all.
     pub agreed: bool,
+    /// The one rank that the failure belongs to, where that is known to be another than the one that reports it, and its
+    /// host.
+    pub rank: Option<usize>,
+    pub host: Option<String>,
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     pub fn new(exit: Exit, fact: impl Into<String>) -> Self {
-        Error { exit, fact: fact.into(), hint: None, problems: Vec::new(), agreed: false }
+        Error { exit, fact: fact.into(), hint: None, problems: Vec::new(), agreed: false, rank: None, host: None }
     }
 
     /// Adds what the reader can do about it.

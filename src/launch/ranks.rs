@@ -37,7 +37,9 @@ pub struct Ranks {
 
 impl Ranks {
     /// Starts `program` as the ranks of attempt `number`.
-    pub fn start(number: u64, line: &StepLine, program: &[String], extra: &[String], run_dir: &Path, start_limit: Duration) -> Result<Ranks> {
+    pub fn start(
+        number: u64, line: &StepLine, program: &[String], extra: &[String], run_dir: &Path, start_limit: Duration,
+    ) -> Result<Ranks> {
         if !line.in_order() {
             crate::durable::write_atomic(line.hosts_file, line.hosts().as_bytes())?;
         }
@@ -156,5 +158,14 @@ impl Ranks {
         let rest = self.text.split_off(end + 1);
         let whole = std::mem::replace(&mut self.text, rest);
         self.seen.said.extend(String::from_utf8_lossy(&whole).lines().filter_map(messages::parse));
+    }
+}
+
+/// A supervisor that leaves by an error takes its srun along; the ranks end with it.
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        if process::ended(&mut self.child).is_none() {
+            process::end(&mut self.child);
+        }
     }
 }

@@ -14,11 +14,10 @@ const TREE_WIDTH: usize = 48;
 /// How many nodes are asked one by one.
 const ONE_BY_ONE: usize = 64;
 
-/// The nodes that do not answer within `limit`, in the order given.
+/// The nodes that do not answer within `limit`, in the order given. What srun had to say is logged where nobody answers.
 pub fn absent(job: &Job, nodes: &[String], hosts_file: &Path, limit: Duration) -> Vec<String> {
-    let missing = |here: &BTreeSet<String>| -> Vec<String> {
-        nodes.iter().filter(|n| !here.contains(*n)).cloned().collect()
-    };
+    let missing =
+        |here: &BTreeSet<String>| -> Vec<String> { nodes.iter().filter(|n| !here.contains(*n)).cloned().collect() };
     let mut here = answers(job, &[nodes.to_vec()], hosts_file, limit);
     let late = missing(&here);
     if !late.is_empty() && nodes.len() > TREE_WIDTH && late.len() <= ONE_BY_ONE {
@@ -31,11 +30,16 @@ pub fn absent(job: &Job, nodes: &[String], hosts_file: &Path, limit: Duration) -
 /// Starts one step for each group and gathers what they print.
 fn answers(job: &Job, groups: &[Vec<String>], hosts_file: &Path, limit: Duration) -> BTreeSet<String> {
     let mut here = BTreeSet::new();
-    let mut steps: Vec<(Child, Vec<u8>)> = groups.iter().filter_map(|g| Some((ask(job, g, hosts_file)?, vec![]))).collect();
+    let mut said = Vec::new();
+    let mut steps: Vec<(Child, Vec<u8>)> =
+        groups.iter().filter_map(|g| Some((ask(job, g, hosts_file)?, vec![]))).collect();
     let (end, wanted) = (Instant::now() + limit, groups.iter().map(Vec::len).sum());
     while here.len() < wanted && Instant::now() < end {
         let mut open = false;
         for (child, text) in &mut steps {
+            if let Some(err) = child.stderr.as_mut() {
+                drain(err, &mut said);
+            }
             let Some(out) = child.stdout.as_mut() else { continue };
             match drain(out, text) {
                 true => open = true,
@@ -47,6 +51,9 @@ fn answers(job: &Job, groups: &[Vec<String>], hosts_file: &Path, limit: Duration
             break;
         }
         std::thread::sleep(Duration::from_millis(5));
+    }
+    if here.is_empty() && !said.is_empty() {
+        tracing::warn!("roll call: {}", String::from_utf8_lossy(&said).trim());
     }
     // a step that answered ends by itself; one on a dead node is left to Slurm
     for (mut child, _) in steps {
@@ -66,10 +73,11 @@ fn ask(job: &Job, nodes: &[String], hosts_file: &Path) -> Option<Child> {
         .args(["--quiet", "printenv", "SLURMD_NODENAME"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .ok()?;
     set_nonblocking(child.stdout.as_ref()?.as_raw_fd());
+    set_nonblocking(child.stderr.as_ref()?.as_raw_fd());
     Some(child)
 }
 

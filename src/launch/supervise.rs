@@ -14,8 +14,8 @@ use super::{rollcall, watch, Launch};
 use crate::attempt;
 use crate::config::AlertKind;
 use crate::error::{Error, Exit, Result};
-use crate::slurm::{compress, control, Job, StepLine};
 use crate::events::Events;
+use crate::slurm::{compress, control, Job, StepLine};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{json, Value};
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 const ROLL_CALL: Duration = Duration::from_secs(3);
 const ROLL_CALL_NODE: Duration = Duration::from_millis(10);
 /// How often a controller that does not answer is asked again, and for how long.
-const CONTROLLER_AWAY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
+const CONTROLLER_AWAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 /// How often the run directory is asked whether another supervisor has taken over.
 const FENCE: Duration = Duration::from_secs(1);
 
@@ -87,6 +87,7 @@ impl Supervisor {
             run_dir,
             asked,
         };
+        attempt::adopt(s.number);
         s.refuse_a_second_job()?;
         Ok(s)
     }
@@ -113,14 +114,12 @@ impl Supervisor {
             }
             let placement = match self.find_nodes()? {
                 Found::Nodes(placement) => placement,
-                Found::TooFew { alive } => match self.shrink(&alive) {
-                    true => continue_with(&mut decision),
-                    false => return self.too_few(&alive),
-                },
+                Found::TooFew { alive } if self.shrink(&alive) => {
+                    decision = Decision::Again { wait: Duration::ZERO, skip: None };
+                    continue;
+                }
+                Found::TooFew { alive } => return self.too_few(&alive),
             };
-            if placement.active.is_empty() {
-                continue;
-            }
             let Some(seen) = self.attempt(&placement)? else {
                 return self.overtaken();
             };
@@ -148,7 +147,8 @@ impl Supervisor {
         };
         let limit = Duration::from_secs_f64(self.launch.config.launch.start_timeout_s);
         let program = self.launch.rank_command(self.shrunk_to, &self.history.skip_steps);
-        let mut ranks = Ranks::start(self.number, &line, &program, &self.launch.config.launch.srun, &self.run_dir, limit)?;
+        let mut ranks =
+            Ranks::start(self.number, &line, &program, &self.launch.config.launch.srun, &self.run_dir, limit)?;
         self.begin_record(placement)?;
 
         let mut asked_them = false;
@@ -208,6 +208,7 @@ impl Supervisor {
             other => other?,
         }
         self.number = number;
+        attempt::adopt(number);
         Ok(true)
     }
 
@@ -276,8 +277,10 @@ impl Supervisor {
                 Failure { time: Timestamp::now(), job: self.job.id, attempt: self.number, reason: reason.to_string() };
             if self.book.ledger.record(node, failure, pause, limit) {
                 let failures = &self.book.ledger.nodes[node].failures;
-                let past: Vec<String> =
-                    failures.iter().map(|f| format!("{} at {} (job {})", f.reason, f.time.strftime("%F %T"), f.job)).collect();
+                let past: Vec<String> = failures
+                    .iter()
+                    .map(|f| format!("{} at {} (job {})", f.reason, f.time.strftime("%F %T"), f.job))
+                    .collect();
                 let text = format!("node {node} has failed {} times and is given up: {}", past.len(), past.join("; "));
                 tracing::error!("{text}");
                 let value = json!({ "node": node, "failures": failures });
@@ -397,7 +400,8 @@ impl Supervisor {
         let (seconds, lost) = (fault.noticed.elapsed().as_secs_f64(), fault.step.saturating_sub(from));
         self.fault = None;
         tracing::info!("training again after {seconds:.1} s, from step {from}: {lost} steps are done again");
-        let value = json!({ "attempt": self.number, "step": step, "resumed_at": from, "steps_lost": lost, "seconds": seconds });
+        let value =
+            json!({ "attempt": self.number, "step": step, "resumed_at": from, "steps_lost": lost, "seconds": seconds });
         self.say("recovered", value)
     }
 
@@ -433,10 +437,4 @@ impl Supervisor {
     pub(super) fn say(&mut self, kind: &str, fields: Value) -> Result<()> {
         self.events.event(kind, fields)
     }
-}
-
-/// Another round with what is known now.
-fn continue_with(decision: &mut Decision) -> Placement {
-    *decision = Decision::Again { wait: Duration::ZERO, skip: None };
-    Placement { active: vec![], spares: vec![] }
 }

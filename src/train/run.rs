@@ -8,6 +8,8 @@ use super::validate::validate;
 use crate::checkpoint::keeper::Happened;
 use crate::error::{Error, Exit, Result};
 use crate::kernels::memory;
+use crate::liveness::inject::Inject;
+use crate::liveness::{self, Liveness, Phase};
 use crate::parallel::sync;
 use crate::plan::Plan;
 use crate::wire::World;
@@ -22,16 +24,33 @@ pub enum End {
     Stopped,
 }
 
-/// Trains until the last step, `train.stop_at`, a signal, or an error. Collective over all ranks.
+/// Trains until the last step, `train.stop_at`, a signal, or an error. Collective over all ranks. While a verdict of the
+/// watch over the ranks is carried out it does not return.
 pub fn run(plan: &Plan, world: &World) -> Result<End> {
     let stop =
         StopFlag::install().map_err(|e| Error::new(Exit::Internal, format!("cannot install signal handlers: {e}")))?;
     let config = &plan.config;
-    let Started { corpus, held_out, model, mut state, mut report, meta, mut keeper } = start::start(plan, world)?;
+    let liveness = Liveness::start(&config.liveness, &config.run_dir, plan.topology.sizes, world)?;
+    match train(plan, world, &liveness, &stop) {
+        Ok(end) => liveness.finish(world).map(|()| end),
+        Err(e) => {
+            liveness.leave_if_condemned();
+            liveness::confess_error(&e);
+            Err(e)
+        }
+    }
+}
+
+fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Result<End> {
+    let progress = liveness.progress();
+    let config = &plan.config;
+    let Started { corpus, held_out, model, pipeline, mut state, mut report, meta, mut keeper } =
+        start::start(plan, world, progress)?;
     if let Some(what) = sync::not_compared(&state.units).filter(|_| config.log.sync_check_every > 0) {
         report.note(what);
     }
-    let stage = Stage { plan, world, model: &model, corpus: &corpus };
+    let inject = Inject::new(&config.run_dir, world.rank(), world.meters());
+    let stage = Stage { plan, world, model: &model, pipeline: &pipeline, corpus: &corpus, progress, inject: &inject };
     let last = config.train.stop_at.unwrap_or(config.train.steps).min(config.train.steps);
     let behind = world.agree(Behind::start(plan, world))?;
     let mut skipped_in_a_row = 0;
@@ -40,22 +59,28 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
     }
 
     while state.step < last {
+        progress.at(Phase::Boundary);
+        inject.boundary(state.step)?;
         let began = Instant::now();
         memory::reset_peak();
         let mut found = step::step(&stage, &mut state, stop.raised())?;
         let took = began.elapsed();
+        progress.step_done(state.step, took);
 
         let finished = state.step == config.train.steps;
         state.validation = None;
         if let Some(held_out) = &held_out {
             if due(state.step, config.validation.every) || (finished && config.validation.every > 0) {
-                let loss = validate(plan, world, &model, held_out, &mut state)?;
+                progress.at(Phase::Validate);
+                let loss = validate(plan, world, &model, &pipeline, held_out, &mut state, progress)?;
                 state.best_validation = Some(state.best_validation.map_or(loss, |best| best.min(loss)));
                 state.validation = Some(loss);
                 found.validation_loss = Some(loss);
                 report.event("validation", json!({ "step": state.step, "validation_loss": loss }))?;
             }
         }
+        progress.at(Phase::Report);
+        inject.storage();
         report.step(plan, &state, &found, took)?;
 
         skipped_in_a_row = if found.skipped { skipped_in_a_row + 1 } else { 0 };
@@ -69,6 +94,7 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
         }
 
         let ending = state.step == last || found.stop;
+        progress.at(Phase::Save);
         let meta = state.describe(plan, &meta);
         let happened = keeper.after_step(&meta, ending, &mut |take| state.give(take), &mut |rules| {
             state.save(plan, world, &meta, rules)
@@ -86,6 +112,7 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
         }
     }
     state.units.settle()?;
+    progress.at(Phase::End);
     let end = if state.step == config.train.steps { End::Finished } else { End::Stopped };
     behind.finish(matches!(end, End::Finished), &mut report)?;
     report.event(if matches!(end, End::Finished) { "finished" } else { "stopped" }, json!({ "step": state.step }))?;

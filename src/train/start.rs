@@ -13,8 +13,9 @@ use crate::checkpoint::{store, weights, Event, Meta, Source, SpecialTokens};
 use crate::config::StoreSection;
 use crate::data::{Mixture, Tokenizer};
 use crate::error::{Error, Exit, Result};
-use crate::model::{Axes, Llama};
-use crate::parallel::Groups;
+use crate::liveness::{Phase, Progress};
+use crate::model::Llama;
+use crate::parallel::{Pipeline, Wires};
 use crate::plan::{self, Plan};
 use crate::slurm::{compress, Job};
 use crate::topology::Topology;
@@ -28,6 +29,7 @@ pub struct Started {
     pub corpus: Mixture,
     pub held_out: Option<Mixture>,
     pub model: Llama,
+    pub pipeline: Pipeline,
     pub state: State,
     pub report: Report,
     /// What a checkpoint says about the run, counters left at zero.
@@ -37,7 +39,7 @@ pub struct Started {
 
 /// Opens the data, builds the model, and takes the state from the newest valid checkpoint of the run directory, else from
 /// the given weights, else from the seed. Collective over all ranks.
-pub fn start(plan: &Plan, world: &World) -> Result<Started> {
+pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started> {
     let config = &plan.config;
     let job = world.agree(Job::current())?;
     world.agree(reachable(plan, world))?;
@@ -55,13 +57,16 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
     };
     tracing::info!("training on {}", corpus.describe());
 
-    let mut model = Llama::new(&plan.model, config.data.sequence_length, plan.device, &Axes::solo());
+    let wires = Wires::new(plan, world)?;
+    let mut model = Llama::new(&plan.model, config.data.sequence_length, plan.device, &wires.axes);
     model.recompute = (config.train.recompute, config.train.recompute_blocks);
-    let mut state = State::new(plan, Groups::new(plan, world, &model.axes)?)?;
+    let pipeline = Pipeline::new(plan, wires.pipeline);
+    let mut state = State::new(plan, wires.groups)?;
     let run = identity(plan, world)?;
     let session = world.broadcast_bytes(world.agree(random())?.to_le_bytes().to_vec(), 0)?;
     let session = u64::from_le_bytes(session.try_into().unwrap_or_default()) >> 11;
     let meta = Meta { session, ..meta(plan, &tokenizer)? };
+    progress.at(Phase::Restore);
     let mut events = Vec::new();
     let mut from_store = Vec::new();
     let mut ask = |than| match &config.checkpoint.store {
@@ -89,6 +94,8 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
     if restored.is_some() {
         state.publish()?;
     }
+    progress.at(Phase::Start);
+    progress.begin(state.step);
     let mut report = world.agree(Report::open(plan, world, state.step))?;
     if let Some(job) = &job {
         let nodes = compress(&job.nodes);
@@ -130,12 +137,12 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
         state.publish()?;
         report.event("start", json!({ "world": world.size(), "weights": config.model.weights }))?;
         if let Some(held_out) = held_out.as_ref().filter(|_| config.validation.every > 0) {
-            let loss = validate(plan, world, &model, held_out, &mut state)?;
+            let loss = validate(plan, world, &model, &pipeline, held_out, &mut state, progress)?;
             report.event("validation", json!({ "step": 0, "validation_loss": loss }))?;
             report.note(&format!("validation loss before the first step: {loss:.4}"));
         }
     }
-    Ok(Started { corpus, held_out, model, state, report, meta, keeper })
+    Ok(Started { corpus, held_out, model, pipeline, state, report, meta, keeper })
 }
 
 /// The run's identity, which rank 0 makes where there is none.

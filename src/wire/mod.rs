@@ -22,7 +22,7 @@ mod work;
 mod world;
 
 pub use self::mpi::MpiWire;
-pub use meters::{Meters, Reading, CONTROL, WIRES};
+pub use meters::{Meters, Reading, Table, WIRES};
 pub use post::Post;
 pub use serve::Request;
 pub use shared::shared_bytes;

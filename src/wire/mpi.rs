@@ -7,6 +7,7 @@ use super::combine::element_size;
 use super::ffi::Comm;
 use super::mail::Mail;
 use super::messages::Messages;
+use super::meters::Meter;
 use super::shared::{Memory, Shared};
 use super::world::Via;
 use super::{Op, Wire, Work};
@@ -66,6 +67,7 @@ pub struct MpiWire {
     memory: Option<Arc<Memory>>,
     /// None on an axis of one rank.
     mail: Option<Mail>,
+    meter: Option<Meter>,
 }
 
 /// How the bytes of this axis move.
@@ -77,12 +79,13 @@ enum Path {
 impl MpiWire {
     /// An axis of one rank: nothing to move.
     pub fn solo() -> MpiWire {
-        MpiWire { rank: 0, size: 1, queue: None, memory: None, mail: None }
+        MpiWire { rank: 0, size: 1, queue: None, memory: None, mail: None, meter: None }
     }
 
     /// Collective over `comm`.
-    pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>, via: Via) -> Result<MpiWire> {
+    pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>, via: Via, meter: Meter) -> Result<MpiWire> {
         let (rank, size) = (comm.rank()?, comm.size()?);
+        let flag = stop.clone();
         let node = comm.split_node()?;
         let one_node = via == Via::Fastest && node.size()? == size;
         let mail = Mail::new(&comm, (via == Via::Fastest).then_some(&node), stop.clone())?;
@@ -98,11 +101,12 @@ impl MpiWire {
             Path::Messages(_) => None,
         };
         let (queue, jobs) = channel();
+        let (watched, stop) = (meter.clone(), flag);
         std::thread::Builder::new()
             .name("herd-wire".into())
-            .spawn(move || serve(path, jobs))
+            .spawn(move || serve(path, jobs, &watched, &stop))
             .map_err(|e| Error::new(Exit::Internal, format!("cannot start a communication thread: {e}")))?;
-        Ok(MpiWire { rank, size, queue: Some(queue), memory, mail: Some(mail) })
+        Ok(MpiWire { rank, size, queue: Some(queue), memory, mail: Some(mail), meter: Some(meter) })
     }
 
     fn start(&self, what: What, input: &Tensor, output: Option<&Tensor>) -> Result<Work> {
@@ -122,13 +126,15 @@ impl MpiWire {
         let job = Job { what, input: input.shallow_clone(), output: output.map(Tensor::shallow_clone), done };
         // A thread that is gone shows when the work is waited for.
         let _ = queue.send(job);
-        Ok(Work::pending(rx))
+        Ok(Work::pending(rx).metered(self.meter.clone(), None))
     }
 
     fn message(&self, tensor: &Tensor, send: bool, peer: usize) -> Result<Work> {
         usable(tensor)?;
         match &self.mail {
-            Some(mail) if peer < self.size && peer != self.rank => mail.start(tensor, send, peer),
+            Some(mail) if peer < self.size && peer != self.rank => {
+                Ok(mail.start(tensor, send, peer)?.metered(self.meter.clone(), Some(peer)))
+            }
             _ => {
                 let way = if send { "to" } else { "from" };
                 let fact =
@@ -237,13 +243,15 @@ fn usable(t: &Tensor) -> Result<()> {
 
 /// The communication thread. After the first error every later collective gets the same one: the ranks no longer agree
 /// on what is under way.
-fn serve(mut path: Path, jobs: Receiver<Job>) {
+fn serve(mut path: Path, jobs: Receiver<Job>, meter: &Meter, stop: &AtomicBool) {
     let mut broken: Option<Error> = None;
     for job in jobs {
         let start = Instant::now();
         let result = match &broken {
             Some(e) => Err(e.clone()),
-            None => run(&mut path, &job),
+            None => meter
+                .tensors(stop, || Ok(()), || run(&mut path, &job))
+                .map_err(|e| Error { rank: e.rank.and_then(|r| meter.world_rank(r)), ..e }),
         };
         if let Err(e) = &result {
             broken.get_or_insert_with(|| e.clone());

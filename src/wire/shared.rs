@@ -106,7 +106,8 @@ pub(super) struct Shared {
 impl Shared {
     /// Collective over `comm`, whose ranks are on one node. `None` when they cannot share memory.
     pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>) -> Result<std::result::Result<Shared, Comm>> {
-        let Some(control) = Segment::create(&comm, std::mem::size_of::<Slot>() + 2 * STAGE, Parts::OnPages, &stop)? else {
+        let Some(control) = Segment::create(&comm, std::mem::size_of::<Slot>() + 2 * STAGE, Parts::OnPages, &stop)?
+        else {
             return Ok(Err(comm));
         };
         let (rank, size) = (comm.rank()?, comm.size()?);
@@ -254,15 +255,16 @@ impl Shared {
         let all: Vec<Notice> = notice.into_iter().map(|n| n.read()).collect();
         match all.iter().position(|n| n.call != call) {
             None => Ok(all),
-            Some(r) => Err(Error::new(
-                Exit::Internal,
-                format!(
+            Some(r) => {
+                let fact = format!(
                     "ranks of one axis started different collectives: rank {} {}, rank {r} {}",
                     self.rank,
                     call.words(),
                     all[r].call.words()
-                ),
-            )),
+                );
+                let calls: Vec<Call> = all.iter().map(|n| n.call).collect();
+                Err(Error { rank: odd_one(&calls), ..Error::new(Exit::Internal, fact) })
+            }
         }
     }
 
@@ -308,6 +310,16 @@ impl Shared {
 
 /// How often the stop flag is looked at.
 const LOOK: Duration = Duration::from_millis(2);
+
+/// The only rank that started something else than all others, who are at least two.
+fn odd_one(calls: &[Call]) -> Option<usize> {
+    let alone = |r: &usize| calls.iter().filter(|c| **c == calls[*r]).count() == 1;
+    let mut odd = (0..calls.len()).filter(alone);
+    match (odd.next(), odd.next()) {
+        (Some(r), None) if calls.len() > 2 => Some(r),
+        _ => None,
+    }
+}
 
 /// Wakes every rank that sleeps on `word` (futex(2), not private: the sleepers are other processes).
 pub(super) fn wake(word: &AtomicU32) {

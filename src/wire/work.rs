@@ -1,5 +1,6 @@
 //! A collective or message under way.
 
+use super::meters::Meter;
 use crate::error::{Error, Exit, Result};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
@@ -18,6 +19,8 @@ pub struct Timing {
 #[must_use = "the tensors are in use until the work is waited for"]
 pub struct Work {
     state: State,
+    /// Who is told that the caller blocks, and on whose message.
+    meter: Option<(Meter, Option<usize>)>,
 }
 
 /// A caller helps itself for this long before it sleeps: most messages that are waited for are about to come.
@@ -39,17 +42,22 @@ enum State {
 impl Work {
     /// Already finished (an axis of one rank).
     pub fn ready() -> Self {
-        Work { state: State::Done(Ok(Duration::ZERO)) }
+        Work { state: State::Done(Ok(Duration::ZERO)), meter: None }
     }
 
     /// Finished when the wire's thread sends the time it was busy.
     pub(super) fn pending(rx: Receiver<Result<Duration>>) -> Self {
-        Work { state: State::Pending(rx, None) }
+        Work { state: State::Pending(rx, None), meter: None }
     }
 
     /// [`Work::pending`] on a thread that wants to know when somebody waits.
     pub(super) fn urgent(rx: Receiver<Result<Duration>>, who: std::sync::Arc<dyn Urgency>) -> Self {
-        Work { state: State::Pending(rx, Some(who)) }
+        Work { state: State::Pending(rx, Some(who)), meter: None }
+    }
+
+    pub(super) fn metered(mut self, meter: Option<Meter>, peer: Option<usize>) -> Self {
+        self.meter = meter.map(|m| (m, peer));
+        self
     }
 
     /// Whether [`Work::wait`] would return at once, with an error too.
@@ -84,7 +92,11 @@ impl Work {
                 if let Some(w) = &who {
                     w.waiting(true);
                 }
-                let result = rx.recv().unwrap_or_else(|_| Err(orphaned()));
+                let receive = || rx.recv().unwrap_or_else(|_| Err(orphaned()));
+                let result = match &self.meter {
+                    Some((meter, peer)) => meter.blocked(*peer, receive),
+                    None => receive(),
+                };
                 if let Some(w) = &who {
                     w.waiting(false);
                 }

@@ -4,6 +4,7 @@
 //! alone. The calls that move small host messages are in `control`.
 
 use super::ffi::{check, Comm};
+use super::meters::{Meter, Meters, Table};
 use super::mpi::MpiWire;
 use super::Wire;
 use crate::error::{Error, Exit, Result};
@@ -27,6 +28,7 @@ pub struct World {
     /// Every rank, for control messages only.
     pub(super) comm: Comm,
     pub(super) stop: Arc<AtomicBool>,
+    pub(super) meters: Arc<Meters>,
 }
 
 /// How a wire may move bytes.
@@ -78,9 +80,11 @@ impl World {
             size,
             local_rank: node.rank()?,
             local_size: node.size()?,
-            host: hostname(),
+            // Slurm's name of a node is the one that can be excluded.
+            host: std::env::var("SLURMD_NODENAME").unwrap_or_else(|_| hostname()),
             comm: world.duplicate()?,
             stop: Arc::new(AtomicBool::new(false)),
+            meters: Arc::new(Meters::new(size)),
         })
     }
 
@@ -104,7 +108,7 @@ impl World {
         self.local_size
     }
 
-    /// This node's name.
+    /// This node's name: Slurm's where it started the process, else the host's.
     pub fn host(&self) -> &str {
         &self.host
     }
@@ -114,11 +118,17 @@ impl World {
         self.stop.clone()
     }
 
+    /// What this world and its wires are doing. A duplicate has meters of its own.
+    pub fn meters(&self) -> Arc<Meters> {
+        self.meters.clone()
+    }
+
     /// The same ranks with a message space of their own, for use by another thread. Collective.
     pub fn duplicate(&self) -> Result<World> {
         // MPI_Comm_dup cannot be left, so go there together.
         self.barrier()?;
-        Ok(World { host: self.host.clone(), comm: self.comm.duplicate()?, stop: self.stop.clone(), ..*self })
+        let meters = Arc::new(Meters::new(self.size));
+        Ok(World { host: self.host.clone(), comm: self.comm.duplicate()?, stop: self.stop.clone(), meters, ..*self })
     }
 
     /// The wire of one axis. Collective over the world; every rank asks for the same axes in the same order.
@@ -140,7 +150,7 @@ impl World {
         if topo.size(axis) == 1 {
             return Ok(Box::new(MpiWire::solo()));
         }
-        self.wire_group_via(&topo.group(axis), via)
+        self.named_wire(&topo.group(axis), via, &format!("{axis:?}").to_lowercase())
     }
 
     /// A wire among `ranks` of this world, one of which is this one; its ranks are numbered in that order. Collective
@@ -154,15 +164,23 @@ impl World {
 
     /// [`World::wire_group`] with a say in how bytes move.
     pub fn wire_group_via(&self, ranks: &[usize], via: Via) -> Result<Box<dyn Wire>> {
-        let comm = self.group(ranks)?;
-        match ranks.len() {
-            1 => Ok(Box::new(MpiWire::solo())),
-            _ => Ok(Box::new(MpiWire::new(comm, self.stop.clone(), via)?)),
-        }
+        self.named_wire(ranks, via, "group")
     }
 
-    /// The communicator of a group. Collective over the world.
-    fn group(&self, ranks: &[usize]) -> Result<Comm> {
+    fn named_wire(&self, ranks: &[usize], via: Via, name: &str) -> Result<Box<dyn Wire>> {
+        self.control(|| {
+            let (comm, places) = self.group(ranks)?;
+            let meter = Meter::next(&self.meters, self.rank, Table { name: name.into(), places });
+            let wire: Box<dyn Wire> = match ranks.len() {
+                1 => Box::new(MpiWire::solo()),
+                _ => Box::new(MpiWire::new(comm, self.stop.clone(), via, meter)?),
+            };
+            Ok(wire)
+        })
+    }
+
+    /// The communicator of a group, and every rank's group and place in it. Collective over the world.
+    fn group(&self, ranks: &[usize]) -> Result<(Comm, Vec<(u64, usize)>)> {
         let place = ranks.iter().position(|&r| r == self.rank).unwrap_or(usize::MAX);
         let hash = xxhash_rust::xxh3::xxh3_64(bytemuck::cast_slice(ranks));
         let mine = [hash, ranks.len() as u64, place as u64, ranks.first().map_or(0, |&r| r as u64)];
@@ -176,7 +194,8 @@ impl World {
             let fact = format!("rank {} asked for a wire among {ranks:?}, but the groups of all ranks do not share out the world of {}", self.rank, self.size);
             return Err(Error::new(Exit::Internal, fact));
         }
-        self.comm.split(ranks[0], place)
+        let groups = all.chunks(4).map(|f| (f[0], f[2] as usize)).collect();
+        Ok((self.comm.split(ranks[0], place)?, groups))
     }
 
     /// Ends MPI after a good run. Collective; drop the wires first.
