@@ -19,6 +19,7 @@ mod parity;
 mod shard;
 mod slurm;
 mod store;
+mod tiers;
 mod tensor;
 mod train;
 mod train_errors;

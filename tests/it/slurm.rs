@@ -2,5 +2,6 @@
 
 mod cluster;
 mod install;
+mod memory;
 mod nodes;
 mod training;
