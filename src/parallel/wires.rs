@@ -19,7 +19,7 @@ impl Wires {
     /// Collective over the world.
     pub fn new(world: &World, topo: &Topology) -> Result<Wires> {
         let axis = |axis| -> Result<Arc<dyn Wire>> { Ok(world.wire(topo, axis)?.into()) };
-        let axes = Axes { tensor: axis(Axis::Tensor)?, context: axis(Axis::Context)? };
+        let axes = Axes::new(axis(Axis::Tensor)?, axis(Axis::Context)?);
         Ok(Wires { axes, pipeline: axis(Axis::Pipeline)? })
     }
 }
