@@ -95,6 +95,11 @@ impl Progress {
         self.last_own.store(self.own.swap(0, Relaxed), Relaxed);
     }
 
+    /// Steps finished, and the phase.
+    pub fn place(&self) -> (u64, Phase) {
+        (self.step.load(Relaxed), Phase::from_u8(self.phase.load(Relaxed)))
+    }
+
     /// Lengths of the last steps, oldest first.
     pub fn recent(&self) -> Vec<Duration> {
         let n = self.finished.load(Relaxed) as usize;

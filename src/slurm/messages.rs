@@ -76,7 +76,8 @@ mod tests {
             parse("srun: error: herd1: task 0: Segmentation fault (core dumped)"),
             tasks(&["herd1"], &[0], signal("Segmentation fault"))
         );
-        let failed = parse("srun: error: Task launch for StepId=1.6 failed on node herd3: Communication connection failure");
+        let failed =
+            parse("srun: error: Task launch for StepId=1.6 failed on node herd3: Communication connection failure");
         assert_eq!(
             failed,
             Some(Message::LaunchFailed { node: "herd3".into(), why: "Communication connection failure".into() })
@@ -88,7 +89,9 @@ mod tests {
         ));
         let oom = "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0. Some of your processes may have been killed";
         assert_eq!(parse(oom), Some(Message::OutOfMemory));
-        for other in ["", "step 5", "srun: Job step aborted", "herd: error: x: task 1: y", "srun: error: a: task x: Killed"] {
+        for other in
+            ["", "step 5", "srun: Job step aborted", "herd: error: x: task 1: y", "srun: error: a: task x: Killed"]
+        {
             assert_eq!(parse(other), None, "{other}");
         }
     }

@@ -1,6 +1,7 @@
 //! Making wires: the ranks of an axis, or of any group, over the carrier that the run uses.
 
 use super::ffi::Comm;
+use super::meters::{Meter, Table};
 use super::mpi::MpiWire;
 use super::nccl::NcclWire;
 use super::staged::StagedWire;
@@ -37,7 +38,7 @@ impl World {
         if topo.size(axis) == 1 {
             return Ok(Box::new(MpiWire::solo()));
         }
-        self.wire_group_on(&topo.group(axis), carrier)
+        self.named_wire(&topo.group(axis), carrier, &format!("{axis:?}").to_lowercase())
     }
 
     /// A wire among `ranks` of this world, one of which is this one; its ranks are numbered in that order. Collective
@@ -51,20 +52,27 @@ impl World {
 
     /// [`World::wire_group`] over a given carrier, the same kind on every rank.
     pub fn wire_group_on(&self, ranks: &[usize], carrier: Carrier) -> Result<Box<dyn Wire>> {
-        let comm = self.group(ranks)?;
-        if ranks.len() == 1 {
-            return Ok(Box::new(MpiWire::solo()));
-        }
-        let host = |via| MpiWire::new(comm, self.stop.clone(), via);
-        Ok(match carrier {
-            Carrier::Host(via) => Box::new(host(via)?),
-            Carrier::Staged(device, via) => Box::new(StagedWire::new(host(via)?, device)?),
-            Carrier::Nccl(device) => Box::new(NcclWire::new(host(Via::Fastest)?, device, self.stop.clone())?),
+        self.named_wire(ranks, carrier, "group")
+    }
+
+    fn named_wire(&self, ranks: &[usize], carrier: Carrier, name: &str) -> Result<Box<dyn Wire>> {
+        self.control(|| {
+            let (comm, places) = self.group(ranks)?;
+            let meter = Meter::next(&self.meters, self.rank(), Table { name: name.into(), places });
+            if ranks.len() == 1 {
+                return Ok(Box::new(MpiWire::solo()) as Box<dyn Wire>);
+            }
+            let host = |via| MpiWire::new(comm, self.stop.clone(), via, meter);
+            Ok(match carrier {
+                Carrier::Host(via) => Box::new(host(via)?),
+                Carrier::Staged(device, via) => Box::new(StagedWire::new(host(via)?, device)?),
+                Carrier::Nccl(device) => Box::new(NcclWire::new(host(Via::Fastest)?, device, self.stop.clone())?),
+            })
         })
     }
 
-    /// The communicator of a group. Collective over the world.
-    fn group(&self, ranks: &[usize]) -> Result<Comm> {
+    /// The communicator of a group, and every rank's group and place in it. Collective over the world.
+    fn group(&self, ranks: &[usize]) -> Result<(Comm, Vec<(u64, usize)>)> {
         let place = ranks.iter().position(|&r| r == self.rank()).unwrap_or(usize::MAX);
         let hash = xxhash_rust::xxh3::xxh3_64(bytemuck::cast_slice(ranks));
         let all = self.comm.all_gather(&[hash, ranks.len() as u64, place as u64], &self.stop)?;
@@ -81,6 +89,7 @@ impl World {
             );
             return Err(Error::new(Exit::Internal, fact));
         }
-        self.comm.split(ranks[0], place)
+        let groups = all.chunks(3).map(|f| (f[0], f[2] as usize)).collect();
+        Ok((self.comm.split(ranks[0], place)?, groups))
     }
 }

@@ -7,6 +7,7 @@ use super::combine::element_size;
 use super::ffi::Comm;
 use super::mail::Mail;
 use super::messages::Messages;
+use super::meters::Meter;
 use super::shared::{Memory, Shared};
 use super::world::Via;
 use super::{Op, Wire, Work};
@@ -66,6 +67,7 @@ pub struct MpiWire {
     memory: Option<Arc<Memory>>,
     /// None on an axis of one rank.
     mail: Option<Mail>,
+    meter: Option<Meter>,
 }
 
 /// How the bytes of this axis move.
@@ -77,12 +79,13 @@ enum Path {
 impl MpiWire {
     /// An axis of one rank: nothing to move.
     pub fn solo() -> MpiWire {
-        MpiWire { rank: 0, size: 1, queue: None, memory: None, mail: None }
+        MpiWire { rank: 0, size: 1, queue: None, memory: None, mail: None, meter: None }
     }
 
     /// Collective over `comm`.
-    pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>, via: Via) -> Result<MpiWire> {
+    pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>, via: Via, meter: Meter) -> Result<MpiWire> {
         let (rank, size) = (comm.rank()?, comm.size()?);
+        let flag = stop.clone();
         let node = comm.split_node()?;
         let one_node = via == Via::Fastest && node.size()? == size;
         let mail = Mail::new(&comm, (via == Via::Fastest).then_some(&node), stop.clone())?;
@@ -98,11 +101,12 @@ impl MpiWire {
             Path::Messages(_) => None,
         };
         let (queue, jobs) = channel();
+        let (watched, stop) = (meter.clone(), flag);
         std::thread::Builder::new()
             .name("herd-wire".into())
-            .spawn(move || serve(path, jobs))
+            .spawn(move || serve(path, jobs, &watched, &stop))
             .map_err(|e| Error::new(Exit::Internal, format!("cannot start a communication thread: {e}")))?;
-        Ok(MpiWire { rank, size, queue: Some(queue), memory, mail: Some(mail) })
+        Ok(MpiWire { rank, size, queue: Some(queue), memory, mail: Some(mail), meter: Some(meter) })
     }
 
     fn start(&self, what: What, input: &Tensor, output: Option<&Tensor>) -> Result<Work> {
@@ -123,14 +127,14 @@ impl MpiWire {
         let job = Job { what, input: input.shallow_clone(), output: output.map(Tensor::shallow_clone), done };
         // A thread that is gone shows when the work is waited for.
         let _ = queue.send(job);
-        Ok(Work::pending(rx))
+        Ok(Work::pending(rx).metered(self.meter.clone(), None))
     }
 
     fn message(&self, tensor: &Tensor, send: bool, peer: usize) -> Result<Work> {
         usable(tensor, Device::Cpu)?;
         is_peer(send, self.rank, self.size, peer)?;
         match &self.mail {
-            Some(mail) => mail.start(tensor, send, peer),
+            Some(mail) => Ok(mail.start(tensor, send, peer)?.metered(self.meter.clone(), Some(peer))),
             None => Ok(Work::ready()),
         }
     }
@@ -164,6 +168,13 @@ pub(super) fn is_root(size: usize, root: usize) -> Result<()> {
     }
 }
 
+impl MpiWire {
+    /// What liveness reads of this wire; `None` on an axis of one rank.
+    pub(super) fn meter(&self) -> Option<Meter> {
+        self.meter.clone()
+    }
+}
+
 impl Wire for MpiWire {
     fn rank(&self) -> usize {
         self.rank
@@ -184,6 +195,18 @@ impl Wire for MpiWire {
             Some(p) => Ok(unsafe { Tensor::f_from_blob(p, &[len as i64], &[1], kind, Device::Cpu)? }),
             None => Ok(Tensor::f_zeros([len as i64], (kind, Device::Cpu))?),
         }
+    }
+
+    fn window(&self, len: usize, kind: Kind) -> Result<Option<Tensor>> {
+        let width = element_size(kind).unwrap_or(0);
+        let shared = match &self.memory {
+            Some(memory) if len * width > 0 => memory.window(len * width)?,
+            _ => None,
+        };
+        let n = (len * self.size) as i64;
+        // SAFETY: zero-filled memory of that many bytes, aligned to a page and mapped until the process ends.
+        let tensor = |p: *mut u8| unsafe { Tensor::f_from_blob(p, &[n], &[1], kind, Device::Cpu) };
+        Ok(shared.map(tensor).transpose()?)
     }
 
     fn all_reduce(&self, tensor: &Tensor, op: Op) -> Result<Work> {
@@ -231,13 +254,15 @@ pub(super) fn usable(t: &Tensor, device: Device) -> Result<()> {
 
 /// The communication thread. After the first error every later collective gets the same one: the ranks no longer agree
 /// on what is under way.
-fn serve(mut path: Path, jobs: Receiver<Job>) {
+fn serve(mut path: Path, jobs: Receiver<Job>, meter: &Meter, stop: &AtomicBool) {
     let mut broken: Option<Error> = None;
     for job in jobs {
         let start = Instant::now();
         let result = match &broken {
             Some(e) => Err(e.clone()),
-            None => run(&mut path, &job),
+            None => meter
+                .tensors(stop, || Ok(()), || run(&mut path, &job))
+                .map_err(|e| Error { rank: e.rank.and_then(|r| meter.world_rank(r)), ..e }),
         };
         if let Err(e) = &result {
             broken.get_or_insert_with(|| e.clone());

@@ -91,6 +91,13 @@ impl Wire for StagedWire {
         }
     }
 
+    fn window(&self, len: usize, kind: Kind) -> Result<Option<Tensor>> {
+        match self.device {
+            Device::Cpu => self.host.window(len, kind),
+            _ => Ok(None),
+        }
+    }
+
     fn all_reduce(&self, tensor: &Tensor, op: Op) -> Result<Work> {
         self.start(What::AllReduce(op), tensor, None)
     }

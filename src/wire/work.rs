@@ -1,5 +1,6 @@
 //! A collective or message under way.
 
+use super::meters::Meter;
 use crate::error::{Error, Exit, Result};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::Arc;
@@ -19,6 +20,8 @@ pub struct Timing {
 #[must_use = "the tensors are in use until the work is waited for"]
 pub struct Work {
     state: State,
+    /// Who is told that the caller blocks, and on whose message.
+    meter: Option<(Meter, Option<usize>)>,
 }
 
 /// A caller helps itself for this long before it sleeps: most messages that are waited for are about to come.
@@ -47,21 +50,26 @@ enum State {
 impl Work {
     /// Already finished (an axis of one rank).
     pub fn ready() -> Self {
-        Work { state: State::Done(Ok(Duration::ZERO)) }
+        Work { state: State::Done(Ok(Duration::ZERO)), meter: None }
     }
 
     /// Finished when the wire's thread sends the time it was busy.
     pub(super) fn pending(rx: Receiver<Result<Duration>>) -> Self {
-        Work { state: State::Pending(rx, None) }
+        Work { state: State::Pending(rx, None), meter: None }
     }
 
     /// [`Work::pending`] on a thread that wants to know when somebody waits.
     pub(super) fn urgent(rx: Receiver<Result<Duration>>, who: Arc<dyn Urgency>) -> Self {
-        Work { state: State::Pending(rx, Some(who)) }
+        Work { state: State::Pending(rx, Some(who)), meter: None }
+    }
+
+    pub(super) fn metered(mut self, meter: Option<Meter>, peer: Option<usize>) -> Self {
+        self.meter = meter.map(|m| (m, peer));
+        self
     }
 
     pub(super) fn later(what: Box<dyn Later>) -> Self {
-        Work { state: State::Later(what) }
+        Work { state: State::Later(what), meter: None }
     }
 
     /// Whether [`Work::wait`] would return at once, with an error too, and the tensors are as the operation leaves them.
@@ -92,7 +100,7 @@ impl Work {
                 who.help();
             }
         }
-        let busy = match self.state {
+        let blocks = || match self.state {
             State::Done(result) => result,
             State::Later(what) => what.wait(),
             State::Pending(rx, None) => rx.recv().unwrap_or_else(|_| Err(orphaned())),
@@ -102,6 +110,10 @@ impl Work {
                 who.waiting(false);
                 result
             }
+        };
+        let busy = match self.meter {
+            Some((meter, peer)) => meter.blocked(peer, blocks),
+            None => blocks(),
         }?;
         Ok(Timing { busy, exposed: start.elapsed() })
     }

@@ -4,6 +4,7 @@
 //! alone. The calls that move small host messages are in `control`.
 
 use super::ffi::{check, Comm};
+use super::meters::Meters;
 use super::Carrier;
 use crate::error::{Error, Exit, Result};
 use mpi::ffi;
@@ -25,6 +26,7 @@ pub struct World {
     /// Every rank, for control messages only.
     pub(super) comm: Comm,
     pub(super) stop: Arc<AtomicBool>,
+    pub(super) meters: Arc<Meters>,
     carrier: Arc<Mutex<Carrier>>,
 }
 
@@ -77,9 +79,11 @@ impl World {
             size,
             local_rank: node.rank()?,
             local_size: node.size()?,
-            host: hostname(),
+            // Slurm's name of a node is the one that can be excluded.
+            host: std::env::var("SLURMD_NODENAME").unwrap_or_else(|_| hostname()),
             comm: world.duplicate()?,
             stop: Arc::new(AtomicBool::new(false)),
+            meters: Arc::new(Meters::new(size)),
             carrier: Arc::new(Mutex::new(Carrier::Host(Via::Fastest))),
         })
     }
@@ -104,7 +108,7 @@ impl World {
         self.local_size
     }
 
-    /// This node's name.
+    /// This node's name: Slurm's where it started the process, else the host's.
     pub fn host(&self) -> &str {
         &self.host
     }
@@ -114,12 +118,18 @@ impl World {
         self.stop.clone()
     }
 
+    /// What this world and its wires are doing. A duplicate has meters of its own.
+    pub fn meters(&self) -> Arc<Meters> {
+        self.meters.clone()
+    }
+
     /// The same ranks with a message space of their own, for use by another thread. Collective.
     pub fn duplicate(&self) -> Result<World> {
         // MPI_Comm_dup cannot be left, so go there together.
         self.barrier()?;
+        let meters = Arc::new(Meters::new(self.size));
         let (host, stop, carrier) = (self.host.clone(), self.stop.clone(), self.carrier.clone());
-        Ok(World { host, comm: self.comm.duplicate()?, stop, carrier, ..*self })
+        Ok(World { host, comm: self.comm.duplicate()?, stop, meters, carrier, ..*self })
     }
 
     /// What carries the tensors of wires made from now on: MPI on the host until [`World::use_device`].

@@ -39,7 +39,8 @@ fn audit(config: &str, size: usize, sets: &[&str]) {
     let mut places: HashMap<(usize, usize), Vec<bool>> = HashMap::new();
     for rank in 0..size {
         let t = Topology::new(rank, sizes);
-        let seen = places.entry((t.coord(Axis::Tensor), t.coord(Axis::Pipeline))).or_insert_with(|| vec![false; replicas]);
+        let seen =
+            places.entry((t.coord(Axis::Tensor), t.coord(Axis::Pipeline))).or_insert_with(|| vec![false; replicas]);
         assert!(!std::mem::replace(&mut seen[t.replica()], true), "rank {rank} of {config}: its place is taken");
     }
     assert!(places.values().flatten().all(|&seen| seen), "{config}: a place is empty");
@@ -54,7 +55,9 @@ fn audit(config: &str, size: usize, sets: &[&str]) {
         for u in &plan.layout.units {
             let shards: usize = (0..replicas).map(|r| u.shard(r, replicas).len()).sum();
             assert_eq!(shards, u.len, "{config}: {:?} of rank {rank}", u.unit);
-            let used: usize = (0..replicas).flat_map(|r| u.pieces(&u.shard(r, replicas)).map(|(_, l)| l.len()).collect::<Vec<_>>()).sum();
+            let used: usize = (0..replicas)
+                .flat_map(|r| u.pieces(&u.shard(r, replicas)).map(|(_, l)| l.len()).collect::<Vec<_>>())
+                .sum();
             assert_eq!(used, u.used, "{config}: {:?} of rank {rank}", u.unit);
         }
         for (_, p) in plan.layout.params() {
@@ -72,7 +75,11 @@ fn audit(config: &str, size: usize, sets: &[&str]) {
         let cut = if name.contains("o_proj") || name.contains("down_proj") { 1 } else { 0 };
         assert_eq!(at, shape[cut], "{config}: {name} ends early");
         let tied = first.model.tie_word_embeddings && sizes[2] > 1 && name.contains("embed_tokens");
-        assert_eq!(copies[&name], sizes[0] * (1 + tied as usize), "{config}: {name} lies on other ranks than its stage's");
+        assert_eq!(
+            copies[&name],
+            sizes[0] * (1 + tied as usize),
+            "{config}: {name} lies on other ranks than its stage's"
+        );
         total += shape.iter().product::<usize>();
     }
     assert_eq!(total, herd::layout::count(&first.model), "{config}: a parameter is missing");
@@ -93,5 +100,15 @@ fn every_parameter_of_70b_and_405b_is_on_its_ranks() {
 fn small_models_too() {
     audit("llama3_8b.yaml", 8, &[]);
     audit("llama32_1b.yaml", 8, &[]);
-    audit("llama32_1b.yaml", 64, &["parallel.tensor=4", "parallel.pipeline=4", "parallel.data=4", "parallel.chunks=2", "parallel.schedule=interleaved"]);
+    audit(
+        "llama32_1b.yaml",
+        64,
+        &[
+            "parallel.tensor=4",
+            "parallel.pipeline=4",
+            "parallel.data=4",
+            "parallel.chunks=2",
+            "parallel.schedule=interleaved",
+        ],
+    );
 }

@@ -1,9 +1,10 @@
 //! One communicator with its stream and the thread that gives it work.
 
+use super::clock::Clock;
 use super::cuda::{Event, Gpu};
 use super::ffi::{Call, Comm, UniqueId, ID};
-use super::meter::Meter;
 use crate::error::{Error, Exit, Result};
+use crate::wire::meters::Meter;
 use crate::wire::Work;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{channel, Receiver, Sender};
@@ -15,7 +16,9 @@ use tch::Tensor;
 pub(super) struct Common {
     pub(super) gpu: Gpu,
     pub(super) stop: Arc<AtomicBool>,
-    pub(super) meter: Arc<Meter>,
+    pub(super) clock: Arc<Clock>,
+    /// Where collectives are counted.
+    pub(super) meter: Option<Meter>,
 }
 
 /// The other ranks of a communicator, and how its id comes to this rank.
@@ -74,7 +77,7 @@ impl Channel {
 
 /// Until the wire is dropped or something breaks.
 fn serve(common: &Common, comm: &Comm, party: Party, jobs: &Receiver<Job>) -> Result<()> {
-    let Common { gpu, stop, meter } = common;
+    let Common { gpu, stop, clock, meter } = common;
     party.id.wait()?;
     let bytes = Vec::<u8>::try_from(&party.letter)?;
     let id = match (<[u8; ID]>::try_from(&bytes[..ID.min(bytes.len())]), bytes.get(ID)) {
@@ -91,7 +94,7 @@ fn serve(common: &Common, comm: &Comm, party: Party, jobs: &Receiver<Job>) -> Re
             // SAFETY: whoever started the call keeps its tensors until the event below has been reached.
             unsafe { comm.enqueue(&job.call, stream, stop)? };
             let ended = gpu.record(stream)?;
-            meter.busy(began, ended.clone());
+            clock.busy(began, ended.clone(), meter.clone());
             Ok(ended)
         };
         let result = begin();

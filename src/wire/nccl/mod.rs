@@ -7,9 +7,9 @@
 //! which frees the device and with it every wait.
 
 mod channel;
+mod clock;
 mod cuda;
 mod ffi;
-mod meter;
 #[cfg(test)]
 mod tests;
 
@@ -22,9 +22,9 @@ use super::work::{orphaned, Later};
 use super::{Op, Timing, Wire, Work};
 use crate::error::{Error, Exit, Result};
 use channel::{Channel, Common, Party};
+use clock::Clock;
 use cuda::{Event, Gpu, COMPUTE};
 use ffi::{unique_id, Call, Comm, What, ID};
-use meter::Meter;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -66,7 +66,7 @@ impl NcclWire {
     }
 
     fn on(host: MpiWire, device: Device, gpu: Gpu, stop: Arc<AtomicBool>) -> Result<NcclWire> {
-        let common = Common { gpu, stop, meter: Arc::default() };
+        let common = Common { gpu, stop, clock: Arc::default(), meter: host.meter() };
         let comms = Arc::default();
         let (watched, shared) = (Arc::downgrade(&comms), common.clone());
         std::thread::Builder::new()
@@ -82,7 +82,7 @@ impl NcclWire {
     }
 
     fn start(&self, lane: Lane, what: What, input: &Tensor, output: &Tensor, count: usize) -> Result<Work> {
-        let Common { gpu, stop, meter } = &self.common;
+        let Common { gpu, stop, clock, .. } = &self.common;
         if stop.load(Ordering::Relaxed) {
             return Err(stopped("operation on a device"));
         }
@@ -97,13 +97,18 @@ impl NcclWire {
             std::collections::hash_map::Entry::Occupied(e) => e.into_mut(),
             std::collections::hash_map::Entry::Vacant(e) => e.insert(self.open(lane)?),
         };
-        Ok(Work::later(Box::new(Enqueued {
+        let peer = match lane {
+            Lane::Collectives => None,
+            Lane::To(peer) | Lane::From(peer) => Some(peer),
+        };
+        let work = Work::later(Box::new(Enqueued {
             ended: Ended::Asked(channel.start(call, ready)),
             comm: channel.comm().clone(),
             gpu: *gpu,
-            meter: meter.clone(),
+            clock: clock.clone(),
             tensors: Some([input.shallow_clone(), output.shallow_clone()]),
-        })))
+        }));
+        Ok(work.metered(self.host.meter(), peer))
     }
 
     /// The first rank of a communicator makes its id and sends it through the host.
@@ -123,7 +128,9 @@ impl NcclWire {
             Lane::From(peer) => self.host.recv(&letter, peer),
         }?;
         made?;
-        let channel = Channel::open(self.common.clone(), Party { rank, size, id, letter })?;
+        let mut common = self.common.clone();
+        common.meter = common.meter.filter(|_| lane == Lane::Collectives);
+        let channel = Channel::open(common, Party { rank, size, id, letter })?;
         lock(&self.comms).push(channel.comm().clone());
         Ok(channel)
     }
@@ -144,6 +151,10 @@ impl Wire for NcclWire {
 
     fn tensor(&self, len: usize, kind: Kind) -> Result<Tensor> {
         Ok(Tensor::f_zeros([len as i64], (kind, self.device))?)
+    }
+
+    fn window(&self, _: usize, _: Kind) -> Result<Option<Tensor>> {
+        Ok(None)
     }
 
     fn all_reduce(&self, tensor: &Tensor, op: Op) -> Result<Work> {
@@ -195,7 +206,7 @@ impl Wire for NcclWire {
     }
 
     fn measured(&self) -> Timing {
-        self.common.meter.take()
+        self.common.clock.take()
     }
 }
 
@@ -212,7 +223,7 @@ fn watch(comms: &Weak<Mutex<Vec<Arc<Comm>>>>, common: &Common) {
             comms.iter().for_each(|c| c.abort(e.clone()));
         } else if on_device {
             // A device that fails shows in the operations themselves.
-            let _ = common.meter.collect(&common.gpu);
+            let _ = common.clock.collect(&common.gpu);
         }
         std::thread::sleep(LOOK);
     }
@@ -223,7 +234,7 @@ struct Enqueued {
     ended: Ended,
     comm: Arc<Comm>,
     gpu: Gpu,
-    meter: Arc<Meter>,
+    clock: Arc<Clock>,
     /// Taken when the compute stream is behind the operation: from then on libtorch may hand their memory out again.
     tensors: Option<[Tensor; 2]>,
 }
@@ -259,7 +270,7 @@ impl Later for Enqueued {
         self.gpu.here()?;
         let before = self.gpu.record(COMPUTE)?;
         self.gpu.order(COMPUTE, &ended)?;
-        self.meter.exposed(before, self.gpu.record(COMPUTE)?);
+        self.clock.exposed(before, self.gpu.record(COMPUTE)?);
         self.tensors = None;
         Ok(Duration::ZERO)
     }

@@ -57,7 +57,7 @@ fn nccl_header() -> Option<PathBuf> {
 }
 
 fn common() -> Common {
-    Common { gpu: Gpu::new(0).unwrap(), stop: Arc::default(), meter: Arc::default() }
+    Common { gpu: Gpu::new(0).unwrap(), stop: Arc::default(), clock: Arc::default(), meter: None }
 }
 
 fn party(id: &[u8; ID], rank: usize, size: usize) -> Party {
@@ -72,7 +72,7 @@ fn start(channel: &Channel, common: &Common, what: What, input: &Tensor, output:
         ended: Ended::Asked(channel.start(call, ready)),
         comm: channel.comm().clone(),
         gpu: common.gpu,
-        meter: common.meter.clone(),
+        clock: common.clock.clone(),
         tensors: Some([input.shallow_clone(), output.shallow_clone()]),
     }))
 }
@@ -131,8 +131,8 @@ fn operations_run_behind_computation_and_before_what_follows() {
                 assert_eq!(floats(&output), [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]);
                 all(What::Broadcast(2), 6, &t, &t);
                 assert_eq!(floats(&t), [3.0; 6]);
-                common.meter.collect(&common.gpu).unwrap();
-                let total = common.meter.take();
+                common.clock.collect(&common.gpu).unwrap();
+                let total = common.clock.take();
                 assert!(total.busy > Duration::ZERO && total.exposed > Duration::from_millis(20), "{total:?}");
             });
         }
