@@ -41,6 +41,8 @@ pub enum Exit {
     Peer = 31,
     /// A newer attempt of the run has started, or a verdict names this process: it may neither write nor join.
     Fenced = 32,
+    /// The supervisor gave the run up: no progress, or the budget of starts is spent.
+    GaveUp = 40,
     /// Stopped on a signal after saving; submit or requeue to continue.
     Requeue = 75,
 }
@@ -74,6 +76,11 @@ impl Exit {
             Exit::Fenced,
             "a newer attempt of the run has started, or this process was given up",
             "ignore: the run goes on",
+        ),
+        (
+            Exit::GaveUp,
+            "the supervisor gave up: no progress, or all starts are spent",
+            "stop; `herd status RUN` says why",
         ),
         (Exit::Requeue, "stopped by a signal after saving", "requeue to continue"),
     ];

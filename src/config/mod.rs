@@ -5,6 +5,7 @@
 
 pub mod check;
 mod checkpoint;
+mod launch;
 mod liveness;
 pub mod load;
 mod model;
@@ -16,10 +17,11 @@ mod store;
 mod yaml;
 
 pub use checkpoint::CheckpointSection;
+pub use launch::{AlertKind, AlertsSection, LaunchSection};
 pub use liveness::LivenessSection;
 pub use load::{load, Draft};
 pub use model::{ModelConfig, RopeScaling, RopeType};
-pub use parallel::ParallelSection;
+pub use parallel::{ParallelSection, PipelineSchedule};
 pub use problem::{to_error, Problem};
 pub use store::StoreSection;
 
@@ -56,6 +58,10 @@ pub struct Config {
     pub liveness: LivenessSection,
     #[serde(default)]
     pub log: LogSection,
+    #[serde(default)]
+    pub launch: LaunchSection,
+    #[serde(default)]
+    pub alerts: AlertsSection,
 }
 
 /// Where the model's shape and first weights come from. Give `shape`, or `config`, or only `weights`.
@@ -86,6 +92,10 @@ pub struct DataSection {
     /// Tokens per sample (S); each sample reads S + 1 consecutive tokens.
     #[schemars(range(min = 1, max = limit::BATCH))]
     pub sequence_length: usize,
+    /// Keep attention inside documents: a token of a sample does not see those of the documents before its own. Documents are
+    /// those of the corpus's index.
+    #[serde(default)]
+    pub document_mask: bool,
     /// Corpora to train on.
     #[schemars(length(min = 1))]
     pub train: Vec<Corpus>,
