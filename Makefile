@@ -16,7 +16,7 @@ export HERD_DEPS := $(deps)
 # $(deps)/bin holds only a cmake that is new enough.
 export PATH := $(deps)/bin:$(PATH):$(cargo_bin):/usr/sbin
 
-.PHONY: help deps deps-test build install demo test lint bench clean
+.PHONY: help deps deps-test build install demo test lint bench parity clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ lint: ## formatting, clippy, shellcheck
 	cargo fmt --check
 	cargo clippy --release --locked --all-targets -- -D warnings
 	shellcheck -x $$(tests/setup/shell_files.sh)
+
+parity: deps deps-test build ## every cell of the parallel axes against one rank; writes docs/parity.md
+	@$(HERD_PYTHON) benchmarks/parity.py
 
 bench: deps deps-test build ## speed side by side with PyTorch; writes benchmarks/results/train.json
 	@benchmarks/run.sh

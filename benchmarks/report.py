@@ -1,4 +1,4 @@
-"""Writes the table of docs/benchmarks.md from benchmarks/results/train.json, so that the page never disagrees with the
+"""Writes the tables of docs/benchmarks.md from benchmarks/results/*.json, so that the page never disagrees with the
 results. `python benchmarks/report.py --check` only says whether it does."""
 
 import sys
@@ -6,7 +6,11 @@ import sys
 import common
 
 PAGE = common.ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- figures: written by benchmarks/report.py -->", "<!-- end of figures -->"
+FILES = ["train", "axes", "checkpoint", "recovery"]
+
+
+def marks(name):
+    return f"<!-- figures of {name}.json: written by benchmarks/report.py -->", f"<!-- end of {name}.json -->"
 
 
 def table(entries):
@@ -37,23 +41,28 @@ def provenance(entries):
     return lines
 
 
-def render(page, entries):
-    head, rest = page.split(BEGIN)
-    tail = rest.split(END)[1]
-    body = [*table(entries), "", *provenance(entries)] if entries else ["No figures yet: `make bench` writes them."]
-    return "\n".join([head + BEGIN, "", *body, "", END + tail])
+def render(page):
+    """The page with every table as the results files have it."""
+    for name in FILES:
+        begin, end = marks(name)
+        head, rest = page.split(begin)
+        tail = rest.split(end)[1]
+        entries = common.read_results(common.RESULTS.with_name(f"{name}.json"))
+        body = [*table(entries), "", *provenance(entries)] if entries else ["No figures yet."]
+        page = "\n".join([head + begin, "", *body, "", end + tail])
+    return page
 
 
 def write():
-    common.replace(PAGE, render(PAGE.read_text(), common.read_results()))
+    common.replace(PAGE, render(PAGE.read_text()))
 
 
 def main():
     page = PAGE.read_text()
     if "--check" not in sys.argv:
         write()
-    elif render(page, common.read_results()) != page:
-        sys.exit("docs/benchmarks.md does not show benchmarks/results/train.json (hint: python benchmarks/report.py)")
+    elif render(page) != page:
+        sys.exit("docs/benchmarks.md does not show benchmarks/results/*.json (hint: python benchmarks/report.py)")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 //! Throughput of the wire on this machine: `mpirun -n 2 target/release/deps/wire-… [MB]`.
 //!
 //! Prints, for each way to move bytes, the median time of a collective over a tensor of that many megabytes (default
-//! 400) of fp32, and the tensor's size over that time. MPI_Allreduce of the MPI library stands beside it.
+//! 400) of fp32, and the tensor's size over that time. MPI_Allreduce of the MPI library stands beside it. Then, between
+//! ranks 0 and 1, half the median round trip of a small and of a 4 MiB message beside MPI_Send and MPI_Recv, and what
+//! a receive that nobody waits for costs the core it waits on.
 
 use herd::topology::{Axis, Topology};
 use herd::wire::{Op, Via, World};
@@ -41,7 +43,95 @@ fn main() -> herd::error::Result<()> {
         assert_eq!(code, 0);
         Ok(())
     })?;
+    messages(&world)?;
     world.finalize()
+}
+
+/// One-way times between ranks 0 and 1.
+fn messages(world: &World) -> herd::error::Result<()> {
+    if world.size() < 2 {
+        return Ok(());
+    }
+    let topo = Topology::data(world.rank(), world.size());
+    for (name, bytes, rounds) in [("8 bytes", 8usize, 2000), ("4 MiB", 4 << 20, 100)] {
+        let t = Tensor::zeros([bytes as i64 / 2], (Kind::BFloat16, tch::Device::Cpu));
+        for (via_name, via) in [("lanes", Via::Fastest), ("messages", Via::Messages)] {
+            let wire = world.wire_via(&topo, Axis::Data, via)?;
+            ping_pong(world, name, via_name, bytes, rounds, |first| {
+                let other = 1 - wire.rank();
+                for send in [first, !first] {
+                    let work = if send { wire.send(&t, other)? } else { wire.recv(&t, other)? };
+                    work.wait()?;
+                }
+                Ok(())
+            })?;
+        }
+        ping_pong(world, name, "MPI_Send, MPI_Recv", bytes, rounds, |first| {
+            let (data, n, other) = (t.data_ptr(), bytes as i32, 1 - world.rank() as i32);
+            for send in [first, !first] {
+                // SAFETY: the tensor has that many bytes; both calls block.
+                unsafe {
+                    let (byte, comm) = (ffi::RSMPI_UINT8_T, ffi::RSMPI_COMM_WORLD);
+                    match send {
+                        true => ffi::MPI_Send(data, n, byte, other, 9, comm),
+                        false => ffi::MPI_Recv(data, n, byte, other, 9, comm, ffi::RSMPI_STATUS_IGNORE),
+                    };
+                }
+            }
+            Ok(())
+        })?;
+    }
+    for (name, via) in [("lanes", Via::Fastest), ("messages", Via::Messages)] {
+        let wire = world.wire_via(&topo, Axis::Data, via)?;
+        let t = Tensor::zeros([1 << 20], f32_cpu());
+        world.barrier()?;
+        if world.rank() == 0 {
+            let early = wire.recv(&t, 1)?;
+            let before = cpu_seconds();
+            std::thread::sleep(std::time::Duration::from_secs(1));
+            println!("early receive   {name:25} {:8.2} % of a core", (cpu_seconds() - before) * 100.0);
+            early.wait()?;
+        } else if world.rank() == 1 {
+            std::thread::sleep(std::time::Duration::from_millis(1200));
+            wire.send(&t, 0)?.wait()?;
+        }
+        world.barrier()?;
+    }
+    Ok(())
+}
+
+fn ping_pong(
+    world: &World, what: &str, via: &str, bytes: usize, rounds: usize,
+    mut body: impl FnMut(bool) -> herd::error::Result<()>,
+) -> herd::error::Result<()> {
+    let mut times = Vec::new();
+    world.barrier()?;
+    if world.rank() < 2 {
+        for _ in 0..rounds {
+            let start = Instant::now();
+            body(world.rank() == 0)?;
+            times.push(start.elapsed().as_secs_f64() / 2.0);
+        }
+    }
+    world.barrier()?;
+    times.sort_by(f64::total_cmp);
+    if world.rank() == 0 {
+        let t = times[rounds / 2];
+        println!("{what:15} {via:25} {:8.1} us  {:6.2} GB/s", t * 1e6, bytes as f64 / t / 1e9);
+    }
+    Ok(())
+}
+
+/// Of all threads of this process, user and system.
+fn cpu_seconds() -> f64 {
+    // SAFETY: plain data and an out parameter.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        usage
+    };
+    let seconds = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 / 1e6;
+    seconds(usage.ru_utime) + seconds(usage.ru_stime)
 }
 
 fn f32_cpu() -> (Kind, tch::Device) {

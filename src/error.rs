@@ -39,6 +39,10 @@ pub enum Exit {
     NonFinite = 30,
     /// Another rank failed or a communication call returned an error.
     Peer = 31,
+    /// A newer attempt of the run has started, or a verdict names this process: it may neither write nor join.
+    Fenced = 32,
+    /// The supervisor gave the run up: no progress, or the budget of starts is spent.
+    GaveUp = 40,
     /// Stopped on a signal after saving; submit or requeue to continue.
     Requeue = 75,
 }
@@ -68,6 +72,12 @@ impl Exit {
             "stop; look at data and learning rate",
         ),
         (Exit::Peer, "another rank failed or communication broke", "start again from the newest checkpoint"),
+        (
+            Exit::Fenced,
+            "a newer attempt of the run has started, or this process was given up",
+            "ignore: the run goes on",
+        ),
+        (Exit::GaveUp, "the supervisor gave up: no progress, or all starts are spent", "stop; `herd status RUN` says why"),
         (Exit::Requeue, "stopped by a signal after saving", "requeue to continue"),
     ];
 
@@ -86,13 +96,17 @@ pub struct Error {
     pub problems: Vec<String>,
     /// Every rank has this same error, so one of them speaks for all.
     pub agreed: bool,
+    /// The one rank that the failure belongs to, where that is known to be another than the one that reports it, and its
+    /// host.
+    pub rank: Option<usize>,
+    pub host: Option<String>,
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     pub fn new(exit: Exit, fact: impl Into<String>) -> Self {
-        Error { exit, fact: fact.into(), hint: None, problems: Vec::new(), agreed: false }
+        Error { exit, fact: fact.into(), hint: None, problems: Vec::new(), agreed: false, rank: None, host: None }
     }
 
     /// Adds what the reader can do about it.

@@ -4,6 +4,11 @@
 //! the forward pass, and the grain of everything that moves whole: gradient buckets, ZeRO gathers, prefetch, recompute.
 //! Within a unit the tensors lie back to back, so that q, k and v (and gate and up) are one matrix without a copy.
 
+pub mod sharding;
+pub mod stages;
+
+pub use sharding::Sharding;
+
 use crate::config::ModelConfig;
 use crate::topology::{Axis, Topology};
 use std::ops::Range;
@@ -42,6 +47,13 @@ pub struct Param {
     pub extent: Vec<usize>,
     /// Where the local slice starts in the unit's flat buffer, in elements.
     pub start: usize,
+    /// How many adjacent ranks of the tensor axis hold this very slice: 1 where the axis cuts the parameter, all for norms,
+    /// and ranks / KV heads for k and v where there are more ranks than KV heads. Gradients are summed over them.
+    pub copies: usize,
+    /// Whether this rank is the one that counts the slice in norms and writes it to checkpoints: the first of the ranks of
+    /// the tensor axis that hold it; of the two stages with a tied embedding the first. Replicas (context, data) share the
+    /// work by ranges of the flat buffer and are not meant here.
+    pub owner: bool,
 }
 
 impl Param {
@@ -65,12 +77,14 @@ pub struct UnitLayout {
     pub params: Vec<Param>,
     /// Elements in use: the sum of the params' local lengths.
     pub used: usize,
-    /// Length of the flat buffer: `used` padded to a multiple of [`PAD`] × data-axis size; the tail stays zero.
+    /// Length of the flat buffer: `used` of the first tensor rank (the largest) padded to a multiple of [`PAD`] × replicas
+    /// ([`Topology::replicas`]), so that ranges of the buffer hold the same parameters on every tensor rank; the tail stays
+    /// zero.
     pub len: usize,
 }
 
 impl UnitLayout {
-    /// The elements of the flat buffer that rank `rank` of `size` on the data axis owns.
+    /// The elements of the flat buffer that part `rank` of `size` is made of.
     pub fn shard(&self, rank: usize, size: usize) -> Range<usize> {
         let n = self.len / size;
         rank * n..(rank + 1) * n
@@ -87,7 +101,7 @@ impl UnitLayout {
     }
 }
 
-/// Flat buffers are padded to this many elements per data rank: one 64-byte line of bf16, two of fp32.
+/// Flat buffers are padded to this many elements per replica: one 64-byte line of bf16, two of fp32.
 pub const PAD: usize = 32;
 
 /// All units a rank holds, in forward order.
@@ -97,11 +111,22 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout of `model` on `topo`. Axes other than data hold every parameter whole.
+    /// The layout of `model` on `topo` with one chunk of units per pipeline stage, cut for short sequences.
     pub fn new(model: &ModelConfig, topo: &Topology) -> Layout {
-        let dp = topo.size(Axis::Data);
-        let units = units(model).into_iter().map(|(unit, params)| place(unit, params, dp)).collect();
-        Layout { units }
+        let chunks = stages::chunks(model, topo.size(Axis::Pipeline), 1, 1);
+        Layout::of(model, topo, &[&chunks[topo.coord(Axis::Pipeline)]])
+    }
+
+    /// The layout of the units in `chunks` on `topo`: those that this rank's pipeline stage holds, in forward order.
+    pub fn of(model: &ModelConfig, topo: &Topology, chunks: &[&Vec<Unit>]) -> Layout {
+        let first_stage = topo.coord(Axis::Pipeline) == 0;
+        let all = units(model);
+        let shapes = |unit: Unit| all.iter().find(|(u, _)| *u == unit).map(|(_, p)| p.clone()).unwrap_or_default();
+        let place = |&unit: &Unit| {
+            let owner = first_stage || unit != Unit::Embedding;
+            place(unit, shapes(unit), &Cut::new(model, topo), owner, topo.replicas())
+        };
+        Layout { units: chunks.iter().flat_map(|c| c.iter()).map(place).collect() }
     }
 
     pub fn unit(&self, unit: Unit) -> &UnitLayout {
@@ -160,18 +185,74 @@ pub fn count(m: &ModelConfig) -> usize {
     units(m).iter().flat_map(|(_, ps)| ps).map(|(_, s)| s.iter().product::<usize>()).sum()
 }
 
-fn place(unit: Unit, params: Vec<(String, Vec<usize>)>, dp: usize) -> UnitLayout {
+/// Which slice of each parameter a rank of the tensor axis holds (Megatron-LM, arXiv:1909.08053 §3): rows of the matrices
+/// that make heads, feed-forward columns and logits; columns of the two that come back from them; norms whole.
+struct Cut<'a> {
+    model: &'a ModelConfig,
+    rank: usize,
+    size: usize,
+}
+
+impl Cut<'_> {
+    fn new<'a>(model: &'a ModelConfig, topo: &Topology) -> Cut<'a> {
+        Cut { model, rank: topo.coord(Axis::Tensor), size: topo.size(Axis::Tensor) }
+    }
+
+    /// (offset, extent, copies) of the slice of a parameter.
+    fn slice(&self, name: &str, shape: &[usize]) -> (Vec<usize>, Vec<usize>, usize) {
+        let d = self.model.head_dim();
+        let (dim, range, copies) = match name.rsplit('.').nth(1).unwrap_or_default() {
+            "q_proj" => (0, self.heads(self.model.num_attention_heads, d), 1),
+            "k_proj" | "v_proj" => {
+                let kv = self.model.num_key_value_heads;
+                (0, self.heads(kv, d), (self.size / kv).max(1))
+            }
+            "o_proj" => (1, self.heads(self.model.num_attention_heads, d), 1),
+            "gate_proj" | "up_proj" => (0, self.even(shape[0]), 1),
+            "down_proj" => (1, self.even(shape[1]), 1),
+            "embed_tokens" | "lm_head" => (0, self.even(shape[0]), 1),
+            _ => return (vec![0; shape.len()], shape.to_vec(), self.size),
+        };
+        let (mut offset, mut extent) = (vec![0; shape.len()], shape.to_vec());
+        (offset[dim], extent[dim]) = (range.start, range.len());
+        (offset, extent, copies)
+    }
+
+    /// Rows of this rank's share of `heads` heads of width `d`; with fewer heads than ranks, of the one head it shares.
+    fn heads(&self, heads: usize, d: usize) -> Range<usize> {
+        match heads >= self.size {
+            true => heads * self.rank / self.size * d..heads * (self.rank + 1) / self.size * d,
+            false => {
+                let head = self.rank * heads / self.size;
+                head * d..(head + 1) * d
+            }
+        }
+    }
+
+    /// This rank's share of `n`: equal ones, the last rank's shorter where `n` does not divide (the vocabulary).
+    fn even(&self, n: usize) -> Range<usize> {
+        let each = n.div_ceil(self.size);
+        (each * self.rank).min(n)..(each * (self.rank + 1)).min(n)
+    }
+}
+
+fn place(unit: Unit, params: Vec<(String, Vec<usize>)>, cut: &Cut, owner: bool, replicas: usize) -> UnitLayout {
+    let widest = Cut { rank: 0, ..*cut };
+    let len = |(name, shape): &(String, Vec<usize>)| widest.slice(name, shape).1.iter().product::<usize>();
+    let most: usize = params.iter().map(len).sum();
     let mut start = 0;
     let params: Vec<Param> = params
         .into_iter()
         .map(|(name, shape)| {
             let kind = if shape.len() == 2 { Kind::Matrix } else { Kind::Vector };
-            let param = Param { name, kind, offset: vec![0; shape.len()], extent: shape.clone(), shape, start };
+            let (offset, extent, copies) = cut.slice(&name, &shape);
+            let owner = owner && cut.rank % copies == 0;
+            let param = Param { name, kind, shape, offset, extent, start, copies, owner };
             start += param.len();
             param
         })
         .collect();
-    UnitLayout { unit, params, used: start, len: start.next_multiple_of(PAD * dp) }
+    UnitLayout { unit, params, used: start, len: most.max(start).next_multiple_of(PAD * replicas) }
 }
 
 #[cfg(test)]
@@ -206,5 +287,41 @@ mod tests {
     fn tied_models_have_no_head_matrix() {
         assert_eq!(count(&tiny(false)) - count(&tiny(true)), 100 * 24);
         assert_eq!(Layout::new(&tiny(true), &Topology::solo()).unit(Unit::Head).params.len(), 1);
+    }
+
+    /// Over all ranks of many grids, the owners' slices are every element of every parameter once.
+    #[test]
+    fn owners_hold_every_element_once() {
+        for tied in [false, true] {
+            let m = tiny(tied);
+            for (tensor, pipeline) in [(1, 1), (2, 1), (2, 2), (6, 3), (2, 3), (1, 2)] {
+                let mut seen = std::collections::HashMap::<String, Vec<u8>>::new();
+                for rank in 0..tensor * pipeline {
+                    let l = Layout::new(&m, &Topology::new(rank, [tensor, 1, pipeline, 1]));
+                    for (_, p) in l.params().filter(|(_, p)| p.owner) {
+                        let all = seen.entry(p.name.clone()).or_insert_with(|| vec![0; p.global_len()]);
+                        let width = p.shape.get(1).copied().unwrap_or(1);
+                        let cols = *p.extent.get(1).unwrap_or(&1);
+                        let first = *p.offset.get(1).unwrap_or(&0);
+                        for r in 0..p.extent[0] {
+                            let at = (p.offset[0] + r) * width + first;
+                            all[at..at + cols].iter_mut().for_each(|n| *n += 1);
+                        }
+                    }
+                }
+                assert_eq!(seen.values().map(Vec::len).sum::<usize>(), count(&m));
+                assert!(seen.values().flatten().all(|&n| n == 1), "tensor {tensor} pipeline {pipeline} tied {tied}");
+            }
+        }
+    }
+
+    #[test]
+    fn few_kv_heads_are_shared_by_neighbours() {
+        let at = |rank| {
+            let l = Layout::new(&tiny(false), &Topology::new(rank, [6, 1, 1, 1]));
+            let k = l.unit(Unit::Block(0)).params[2].clone();
+            (k.offset[0], k.extent[0], k.copies, k.owner)
+        };
+        assert_eq!([at(0), at(2), at(3)], [(0, 5, 3, true), (0, 5, 3, false), (5, 5, 3, true)]);
     }
 }

@@ -4,6 +4,7 @@
 //! Rooms, from the top; a room uses only rooms below it.
 //!
 //! - [`cli`]: arguments, one file per command, exit codes, human output
+//! - [`launch`]: the supervisor: attempts, nodes and spares, requeue, alerts
 //! - [`train`]: the step, the loop, metrics, progress
 //! - [`generate`]: KV cache, sampling
 //! - [`parallel`]: one file per axis
@@ -11,20 +12,27 @@
 //! - [`model`]: Llama 3 layers with explicit forward, backward_input, backward_weight
 //! - [`optim`]: AdamW on fp32 state, learning-rate schedules, clipping
 //! - [`checkpoint`]: the universal HDF5 format, restore, Hugging Face import and export
-//! - [`slurm`]: the environment that Slurm gives a step
+//! - [`liveness`]: probes, verdicts, the progress watchdog, how a rank leaves
+//! - [`slurm`]: the environment that Slurm gives a step, and its commands
 //! - [`data`]: tokenizers, indexed token files, sample order
 //! - [`kernels`]: fused operations, each with its libtorch reference
 //! - [`wire`]: moving bytes between ranks
+//! - [`attempt`], [`durable`], [`events`]: the number that fences old processes, files that survive a crash, what happened
 //! - [`topology`], [`layout`], [`config`], [`error`]: values and pure functions
 
+pub mod attempt;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod durable;
 pub mod error;
+pub mod events;
 pub mod generate;
 pub mod kernels;
+pub mod launch;
 pub mod layout;
+pub mod liveness;
 pub mod model;
 pub mod optim;
 pub mod parallel;

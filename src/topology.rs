@@ -68,6 +68,25 @@ impl Topology {
         let base = self.rank - self.coord(axis) * self.stride(axis);
         (0..self.size(axis)).map(|i| base + i * self.stride(axis)).collect()
     }
+
+    /// Number of ranks that hold the same parameters as this one and see other tokens: context × data. Gradients are
+    /// summed over them, and ZeRO shards over them.
+    pub fn replicas(&self) -> usize {
+        self.size(Axis::Context) * self.size(Axis::Data)
+    }
+
+    /// This rank's place among its replicas: context is the inner axis.
+    pub fn replica(&self) -> usize {
+        self.coord(Axis::Data) * self.size(Axis::Context) + self.coord(Axis::Context)
+    }
+
+    /// World ranks of the replicas, in order of [`Topology::replica`].
+    pub fn replica_group(&self) -> Vec<usize> {
+        let (context, data) = (self.stride(Axis::Context), self.stride(Axis::Data));
+        let base = self.rank - self.coord(Axis::Context) * context - self.coord(Axis::Data) * data;
+        let each = |d| (0..self.size(Axis::Context)).map(move |c| base + d * data + c * context);
+        (0..self.size(Axis::Data)).flat_map(each).collect()
+    }
 }
 
 #[cfg(test)]
@@ -87,6 +106,20 @@ mod tests {
                 seen[group[0]] += 1;
             }
             assert!(seen.iter().all(|&n| n == 0 || n == sizes[axis as usize]));
+        }
+    }
+
+    #[test]
+    fn replicas_share_tensor_and_pipeline_coordinates() {
+        for rank in 0..24 {
+            let t = Topology::new(rank, [2, 2, 3, 2]);
+            let group = t.replica_group();
+            assert_eq!((group.len(), group[t.replica()]), (t.replicas(), rank));
+            for &other in &group {
+                let o = Topology::new(other, t.sizes);
+                assert_eq!(o.coord(Axis::Tensor), t.coord(Axis::Tensor));
+                assert_eq!(o.coord(Axis::Pipeline), t.coord(Axis::Pipeline));
+            }
         }
     }
 

@@ -5,6 +5,8 @@
 
 pub mod check;
 mod checkpoint;
+mod launch;
+mod liveness;
 pub mod load;
 mod model;
 mod parallel;
@@ -15,9 +17,11 @@ mod store;
 mod yaml;
 
 pub use checkpoint::CheckpointSection;
+pub use launch::{AlertKind, AlertsSection, LaunchSection};
+pub use liveness::LivenessSection;
 pub use load::{load, Draft};
 pub use model::{ModelConfig, RopeScaling, RopeType};
-pub use parallel::ParallelSection;
+pub use parallel::{ParallelSection, PipelineSchedule};
 pub use problem::{to_error, Problem};
 pub use store::StoreSection;
 
@@ -51,7 +55,13 @@ pub struct Config {
     #[serde(default)]
     pub checkpoint: CheckpointSection,
     #[serde(default)]
+    pub liveness: LivenessSection,
+    #[serde(default)]
     pub log: LogSection,
+    #[serde(default)]
+    pub launch: LaunchSection,
+    #[serde(default)]
+    pub alerts: AlertsSection,
 }
 
 /// Where the model's shape and first weights come from. Give `shape`, or `config`, or only `weights`.
@@ -135,6 +145,10 @@ pub struct TrainSection {
     /// Which activations the backward pass recomputes instead of keeping.
     #[serde(default)]
     pub recompute: Recompute,
+    /// How many of the first blocks of a pipeline stage recompute; the others keep everything. 0: all recompute.
+    #[serde(default)]
+    #[schemars(range(max = limit::RANKS))]
+    pub recompute_blocks: usize,
     /// Largest global gradient norm; larger ones are scaled down to it. 0 turns clipping off.
     #[serde(default = "defaults::one")]
     #[schemars(range(min = 0.0))]
@@ -178,6 +192,8 @@ pub enum DeviceChoice {
 pub enum Recompute {
     #[default]
     None,
+    /// Keep what matrix products and attention gave; make norms and SwiGLU again.
+    Selective,
     /// Keep only each block's input.
     Full,
 }

@@ -18,7 +18,7 @@ pub use stream::TextStream;
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Exit, Result};
-use crate::model::{Llama, Params};
+use crate::model::{Axes, Llama, Params};
 use decode::Decoder;
 use tch::Device;
 
@@ -62,7 +62,7 @@ impl<'a> Generator<'a> {
     /// For texts (prompt and continuation) of up to `longest` tokens, or what the model allows where that is less.
     pub fn new(config: &'a ModelConfig, params: &'a Params, longest: usize, device: Device) -> Generator<'a> {
         let longest = longest.min(config.max_position_embeddings);
-        Generator { config, params, model: Llama::new(config, longest, device), longest }
+        Generator { config, params, model: Llama::new(config, longest, device, &Axes::solo()), longest }
     }
 
     /// Continues `prompt`; `on_token` sees each token as it is chosen and may end the run with an error.
@@ -88,8 +88,8 @@ impl<'a> Generator<'a> {
                 break Stop::Context;
             }
             let logits = match next {
-                None => decoder.prefill(prompt),
-                Some(id) => decoder.step(id),
+                None => decoder.prefill(prompt)?,
+                Some(id) => decoder.step(id)?,
             };
             let id = options.sampling.choose(&logits, index, (prompt.len() + tokens.len()) as u64)?;
             tokens.push(id);

@@ -71,6 +71,28 @@ pub fn cross_entropy_(logits: &Tensor, targets: &Tensor, grad_scale: Option<f64>
         .unwrap_or_else(|| reference::cross_entropy_(logits, targets, grad_scale, z_loss))
 }
 
+/// First half of [`cross_entropy_`] where a rank has only some columns of the logits, those from `first` on: logits [N,V'] T,
+/// targets [N] i64 → [2,N] f32: the log of the sum of exponentials over these columns (−∞ where there are none), and the logit
+/// of the target (0 where that lies elsewhere or does not count).
+pub fn cross_entropy_part(logits: &Tensor, targets: &Tensor, first: i64) -> Tensor {
+    by_kind!(logits, cpu::loss::part(logits, targets, first))
+        .unwrap_or_else(|| reference::cross_entropy_part(logits, targets, first))
+}
+
+/// Joins the parts of all ranks, [t,2,N] f32, each a [`cross_entropy_part`]: the sums over the rows that count, and of every
+/// row the log of the sum of exponentials over the whole vocabulary, [N] f32.
+pub fn cross_entropy_join(parts: &Tensor, targets: &Tensor) -> (LossSums, Tensor) {
+    reference::cross_entropy_join(parts, targets)
+}
+
+/// Second half: logits [N,V'] T become their gradient, as in [`cross_entropy_`]; `lse` [N] f32 is over all columns.
+pub fn cross_entropy_gradient_(
+    logits: &Tensor, targets: &Tensor, first: i64, lse: &Tensor, grad_scale: f64, z_loss: f64,
+) {
+    by_kind!(logits, cpu::loss::gradient(logits, targets, first, lse, grad_scale, z_loss))
+        .unwrap_or_else(|| reference::cross_entropy_gradient_(logits, targets, first, lse, grad_scale, z_loss))
+}
+
 /// Causal grouped-query attention with softmax scale 1/sqrt(D). q [B,S,Hq,D], k and v [B,S,Hkv,D], strided over a larger
 /// row is fine. Returns (out [B,S,Hq,D] T contiguous, lse [B,Hq,S] f32: log of the sum of exponentials per row).
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {

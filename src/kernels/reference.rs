@@ -117,6 +117,14 @@ pub struct LossSums {
     pub tokens: u64,
 }
 
+impl std::ops::AddAssign for LossSums {
+    fn add_assign(&mut self, o: LossSums) {
+        self.loss += o.loss;
+        self.z += o.z;
+        self.tokens += o.tokens;
+    }
+}
+
 /// Cross-entropy with its gradient in place: logits [N,V] T become d(grad_scale·(loss + z_loss·z))/d logits.
 /// targets [N] i64; a negative target does not count. With `grad_scale` None logits are left as they are.
 pub fn cross_entropy_(logits: &Tensor, targets: &Tensor, grad_scale: Option<f64>, z_loss: f64) -> LossSums {
@@ -134,6 +142,56 @@ pub fn cross_entropy_(logits: &Tensor, targets: &Tensor, grad_scale: Option<f64>
         logits.shallow_clone().copy_(&(g * (w * scale).unsqueeze(1)));
     }
     LossSums { loss, z, tokens: valid.sum(Kind::Int64).int64_value(&[]) as u64 }
+}
+
+/// See [`crate::kernels::cross_entropy_part`].
+pub fn cross_entropy_part(logits: &Tensor, targets: &Tensor, first: i64) -> Tensor {
+    let (n, columns) = (logits.size()[0], logits.size()[1]);
+    if columns == 0 {
+        let none = Tensor::zeros([2, n], (Kind::Float, logits.device()));
+        let _ = none.narrow(0, 0, 1).fill_(f64::NEG_INFINITY);
+        return none;
+    }
+    let x = logits.to_kind(Kind::Float);
+    let (here, column) = columns_of(targets, first, columns);
+    let at = x.gather(1, &column, false).squeeze_dim(1) * here.to_kind(Kind::Float);
+    Tensor::stack(&[x.logsumexp([1i64].as_slice(), false), at], 0)
+}
+
+/// See [`crate::kernels::cross_entropy_join`].
+pub fn cross_entropy_join(parts: &Tensor, targets: &Tensor) -> (LossSums, Tensor) {
+    let lse = parts.select(1, 0).logsumexp([0i64].as_slice(), false);
+    let at = parts.select(1, 1).sum_dim_intlist([0i64].as_slice(), false, Kind::Float);
+    let valid = targets.ge(0);
+    let w = valid.to_kind(Kind::Float);
+    let sum = |x: Tensor| (x * &w).sum(Kind::Double).double_value(&[]);
+    let sums =
+        LossSums { loss: sum(&lse - at), z: sum(lse.square()), tokens: valid.sum(Kind::Int64).int64_value(&[]) as u64 };
+    (sums, lse)
+}
+
+/// See [`crate::kernels::cross_entropy_gradient_`].
+pub fn cross_entropy_gradient_(
+    logits: &Tensor, targets: &Tensor, first: i64, lse: &Tensor, grad_scale: f64, z_loss: f64,
+) {
+    let columns = logits.size()[1];
+    if columns == 0 {
+        return;
+    }
+    let (here, column) = columns_of(targets, first, columns);
+    let p = (logits.to_kind(Kind::Float) - lse.unsqueeze(1)).exp();
+    let mut g = p * (lse * (2.0 * z_loss) + 1.0).unsqueeze(1);
+    let _ = g.scatter_add_(1, &column, &-here.to_kind(Kind::Float).unsqueeze(1));
+    let weight = targets.ge(0).to_kind(Kind::Float) * grad_scale;
+    logits.shallow_clone().copy_(&(g * weight.unsqueeze(1)));
+}
+
+/// Which targets [N] lie in the columns `first..first + columns`, and where: [N] bool, [N,1] i64 (0 elsewhere).
+fn columns_of(targets: &Tensor, first: i64, columns: i64) -> (Tensor, Tensor) {
+    let local = targets - first;
+    let here = targets.ge(0).logical_and(&local.ge(0)).logical_and(&local.lt(columns));
+    let column = local.clamp(0, columns - 1).unsqueeze(1);
+    (here, column)
 }
 
 /// y [N,O] = x [N,I] · w [O,I]ᵀ, plus `residual` [N,O] if given.

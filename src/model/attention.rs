@@ -1,11 +1,16 @@
 //! The attention half of a block: norm, q|k|v, rotary embedding, causal grouped-query attention, output projection,
 //! residual: `y = x + Wo·attend(rope(Wqkv·norm(x)))`.
 //!
-//! Shapes: N = B·S tokens, H hidden, A = (Hq + 2·Hkv)·D the width of q|k|v, D the width of a head; T the compute dtype.
+//! Over the tensor axis (t ranks; arXiv:1909.08053, arXiv:2205.05198) a rank has Hq/t query heads with their key and value
+//! heads (one that it shares with its neighbours where there are fewer than ranks) and, outside the products and attention
+//! itself, N/t of the tokens. Shapes: N = B·S tokens, H hidden, D the width of a head, Hq and Hkv this rank's heads,
+//! A = (Hq + 2·Hkv)·D the width of its q|k|v; T the compute dtype.
 
 use crate::config::ModelConfig;
+use crate::error::Result;
 use crate::kernels;
-use crate::model::{Accumulate, Flat, Rope};
+use crate::model::sequence::{project_back, Normed, Returning};
+use crate::model::{Accumulate, Axes, Flat, Positions};
 use tch::Tensor;
 
 const NORM: &str = "input_layernorm.weight";
@@ -14,22 +19,30 @@ const V: &str = "v_proj.weight";
 const O: &str = "o_proj.weight";
 
 /// The geometry of attention, the same in every block.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Attention {
+    /// Query heads of this rank.
     pub heads: i64,
+    /// Key and value heads of this rank.
     pub kv_heads: i64,
     pub head_dim: i64,
     pub eps: f64,
+    pub axes: Axes,
 }
 
 /// What the backward pass reads, kept by the forward pass. The list with its bytes is in [`crate::model::block`].
 pub struct Saved {
-    /// [N,H] T, the input (shared with whoever made it).
+    /// [N/t,H] T, the input (shared with whoever made it).
     pub x: Tensor,
-    /// [N] f32.
+    /// [N/t] f32.
     pub rstd: Tensor,
-    /// [N,H] T, the normed input.
+    /// [N/t,H] T, the normed input.
     pub normed: Tensor,
+    pub mixed: Mixed,
+}
+
+/// The part of it that norms cannot bring back.
+pub struct Mixed {
     /// [N,A] T, q|k|v with q and k rotated.
     pub qkv: Tensor,
     /// [B,S,Hq,D] T.
@@ -38,44 +51,53 @@ pub struct Saved {
     pub lse: Tensor,
 }
 
-/// What the weight gradients read, left by [`Attention::backward_input`].
+/// What the weight gradients read, left by [`Attention::backward_products`].
 pub struct Pending {
+    /// [N,H] T.
     dy: Tensor,
     out: Tensor,
     dqkv: Tensor,
-    normed: Tensor,
+    normed: Normed,
 }
 
 impl Attention {
-    pub fn new(m: &ModelConfig) -> Attention {
+    pub fn new(m: &ModelConfig, axes: &Axes) -> Attention {
         Attention {
-            heads: m.num_attention_heads as i64,
-            kv_heads: m.num_key_value_heads as i64,
+            heads: m.num_attention_heads as i64 / axes.shards(),
+            kv_heads: (m.num_key_value_heads as i64 / axes.shards()).max(1),
             head_dim: m.head_dim() as i64,
             eps: m.rms_norm_eps,
+            axes: axes.clone(),
         }
     }
 
-    /// x [N,H] → y [N,H]. `rope` holds the S positions of each sequence; N is a multiple of S.
-    pub fn forward(&self, w: &Flat, x: &Tensor, rope: &Rope) -> (Tensor, Saved) {
-        let (normed, rstd, qkv) = self.project(w, x, rope);
-        let [q, k, v] = self.split(&qkv, rope.len());
+    /// x → y, both [N/t,H]. `at` has the S positions of each sequence; N is a multiple of S.
+    pub fn forward(&self, w: &Flat, x: &Tensor, at: &Positions) -> Result<(Tensor, Saved)> {
+        let (normed, rstd, qkv) = self.project(w, x, at)?;
+        let [q, k, v] = self.split(&qkv, at.len());
         let (out, lse) = kernels::attention(&q, &k, &v);
-        let y = self.output(w, &out, x);
-        (y, Saved { x: x.shallow_clone(), rstd, normed, qkv, out, lse })
+        let y = self.output(w, &out, x)?;
+        Ok((y, Saved { x: x.shallow_clone(), rstd, normed, mixed: Mixed { qkv, out, lse } }))
     }
 
-    /// Norm, q|k|v and rotation: x [N,H] → (normed [N,H], rstd [N] f32, q|k|v [N,A]).
-    pub fn project(&self, w: &Flat, x: &Tensor, rope: &Rope) -> (Tensor, Tensor, Tensor) {
+    /// Norm, q|k|v and rotation: x [N/t,H] → (normed [N/t,H], rstd [N/t] f32, q|k|v [N,A]).
+    pub fn project(&self, w: &Flat, x: &Tensor, at: &Positions) -> Result<(Tensor, Tensor, Tensor)> {
         let (normed, rstd) = kernels::rms_norm(x, &w.param(NORM), self.eps);
-        let qkv = kernels::linear(&normed, &w.fused_param(Q, V), None);
-        kernels::rope_(&self.rotated(&qkv, rope.len()), &rope.cos, &rope.sin, false);
-        (normed, rstd, qkv)
+        let all = self.axes.gather(&normed)?.rows()?;
+        let qkv = kernels::linear(&all, &w.fused_param(Q, V), None);
+        at.rotate_(&self.rotated(&qkv, at.len()), false);
+        Ok((normed, rstd, qkv))
     }
 
-    /// Output projection and residual: out [.., Hq, D] of N tokens, x [N,H] → y [N,H].
-    pub fn output(&self, w: &Flat, out: &Tensor, x: &Tensor) -> Tensor {
-        kernels::linear(&self.rows(out), &w.param(O), Some(x))
+    /// Output projection and residual: out [.., Hq, D] of N tokens, x [N/t,H] → y [N/t,H].
+    pub fn output(&self, w: &Flat, out: &Tensor, x: &Tensor) -> Result<Tensor> {
+        project_back(&self.axes, &self.rows(out), &w.param(O), x)
+    }
+
+    /// What [`Attention::forward`] kept, from its input and the part that norms cannot bring back.
+    pub fn restore(&self, w: &Flat, x: Tensor, mixed: Mixed) -> Saved {
+        let (normed, rstd) = kernels::rms_norm(&x, &w.param(NORM), self.eps);
+        Saved { x, rstd, normed, mixed }
     }
 
     /// Views of q|k|v [N,A]: q [B,S,Hq,D], k and v [B,S,Hkv,D].
@@ -85,31 +107,41 @@ impl Attention {
         [all.narrow(2, 0, hq), all.narrow(2, hq, hkv), all.narrow(2, hq + hkv, hkv)]
     }
 
-    /// dy [N,H] → dx [N,H], everything of the layer's own included (the residual too), and what the weight gradients
-    /// need. Writes the norm's weight gradient.
-    pub fn backward_input(
-        &self, w: &Flat, saved: Saved, dy: &Tensor, rope: &Rope, grads: Accumulate,
-    ) -> (Tensor, Pending) {
-        let Saved { x, rstd, normed, qkv, out, lse } = saved;
-        let dout = kernels::linear_backward_input(dy, &w.param(O)).view_as(&out);
+    /// dy [N/t,H] → the gradient of the normed input, on its way, and what the weight gradients need. With `soon` the normed
+    /// inputs of all ranks are fetched meanwhile, since [`Attention::backward_weight`] comes next.
+    pub fn backward_products(
+        &self, w: &Flat, saved: Saved, dy: Tensor, at: &Positions, soon: bool,
+    ) -> Result<(Returning, Pending)> {
+        let Saved { x, rstd, normed, mixed: Mixed { qkv, out, lse } } = saved;
+        let dy_all = self.axes.gather(&dy)?;
+        let normed = Normed::new(&self.axes, normed, soon)?;
+        let dy_all = dy_all.rows()?;
+        let dout = kernels::linear_backward_input(&dy_all, &w.param(O)).view_as(&out);
         let dqkv = qkv.empty_like();
         {
-            let [q, k, v] = self.split(&qkv, rope.len());
-            let [mut dq, mut dk, mut dv] = self.split(&dqkv, rope.len());
+            let [q, k, v] = self.split(&qkv, at.len());
+            let [mut dq, mut dk, mut dv] = self.split(&dqkv, at.len());
             kernels::attention_backward(&dout, &q, &k, &v, &out, &lse, &mut dq, &mut dk, &mut dv);
         }
         drop((dout, qkv, lse));
-        kernels::rope_(&self.rotated(&dqkv, rope.len()), &rope.cos, &rope.sin, true);
+        at.rotate_(&self.rotated(&dqkv, at.len()), true);
         let dnormed = kernels::linear_backward_input(&dqkv, &w.fused_param(Q, V));
-        let dx = kernels::rms_norm_backward(&dnormed, &x, &w.param(NORM), &rstd, Some(dy), &grads.ready(w.grad(NORM)));
-        (dx, Pending { dy: dy.shallow_clone(), out, dqkv, normed })
+        let dnormed = self.axes.reduce(dnormed)?;
+        Ok((Returning { dnormed, x, rstd, dy }, Pending { dy: dy_all, out, dqkv, normed }))
+    }
+
+    /// dx [N/t,H], the residual's part included. Writes the norm's weight gradient, this rank's tokens only.
+    pub fn backward_norm(&self, w: &Flat, back: Returning, grads: Accumulate) -> Result<Tensor> {
+        back.through_norm(&w.param(NORM), &grads.ready(w.grad(NORM)))
     }
 
     /// Writes the gradients of Wo and Wqkv.
-    pub fn backward_weight(&self, w: &Flat, p: Pending, grads: Accumulate) {
+    pub fn backward_weight(&self, w: &Flat, p: Pending, grads: Accumulate) -> Result<()> {
+        let normed = p.normed.all(&self.axes)?;
         grads.matrix(&p.dy, &self.rows(&p.out), &w.grad(O));
         drop((p.dy, p.out));
-        grads.matrix(&p.dqkv, &p.normed, &w.fused_grad(Q, V));
+        grads.matrix(&p.dqkv, &normed.rows()?, &w.fused_grad(Q, V));
+        Ok(())
     }
 
     /// [N,A] → [B,S,Hq+2·Hkv,D], a view.

@@ -2,44 +2,84 @@
 //!
 //! # Activations kept per token
 //!
-//! With t = bytes of the compute dtype (bf16 2, fp32 4), H hidden, A = (Hq + 2·Hkv)·D, Q = Hq·D, F feed-forward:
+//! With e = bytes of the compute dtype (bf16 2, fp32 4), t ranks of the tensor axis, H hidden, F feed-forward, Hq and Hkv the
+//! heads of one rank (Hkv at least one), D their width, A = (Hq + 2·Hkv)·D, Q = Hq·D:
 //!
-//! | tensor | bytes a token |
-//! | --- | --- |
-//! | block input x (the output of the block before: the same tensor) | H·t |
-//! | attention: normed x | H·t |
-//! | attention: q\|k\|v, rotated | A·t |
-//! | attention: output before Wo | Q·t |
-//! | attention: rstd, log-sum-exp (fp32) | 4 + 4·Hq |
-//! | middle of the block, input of the feed-forward half | H·t |
-//! | feed-forward: normed | H·t |
-//! | feed-forward: gate\|up | 2·F·t |
-//! | feed-forward: silu(gate)·up | F·t |
-//! | feed-forward: rstd (fp32) | 4 |
+//! | tensor | bytes a token | none | selective | full |
+//! | --- | --- | --- | --- | --- |
+//! | block input x (the output of the block before: the same tensor) | H/t·e | kept | kept | kept |
+//! | attention: normed x | H/t·e | kept | | |
+//! | attention: q\|k\|v, rotated | A·e | kept | kept | |
+//! | attention: output before Wo | Q·e | kept | kept | |
+//! | attention: log-sum-exp (fp32) | 4·Hq | kept | kept | |
+//! | attention: rstd (fp32) | 4/t | kept | | |
+//! | middle of the block, input of the feed-forward half | H/t·e | kept | kept | |
+//! | feed-forward: normed | H/t·e | kept | | |
+//! | feed-forward: gate\|up | 2·F/t·e | kept | kept | |
+//! | feed-forward: silu(gate)·up | F/t·e | kept | | |
+//! | feed-forward: rstd (fp32) | 4/t | kept | | |
 //!
-//! Together `(4·H + A + Q + 3·F)·t + 4·Hq + 8` ([`kept_bytes`]). With full recompute only the block input stays: `H·t`;
-//! one block at a time has the whole list during its backward pass.
+//! Selective keeps what matrix products and attention gave and makes the norms and the SwiGLU again; full makes everything again,
+//! one block at a time, which then has the whole list. No mode changes a bit of the result. [`kept_bytes`] is the sum.
 //!
 //! On top of what is kept, [`Block::backward`] holds at its highest point, in the feed-forward half: dy, the gradient of
-//! silu(gate)·up, and that of gate|up: `(H + 3·F)·t` a token ([`backward_bytes`]); gate|up and the gradient of silu(gate)·up
-//! go as soon as they were used.
+//! silu(gate)·up, and that of gate|up: `(H + 3·F/t)·e` a token ([`backward_bytes`]); gate|up and the gradient of
+//! silu(gate)·up go as soon as they were used. Over a tensor axis the normed input of all ranks, fetched again for the
+//! weight gradient (H·e), and the gradient of it before and after the sum (H·e + H/t·e) join them.
+//!
+//! # Overlap
+//!
+//! Over a tensor axis the weight gradients of each half are made while the sum of the gradient of its normed input is under
+//! way, and its normed inputs are fetched while the input gradients are made.
 
-use crate::config::ModelConfig;
-use crate::model::attention::{self, Attention};
+use crate::config::{ModelConfig, Recompute};
+use crate::error::Result;
+use crate::model::attention::{self, Attention, Mixed};
 use crate::model::mlp::{self, Mlp};
-use crate::model::{Accumulate, Flat, Rope};
+use crate::model::{Accumulate, Axes, Flat, Positions};
 use tch::Tensor;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Block {
     pub attention: Attention,
     pub mlp: Mlp,
 }
 
-/// Activations of one block between its forward and its backward pass.
-pub struct Saved {
-    pub attention: attention::Saved,
-    pub mlp: mlp::Saved,
+/// What one block keeps between its forward and its backward pass.
+pub struct Kept(Keep);
+
+enum Keep {
+    All(Saved),
+    /// What products and attention gave.
+    Products {
+        x: Tensor,
+        mixed: Mixed,
+        mid: Tensor,
+        gate_up: Tensor,
+    },
+    /// The block's input.
+    Input(Tensor),
+}
+
+/// Activations of one block.
+struct Saved {
+    attention: attention::Saved,
+    mlp: mlp::Saved,
+}
+
+impl Kept {
+    /// Bytes of the tensors kept, the block's input counted.
+    pub fn bytes(&self) -> usize {
+        let kept = match &self.0 {
+            Keep::All(Saved { attention: a, mlp: f }) => {
+                let Mixed { qkv, out, lse } = &a.mixed;
+                vec![&a.x, &a.rstd, &a.normed, qkv, out, lse, &f.x, &f.rstd, &f.normed, &f.gate_up, &f.act]
+            }
+            Keep::Products { x, mixed: Mixed { qkv, out, lse }, mid, gate_up } => vec![x, qkv, out, lse, mid, gate_up],
+            Keep::Input(x) => vec![x],
+        };
+        kept.into_iter().map(|t| t.numel() * t.kind().elt_size_in_bytes()).sum()
+    }
 }
 
 /// What the weight gradients of one block read.
@@ -49,63 +89,115 @@ pub struct Pending {
 }
 
 impl Block {
-    pub fn new(m: &ModelConfig) -> Block {
-        Block { attention: Attention::new(m), mlp: Mlp::new(m) }
+    pub fn new(m: &ModelConfig, axes: &Axes) -> Block {
+        Block { attention: Attention::new(m, axes), mlp: Mlp::new(m, axes) }
     }
 
-    /// x [N,H] T → y [N,H] T, and what the backward pass reads.
-    pub fn forward(&self, w: &Flat, x: &Tensor, rope: &Rope) -> (Tensor, Saved) {
-        let (mid, attention) = self.attention.forward(w, x, rope);
-        let (y, mlp) = self.mlp.forward(w, &mid);
-        (y, Saved { attention, mlp })
+    /// x → y, both [N/t,H] T, and what the backward pass reads.
+    pub fn forward(&self, w: &Flat, x: &Tensor, at: &Positions, mode: Recompute) -> Result<(Tensor, Kept)> {
+        let (mid, attention) = self.attention.forward(w, x, at)?;
+        match mode {
+            Recompute::None => {
+                let (y, mlp) = self.mlp.forward(w, &mid)?;
+                Ok((y, Kept(Keep::All(Saved { attention, mlp }))))
+            }
+            Recompute::Selective => {
+                let attention::Saved { x, mixed, .. } = attention;
+                let (y, mlp::Saved { gate_up, .. }) = self.mlp.forward(w, &mid)?;
+                Ok((y, Kept(Keep::Products { x, mixed, mid, gate_up })))
+            }
+            Recompute::Full => {
+                drop(attention);
+                Ok((self.mlp.forward(w, &mid)?.0, Kept(Keep::Input(x.shallow_clone()))))
+            }
+        }
     }
 
     /// [`Block::forward`] that keeps nothing.
-    pub fn infer(&self, w: &Flat, x: &Tensor, rope: &Rope) -> Tensor {
-        let (mid, _) = self.attention.forward(w, x, rope);
-        self.mlp.forward(w, &mid).0
+    pub fn infer(&self, w: &Flat, x: &Tensor, at: &Positions) -> Result<Tensor> {
+        let mid = self.attention.forward(w, x, at)?.0;
+        Ok(self.mlp.forward(w, &mid)?.0)
     }
 
-    /// What [`Block::forward`] would have kept, without its output: the last matrix product is left out.
-    pub fn recompute(&self, w: &Flat, x: &Tensor, rope: &Rope) -> Saved {
-        let (mid, attention) = self.attention.forward(w, x, rope);
-        Saved { attention, mlp: self.mlp.activations(w, &mid) }
+    /// All activations from those kept. The block's last product is left out.
+    fn recompute(&self, w: &Flat, kept: Kept, at: &Positions) -> Result<Saved> {
+        match kept.0 {
+            Keep::All(saved) => Ok(saved),
+            Keep::Products { x, mixed, mid, gate_up } => {
+                Ok(Saved { attention: self.attention.restore(w, x, mixed), mlp: self.mlp.restore(w, mid, gate_up) })
+            }
+            Keep::Input(x) => {
+                let (mid, attention) = self.attention.forward(w, &x, at)?;
+                Ok(Saved { attention, mlp: self.mlp.activations(w, &mid)? })
+            }
+        }
     }
 
-    /// dy → dx, both [N,H] T. Weight gradients are written half by half, so that each half's activations go early.
-    pub fn backward(&self, w: &Flat, saved: Saved, dy: Tensor, rope: &Rope, grads: Accumulate) -> Tensor {
-        let (dmid, pending) = self.mlp.backward_input(w, saved.mlp, &dy, grads);
-        drop(dy);
-        self.mlp.backward_weight(w, pending, grads);
-        let (dx, pending) = self.attention.backward_input(w, saved.attention, &dmid, rope, grads);
-        drop(dmid);
-        self.attention.backward_weight(w, pending, grads);
-        dx
+    /// dy → dx, both [N/t,H] T. Weight gradients are written half by half, so that each half's activations go early.
+    pub fn backward(&self, w: &Flat, kept: Kept, dy: Tensor, at: &Positions, grads: Accumulate) -> Result<Tensor> {
+        let saved = self.recompute(w, kept, at)?;
+        // On one rank there is nothing to wait for: the norm first frees the gradient that it reads.
+        let alone = self.mlp.axes.tensor.size() == 1;
+
+        let (back, pending) = self.mlp.backward_products(w, saved.mlp, dy, true)?;
+        let dmid = if alone {
+            let dmid = self.mlp.backward_norm(w, back, grads)?;
+            self.mlp.backward_weight(w, pending, grads)?;
+            dmid
+        } else {
+            self.mlp.backward_weight(w, pending, grads)?;
+            self.mlp.backward_norm(w, back, grads)?
+        };
+
+        let (back, pending) = self.attention.backward_products(w, saved.attention, dmid, at, true)?;
+        if alone {
+            let dx = self.attention.backward_norm(w, back, grads)?;
+            self.attention.backward_weight(w, pending, grads)?;
+            return Ok(dx);
+        }
+        self.attention.backward_weight(w, pending, grads)?;
+        self.attention.backward_norm(w, back, grads)
     }
 
-    /// Only dx (and the norms' weight gradients); [`Block::backward_weight`] may follow at any later time.
+    /// Only dx (and the norms' weight gradients); [`Block::backward_weight`] may follow at any later time, in the same order
+    /// on every rank of the tensor axis.
     pub fn backward_input(
-        &self, w: &Flat, saved: Saved, dy: Tensor, rope: &Rope, grads: Accumulate,
-    ) -> (Tensor, Pending) {
-        let (dmid, mlp) = self.mlp.backward_input(w, saved.mlp, &dy, grads);
-        let (dx, attention) = self.attention.backward_input(w, saved.attention, &dmid, rope, grads);
-        (dx, Pending { attention, mlp })
+        &self, w: &Flat, kept: Kept, dy: Tensor, at: &Positions, grads: Accumulate,
+    ) -> Result<(Tensor, Pending)> {
+        let saved = self.recompute(w, kept, at)?;
+        let (back, mlp) = self.mlp.backward_products(w, saved.mlp, dy, false)?;
+        let dmid = self.mlp.backward_norm(w, back, grads)?;
+        let (back, attention) = self.attention.backward_products(w, saved.attention, dmid, at, false)?;
+        let dx = self.attention.backward_norm(w, back, grads)?;
+        Ok((dx, Pending { attention, mlp }))
     }
 
     /// Writes the matrices' gradients.
-    pub fn backward_weight(&self, w: &Flat, pending: Pending, grads: Accumulate) {
-        self.mlp.backward_weight(w, pending.mlp, grads);
-        self.attention.backward_weight(w, pending.attention, grads);
+    pub fn backward_weight(&self, w: &Flat, pending: Pending, grads: Accumulate) -> Result<()> {
+        self.mlp.backward_weight(w, pending.mlp, grads)?;
+        self.attention.backward_weight(w, pending.attention, grads)
     }
 }
 
-/// Bytes a token that one block keeps for its backward pass, its input counted, its output not. `elem` = bytes of T.
-pub fn kept_bytes(m: &ModelConfig, elem: usize) -> usize {
-    let qkv = m.q_dim() + 2 * m.kv_dim();
-    (4 * m.hidden_size + qkv + m.q_dim() + 3 * m.intermediate_size) * elem + 4 * m.num_attention_heads + 8
+/// Bytes a token that one block keeps for its backward pass, its input counted, its output not, over `tensor` ranks of the
+/// tensor axis; `elem` = bytes of T. Rounded up where the ranks share a token's bytes.
+pub fn kept_bytes(m: &ModelConfig, elem: usize, mode: Recompute, tensor: usize) -> usize {
+    let (heads, kv) = (m.num_attention_heads / tensor, (m.num_key_value_heads / tensor).max(1));
+    let (q, qkv) = (heads * m.head_dim(), (heads + 2 * kv) * m.head_dim());
+    // Shared by the ranks, and each rank's own.
+    let (shared, own) = match mode {
+        Recompute::None => ((4 * m.hidden_size + 3 * m.intermediate_size) * elem + 8, (qkv + q) * elem + 4 * heads),
+        Recompute::Selective => ((2 * m.hidden_size + 2 * m.intermediate_size) * elem, (qkv + q) * elem + 4 * heads),
+        Recompute::Full => (m.hidden_size * elem, 0),
+    };
+    shared.div_ceil(tensor) + own
 }
 
 /// Bytes a token that [`Block::backward`] holds at its highest point beyond [`kept_bytes`].
-pub fn backward_bytes(m: &ModelConfig, elem: usize) -> usize {
-    (m.hidden_size + 3 * m.intermediate_size) * elem
+pub fn backward_bytes(m: &ModelConfig, elem: usize, tensor: usize) -> usize {
+    let alone = (m.hidden_size + 3 * m.intermediate_size.div_ceil(tensor)) * elem;
+    match tensor {
+        1 => alone,
+        t => alone + (m.hidden_size + m.hidden_size.div_ceil(t)) * elem,
+    }
 }

@@ -144,6 +144,8 @@ mod tests {
             offset: vec![0, 0],
             extent: shape.to_vec(),
             start: 0,
+            copies: 1,
+            owner: true,
         }
     }
 

@@ -1,12 +1,13 @@
-//! The whole model on one rank: what happens, in order, to one micro-batch.
+//! The model's geometry, and the whole of it on one rank: one chunk whose units are all there.
 
 use crate::config::{ModelConfig, Recompute};
 use crate::error::Result;
 use crate::kernels::LossSums;
 use crate::layout::Unit;
-use crate::model::block::{self, Block};
+use crate::model::block::Block;
+use crate::model::chunk::{Chunk, Micro};
 use crate::model::head::{Head, Projection};
-use crate::model::{embedding, Accumulate, Params, Rope};
+use crate::model::{Accumulate, Axes, Documents, Params, Positions, Resident, Rope};
 use tch::{Device, Tensor};
 
 /// Geometry and rotary tables; the weights are in [`Params`].
@@ -15,7 +16,11 @@ pub struct Llama {
     pub tied: bool,
     pub block: Block,
     pub head: Head,
+    /// Positions 0 to the longest sequence.
     pub rope: Rope,
+    /// What blocks keep for the backward pass, and how many of the first ones do so (0: all); the others keep everything.
+    pub recompute: (Recompute, usize),
+    pub axes: Axes,
 }
 
 /// How one micro-batch is turned into gradients.
@@ -25,30 +30,26 @@ pub struct StepOptions {
     pub grad_scale: f64,
     /// Weight of (log Z)² in the loss; 0 turns it off.
     pub z_loss: f64,
-    pub recompute: Recompute,
     /// Replace in the first micro-batch of a step, Add in the others.
     pub grads: Accumulate,
 }
 
-/// What a block leaves for its backward pass.
-enum Kept {
-    All(block::Saved),
-    Input(Tensor),
-}
-
 impl Llama {
     /// For sequences of up to `sequence_length` tokens.
-    pub fn new(m: &ModelConfig, sequence_length: usize, device: Device) -> Llama {
+    pub fn new(m: &ModelConfig, sequence_length: usize, device: Device, axes: &Axes) -> Llama {
         Llama {
             layers: m.num_hidden_layers,
             tied: m.tie_word_embeddings,
-            block: Block::new(m),
-            head: Head::new(m),
+            block: Block::new(m, axes),
+            head: Head::new(m, axes),
             rope: Rope::new(m, 0, sequence_length, device),
+            recompute: (Recompute::None, 0),
+            axes: axes.clone(),
         }
     }
 
-    /// Forward and backward pass of one micro-batch: tokens and targets [B,S] i64 (a negative target does not count).
+    /// Forward and backward pass of one micro-batch on one rank: tokens and targets [B,S] i64 (a negative target does not
+    /// count).
     ///
     /// Gradients of `grad_scale·(loss + z_loss·z)` go to `p`, added or replacing (`step.grads`). `on_unit` is called as soon as a unit's
     /// gradient of this micro-batch is complete: the head, the blocks from last to first, the embedding. The gradient of a
@@ -58,62 +59,31 @@ impl Llama {
         on_unit: &mut dyn FnMut(Unit) -> Result<()>,
     ) -> Result<LossSums> {
         let _guard = tch::no_grad_guard();
-        let rope = self.positions(tokens);
-        let (ids, targets) = (tokens.reshape([-1]), targets.reshape([-1]));
-
-        let mut x = embedding::forward(p.unit(Unit::Embedding), &ids);
-        let mut kept = Vec::with_capacity(self.layers);
-        for i in 0..self.layers {
-            let w = p.unit(Unit::Block(i));
-            match step.recompute {
-                Recompute::None => {
-                    let (y, saved) = self.block.forward(w, &x, &rope);
-                    kept.push(Kept::All(saved));
-                    x = y;
-                }
-                Recompute::Full => {
-                    let y = self.block.infer(w, &x, &rope);
-                    kept.push(Kept::Input(std::mem::replace(&mut x, y)));
-                }
-            }
-        }
-
-        let head = p.unit(Unit::Head);
-        let (sums, mut dx) = self.head.forward_backward(head, self.projection(p), &x, &targets, step);
-        drop(x);
-        on_unit(Unit::Head)?;
-
-        for i in (0..self.layers).rev() {
-            let w = p.unit(Unit::Block(i));
-            let Some(kept) = kept.pop() else { break };
-            let saved = match kept {
-                Kept::All(saved) => saved,
-                Kept::Input(x) => self.block.recompute(w, &x, &rope),
-            };
-            dx = self.block.backward(w, saved, dx, &rope, step.grads);
-            on_unit(Unit::Block(i))?;
-        }
-        // A tied matrix has the head's gradient by now.
-        let grads = if self.tied { Accumulate::Add } else { step.grads };
-        embedding::backward_weight(p.unit(Unit::Embedding), &dx, &ids, grads);
-        on_unit(Unit::Embedding)?;
-        Ok(sums)
+        let (chunk, micro) = (Chunk::whole(self.layers), self.micro(tokens, targets, &Documents::whole()));
+        let mut units = Resident::new(p, step.grads, on_unit);
+        let (_, kept) = self.forward(&chunk, &mut units, &micro, None)?;
+        Ok(self.backward(&chunk, &mut units, &micro, kept, None, step)?.1)
     }
 
     /// Loss of tokens [B,S] against targets [B,S] i64, no gradient.
-    pub fn loss(&self, p: &Params, tokens: &Tensor, targets: &Tensor) -> LossSums {
+    pub fn loss(&self, p: &Params, tokens: &Tensor, targets: &Tensor) -> Result<LossSums> {
         let _guard = tch::no_grad_guard();
-        let x = self.hidden(p, tokens);
-        self.head.loss(p.unit(Unit::Head), self.projection(p), &x, &targets.reshape([-1]))
+        let micro = self.micro(tokens, targets, &Documents::whole());
+        let mut nothing = |_| Ok(());
+        let mut units = Resident::new(p, Accumulate::Add, &mut nothing);
+        Ok(self.evaluate(&Chunk::whole(self.layers), &mut units, &micro, None)?.1)
     }
 
     /// Logits [B,S,V] T of tokens [B,S] i64: every one of them, for tests and short prompts.
-    pub fn logits(&self, p: &Params, tokens: &Tensor) -> Tensor {
+    pub fn logits(&self, p: &Params, tokens: &Tensor) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
-        let x = self.hidden(p, tokens);
-        let logits = self.head.logits(p.unit(Unit::Head), self.projection(p), &x);
+        let micro = self.micro(tokens, tokens, &Documents::whole());
+        let mut nothing = |_| Ok(());
+        let mut units = Resident::new(p, Accumulate::Add, &mut nothing);
+        let x = self.hidden(&Chunk::whole(self.layers), &mut units, &micro, None)?;
+        let logits = self.head.logits(p.unit(Unit::Head), self.projection(p), &x)?;
         let size = tokens.size();
-        logits.view([size[0], size[1], -1])
+        Ok(logits.view([size[0], size[1], -1]))
     }
 
     /// The output matrix: the head's own or the embedding's.
@@ -121,18 +91,22 @@ impl Llama {
         Projection::new(p.unit(Unit::Head), self.tied.then(|| p.unit(Unit::Embedding)))
     }
 
-    /// Output of the last block, [N,H] T.
-    fn hidden(&self, p: &Params, tokens: &Tensor) -> Tensor {
-        let rope = self.positions(tokens);
-        let mut x = embedding::forward(p.unit(Unit::Embedding), &tokens.reshape([-1]));
-        for i in 0..self.layers {
-            x = self.block.infer(p.unit(Unit::Block(i)), &x, &rope);
-        }
-        x
+    /// Tokens and targets [B,S] i64, this rank's share of each sequence, as the chunks read them.
+    pub fn micro(&self, tokens: &Tensor, targets: &Tensor, documents: &Documents) -> Micro {
+        let at = self.positions(tokens, documents);
+        Micro { ids: tokens.reshape([-1]), targets: targets.reshape([-1]), at }
     }
 
-    /// Tables for the S positions of tokens [B,S].
-    fn positions(&self, tokens: &Tensor) -> Rope {
-        self.rope.slice(0, tokens.size()[1] as usize)
+    /// What the `n`-th block of this rank keeps for its backward pass.
+    pub fn mode(&self, n: usize) -> Recompute {
+        match self.recompute {
+            (mode, most) if most == 0 || n < most => mode,
+            _ => Recompute::None,
+        }
+    }
+
+    /// The places of tokens [B,S], this rank's share of each sequence.
+    pub fn positions(&self, tokens: &Tensor, _documents: &Documents) -> Positions {
+        Positions::consecutive(&self.rope, 0, tokens.size()[1] as usize)
     }
 }

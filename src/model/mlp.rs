@@ -1,11 +1,14 @@
 //! The feed-forward half of a block: norm, gate|up, SwiGLU (arXiv:2002.05202), down projection, residual:
 //! `y = x + Wd·(silu(Wg·n) * (Wu·n))` with `n = norm(x)`.
 //!
-//! Shapes: N tokens, H hidden, F feed-forward; T the compute dtype.
+//! Over the tensor axis (t ranks; arXiv:1909.08053, arXiv:2205.05198) a rank has F/t of the feed-forward columns and, outside
+//! the two products, N/t of the tokens. Shapes: N tokens, H hidden, F feed-forward; T the compute dtype.
 
 use crate::config::ModelConfig;
+use crate::error::Result;
 use crate::kernels;
-use crate::model::{Accumulate, Flat};
+use crate::model::sequence::{project_back, Normed, Returning};
+use crate::model::{Accumulate, Axes, Flat};
 use tch::Tensor;
 
 const NORM: &str = "post_attention_layernorm.weight";
@@ -13,69 +16,90 @@ const GATE: &str = "gate_proj.weight";
 const UP: &str = "up_proj.weight";
 const DOWN: &str = "down_proj.weight";
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Mlp {
     pub eps: f64,
+    pub axes: Axes,
 }
 
 /// What the backward pass reads, kept by the forward pass. The list with its bytes is in [`crate::model::block`].
 pub struct Saved {
-    /// [N,H] T, the input (shared with whoever made it).
+    /// [N/t,H] T, the input (shared with whoever made it).
     pub x: Tensor,
-    /// [N] f32.
+    /// [N/t] f32.
     pub rstd: Tensor,
-    /// [N,H] T, the normed input.
+    /// [N/t,H] T, the normed input.
     pub normed: Tensor,
-    /// [N,2F] T, gate first.
+    /// [N,2F/t] T, gate first.
     pub gate_up: Tensor,
-    /// [N,F] T, silu(gate)·up.
+    /// [N,F/t] T, silu(gate)·up.
     pub act: Tensor,
 }
 
-/// What the weight gradients read, left by [`Mlp::backward_input`].
+/// What the weight gradients read, left by [`Mlp::backward_products`].
 pub struct Pending {
+    /// [N,H] T.
     dy: Tensor,
     act: Tensor,
     dgate_up: Tensor,
-    normed: Tensor,
+    normed: Normed,
 }
 
 impl Mlp {
-    pub fn new(m: &ModelConfig) -> Mlp {
-        Mlp { eps: m.rms_norm_eps }
+    pub fn new(m: &ModelConfig, axes: &Axes) -> Mlp {
+        Mlp { eps: m.rms_norm_eps, axes: axes.clone() }
     }
 
-    /// x [N,H] → y [N,H].
-    pub fn forward(&self, w: &Flat, x: &Tensor) -> (Tensor, Saved) {
-        let saved = self.activations(w, x);
-        let y = kernels::linear(&saved.act, &w.param(DOWN), Some(x));
-        (y, saved)
+    /// x → y, both [N/t,H].
+    pub fn forward(&self, w: &Flat, x: &Tensor) -> Result<(Tensor, Saved)> {
+        let saved = self.activations(w, x)?;
+        let y = project_back(&self.axes, &saved.act, &w.param(DOWN), x)?;
+        Ok((y, saved))
     }
 
     /// [`Mlp::forward`] up to the down projection: all that a recomputing backward pass needs.
-    pub fn activations(&self, w: &Flat, x: &Tensor) -> Saved {
+    pub fn activations(&self, w: &Flat, x: &Tensor) -> Result<Saved> {
         let (normed, rstd) = kernels::rms_norm(x, &w.param(NORM), self.eps);
-        let gate_up = kernels::linear(&normed, &w.fused_param(GATE, UP), None);
+        let all = self.axes.gather(&normed)?.rows()?;
+        let gate_up = kernels::linear(&all, &w.fused_param(GATE, UP), None);
+        drop(all);
         let act = kernels::swiglu(&gate_up);
-        Saved { x: x.shallow_clone(), rstd, normed, gate_up, act }
+        Ok(Saved { x: x.shallow_clone(), rstd, normed, gate_up, act })
     }
 
-    /// dy [N,H] → dx [N,H], the residual's part included, and what the weight gradients need. Writes the norm's weight
-    /// gradient.
-    pub fn backward_input(&self, w: &Flat, saved: Saved, dy: &Tensor, grads: Accumulate) -> (Tensor, Pending) {
+    /// The same activations from the two of them that matrix products gave.
+    pub fn restore(&self, w: &Flat, x: Tensor, gate_up: Tensor) -> Saved {
+        let (normed, rstd) = kernels::rms_norm(&x, &w.param(NORM), self.eps);
+        let act = kernels::swiglu(&gate_up);
+        Saved { x, rstd, normed, gate_up, act }
+    }
+
+    /// dy [N/t,H] → the gradient of the normed input, on its way, and what the weight gradients need. With `soon` the normed
+    /// inputs of all ranks are fetched meanwhile, since [`Mlp::backward_weight`] comes next.
+    pub fn backward_products(&self, w: &Flat, saved: Saved, dy: Tensor, soon: bool) -> Result<(Returning, Pending)> {
         let Saved { x, rstd, normed, gate_up, act } = saved;
-        let dact = kernels::linear_backward_input(dy, &w.param(DOWN));
+        let dy_all = self.axes.gather(&dy)?;
+        let normed = Normed::new(&self.axes, normed, soon)?;
+        let dy_all = dy_all.rows()?;
+        let dact = kernels::linear_backward_input(&dy_all, &w.param(DOWN));
         let dgate_up = kernels::swiglu_backward(&dact, &gate_up);
         drop((dact, gate_up));
         let dnormed = kernels::linear_backward_input(&dgate_up, &w.fused_param(GATE, UP));
-        let dx = kernels::rms_norm_backward(&dnormed, &x, &w.param(NORM), &rstd, Some(dy), &grads.ready(w.grad(NORM)));
-        (dx, Pending { dy: dy.shallow_clone(), act, dgate_up, normed })
+        let dnormed = self.axes.reduce(dnormed)?;
+        Ok((Returning { dnormed, x, rstd, dy }, Pending { dy: dy_all, act, dgate_up, normed }))
+    }
+
+    /// dx [N/t,H], the residual's part included. Writes the norm's weight gradient, this rank's tokens only.
+    pub fn backward_norm(&self, w: &Flat, back: Returning, grads: Accumulate) -> Result<Tensor> {
+        back.through_norm(&w.param(NORM), &grads.ready(w.grad(NORM)))
     }
 
     /// Writes the gradients of Wd and of gate|up.
-    pub fn backward_weight(&self, w: &Flat, p: Pending, grads: Accumulate) {
+    pub fn backward_weight(&self, w: &Flat, p: Pending, grads: Accumulate) -> Result<()> {
+        let normed = p.normed.all(&self.axes)?;
         grads.matrix(&p.dy, &p.act, &w.grad(DOWN));
         drop((p.dy, p.act));
-        grads.matrix(&p.dgate_up, &p.normed, &w.fused_grad(GATE, UP));
+        grads.matrix(&p.dgate_up, &normed.rows()?, &w.fused_grad(GATE, UP));
+        Ok(())
     }
 }

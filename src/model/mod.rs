@@ -6,19 +6,28 @@
 
 pub mod accumulate;
 pub mod attention;
+pub mod axes;
 pub mod block;
+pub mod chunk;
 pub mod embedding;
 pub mod head;
 pub mod init;
 pub mod llama;
 pub mod mlp;
 pub mod params;
+pub mod positions;
 pub mod rope;
+pub mod sequence;
+pub mod units;
 
 pub use accumulate::Accumulate;
+pub use axes::Axes;
+pub use chunk::{Chunk, Micro};
 pub use llama::{Llama, StepOptions};
-pub use params::{Flat, Params};
+pub use params::{Flat, Owned, Params};
+pub use positions::{Documents, Positions};
 pub use rope::Rope;
+pub use units::{Held, Resident, Units, Use, Written};
 
 #[cfg(test)]
 mod tests;

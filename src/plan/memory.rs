@@ -116,10 +116,11 @@ impl Work {
         let (m, dtype) = (&plan.model, plan.dtype);
         let elem = dtype.elt_size_in_bytes();
         let (t, h, layers) = (elem as u128, m.hidden_size as u128, m.num_hidden_layers as u128);
-        let block = n * block::kept_bytes(m, elem) as u128;
+        let kept = |mode| n * block::kept_bytes(m, elem, mode, 1) as u128;
+        let block = kept(Recompute::None);
         let (kept, again) = match plan.config.train.recompute {
             Recompute::None => (layers * block, 0),
-            Recompute::Full => (layers * n * h * t, block - n * h * t),
+            mode => (layers * kept(mode), block - kept(mode)),
         };
         let rows = head::chunk_rows(clip(n) as usize, m.vocab_size, elem, head::CHUNK_BYTES) as u128;
         Work {

@@ -1,8 +1,10 @@
 //! Configuration + world → [`Plan`]: every value resolved, every cross-field mistake reported at once. After it, only I/O
 //! and hardware can fail.
 
+mod axes;
 pub mod flops;
 pub mod memory;
+mod numbers;
 mod resume;
 mod rules;
 mod shape;
@@ -87,8 +89,9 @@ impl Plan {
             return Err(config::to_error(place, &problems));
         };
 
-        let data = rules::data_size(&config.parallel, ranks.size);
-        let topology = Topology::data(ranks.rank, data);
+        let data = axes::data_size(&config.parallel, ranks.size);
+        let p = &config.parallel;
+        let topology = Topology::new(ranks.rank, [p.tensor, p.context, p.pipeline, data]);
         let micro_batch = config.batch.micro;
         Ok(Plan {
             layout: Layout::new(&model, &topology),

@@ -2,15 +2,17 @@
 //!
 //! The checks of single keys have been made: every size is at least 1 and no product here overflows.
 
+use super::axes::{self, data_size};
+use super::numbers::{divisors, multiples, near};
 use super::shape::Shape;
 use super::Ranks;
-use crate::config::{Config, ModelConfig, ParallelSection, Problem, Schedule};
+use crate::config::{Config, ModelConfig, Problem, Schedule};
 use crate::error::{Error, Exit, Result};
 
 /// All clashes between the values of `config`, the model's shape (where it is known) and the world.
 pub fn check(config: &Config, shape: Option<&Shape>, ranks: &Ranks) -> Vec<Problem> {
     let mut out = Vec::new();
-    axes(&config.parallel, ranks.size, &mut out);
+    axes::check(config, shape, ranks.size, &mut out);
     batch(config, ranks.size, &mut out);
     schedule(config, &mut out);
     data(config, &mut out);
@@ -37,34 +39,6 @@ fn copies(config: &Config, out: &mut Vec<Problem>) {
     }
     if let Some(Err(e)) = c.store.as_ref().map(|s| crate::checkpoint::store::place::check(&s.url)) {
         out.push(Problem::new(["checkpoint.store.url"], e.fact).hint(e.hint.unwrap_or_default()));
-    }
-}
-
-/// Data-parallel size: as configured, or what the other axes leave of the world.
-pub fn data_size(p: &ParallelSection, world: usize) -> usize {
-    match p.data {
-        0 => (world / (p.tensor * p.context * p.pipeline).max(1)).max(1),
-        n => n,
-    }
-}
-
-fn axes(p: &ParallelSection, world: usize, out: &mut Vec<Problem>) {
-    const KEYS: [&str; 4] = ["parallel.tensor", "parallel.context", "parallel.pipeline", "parallel.data"];
-    let sizes = [("tensor", p.tensor), ("context", p.context), ("pipeline", p.pipeline)];
-    let beyond: Vec<_> = sizes.iter().filter(|(_, n)| *n > 1).map(|(axis, n)| format!("{axis} {n}")).collect();
-    if !beyond.is_empty() {
-        let keys = sizes.iter().filter(|(_, n)| *n > 1).map(|(axis, _)| format!("parallel.{axis}"));
-        let fact = format!("{} not supported by this version, which has the data axis only", beyond.join(", "));
-        out.push(Problem::new(keys, fact).hint("set them to 1; every rank then is a data-parallel replica"));
-        return;
-    }
-    if p.data != 0 && p.data != world {
-        let fact = format!(
-            "tensor 1 × context 1 × pipeline 1 × data {} = {} ranks, but the world has {world}",
-            p.data, p.data
-        );
-        let hint = format!("set parallel.data to {world} or to 0 (whatever the world has), or start {} ranks", p.data);
-        out.push(Problem::new([KEYS[3], KEYS[0], KEYS[1], KEYS[2]], fact).hint(hint));
     }
 }
 
@@ -206,23 +180,4 @@ pub fn check_vocabulary(model: &ModelConfig, tokenizer_ids: usize, tokenizer: &s
         format!("tokenizer {tokenizer} has {tokenizer_ids} ids, but the model's vocab_size is {}", model.vocab_size);
     Err(Error::new(Exit::Data, fact)
         .hint(format!("set vocab_size to at least {tokenizer_ids}, or use the model's own tokenizer")))
-}
-
-fn divisors(n: usize) -> Vec<usize> {
-    (1..=n).filter(|d| n.is_multiple_of(*d)).collect()
-}
-
-/// The option nearest to `n` below and the nearest above, as words.
-fn near(n: usize, options: &[usize]) -> String {
-    let below = options.iter().copied().filter(|&o| o < n).max();
-    let above = options.iter().copied().filter(|&o| o > n).min();
-    [below, above].into_iter().flatten().map(|o| o.to_string()).collect::<Vec<_>>().join(" or ")
-}
-
-/// The multiples of `unit` around `n`, as words.
-fn multiples(n: usize, unit: usize) -> String {
-    match n / unit * unit {
-        0 => unit.to_string(),
-        below => format!("{below} or {}", below + unit),
-    }
 }

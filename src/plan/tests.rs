@@ -56,8 +56,30 @@ fn a_good_configuration_is_resolved() {
 #[test]
 fn every_clash_names_its_factors_and_what_would_work() {
     for (set, size, words) in [
-        ("parallel.data=3", 4, &["parallel.data", "data 3 = 3 ranks", "world has 4"][..]),
-        ("parallel.tensor=2", 2, &["parallel.tensor", "tensor 2", "not supported by this version"]),
+        (
+            "parallel.data=3",
+            4,
+            &["tensor 1 × context 1 × pipeline 1 × data 3 = 3", "has 4", "parallel.data 4", "3 ranks"][..],
+        ),
+        ("parallel.tensor=2 parallel.data=2", 8, &["× data 2 = 4 ranks", "world has 8", "parallel.data 4", "tensor 4"]),
+        (
+            "parallel.pipeline=3 model.shape.num_hidden_layers=6",
+            4,
+            &["pipeline 3 = 3 ranks a replica", "world of 4", "3 or 6 ranks", "pipeline to 2 or 4"],
+        ),
+        ("parallel.tensor=4 data.sequence_length=30", 4, &["data.sequence_length: 30", "tensor 4", "28 or 32 works"]),
+        ("parallel.context=2 data.sequence_length=30", 2, &["30 tokens", "2 × context 2 = 4", "28 or 32 works"]),
+        (
+            "parallel.tensor=8",
+            8,
+            &["num_attention_heads 4", "tensor 8", "parallel.tensor 4 works for 4 heads and 2 KV"],
+        ),
+        (
+            "parallel.tensor=2 model.shape.intermediate_size=63",
+            2,
+            &["intermediate_size 63", "tensor 2", "1 or 3", "62 or 64"],
+        ),
+        ("parallel.pipeline=4", 4, &["2 layers", "pipeline 4", "at most 2"]),
         ("batch.global=10 batch.micro=4", 1, &["10 sequences", "4 × 1", "batch.global 8 or 12", "batch.micro 2 or 5"]),
         ("batch.global=3", 5, &["micro-batch 2 × 5 data-parallel ranks = 10", "batch.global 10 works"]),
         ("optim.warmup_steps=2000", 1, &["optim.warmup_steps: 2000", "1000"]),
@@ -83,6 +105,23 @@ fn every_clash_names_its_factors_and_what_would_work() {
     let lines = problems(&[scaling], 1);
     assert!(lines[0].contains("low_freq_factor 4 is not below high_freq_factor 1"), "{lines:?}");
     assert!(lines[1].contains("128 is above max_position_embeddings 64"), "{lines:?}");
+}
+
+#[test]
+fn wrong_axes_are_reported_together() {
+    let sets = [
+        "parallel.tensor=3",
+        "parallel.pipeline=5",
+        "parallel.context=2",
+        "parallel.data=2",
+        "data.sequence_length=50",
+    ];
+    let lines = problems(&sets, 64);
+    let has = |words: &str| assert!(lines.iter().any(|l| l.contains(words)), "{words}: {lines:#?}");
+    has("tensor 3 × context 2 × pipeline 5 × data 2 = 60 ranks, but the world has 64");
+    has("50 tokens a sequence are not a multiple of 2 × context 2 × tensor 3 = 12");
+    has("num_attention_heads 4 is not a multiple of tensor 3");
+    has("2 layers cannot fill pipeline 5 stages");
 }
 
 #[test]

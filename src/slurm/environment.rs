@@ -19,6 +19,10 @@ pub struct Job {
     pub nodes: Vec<String>,
     /// Tasks it was submitted with, where that was said (SLURM_NTASKS of the batch script; a step overwrites it).
     pub tasks: Option<usize>,
+    /// Tasks on each of its nodes, where that was said (SLURM_NTASKS_PER_NODE).
+    pub tasks_per_node: Option<usize>,
+    /// For an element of a job array: the array's id and the element's number (SLURM_ARRAY_JOB_ID, SLURM_ARRAY_TASK_ID).
+    pub array: Option<(u64, u64)>,
     /// The step that started this process; none in the batch script itself.
     pub step: Option<Step>,
 }
@@ -58,8 +62,19 @@ impl Job {
             restarts: number(&var, "SLURM_RESTART_COUNT")?.unwrap_or(0),
             nodes: nodes(&var, "SLURM_JOB_NODELIST", "SLURM_JOB_ID")?,
             tasks: number(&var, "SLURM_NTASKS")?,
+            tasks_per_node: number(&var, "SLURM_NTASKS_PER_NODE")?,
+            array: number(&var, "SLURM_ARRAY_JOB_ID")?.zip(number(&var, "SLURM_ARRAY_TASK_ID")?),
             step,
         }))
+    }
+
+    /// How `scontrol` and `scancel` are told this job alone. One element of an array has the array's own number as its
+    /// job id, and a command that is given that number acts on all elements (scontrol(1), JOB ARRAYS).
+    pub fn address(&self) -> String {
+        match self.array {
+            Some((array, element)) => format!("{array}_{element}"),
+            None => self.id.to_string(),
+        }
     }
 }
 
@@ -119,6 +134,20 @@ mod tests {
         let job = read(STEP).unwrap().unwrap();
         assert_eq!(job.restarts, 1);
         assert_eq!(job.step.unwrap(), Step { id: 0, tasks: 1, nodes: vec!["herd1".into()] });
+    }
+
+    #[test]
+    fn an_element_of_an_array_is_addressed_as_one() {
+        const BASE: Pairs = &[("SLURM_JOB_ID", "8"), ("SLURM_JOB_NODELIST", "n1"), ("SLURM_NTASKS_PER_NODE", "2")];
+        let job = read(BASE).unwrap().unwrap();
+        assert_eq!((job.address().as_str(), job.tasks_per_node), ("8", Some(2)));
+        const ELEMENT: Pairs = &[
+            ("SLURM_JOB_ID", "8"),
+            ("SLURM_JOB_NODELIST", "n1"),
+            ("SLURM_ARRAY_JOB_ID", "8"),
+            ("SLURM_ARRAY_TASK_ID", "3"),
+        ];
+        assert_eq!(read(ELEMENT).unwrap().unwrap().address(), "8_3");
     }
 
     #[test]

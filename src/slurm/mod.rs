@@ -1,7 +1,12 @@
-//! What Slurm tells a job and a step about themselves, and the way it writes lists of hosts.
+//! Slurm: what it tells a job and a step about themselves, how it writes lists of hosts, and its commands.
 
+pub mod control;
 mod environment;
 mod hostlist;
+pub mod messages;
+pub mod process;
+mod step;
 
 pub use environment::{Job, Step};
 pub use hostlist::{compress, expand};
+pub use step::StepLine;

@@ -1,15 +1,17 @@
-//! What a run writes down: `metrics.jsonl`, one line per step; `events.jsonl`, one line per thing that happened;
-//! TensorBoard event files.
+//! What a run writes down of each step: `metrics.jsonl`, one line per step, and TensorBoard event files.
 //!
 //! A metrics file holds each step once. When a run resumes from an older step, the lines it is about to write again move
 //! to `metrics.superseded.jsonl`. Numbers that are not finite are `null` in JSON.
 
 use super::tensorboard::EventFile;
+use crate::attempt;
 use crate::error::{Error, Exit, Result};
+pub use crate::events::Events;
+use crate::events::{append, write_line};
 use crate::{kernels, wire};
 use serde::Serialize;
-use serde_json::{json, Map, Value};
-use std::fs::{self, File, OpenOptions};
+use serde_json::Value;
+use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
@@ -66,6 +68,7 @@ pub fn memory_peak() -> u64 {
 pub struct Metrics {
     file: File,
     path: PathBuf,
+    dir: PathBuf,
     tensorboard: Option<EventFile>,
 }
 
@@ -82,12 +85,13 @@ impl Metrics {
             true => Some(EventFile::create(&dir.join("tensorboard"), restored)?),
             false => None,
         };
-        Ok(Metrics { file, path, tensorboard })
+        Ok(Metrics { file, path, dir: dir.to_path_buf(), tensorboard })
     }
 
     /// # Errors
-    /// [`Exit::Storage`].
+    /// [`Exit::Fenced`] when a newer attempt writes here; [`Exit::Storage`].
     pub fn record(&mut self, r: &StepRecord) -> Result<()> {
+        attempt::check(&self.dir)?;
         let value = serde_json::to_value(r).map_err(|e| Error::new(Exit::Internal, format!("a step record: {e}")))?;
         write_line(&mut self.file, &self.path, &value)?;
         match &mut self.tensorboard {
@@ -119,45 +123,6 @@ fn scalars(r: &StepRecord) -> Vec<(&'static str, f64)> {
     ];
     out.extend(optional.into_iter().filter_map(|(tag, x)| Some((tag, x?))));
     out
-}
-
-/// `events.jsonl`: faults, restores, saves, stops. Any process may append; a line is one write.
-pub struct Events {
-    file: File,
-    path: PathBuf,
-}
-
-impl Events {
-    /// # Errors
-    /// [`Exit::Storage`].
-    pub fn open(dir: &Path) -> Result<Events> {
-        let path = dir.join("events.jsonl");
-        Ok(Events { file: append(&path)?, path })
-    }
-
-    /// Appends `{"time": RFC 3339, "kind": kind, …fields}`; `fields` is a JSON object or null.
-    ///
-    /// # Errors
-    /// [`Exit::Storage`].
-    pub fn event(&mut self, kind: &str, fields: Value) -> Result<()> {
-        let mut line = Map::new();
-        line.insert("time".into(), json!(format!("{:.3}", jiff::Timestamp::now())));
-        line.insert("kind".into(), json!(kind));
-        if let Value::Object(fields) = fields {
-            line.extend(fields);
-        }
-        write_line(&mut self.file, &self.path, &Value::Object(line))
-    }
-}
-
-fn append(path: &Path) -> Result<File> {
-    let file = OpenOptions::new().create(true).append(true).open(path);
-    file.map_err(|e| Error::io(path, "open", &e, Exit::Storage))
-}
-
-fn write_line(file: &mut File, path: &Path, value: &Value) -> Result<()> {
-    let line = format!("{value}\n");
-    file.write_all(line.as_bytes()).map_err(|e| Error::io(path, "write to", &e, Exit::Storage))
 }
 
 /// Leaves the whole lines of steps up to `restored` in the file and appends the others to a file beside it.
@@ -231,22 +196,5 @@ mod tests {
         let v = &lines(&dir.path().join("metrics.jsonl"))[0];
         assert_eq!(v["loss"].as_f64().unwrap().to_bits(), loss.to_bits());
         assert!(v["grad_norm"].is_null() && v.get("mfu_causal").is_none() && v["mfu_full"] == 0.5);
-    }
-
-    #[test]
-    fn events_have_a_time_and_a_kind() {
-        let dir = tempfile::tempdir().unwrap();
-        Events::open(dir.path()).unwrap().event("restore", json!({ "step": 7 })).unwrap();
-        Events::open(dir.path()).unwrap().event("stop", Value::Null).unwrap();
-        let v = lines(&dir.path().join("events.jsonl"));
-        assert!(v[0]["time"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok());
-        assert!(v[0]["kind"] == "restore" && v[0]["step"] == 7 && v[1]["kind"] == "stop");
-    }
-
-    #[test]
-    fn a_full_disk_is_a_storage_error() {
-        let file = OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let e = write_line(&mut { file }, Path::new("/dev/full"), &json!({})).unwrap_err();
-        assert_eq!(e.exit, Exit::Storage);
     }
 }

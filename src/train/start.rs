@@ -4,17 +4,19 @@ use super::behind;
 use super::report::{self, Report};
 use super::state::State;
 use super::validate::validate;
+use crate::attempt;
 use crate::checkpoint::{self, store, weights, Checkpoint, Event, Meta, SpecialTokens};
 use crate::config::StoreSection;
 use crate::data::{Mixture, Tokenizer};
 use crate::error::{Error, Exit, Result};
-use crate::model::Llama;
+use crate::liveness::{Phase, Progress};
+use crate::model::{Axes, Llama};
+use crate::parallel::Groups;
 use crate::plan::{self, Plan};
 use crate::slurm::{compress, Job};
-use crate::topology::{Axis, Topology};
-use crate::wire::{Wire, World};
+use crate::topology::Topology;
+use crate::wire::World;
 use serde_json::json;
-use std::sync::Arc;
 use tch::Device;
 
 /// Everything the loop needs.
@@ -22,8 +24,6 @@ pub struct Started {
     pub corpus: Mixture,
     pub held_out: Option<Mixture>,
     pub model: Llama,
-    /// The data axis.
-    pub wire: Arc<dyn Wire>,
     pub state: State,
     pub report: Report,
     /// What a checkpoint says about the run, counters left at zero.
@@ -32,7 +32,7 @@ pub struct Started {
 
 /// Opens the data, builds the model, and takes the state from the newest valid checkpoint of the run directory, else from
 /// the given weights, else from the seed. Collective over all ranks.
-pub fn start(plan: &Plan, world: &World) -> Result<Started> {
+pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started> {
     let config = &plan.config;
     let job = world.agree(Job::current())?;
     world.agree(reachable(plan, world))?;
@@ -50,10 +50,10 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
     };
     tracing::info!("training on {}", corpus.describe());
 
-    let model = Llama::new(&plan.model, config.data.sequence_length, plan.device);
-    let wire: Arc<dyn Wire> = world.wire(&plan.topology, Axis::Data)?.into();
-    let mut state = State::new(plan, wire.as_ref())?;
-    let meta = meta(plan, &tokenizer, job.as_ref())?;
+    let mut model = Llama::new(&plan.model, config.data.sequence_length, plan.device, &Axes::solo());
+    model.recompute = (config.train.recompute, config.train.recompute_blocks);
+    let mut state = State::new(plan, Groups::new(plan, world, &model.axes)?)?;
+    let meta = meta(plan, &tokenizer)?;
     let mut events = Vec::new();
     let mut newest = || {
         checkpoint::newest_valid(&config.run_dir.join("checkpoints"), world, &mut |event| {
@@ -64,6 +64,7 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
             events.push(event.clone());
         })
     };
+    progress.at(Phase::Restore);
     let mut found = newest()?;
     let mut from_store = Vec::new();
     if let Some(store) = &config.checkpoint.store {
@@ -75,7 +76,10 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
     }
     if let Some(found) = &found {
         world.agree(resume(plan, &meta, found, &mut state))?;
+        state.publish()?;
     }
+    progress.at(Phase::Start);
+    progress.begin(state.step);
     let mut report = world.agree(Report::open(plan, world, state.step))?;
     if let Some(job) = &job {
         let nodes = compress(&job.nodes);
@@ -97,14 +101,15 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
     }
     if found.is_none() {
         world.agree(begin(plan, &mut state))?;
+        state.publish()?;
         report.event("start", json!({ "world": world.size(), "weights": config.model.weights }))?;
         if let Some(held_out) = held_out.as_ref().filter(|_| config.validation.every > 0) {
-            let loss = validate(plan, world, &model, held_out, &state)?;
+            let loss = validate(plan, world, &model, held_out, &mut state, progress)?;
             report.event("validation", json!({ "step": 0, "validation_loss": loss }))?;
             report.note(&format!("validation loss before the first step: {loss:.4}"));
         }
     }
-    Ok(Started { corpus, held_out, model, wire, state, report, meta })
+    Ok(Started { corpus, held_out, model, state, report, meta })
 }
 
 /// On rank 0: takes what the object store has newer than step `than` into the run directory.
@@ -175,9 +180,9 @@ fn begin(plan: &Plan, state: &mut State) -> Result<()> {
 }
 
 /// What this run's checkpoints say about it.
-fn meta(plan: &Plan, tokenizer: &Tokenizer, job: Option<&Job>) -> Result<Meta> {
+fn meta(plan: &Plan, tokenizer: &Tokenizer) -> Result<Meta> {
     Ok(Meta {
-        attempt: job.map_or(0, |j| j.restarts as u64),
+        attempt: attempt::current(),
         seed: plan.config.seed,
         tokenizer: plan.config.data.tokenizer.clone(),
         tokenizer_fingerprint: tokenizer.fingerprint(),

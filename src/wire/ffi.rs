@@ -113,9 +113,30 @@ impl Comm {
     }
 }
 
+impl Comm {
+    /// Sender and length of a message with `tag` that has come and is not being received yet.
+    pub(super) fn waiting(&self, tag: c_int) -> Result<Option<(usize, usize)>> {
+        let (mut there, mut len): (c_int, c_int) = (0, 0);
+        // SAFETY: a status is plain data; all three are out parameters.
+        unsafe {
+            let mut status: ffi::MPI_Status = std::mem::zeroed();
+            let any = ffi::RSMPI_ANY_SOURCE;
+            check(ffi::MPI_Iprobe(any, tag, self.0, &mut there, &mut status), "MPI_Iprobe")?;
+            if there == 0 {
+                return Ok(None);
+            }
+            check(ffi::MPI_Get_count(&status, ffi::RSMPI_UINT8_T, &mut len), "MPI_Get_count")?;
+            Ok(Some((status.MPI_SOURCE.max(0) as usize, len.max(0) as usize)))
+        }
+    }
+}
+
 /// Started non-blocking operations.
 #[derive(Default)]
 pub(super) struct Requests(Vec<ffi::MPI_Request>);
+
+// SAFETY: a request is a handle, which any thread may test under MPI_THREAD_MULTIPLE (MPI 4.1 §11.6.1), one at a time.
+unsafe impl Send for Requests {}
 
 impl Requests {
     fn next(&mut self) -> *mut ffi::MPI_Request {
@@ -183,6 +204,24 @@ impl Requests {
         Ok(())
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether every operation is complete. Until then their buffers must not be touched or freed.
+    pub(super) fn done(&mut self) -> Result<bool> {
+        let mut done: c_int = 0;
+        // SAFETY: `self.0` holds the requests; completed ones become null.
+        let code = unsafe {
+            ffi::MPI_Testall(self.0.len() as c_int, self.0.as_mut_ptr(), &mut done, ffi::RSMPI_STATUSES_IGNORE)
+        };
+        check(code, "MPI_Testall")?;
+        if done != 0 {
+            self.0.clear();
+        }
+        Ok(done != 0)
+    }
+
     /// Until every operation is complete. On an error, or when `stop` is set, operations may still be under way:
     /// their buffers must then never be freed.
     pub(super) fn wait(&mut self, stop: &AtomicBool, what: &str) -> Result<()> {
@@ -204,6 +243,81 @@ impl Requests {
             pause.step();
         }
     }
+}
+
+/// One message to or from another rank under way, in pieces that MPI can count.
+pub(super) struct Message {
+    /// Each with the bytes that must have arrived.
+    pieces: Vec<(ffi::MPI_Request, Option<usize>)>,
+    peer: usize,
+}
+
+// SAFETY: a request is a handle, which any thread may test under MPI_THREAD_MULTIPLE (MPI 4.1 §11.6.1), one at a time.
+unsafe impl Send for Message {}
+
+impl Message {
+    /// # Safety
+    /// `data` is readable for `len` bytes until [`Message::test`] has returned `Ok(true)`.
+    pub(super) unsafe fn send(comm: &Comm, data: *const u8, len: usize, to: usize, tag: c_int) -> Result<Message> {
+        let mut m = Message { pieces: Vec::new(), peer: to };
+        for (at, n) in pieces(len) {
+            let mut r = ffi::RSMPI_REQUEST_NULL;
+            let (data, bytes) = (data.wrapping_add(at).cast::<c_void>(), ffi::RSMPI_UINT8_T);
+            check(ffi::MPI_Isend(data, n as c_int, bytes, to as c_int, tag, comm.0, &mut r), "MPI_Isend")?;
+            m.pieces.push((r, None));
+        }
+        Ok(m)
+    }
+
+    /// # Safety
+    /// `data` is writable for `len` bytes, and nobody else's, until [`Message::test`] has returned `Ok(true)`.
+    pub(super) unsafe fn recv(comm: &Comm, data: *mut u8, len: usize, from: usize, tag: c_int) -> Result<Message> {
+        let mut m = Message { pieces: Vec::new(), peer: from };
+        for (at, n) in pieces(len) {
+            let mut r = ffi::RSMPI_REQUEST_NULL;
+            let (data, bytes) = (data.wrapping_add(at).cast::<c_void>(), ffi::RSMPI_UINT8_T);
+            check(ffi::MPI_Irecv(data, n as c_int, bytes, from as c_int, tag, comm.0, &mut r), "MPI_Irecv")?;
+            m.pieces.push((r, Some(n)));
+        }
+        Ok(m)
+    }
+
+    /// Whether all of it has been sent or received. [`Exit::Internal`] when what came has another length.
+    pub(super) fn test(&mut self) -> Result<bool> {
+        while let Some((request, expected)) = self.pieces.last_mut() {
+            let (mut done, mut got): (c_int, c_int) = (0, 0);
+            // SAFETY: a status is plain data and an out parameter; the request is this message's.
+            let code = unsafe {
+                let mut status: ffi::MPI_Status = std::mem::zeroed();
+                let code = ffi::MPI_Test(request, &mut done, &mut status);
+                if done != 0 {
+                    ffi::MPI_Get_count(&status, ffi::RSMPI_UINT8_T, &mut got);
+                }
+                code
+            };
+            let (expected, peer) = (*expected, self.peer);
+            let odd = |came: String| {
+                let want = expected.unwrap_or(0);
+                let fact = format!("rank {peer} sent {came} where a piece of {want} bytes was to be received");
+                Err(Error::new(Exit::Internal, fact))
+            };
+            match expected {
+                Some(n) if code == ffi::MPI_ERR_TRUNCATE as c_int => return odd(format!("more than {n} bytes")),
+                _ => check(code, "MPI_Test (message)")?,
+            }
+            match expected {
+                _ if done == 0 => return Ok(false),
+                Some(n) if n != got as usize => return odd(format!("{got} bytes")),
+                _ => self.pieces.pop(),
+            };
+        }
+        Ok(true)
+    }
+}
+
+/// Offset and length of the pieces of a message; an empty message is one empty piece.
+fn pieces(len: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..len.max(1)).step_by(PIECE).map(move |at| (at, PIECE.min(len - at)))
 }
 
 /// The error of a wait that the stop flag ended.

@@ -8,14 +8,20 @@
 mod combine;
 mod control;
 mod ffi;
+mod lanes;
+mod mail;
 mod messages;
+mod meters;
 mod mpi;
+mod post;
 mod segment;
 mod shared;
 mod work;
 mod world;
 
 pub use self::mpi::MpiWire;
+pub use meters::{Meters, Reading, Table, WIRES};
+pub use post::Post;
 pub use shared::shared_bytes;
 pub use work::{Timing, Work};
 pub use world::{leave, Via, World};
@@ -30,7 +36,7 @@ pub enum Op {
     Max,
 }
 
-/// Collectives of one axis on contiguous tensors.
+/// Collectives and messages of one axis on contiguous tensors.
 ///
 /// A tensor handed over must not be read or written until its [`Work`] has been waited for. Every rank of the axis must
 /// start the same operations in the same order (MPI 4.1 §6.14). Sums of bf16 are made in fp32. Errors at the start are
@@ -44,6 +50,10 @@ pub trait Wire: Send + Sync {
     /// A zero-filled `[len]` tensor where the wire reaches it fastest; views of it are as fast. For buffers that live
     /// as long as the process: the memory may never be given back. Collective.
     fn tensor(&self, len: usize, kind: Kind) -> Result<Tensor>;
+    /// One zero-filled `[len·size]` tensor that all ranks of the axis have in common, which lives as long as the process:
+    /// what a rank writes the others see, once they have met. Rank r's `len` elements lie near it and are counted as its
+    /// memory. None where the ranks share none. Collective.
+    fn window(&self, len: usize, kind: Kind) -> Result<Option<Tensor>>;
     /// In place: every rank ends with the combination of all.
     fn all_reduce(&self, tensor: &Tensor, op: Op) -> Result<Work>;
     /// `output` [n/size] gets this rank's chunk of the sum over ranks of `input` [n]. In place when `output` is that
@@ -54,4 +64,12 @@ pub trait Wire: Send + Sync {
     fn all_gather(&self, input: &Tensor, output: &Tensor) -> Result<Work>;
     /// In place: every rank ends with `root`'s.
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Work>;
+    /// To rank `to` of this axis, which receives a tensor of the same dtype and number of elements. Never blocks.
+    ///
+    /// Messages from one rank to another match in the order in which they were started; messages of different pairs or
+    /// directions, and collectives, do not wait for each other. A send may finish as late as its receive is started:
+    /// two ranks that send to each other must both have started the receive before either waits.
+    fn send(&self, tensor: &Tensor, to: usize) -> Result<Work>;
+    /// From rank `from` of this axis; may be started long before the other side sends.
+    fn recv(&self, tensor: &Tensor, from: usize) -> Result<Work>;
 }

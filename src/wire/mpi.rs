@@ -5,7 +5,9 @@
 
 use super::combine::element_size;
 use super::ffi::Comm;
+use super::mail::Mail;
 use super::messages::Messages;
+use super::meters::Meter;
 use super::shared::{Memory, Shared};
 use super::world::Via;
 use super::{Op, Wire, Work};
@@ -25,7 +27,7 @@ pub(super) struct Span {
 }
 
 impl Span {
-    fn of(t: &Tensor) -> Span {
+    pub(super) fn of(t: &Tensor) -> Span {
         Span { start: t.data_ptr().cast(), len: t.numel(), width: element_size(t.kind()).unwrap_or(1) }
     }
 
@@ -63,6 +65,9 @@ pub struct MpiWire {
     queue: Option<Sender<Job>>,
     /// Where [`Wire::tensor`] puts tensors, when the ranks share memory.
     memory: Option<Arc<Memory>>,
+    /// None on an axis of one rank.
+    mail: Option<Mail>,
+    meter: Option<Meter>,
 }
 
 /// How the bytes of this axis move.
@@ -73,14 +78,17 @@ enum Path {
 
 impl MpiWire {
     /// An axis of one rank: nothing to move.
-    pub(super) fn solo() -> MpiWire {
-        MpiWire { rank: 0, size: 1, queue: None, memory: None }
+    pub fn solo() -> MpiWire {
+        MpiWire { rank: 0, size: 1, queue: None, memory: None, mail: None, meter: None }
     }
 
     /// Collective over `comm`.
-    pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>, via: Via) -> Result<MpiWire> {
+    pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>, via: Via, meter: Meter) -> Result<MpiWire> {
         let (rank, size) = (comm.rank()?, comm.size()?);
-        let one_node = via == Via::Fastest && comm.split_node()?.size()? == size;
+        let flag = stop.clone();
+        let node = comm.split_node()?;
+        let one_node = via == Via::Fastest && node.size()? == size;
+        let mail = Mail::new(&comm, (via == Via::Fastest).then_some(&node), stop.clone())?;
         let path = match one_node {
             true => match Shared::new(comm, stop.clone())? {
                 Ok(shared) => Path::Shared(shared),
@@ -93,11 +101,12 @@ impl MpiWire {
             Path::Messages(_) => None,
         };
         let (queue, jobs) = channel();
+        let (watched, stop) = (meter.clone(), flag);
         std::thread::Builder::new()
             .name("herd-wire".into())
-            .spawn(move || serve(path, jobs))
+            .spawn(move || serve(path, jobs, &watched, &stop))
             .map_err(|e| Error::new(Exit::Internal, format!("cannot start a communication thread: {e}")))?;
-        Ok(MpiWire { rank, size, queue: Some(queue), memory })
+        Ok(MpiWire { rank, size, queue: Some(queue), memory, mail: Some(mail), meter: Some(meter) })
     }
 
     fn start(&self, what: What, input: &Tensor, output: Option<&Tensor>) -> Result<Work> {
@@ -117,7 +126,22 @@ impl MpiWire {
         let job = Job { what, input: input.shallow_clone(), output: output.map(Tensor::shallow_clone), done };
         // A thread that is gone shows when the work is waited for.
         let _ = queue.send(job);
-        Ok(Work::pending(rx))
+        Ok(Work::pending(rx).metered(self.meter.clone(), None))
+    }
+
+    fn message(&self, tensor: &Tensor, send: bool, peer: usize) -> Result<Work> {
+        usable(tensor)?;
+        match &self.mail {
+            Some(mail) if peer < self.size && peer != self.rank => {
+                Ok(mail.start(tensor, send, peer)?.metered(self.meter.clone(), Some(peer)))
+            }
+            _ => {
+                let way = if send { "to" } else { "from" };
+                let fact =
+                    format!("rank {} started a message {way} rank {peer} on an axis of {}", self.rank, self.size);
+                Err(Error::new(Exit::Internal, fact))
+            }
+        }
     }
 
     /// Checks that `many` has `size` times the elements of `one`, and the same dtype.
@@ -161,6 +185,18 @@ impl Wire for MpiWire {
         }
     }
 
+    fn window(&self, len: usize, kind: Kind) -> Result<Option<Tensor>> {
+        let width = element_size(kind).unwrap_or(0);
+        let shared = match &self.memory {
+            Some(memory) if len * width > 0 => memory.window(len * width)?,
+            _ => None,
+        };
+        let n = (len * self.size) as i64;
+        // SAFETY: zero-filled memory of that many bytes, aligned to a page and mapped until the process ends.
+        let tensor = |p: *mut u8| unsafe { Tensor::f_from_blob(p, &[n], &[1], kind, Device::Cpu) };
+        Ok(shared.map(tensor).transpose()?)
+    }
+
     fn all_reduce(&self, tensor: &Tensor, op: Op) -> Result<Work> {
         self.start(What::AllReduce(op), tensor, None)
     }
@@ -181,6 +217,14 @@ impl Wire for MpiWire {
         }
         self.start(What::Broadcast(root), tensor, None)
     }
+
+    fn send(&self, tensor: &Tensor, to: usize) -> Result<Work> {
+        self.message(tensor, true, to)
+    }
+
+    fn recv(&self, tensor: &Tensor, from: usize) -> Result<Work> {
+        self.message(tensor, false, from)
+    }
 }
 
 fn usable(t: &Tensor) -> Result<()> {
@@ -199,13 +243,15 @@ fn usable(t: &Tensor) -> Result<()> {
 
 /// The communication thread. After the first error every later collective gets the same one: the ranks no longer agree
 /// on what is under way.
-fn serve(mut path: Path, jobs: Receiver<Job>) {
+fn serve(mut path: Path, jobs: Receiver<Job>, meter: &Meter, stop: &AtomicBool) {
     let mut broken: Option<Error> = None;
     for job in jobs {
         let start = Instant::now();
         let result = match &broken {
             Some(e) => Err(e.clone()),
-            None => run(&mut path, &job),
+            None => meter
+                .tensors(stop, || Ok(()), || run(&mut path, &job))
+                .map_err(|e| Error { rank: e.rank.and_then(|r| meter.world_rank(r)), ..e }),
         };
         if let Err(e) = &result {
             broken.get_or_insert_with(|| e.clone());

@@ -7,11 +7,12 @@
 use super::combine::combine;
 use super::ffi::{stopped, Comm};
 use super::mpi::Span;
-use super::segment::Segment;
+use super::segment::{Parts, Segment};
 use super::Op;
 use crate::error::{Error, Exit, Result};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tch::Kind;
 
 /// Bytes of a stage; two of them per rank fit a second-level cache.
@@ -37,10 +38,17 @@ impl Memory {
     /// `bytes` zero bytes in a new segment, the same call on every rank; `None` when a rank has no room.
     pub(super) fn allocate(&self, bytes: usize) -> Result<Option<*mut u8>> {
         let rank = self.comm.rank()?;
-        let new = Segment::create(&self.comm, bytes, &self.stop)?;
+        let new = Segment::create(&self.comm, bytes, Parts::OnPages, &self.stop)?;
         SHARED_BYTES.fetch_add(new.map_or(0, |_| bytes as u64), Ordering::Relaxed);
         self.segments.lock().unwrap_or_else(|e| e.into_inner()).extend(new);
         Ok(new.map(|s| s.part(rank)))
+    }
+
+    /// `bytes` zero bytes of every rank, back to back, the same call on every rank; `None` when a rank has no room.
+    pub(super) fn window(&self, bytes: usize) -> Result<Option<*mut u8>> {
+        let new = Segment::create(&self.comm, bytes, Parts::BackToBack, &self.stop)?;
+        SHARED_BYTES.fetch_add(new.map_or(0, |_| bytes as u64), Ordering::Relaxed);
+        Ok(new.map(|s| s.part(0)))
     }
 }
 
@@ -98,7 +106,7 @@ pub(super) struct Shared {
 impl Shared {
     /// Collective over `comm`, whose ranks are on one node. `None` when they cannot share memory.
     pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>) -> Result<std::result::Result<Shared, Comm>> {
-        let Some(control) = Segment::create(&comm, std::mem::size_of::<Slot>() + 2 * STAGE, &stop)? else {
+        let Some(control) = Segment::create(&comm, std::mem::size_of::<Slot>() + 2 * STAGE, Parts::OnPages, &stop)? else {
             return Ok(Err(comm));
         };
         let (rank, size) = (comm.rank()?, comm.size()?);
@@ -246,15 +254,16 @@ impl Shared {
         let all: Vec<Notice> = notice.into_iter().map(|n| n.read()).collect();
         match all.iter().position(|n| n.call != call) {
             None => Ok(all),
-            Some(r) => Err(Error::new(
-                Exit::Internal,
-                format!(
+            Some(r) => {
+                let fact = format!(
                     "ranks of one axis started different collectives: rank {} {}, rank {r} {}",
                     self.rank,
                     call.words(),
                     all[r].call.words()
-                ),
-            )),
+                );
+                let calls: Vec<Call> = all.iter().map(|n| n.call).collect();
+                Err(Error { rank: odd_one(&calls), ..Error::new(Exit::Internal, fact) })
+            }
         }
     }
 
@@ -290,7 +299,7 @@ impl Shared {
                 spins += 1;
                 match spins {
                     0..100 => std::hint::spin_loop(),
-                    _ => sleep(word, now),
+                    _ => sleep(word, now, LOOK),
                 }
             }
         }
@@ -298,15 +307,28 @@ impl Shared {
     }
 }
 
+/// How often the stop flag is looked at.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// The only rank that started something else than all others, who are at least two.
+fn odd_one(calls: &[Call]) -> Option<usize> {
+    let alone = |r: &usize| calls.iter().filter(|c| **c == calls[*r]).count() == 1;
+    let mut odd = (0..calls.len()).filter(alone);
+    match (odd.next(), odd.next()) {
+        (Some(r), None) if calls.len() > 2 => Some(r),
+        _ => None,
+    }
+}
+
 /// Wakes every rank that sleeps on `word` (futex(2), not private: the sleepers are other processes).
-fn wake(word: &AtomicU32) {
+pub(super) fn wake(word: &AtomicU32) {
     // SAFETY: the word is mapped; no time limit is passed.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
 }
 
-/// Sleeps while `word` is `now`, at most two milliseconds: the stop flag is looked at in between.
-fn sleep(word: &AtomicU32, now: u32) {
-    let limit = libc::timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+/// Sleeps while `word` is `now`, at most `limit`.
+pub(super) fn sleep(word: &AtomicU32, now: u32, limit: Duration) {
+    let limit = libc::timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos() as i64 };
     // SAFETY: the word is mapped and the limit outlives the call.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, now, &limit) };
 }

@@ -1,7 +1,7 @@
 //! herd's model against transformers' LlamaForCausalLM: logits, loss and every gradient, in fp32.
 
 use crate::support;
-use herd::config::{ModelConfig, Recompute};
+use herd::config::ModelConfig;
 use herd::layout::Layout;
 use herd::model::{Accumulate, Llama, Params, StepOptions};
 use herd::topology::Topology;
@@ -104,25 +104,20 @@ fn matches_transformers(name: &str) {
     let case = Case::get(name);
     let p = case.params();
     let (tokens, targets) = (case.tensor("tokens"), case.tensor("targets"));
-    let model = Llama::new(&case.config, tokens.size()[1] as usize, Device::Cpu);
+    let model = Llama::new(&case.config, tokens.size()[1] as usize, Device::Cpu, &herd::model::Axes::solo());
 
     let logits = case.tensor("logits");
-    let error = largest(&(model.logits(&p, tokens) - logits));
+    let error = largest(&(model.logits(&p, tokens).unwrap() - logits));
     assert!(error < 1e-4, "{name}: logits differ by {error:.2e}");
     assert!(largest(logits) > 1.0, "{name}: logits too small to tell");
 
     let counted = targets.ge(0).sum(Kind::Int64).int64_value(&[]);
-    let step = StepOptions {
-        grad_scale: 1.0 / counted as f64,
-        z_loss: 0.0,
-        recompute: Recompute::None,
-        grads: Accumulate::Replace,
-    };
+    let step = StepOptions { grad_scale: 1.0 / counted as f64, z_loss: 0.0, grads: Accumulate::Replace };
     let sums = model.forward_backward(&p, tokens, targets, &step, &mut |_| Ok(())).unwrap();
     let loss = case.tensor("loss").double_value(&[0]);
     assert_eq!(sums.tokens as i64, counted);
     assert!((sums.loss / loss - 1.0).abs() < 1e-6, "{name}: loss {} against {loss}", sums.loss);
-    let alone = model.loss(&p, tokens, targets);
+    let alone = model.loss(&p, tokens, targets).unwrap();
     assert!((alone.loss / loss - 1.0).abs() < 1e-6, "{name}: loss alone {} against {loss}", alone.loss);
 
     let mut seen = 0;
@@ -154,7 +149,8 @@ fn scaled_rope_matches_transformers_beyond_the_original_context() {
     let case = Case::get("scaled");
     let plain = ModelConfig { rope_scaling: None, ..case.config.clone() };
     let tokens = case.tensor("tokens");
-    let logits = Llama::new(&plain, 96, Device::Cpu).logits(&case.params(), tokens);
+    let logits =
+        Llama::new(&plain, 96, Device::Cpu, &herd::model::Axes::solo()).logits(&case.params(), tokens).unwrap();
     assert!(largest(&(logits - case.tensor("logits")).narrow(1, 64, 32)) > 0.1);
 }
 

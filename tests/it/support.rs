@@ -20,7 +20,7 @@ pub fn mpirun(n: usize) -> Command {
     c
 }
 
-const INSIDE: &str = "HERD_TEST_INSIDE_RANKS";
+pub const INSIDE: &str = "HERD_TEST_INSIDE_RANKS";
 
 /// Runs the calling test on `n` MPI ranks: outside, starts `mpirun` on this very test (`name` as the harness knows it)
 /// and fails if a rank fails; inside, returns true and the caller goes on with the rank's part.

@@ -45,6 +45,54 @@ pub fn in_place<E: Real>(logits: &Tensor, targets: &Tensor, grad_scale: Option<f
     Some(LossSums { loss: sum(0), z: sum(1), tokens })
 }
 
+/// Where row `i`'s target is among the columns from `first` on: None if it lies elsewhere or does not count.
+fn column(targets: &Rows<i64>, i: usize, first: i64, columns: usize) -> Option<usize> {
+    let target = targets.row(0)[i];
+    usize::try_from(target - first).ok().filter(|&c| target >= 0 && c < columns)
+}
+
+/// See [`crate::kernels::cross_entropy_part`].
+pub fn part<E: Real>(logits: &Tensor, targets: &Tensor, first: i64) -> Option<Tensor> {
+    let (x, t) = (Rows::<E>::matrix(logits)?, Rows::<i64>::flat(targets)?);
+    if t.cols != x.rows {
+        return None;
+    }
+    let parts = Tensor::empty([2, x.rows as i64], (tch::Kind::Float, tch::Device::Cpu));
+    let out = Rows::<f32>::matrix(&parts)?;
+    parallel::tasks(x.rows, |i| {
+        // SAFETY: element i of both rows is this task's own.
+        let [lse, at] = unsafe { [&mut out.part_mut(0, i..i + 1)[0], &mut out.part_mut(1, i..i + 1)[0]] };
+        *lse = log_sum_exp(x.row(i));
+        *at = column(&t, i, first, x.cols).map_or(0.0, |c| x.row(i)[c].to_f32());
+    });
+    Some(parts)
+}
+
+/// See [`crate::kernels::cross_entropy_gradient_`].
+pub fn gradient<E: Real>(
+    logits: &Tensor, targets: &Tensor, first: i64, lse: &Tensor, grad_scale: f64, z_loss: f64,
+) -> Option<()> {
+    let (x, t, lse) = (Rows::<E>::matrix(logits)?, Rows::<i64>::flat(targets)?, Rows::<f32>::flat(lse)?);
+    if t.cols != x.rows || lse.cols != x.rows {
+        return None;
+    }
+    parallel::tasks(x.rows, |i| {
+        // SAFETY: row i is this task's own.
+        let row = unsafe { x.row_mut(i) };
+        let lse = lse.row(0)[i];
+        if t.row(0)[i] < 0 {
+            return row.fill(E::ZERO);
+        }
+        let slope = 1.0 + 2.0 * z_loss * lse as f64;
+        let target = column(&t, i, first, x.cols).map(|c| (c, row[c].to_f32()));
+        gradient_row(row, lse, (slope * grad_scale) as f32);
+        if let Some((c, at)) = target {
+            row[c] = E::from_f32(((((at - lse) as f64).exp() * slope - 1.0) * grad_scale) as f32);
+        }
+    });
+    Some(())
+}
+
 simd_fn! {
     /// log Σ e^x, shifted by the maximum.
     fn log_sum_exp<E>(x: &[E]) -> f32 |s| {

@@ -2,11 +2,12 @@
 
 use super::oracle::{self, leaf, Leaves, Out};
 use super::{close, config, ids, noise, params};
-use crate::config::Recompute;
+use crate::config::{ModelConfig, Recompute};
 use crate::layout::Unit;
 use crate::model::block::{self, Block};
 use crate::model::head::{self, Head, Projection};
-use crate::model::{embedding, Accumulate, Flat, Rope, StepOptions};
+use crate::model::Axes;
+use crate::model::{embedding, Accumulate, Flat, Positions, Rope, StepOptions};
 use tch::{Device, Kind, Tensor};
 
 const TOLERANCE: f64 = 1e-5;
@@ -28,6 +29,10 @@ fn same_grads(w: &Flat, names: &[&str], want: &[Tensor]) {
     }
 }
 
+fn positions(m: &ModelConfig) -> Positions {
+    Positions::consecutive(&Rope::new(m, 0, S as usize, Device::Cpu), 0, S as usize)
+}
+
 fn ones(w: &Flat) {
     let _ = w.grad.shallow_clone().fill_(1.0);
 }
@@ -42,11 +47,12 @@ fn attention_equals_autograd() {
     let p = params(&m, 1);
     let w = p.unit(Unit::Block(1));
     ones(w);
-    let (block, rope) = (Block::new(&m), Rope::new(&m, 0, S as usize, Device::Cpu));
+    let (block, at) = (Block::new(&m, &Axes::solo()), positions(&m));
     let (x, dy) = (noise(&[B * S, 36], 2), noise(&[B * S, 36], 3));
-    let (y, saved) = block.attention.forward(w, &x, &rope);
-    let (dx, pending) = block.attention.backward_input(w, saved, &dy, &rope, Accumulate::Add);
-    block.attention.backward_weight(w, pending, Accumulate::Add);
+    let (y, saved) = block.attention.forward(w, &x, &at).unwrap();
+    let (back, pending) = block.attention.backward_products(w, saved, dy.copy(), &at, true).unwrap();
+    let dx = block.attention.backward_norm(w, back, Accumulate::Add).unwrap();
+    block.attention.backward_weight(w, pending, Accumulate::Add).unwrap();
 
     let (leaves, xr) = (Leaves::new(w), leaf(&x.view([B, S, 36])));
     let yr = oracle::attention(&m, &leaves, &xr);
@@ -62,11 +68,12 @@ fn mlp_equals_autograd() {
     let p = params(&m, 1);
     let w = p.unit(Unit::Block(2));
     ones(w);
-    let block = Block::new(&m);
+    let block = Block::new(&m, &Axes::solo());
     let (x, dy) = (noise(&[B * S, 36], 2), noise(&[B * S, 36], 3));
-    let (y, saved) = block.mlp.forward(w, &x);
-    let (dx, pending) = block.mlp.backward_input(w, saved, &dy, Accumulate::Add);
-    block.mlp.backward_weight(w, pending, Accumulate::Add);
+    let (y, saved) = block.mlp.forward(w, &x).unwrap();
+    let (back, pending) = block.mlp.backward_products(w, saved, dy.copy(), true).unwrap();
+    let dx = block.mlp.backward_norm(w, back, Accumulate::Add).unwrap();
+    block.mlp.backward_weight(w, pending, Accumulate::Add).unwrap();
 
     let (leaves, xr) = (Leaves::new(w), leaf(&x));
     let yr = oracle::mlp(&m, &leaves, &xr);
@@ -82,10 +89,10 @@ fn block_equals_autograd_and_its_passes_split() {
     let p = params(&m, 4);
     let w = p.unit(Unit::Block(0));
     ones(w);
-    let (block, rope) = (Block::new(&m), Rope::new(&m, 0, S as usize, Device::Cpu));
+    let (block, at) = (Block::new(&m, &Axes::solo()), positions(&m));
     let (x, dy) = (noise(&[B * S, 36], 5), noise(&[B * S, 36], 6));
-    let (y, saved) = block.forward(w, &x, &rope);
-    let dx = block.backward(w, saved, dy.shallow_clone(), &rope, Accumulate::Add);
+    let (y, saved) = block.forward(w, &x, &at, Recompute::None).unwrap();
+    let dx = block.backward(w, saved, dy.shallow_clone(), &at, Accumulate::Add).unwrap();
 
     let (leaves, xr) = (Leaves::new(w), leaf(&x.view([B, S, 36])));
     let yr = oracle::mlp(&m, &leaves, &oracle::attention(&m, &leaves, &xr));
@@ -97,14 +104,15 @@ fn block_equals_autograd_and_its_passes_split() {
 
     // The split passes, the recomputing one and the one that keeps nothing: the same bits.
     let fused = w.grad.copy();
-    for saved in [block.forward(w, &x, &rope).1, block.recompute(w, &x, &rope)] {
+    for mode in [Recompute::None, Recompute::Selective, Recompute::Full] {
+        let (_, saved) = block.forward(w, &x, &at, mode).unwrap();
         ones(w);
-        let (split, pending) = block.backward_input(w, saved, dy.shallow_clone(), &rope, Accumulate::Add);
-        block.backward_weight(w, pending, Accumulate::Add);
+        let (split, pending) = block.backward_input(w, saved, dy.shallow_clone(), &at, Accumulate::Add).unwrap();
+        block.backward_weight(w, pending, Accumulate::Add).unwrap();
         assert_eq!(split, dx);
         assert_eq!(w.grad, fused);
     }
-    assert_eq!(block.infer(w, &x, &rope), y);
+    assert_eq!(block.infer(w, &x, &at).unwrap(), y);
 }
 
 #[test]
@@ -114,12 +122,12 @@ fn a_block_keeps_what_its_formula_says() {
         let mut p = params(&m, 4);
         p.units.iter_mut().for_each(|u| u.param = u.param.to_kind(dtype));
         let x = noise(&[B * S, 36], 5).to_kind(dtype);
-        let rope = Rope::new(&m, 0, S as usize, Device::Cpu);
-        let (_, saved) = Block::new(&m).forward(p.unit(Unit::Block(0)), &x, &rope);
-        let (a, f) = (saved.attention, saved.mlp);
-        let kept = [a.x, a.rstd, a.normed, a.qkv, a.out, a.lse, f.x, f.rstd, f.normed, f.gate_up, f.act];
-        let bytes: usize = kept.iter().map(|t| t.numel() * t.kind().elt_size_in_bytes()).sum();
-        assert_eq!(bytes, (B * S) as usize * block::kept_bytes(&m, dtype.elt_size_in_bytes()));
+        let at = positions(&m);
+        for mode in [Recompute::None, Recompute::Selective, Recompute::Full] {
+            let (_, kept) = Block::new(&m, &Axes::solo()).forward(p.unit(Unit::Block(0)), &x, &at, mode).unwrap();
+            let formula = block::kept_bytes(&m, dtype.elt_size_in_bytes(), mode, 1);
+            assert_eq!(kept.bytes(), (B * S) as usize * formula, "{mode:?}");
+        }
     }
 }
 
@@ -131,8 +139,8 @@ fn embedding_equals_autograd() {
     ones(w);
     // Ids repeat.
     let (ids, dy) = (ids(B, S, 7, 8).reshape([-1]), noise(&[B * S, 36], 3));
-    let x = embedding::forward(w, &ids);
-    embedding::backward_weight(w, &dy, &ids, Accumulate::Add);
+    let x = embedding::forward(w, &ids, &Axes::solo()).unwrap();
+    embedding::backward_weight(w, &dy, &ids, Accumulate::Add, &Axes::solo()).unwrap();
     let leaves = Leaves::new(w);
     let matrix = leaves.get(embedding::MATRIX);
     let xr = matrix.index_select(0, &ids);
@@ -150,7 +158,7 @@ fn head_equals_autograd_over_several_chunks() {
     // More tokens than two chunks hold, the last chunk shorter.
     let n = 2 * head::MIN_ROWS as i64 + 77;
 
-    let head = Head { chunk_bytes: 1, ..Head::new(&m) };
+    let head = Head { chunk_bytes: 1, ..Head::new(&m, &Axes::solo()) };
     assert_eq!(head::chunk_rows(n as usize, 101, 4, head.chunk_bytes), 384);
     let out = Projection::new(w, None);
     let x = noise(&[n, 36], 2);
@@ -158,8 +166,8 @@ fn head_equals_autograd_over_several_chunks() {
     // Some do not count.
     let targets = targets.where_self(&targets.remainder(5).ne(0), &Tensor::from(-100i64));
     let (scale, z_loss) = (1.0 / 64.0, 3e-3);
-    let step = StepOptions { grad_scale: scale, z_loss, recompute: Recompute::None, grads: Accumulate::Add };
-    let (sums, dx) = head.forward_backward(w, out, &x, &targets, &step);
+    let step = StepOptions { grad_scale: scale, z_loss, grads: Accumulate::Add };
+    let (sums, dx) = head.forward_backward(w, out, &x, &targets, &step).unwrap();
 
     let (leaves, xr) = (Leaves::new(w), leaf(&x));
     let (norm, matrix) = (leaves.get("norm.weight"), leaves.get("lm_head.weight"));
@@ -168,13 +176,13 @@ fn head_equals_autograd_over_several_chunks() {
     let relative = |a: f64, b: &Tensor| (a / b.double_value(&[]) - 1.0).abs();
     assert!(relative(sums.loss, &loss) < 1e-6 && relative(sums.z, &z) < 1e-6, "{sums:?}");
     assert_eq!(sums.tokens as i64, targets.ge(0).sum(Kind::Int64).int64_value(&[]));
-    close("logits", &head.logits(w, out, &x), &logits, TOLERANCE);
+    close("logits", &head.logits(w, out, &x).unwrap(), &logits, TOLERANCE);
     close("dx", &dx, &want[0], TOLERANCE);
     same_grads(w, &["norm.weight", "lm_head.weight"], &want[1..]);
 
     // Replacing holds over all chunks, not for each.
     let _ = w.grad.shallow_clone().fill_(f64::NAN);
-    let _ = head.forward_backward(w, out, &x, &targets, &StepOptions { grads: Accumulate::Replace, ..step });
+    let _ = head.forward_backward(w, out, &x, &targets, &StepOptions { grads: Accumulate::Replace, ..step }).unwrap();
     close("norm.weight", &w.grad("norm.weight"), &want[1], TOLERANCE);
     close("lm_head.weight", &w.grad("lm_head.weight"), &want[2], TOLERANCE);
 
@@ -183,7 +191,7 @@ fn head_equals_autograd_over_several_chunks() {
     assert!(skipped.size()[0] > 0);
     assert_eq!(dx.index_select(0, &skipped).abs().max().double_value(&[]), 0.0);
 
-    let alone = head.loss(w, out, &x, &targets);
+    let alone = head.loss(w, out, &x, &targets).unwrap();
     assert!((alone.loss / sums.loss - 1.0).abs() < 1e-6 && alone.tokens == sums.tokens);
 }
 

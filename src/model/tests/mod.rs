@@ -52,6 +52,8 @@ fn noise(shape: &[i64], seed: u64) -> Tensor {
         offset: vec![0, 0],
         extent: vec![1, n as usize],
         start: 0,
+        copies: 1,
+        owner: true,
     };
     let mut values = vec![0f32; n as usize];
     init::fill(&param, &mut values, seed, 1.0);

@@ -1,0 +1,130 @@
+//! The wires that layers use: the two axes that cut a layer itself, and what the layers spend on them.
+
+use crate::error::Result;
+use crate::wire::{MpiWire, Timing, Wire, Work};
+use std::sync::{Arc, Mutex};
+use tch::Tensor;
+
+/// Tensor and context axis of this rank.
+#[derive(Clone)]
+pub struct Axes {
+    /// Heads, feed-forward columns and vocabulary rows are split over it, and between the layers the tokens.
+    pub tensor: Arc<dyn Wire>,
+    /// Sequences are split over it.
+    pub context: Arc<dyn Wire>,
+    spent: Arc<Mutex<Spent>>,
+}
+
+/// What the layers' collectives cost since they were last asked.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spent {
+    pub timing: Timing,
+    /// Bytes of the larger tensor of each collective: what is gathered, or what is reduced.
+    pub bytes: u64,
+    pub collectives: u64,
+}
+
+/// Rows under way. The tensors that they come from must not be written before [`Coming::rows`].
+#[must_use = "the rows are not there until they are waited for"]
+pub struct Coming {
+    rows: Tensor,
+    work: Work,
+    spent: Arc<Mutex<Spent>>,
+}
+
+impl Axes {
+    pub fn new(tensor: Arc<dyn Wire>, context: Arc<dyn Wire>) -> Axes {
+        Axes { tensor, context, spent: Arc::default() }
+    }
+
+    /// Every layer whole on one rank.
+    pub fn solo() -> Axes {
+        Axes::new(Arc::new(MpiWire::solo()), Arc::new(MpiWire::solo()))
+    }
+
+    /// Ranks of the tensor axis.
+    pub fn shards(&self) -> i64 {
+        self.tensor.size() as i64
+    }
+
+    /// Starts to collect everyone's rows over the tensor axis, in rank order: local [n,..] → [n·t,..]. On one rank these are
+    /// the local ones themselves.
+    pub fn gather(&self, local: &Tensor) -> Result<Coming> {
+        gather(&*self.tensor, local, &self.spent)
+    }
+
+    /// Starts to sum over the tensor axis: partial [N,..] of every rank → this rank's rows of the sum, [N/t,..]. On one rank
+    /// that is the tensor itself.
+    pub fn reduce(&self, partial: Tensor) -> Result<Coming> {
+        reduce(&*self.tensor, partial, &self.spent)
+    }
+
+    /// [`Axes::gather`] over the context axis.
+    pub fn gather_context(&self, local: &Tensor) -> Result<Coming> {
+        gather(&*self.context, local, &self.spent)
+    }
+
+    /// [`Axes::reduce`] over the context axis.
+    pub fn reduce_context(&self, partial: Tensor) -> Result<Coming> {
+        reduce(&*self.context, partial, &self.spent)
+    }
+
+    /// Counts from zero again, and says what has been spent until now. Shared by all clones of these axes.
+    pub fn take_spent(&self) -> Spent {
+        std::mem::take(&mut self.spent.lock().unwrap_or_else(|e| e.into_inner()))
+    }
+}
+
+impl Coming {
+    /// Waits for the rows.
+    pub fn rows(self) -> Result<Tensor> {
+        let t = self.work.wait()?;
+        let mut spent = self.spent.lock().unwrap_or_else(|e| e.into_inner());
+        spent.timing.busy += t.busy;
+        spent.timing.exposed += t.exposed;
+        Ok(self.rows)
+    }
+}
+
+fn gather(wire: &dyn Wire, local: &Tensor, spent: &Arc<Mutex<Spent>>) -> Result<Coming> {
+    if wire.size() == 1 {
+        return Ok(Coming { rows: local.shallow_clone(), work: Work::ready(), spent: spent.clone() });
+    }
+    let mut size = local.size();
+    size[0] *= wire.size() as i64;
+    let rows = Tensor::empty(&size, (local.kind(), local.device()));
+    let work = wire.all_gather(&local.contiguous(), &rows)?;
+    count(spent, &rows);
+    Ok(Coming { rows, work, spent: spent.clone() })
+}
+
+fn reduce(wire: &dyn Wire, partial: Tensor, spent: &Arc<Mutex<Spent>>) -> Result<Coming> {
+    if wire.size() == 1 {
+        return Ok(Coming { rows: partial, work: Work::ready(), spent: spent.clone() });
+    }
+    let mut size = partial.size();
+    size[0] /= wire.size() as i64;
+    let rows = Tensor::empty(&size, (partial.kind(), partial.device()));
+    count(spent, &partial);
+    let work = wire.reduce_scatter(&partial.contiguous(), &rows)?;
+    Ok(Coming { rows, work, spent: spent.clone() })
+}
+
+fn count(spent: &Mutex<Spent>, whole: &Tensor) {
+    let mut spent = spent.lock().unwrap_or_else(|e| e.into_inner());
+    spent.bytes += (whole.numel() * whole.kind().elt_size_in_bytes()) as u64;
+    spent.collectives += 1;
+}
+
+impl std::fmt::Debug for Axes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "tensor {}/{}, context {}/{}",
+            self.tensor.rank(),
+            self.tensor.size(),
+            self.context.rank(),
+            self.context.size()
+        )
+    }
+}

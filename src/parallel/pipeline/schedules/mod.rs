@@ -1,0 +1,104 @@
+//! Pipeline schedules as data: pure functions from (stages, micro-batches, chunks per stage) to a list of actions for every
+//! stage. One executor runs the lists ([`super::executor`]), one simulator plays them ([`super::simulate`]).
+//!
+//! The model is cut into stages × chunks-per-stage chunks in forward order; chunk c lies on stage c mod stages. What is
+//! sent follows from the actions ([`Action::output`]). On each stage every chunk's gradients are added up in the order
+//! of the micro-batches, so that all schedules, and a rank alone, make the same bits.
+
+mod gpipe;
+mod interleaved;
+mod one_f_one_b;
+mod zero_bubble;
+
+use crate::config::PipelineSchedule;
+use serde::Serialize;
+
+/// What a stage does next, with one micro-batch in one of its chunks (counted over the whole model).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub enum Action {
+    Forward {
+        chunk: usize,
+        micro: usize,
+    },
+    /// Input and weight gradients together.
+    Backward {
+        chunk: usize,
+        micro: usize,
+    },
+    BackwardInput {
+        chunk: usize,
+        micro: usize,
+    },
+    BackwardWeight {
+        chunk: usize,
+        micro: usize,
+    },
+}
+
+/// Every stage's actions in the order in which it does them.
+pub type Lists = Vec<Vec<Action>>;
+
+/// What one action hands to another: the activations after chunk `from`, or the gradient of its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Parcel {
+    pub from: usize,
+    pub to: usize,
+    pub micro: usize,
+}
+
+impl Action {
+    pub fn chunk(self) -> usize {
+        match self {
+            Action::Forward { chunk, .. } | Action::Backward { chunk, .. } => chunk,
+            Action::BackwardInput { chunk, .. } | Action::BackwardWeight { chunk, .. } => chunk,
+        }
+    }
+
+    pub fn micro(self) -> usize {
+        match self {
+            Action::Forward { micro, .. } | Action::Backward { micro, .. } => micro,
+            Action::BackwardInput { micro, .. } | Action::BackwardWeight { micro, .. } => micro,
+        }
+    }
+
+    /// What it reads from the neighbouring chunk, in a model of `chunks`. None where it starts from token ids or the loss.
+    pub fn input(self, chunks: usize) -> Option<Parcel> {
+        match self {
+            Action::Forward { chunk, micro } => (chunk > 0).then(|| Parcel { from: chunk - 1, to: chunk, micro }),
+            Action::Backward { chunk, micro } | Action::BackwardInput { chunk, micro } => {
+                (chunk + 1 < chunks).then_some(Parcel { from: chunk + 1, to: chunk, micro })
+            }
+            Action::BackwardWeight { .. } => None,
+        }
+    }
+
+    /// What it hands to the neighbouring chunk, in a model of `chunks`.
+    pub fn output(self, chunks: usize) -> Option<Parcel> {
+        match self {
+            Action::Forward { chunk, micro } => {
+                (chunk + 1 < chunks).then_some(Parcel { from: chunk, to: chunk + 1, micro })
+            }
+            Action::Backward { chunk, micro } | Action::BackwardInput { chunk, micro } => {
+                (chunk > 0).then(|| Parcel { from: chunk, to: chunk - 1, micro })
+            }
+            Action::BackwardWeight { .. } => None,
+        }
+    }
+}
+
+/// The action list of `stage` of `stages`, for `micros` micro-batches and `chunks` chunks a stage, all at least 1. `chunks`
+/// must be 1 for all schedules but the interleaved one.
+pub fn list(kind: PipelineSchedule, stage: usize, stages: usize, micros: usize, chunks: usize) -> Vec<Action> {
+    match kind {
+        PipelineSchedule::GPipe => gpipe::list(stage, micros),
+        PipelineSchedule::OneFOneB => one_f_one_b::list(stage, stages, micros),
+        PipelineSchedule::Interleaved => interleaved::list(stage, stages, micros, chunks),
+        PipelineSchedule::ZeroBubble => zero_bubble::list(stage, stages, micros),
+    }
+}
+
+/// The forward passes alone, for evaluation: every chunk of the stage in the order of the interleaved schedule.
+pub fn forward_only(stage: usize, stages: usize, micros: usize, chunks: usize) -> Vec<Action> {
+    let all = interleaved::list(stage, stages, micros, chunks);
+    all.into_iter().filter(|a| matches!(a, Action::Forward { .. })).collect()
+}

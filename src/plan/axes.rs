@@ -1,0 +1,145 @@
+//! Which sizes of the parallel axes fit the world and the model. Each rule reports every factor and the nearest values that
+//! would work; all of them are reported together.
+
+use super::numbers::{divisors, multiples, near};
+use super::shape::Shape;
+use crate::config::{Config, ParallelSection, Problem};
+
+/// Data-parallel size: as configured, or what the other axes leave of the world.
+pub fn data_size(p: &ParallelSection, world: usize) -> usize {
+    match p.data {
+        0 => (world / (p.tensor * p.context * p.pipeline).max(1)).max(1),
+        n => n,
+    }
+}
+
+/// Clashes of the axes with the world and with the model's shape (where it is known).
+pub fn check(config: &Config, shape: Option<&Shape>, world: usize, out: &mut Vec<Problem>) {
+    product(&config.parallel, world, out);
+    sequence(config, out);
+    if let Some(shape) = shape {
+        heads(&config.parallel, shape, out);
+        feed_forward(&config.parallel, shape, out);
+        layers(&config.parallel, shape, out);
+    }
+}
+
+/// tensor × context × pipeline × data = world.
+fn product(p: &ParallelSection, world: usize, out: &mut Vec<Problem>) {
+    let inner = p.tensor * p.context * p.pipeline;
+    let keys = ["parallel.data", "parallel.tensor", "parallel.context", "parallel.pipeline"];
+    let axes = format!("tensor {} × context {} × pipeline {}", p.tensor, p.context, p.pipeline);
+    // What each axis could be, the others as they are.
+    let alternatives = |fixed_data: usize| {
+        let mut fits = Vec::new();
+        for (name, own) in [("tensor", p.tensor), ("context", p.context), ("pipeline", p.pipeline)] {
+            let rest = inner / own * fixed_data;
+            if world % rest == 0 && world / rest != own {
+                fits.push(format!("parallel.{name} {}", world / rest));
+            }
+        }
+        fits
+    };
+    match p.data {
+        0 if world % inner != 0 => {
+            let fact = format!("{axes} = {inner} ranks a replica, which do not divide the world of {world}");
+            let mut hint = format!("start {} ranks", multiples(world, inner));
+            let per_axis =
+                [("tensor", p.tensor), ("context", p.context), ("pipeline", p.pipeline)].map(|(name, own)| {
+                    let rest = inner / own;
+                    (name, own, if world % rest == 0 { near(own, &divisors(world / rest)) } else { String::new() })
+                });
+            for (name, own, fits) in per_axis {
+                if own > 1 && !fits.is_empty() {
+                    hint += &format!(", or set parallel.{name} to {fits}");
+                }
+            }
+            out.push(Problem::new(keys, fact).hint(hint));
+        }
+        0 => {}
+        data if inner * data != world => {
+            let fact = format!("{axes} × data {data} = {} ranks, but the world has {world}", inner * data);
+            let mut fits = alternatives(data);
+            if world % inner == 0 {
+                fits.insert(0, format!("parallel.data {} (or 0, whatever the world has)", world / inner));
+            }
+            let hint = match fits.is_empty() {
+                true => format!("start {} ranks", inner * data),
+                false => format!("set {}, or start {} ranks", fits.join(" or "), inner * data),
+            };
+            out.push(Problem::new(keys, fact).hint(hint));
+        }
+        _ => {}
+    }
+}
+
+/// Context ranks hold two chunks of each sequence; tensor ranks share a micro-batch's tokens between the layers.
+fn sequence(config: &Config, out: &mut Vec<Problem>) {
+    let (p, s) = (&config.parallel, config.data.sequence_length);
+    let (tensor, chunks) = (p.tensor, if p.context > 1 { 2 * p.context } else { 1 });
+    let unit = chunks * tensor;
+    if unit == 1 || s % unit == 0 {
+        return;
+    }
+    let mut factors = Vec::new();
+    if p.context > 1 {
+        factors.push(format!("2 × context {}", p.context));
+    }
+    if tensor > 1 {
+        factors.push(format!("tensor {tensor}"));
+    }
+    let factors = factors.join(" × ");
+    let equals = if p.context > 1 { format!(" = {unit}") } else { String::new() };
+    let fact =
+        format!("{s} tokens a sequence are not a multiple of {factors}{equals}, the parts that the axes cut it in");
+    let keys = ["data.sequence_length", "parallel.context", "parallel.tensor"];
+    out.push(Problem::new(keys, fact).hint(format!("sequence_length {} works", multiples(s, unit))));
+}
+
+fn heads(p: &ParallelSection, shape: &Shape, out: &mut Vec<Problem>) {
+    let (m, t) = (&shape.model, p.tensor);
+    let (q, kv) = (m.num_attention_heads, m.num_key_value_heads);
+    let fits = |t: usize| q % t == 0 && (kv % t == 0 || t % kv == 0);
+    if t == 1 || fits(t) {
+        return;
+    }
+    let sizes: Vec<usize> = (1..=q).filter(|&t| fits(t)).collect();
+    let fact = match q % t {
+        0 => format!("tensor {t} neither divides nor is a multiple of num_key_value_heads {kv}"),
+        _ => format!("num_attention_heads {q} is not a multiple of tensor {t}"),
+    };
+    out.push(
+        with(shape, "parallel.tensor", &["num_attention_heads", "num_key_value_heads"], fact)
+            .hint(format!("parallel.tensor {} works for {q} heads and {kv} KV heads", near(t, &sizes))),
+    );
+}
+
+fn feed_forward(p: &ParallelSection, shape: &Shape, out: &mut Vec<Problem>) {
+    let (f, t) = (shape.model.intermediate_size, p.tensor);
+    if f % t != 0 {
+        let fact = format!("intermediate_size {f} is not a multiple of tensor {t}");
+        let hint = format!("parallel.tensor {} or intermediate_size {} works", near(t, &divisors(f)), multiples(f, t));
+        out.push(with(shape, "parallel.tensor", &["intermediate_size"], fact).hint(hint));
+    }
+    let v = shape.model.vocab_size;
+    if t > 1 && (t - 1) * v.div_ceil(t) >= v {
+        let fact = format!("a vocabulary of {v} leaves the last of {t} tensor ranks without a row");
+        out.push(with(shape, "parallel.tensor", &["vocab_size"], fact).hint("fewer tensor ranks"));
+    }
+}
+
+/// Every chunk of every stage holds a block at least.
+fn layers(p: &ParallelSection, shape: &Shape, out: &mut Vec<Problem>) {
+    let (layers, stages) = (shape.model.num_hidden_layers, p.pipeline);
+    if stages > layers {
+        let fact = format!("{layers} layers cannot fill pipeline {stages} stages with a block each");
+        out.push(with(shape, "parallel.pipeline", &["num_hidden_layers"], fact).hint(format!("at most {layers}")));
+    }
+}
+
+/// A problem of a key of the configuration and keys of the shape together.
+fn with(shape: &Shape, key: &str, of_shape: &[&str], fact: String) -> Problem {
+    let mut problem = Problem::new([key], fact);
+    problem.keys.extend(shape.problem(of_shape, String::new()).keys);
+    problem
+}

@@ -1,0 +1,117 @@
+//! What a job may ask of the controller: its state, a requeue, the end of a step, a successor.
+
+use super::process::{command, output};
+use super::Job;
+use crate::error::{Error, Exit, Result};
+use std::time::Duration;
+
+/// How long the controller may take to answer. It answers in milliseconds, or it is away.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// The state of a job as `scontrol show job` names it: RUNNING, CANCELLED, PENDING, … `None` for a job that Slurm has
+/// forgotten.
+///
+/// Errors ([`Exit::World`]): no answer.
+pub fn job_state(address: &str) -> Result<Option<String>> {
+    match output(command("scontrol", &["show", "job", "-o", address]), LIMIT) {
+        Ok(shown) => Ok(field(&shown, "JobState").map(str::to_string)),
+        Err(e) if e.fact.contains("Invalid job id") => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// The value of `KEY=value` in a line of scontrol's.
+fn field<'a>(shown: &'a str, key: &str) -> Option<&'a str> {
+    shown.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+}
+
+/// Puts the running job back into the queue: Slurm ends it with SIGTERM and starts it again when the credentials of this
+/// run have expired, 120 s on most sites (scontrol(1), requeue).
+pub fn requeue(job: &Job) -> Result<()> {
+    output(command("scontrol", &["requeue", &job.address()]), LIMIT).map(|_| ())
+}
+
+/// Kills every task of the job's step called `name`, from a thread of its own: towards a dead node `scancel` takes as long
+/// as Slurm's message timeout, and the nodes that live are done long before.
+pub fn kill_step_beside(job: &Job, name: &str) -> std::thread::JoinHandle<()> {
+    let (address, name) = (job.address(), name.to_string());
+    std::thread::spawn(move || {
+        let listed = output(command("squeue", &["-h", "-s", "-j", &address, "-o", "%i %j"]), LIMIT).unwrap_or_default();
+        let ours = listed.lines().filter_map(|l| l.trim().split_once(' ')).filter(|(_, step)| step.trim() == name);
+        for (id, _) in ours {
+            let _ = output(command("scancel", &["--signal=KILL", id]), Duration::from_secs(60));
+        }
+    })
+}
+
+/// Submits a job that takes this one's place without the nodes in `exclude`, and starts after it has ended. It runs
+/// `line` through a shell; account, partition, size and limit are this job's.
+///
+/// Returns the new job's id. Errors ([`Exit::World`]): what sbatch says.
+pub fn submit_successor(job: &Job, exclude: &[String], line: &str) -> Result<String> {
+    let shown = output(command("scontrol", &["show", "job", "-o", &job.address()]), LIMIT)?;
+    let mut args = vec![
+        "--parsable".to_string(),
+        "--no-kill".into(),
+        "--requeue".into(),
+        "--open-mode=append".into(),
+        format!("--dependency=afterany:{}", job.address()),
+    ];
+    if !exclude.is_empty() {
+        args.push(format!("--exclude={}", super::compress(exclude)));
+    }
+    for (key, option) in [
+        ("Account", "account"),
+        ("Partition", "partition"),
+        ("QOS", "qos"),
+        ("JobName", "job-name"),
+        ("NumNodes", "nodes"),
+        ("TimeLimit", "time"),
+        ("WorkDir", "chdir"),
+        ("StdOut", "output"),
+        ("Reservation", "reservation"),
+        ("Comment", "comment"),
+    ] {
+        match field(&shown, key) {
+            None | Some("(null)" | "N/A" | "") => {}
+            Some(value) => args.push(format!("--{option}={value}")),
+        }
+    }
+    if let Some(n) = job.tasks_per_node {
+        args.push(format!("--ntasks-per-node={n}"));
+    }
+    for (var, option) in [("SLURM_GPUS_PER_NODE", "gpus-per-node"), ("SLURM_CPUS_PER_TASK", "cpus-per-task")] {
+        if let Ok(value) = std::env::var(var) {
+            args.push(format!("--{option}={value}"));
+        }
+    }
+    if field(&shown, "OverSubscribe") == Some("NO") {
+        args.push("--exclusive".into());
+    }
+    args.push(format!("--wrap=exec {line}"));
+    let mut sbatch = command("sbatch", &args);
+    // what this job's environment says of its size would win over the options
+    for (name, _) in std::env::vars_os().filter(|(k, _)| k.to_string_lossy().starts_with("SLURM_")) {
+        if name != "SLURM_CONF" {
+            sbatch.env_remove(name);
+        }
+    }
+    let id = output(sbatch, LIMIT)?;
+    match id.trim().split(';').next() {
+        Some(id) if !id.is_empty() => Ok(id.to_string()),
+        _ => Err(Error::new(Exit::World, format!("sbatch names no job: {id:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_scontrol() {
+        let shown = "JobId=7 JobName=a JobState=CANCELLED Reason=None Account=(null) NumNodes=2 JobStateX=no";
+        assert_eq!(field(shown, "JobState"), Some("CANCELLED"));
+        assert_eq!(field(shown, "NumNodes"), Some("2"));
+        assert_eq!(field(shown, "Partition"), None);
+    }
+}

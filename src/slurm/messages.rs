@@ -1,0 +1,98 @@
+//! What `srun` and `slurmstepd` say on stderr about tasks, nodes and launches: the first word of who died, long before
+//! the step ends (seen with Slurm 22.05; the sentences are in its sources since 2.x).
+
+use super::hostlist;
+
+/// One thing said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Tasks ended badly on these nodes.
+    Tasks { nodes: Vec<String>, ranks: Vec<usize>, how: How },
+    /// A node did not take the step.
+    LaunchFailed { node: String, why: String },
+    /// Slurm has marked a node of the step down.
+    NodeFailed { node: String },
+    /// The step was never made.
+    Refused { why: String },
+    /// The kernel ended a process of the step for want of memory.
+    OutOfMemory,
+}
+
+/// How a task ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum How {
+    Code(i32),
+    /// The name Slurm gives a signal: Killed, Terminated, Segmentation fault, …
+    Signal(String),
+}
+
+/// What a line says; `None` for everything else, ranks' own output included.
+pub fn parse(line: &str) -> Option<Message> {
+    let line = line.trim();
+    if line.starts_with("slurmstepd") && (line.contains("oom-kill") || line.contains("oom_kill")) {
+        return Some(Message::OutOfMemory);
+    }
+    let said = line.strip_prefix("srun: error: ")?;
+    if let Some(rest) = said.strip_prefix("Task launch for ") {
+        let (node, why) = rest.split_once(" failed on node ")?.1.split_once(": ")?;
+        return Some(Message::LaunchFailed { node: node.into(), why: why.into() });
+    }
+    if let Some(node) = said.strip_prefix("Node failure on ") {
+        return Some(Message::NodeFailed { node: node.trim().into() });
+    }
+    if said.starts_with("Unable to create step") || said.starts_with("Unable to confirm allocation") {
+        return Some(Message::Refused { why: said.into() });
+    }
+    let (nodes, rest) = said.split_once(": task")?;
+    let (ranks, how) = rest.trim_start_matches('s').trim_start().split_once(": ")?;
+    let how = match how.strip_prefix("Exited with exit code ") {
+        Some(code) => How::Code(code.trim().parse().ok()?),
+        None => How::Signal(how.split(" (").next().unwrap_or(how).trim().to_string()),
+    };
+    // ranks are written like the inside of a host list's bracket
+    let ranks = hostlist::expand(&format!("[{ranks}]")).ok()?;
+    let ranks = ranks.iter().filter_map(|r| r.parse().ok()).collect();
+    Some(Message::Tasks { nodes: hostlist::expand(nodes).ok()?, ranks, how })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As Slurm 22.05 wrote them on the private cluster.
+    #[test]
+    fn sentences_of_slurm() {
+        let tasks = |nodes: &[&str], ranks: &[usize], how| {
+            let nodes = nodes.iter().map(|n| n.to_string()).collect();
+            Some(Message::Tasks { nodes, ranks: ranks.to_vec(), how })
+        };
+        let signal = |s: &str| How::Signal(s.into());
+        assert_eq!(parse("srun: error: herd2: task 1: Killed"), tasks(&["herd2"], &[1], signal("Killed")));
+        assert_eq!(
+            parse("srun: error: herd[1-2]: tasks 0-2,5: Exited with exit code 31"),
+            tasks(&["herd1", "herd2"], &[0, 1, 2, 5], How::Code(31))
+        );
+        assert_eq!(
+            parse("srun: error: herd1: task 0: Segmentation fault (core dumped)"),
+            tasks(&["herd1"], &[0], signal("Segmentation fault"))
+        );
+        let failed =
+            parse("srun: error: Task launch for StepId=1.6 failed on node herd3: Communication connection failure");
+        assert_eq!(
+            failed,
+            Some(Message::LaunchFailed { node: "herd3".into(), why: "Communication connection failure".into() })
+        );
+        assert_eq!(parse("srun: error: Node failure on herd3"), Some(Message::NodeFailed { node: "herd3".into() }));
+        assert!(matches!(
+            parse("srun: error: Unable to create step for job 1: More processors requested than permitted"),
+            Some(Message::Refused { .. })
+        ));
+        let oom = "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0. Some of your processes may have been killed";
+        assert_eq!(parse(oom), Some(Message::OutOfMemory));
+        for other in
+            ["", "step 5", "srun: Job step aborted", "herd: error: x: task 1: y", "srun: error: a: task x: Killed"]
+        {
+            assert_eq!(parse(other), None, "{other}");
+        }
+    }
+}

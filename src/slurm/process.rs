@@ -1,0 +1,94 @@
+//! Slurm's own commands, run with a time limit: a controller that does not answer must not hold up a recovery.
+
+use crate::error::{Error, Exit, Result};
+use std::ffi::OsStr;
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Runs `command` for at most `limit` and returns its standard output. Its output must be small: it is read at the end.
+///
+/// Errors ([`Exit::World`]): it cannot be started, ends with another code than 0 (with what it said), or takes longer.
+pub fn output(mut command: Command, limit: Duration) -> Result<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let failed = |what: String| Error::new(Exit::World, format!("{name}: {what}"));
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| failed(format!("cannot be started: {e}")).hint("is Slurm's client in PATH?"))?;
+    let status = match within(&mut child, limit) {
+        Some(status) => status,
+        None => {
+            end(&mut child);
+            return Err(failed(format!("no answer within {} s", limit.as_secs_f64())));
+        }
+    };
+    let mut text = String::new();
+    let (mut out, mut err) = (child.stdout.take(), child.stderr.take());
+    if status == 0 {
+        out.as_mut().and_then(|s| s.read_to_string(&mut text).ok());
+        return Ok(text);
+    }
+    err.as_mut().and_then(|s| s.read_to_string(&mut text).ok());
+    Err(failed(format!("ended with code {status}: {}", text.trim())))
+}
+
+/// The exit code of a child that ends within `limit`; 128 + signal where a signal ended it.
+pub fn within(child: &mut Child, limit: Duration) -> Option<i32> {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(code) = ended(child) {
+            return Some(code);
+        }
+        if Instant::now() >= end {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The exit code of a child that has ended; 128 + signal where a signal ended it.
+pub fn ended(child: &mut Child) -> Option<i32> {
+    use std::os::unix::process::ExitStatusExt;
+    let status = child.try_wait().ok()??;
+    Some(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
+}
+
+/// Ends a child at once and takes it off the process table.
+pub fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// `program` with `args`.
+pub fn command<S: AsRef<OsStr>>(program: &str, args: &[S]) -> Command {
+    let mut c = Command::new(program);
+    c.args(args);
+    c
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_code_and_limit() {
+        let run = |script: &str| output(command("sh", &["-c", script]), Duration::from_millis(300));
+        assert_eq!(run("echo hello").unwrap(), "hello\n");
+        let e = run("echo no such job >&2; exit 3").unwrap_err().to_string();
+        assert!(e.contains("code 3: no such job"), "{e}");
+        let began = Instant::now();
+        let e = run("exec sleep 20").unwrap_err().to_string();
+        assert!(e.contains("no answer within 0.3 s") && began.elapsed() < Duration::from_secs(5), "{e}");
+        let e = output(command("herd-has-no-such-program", &[""]), Duration::from_secs(1)).unwrap_err();
+        assert!(e.to_string().contains("cannot be started"), "{e}");
+    }
+
+    #[test]
+    fn a_signal_counts_from_128() {
+        let mut child = command("sh", &["-c", "kill -9 $$"]).spawn().unwrap();
+        assert_eq!(within(&mut child, Duration::from_secs(5)), Some(137));
+    }
+}

@@ -1,0 +1,124 @@
+//! The `srun` that starts a step inside a running allocation, also when some of its nodes are dead.
+
+use super::Job;
+use std::path::Path;
+use std::process::Command;
+
+/// A step to start.
+pub struct StepLine<'a> {
+    pub job: &'a Job,
+    /// `--job-name`, by which the step is found again.
+    pub name: &'a str,
+    /// One entry for each node; the order gives the ranks.
+    pub nodes: &'a [String],
+    pub ranks_per_node: usize,
+    /// `--mpi`: pmix, pmi2, none.
+    pub mpi: &'a str,
+    /// Where the list of hosts may be written, for an order of nodes that is not the allocation's.
+    pub hosts_file: &'a Path,
+}
+
+/// Variables of the batch script that would size or place a step after the whole job; srun's own command line decides.
+/// (srun(1), INPUT ENVIRONMENT VARIABLES)
+const SIZES: &[&str] = &[
+    "SLURM_NNODES",
+    "SLURM_JOB_NUM_NODES",
+    "SLURM_NTASKS",
+    "SLURM_NPROCS",
+    "SLURM_NTASKS_PER_NODE",
+    "SLURM_TASKS_PER_NODE",
+    "SLURM_JOB_NODELIST",
+    "SLURM_NODELIST",
+    "SLURM_HOSTFILE",
+    "SLURM_DISTRIBUTION",
+    "SLURM_NTASKS_PER_CORE",
+    "SLURM_NTASKS_PER_SOCKET",
+    "SLURM_JOB_CPUS_PER_NODE",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_NODEID",
+    "SLURM_GTIDS",
+    "SLURM_STEP_ID",
+    "SLURM_EXACT",
+    "SLURM_OVERLAP",
+    "SLURM_WHOLE",
+    "SLURM_KILL_BAD_EXIT",
+    "SLURM_NO_KILL",
+    "SLURM_MPI_TYPE",
+    "SLURM_OPEN_MODE",
+    "SLURM_UNBUFFEREDIO",
+    "SLURM_LABELIO",
+];
+
+impl StepLine<'_> {
+    /// The command, without the program it starts.
+    ///
+    /// `--overlap --no-kill` and explicit `-N -n` are what lets a second step start after a node of the job is lost.
+    /// `--kill-on-bad-exit=0`: the ranks leave by themselves, each with its own code. Where a node stands out of the
+    /// allocation's order (a spare in a dead node's place), the arbitrary distribution keeps every other rank where it
+    /// was, beside its snapshot; the caller has written `hosts_file` ([`StepLine::hosts`]).
+    pub fn command(&self) -> Command {
+        let mut c = Command::new("srun");
+        c.args(["--overlap", "--no-kill", "--kill-on-bad-exit=0"]);
+        c.arg(format!("--job-name={}", self.name)).arg(format!("--mpi={}", self.mpi));
+        c.arg(format!("-N{}", self.nodes.len())).arg(format!("-n{}", self.nodes.len() * self.ranks_per_node));
+        if let Ok(cpus) = std::env::var("SLURM_CPUS_PER_TASK") {
+            c.arg(format!("--cpus-per-task={cpus}"));
+        }
+        SIZES.iter().for_each(|name| {
+            c.env_remove(name);
+        });
+        c.env("SLURM_JOB_ID", self.job.id.to_string());
+        if self.in_order() {
+            c.arg(format!("-w{}", super::compress(self.nodes)));
+            c.arg(format!("--ntasks-per-node={}", self.ranks_per_node));
+        } else {
+            c.arg("--distribution=arbitrary").env("SLURM_HOSTFILE", self.hosts_file);
+        }
+        c
+    }
+
+    /// Whether the nodes stand in the order in which Slurm numbers ranks by itself.
+    pub fn in_order(&self) -> bool {
+        let mut rest = self.job.nodes.iter();
+        self.nodes.iter().all(|n| rest.any(|m| m == n))
+    }
+
+    /// One line for each rank: its node.
+    pub fn hosts(&self) -> String {
+        self.nodes.iter().flat_map(|n| std::iter::repeat_n(format!("{n}\n"), self.ranks_per_node)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job() -> Job {
+        Job::read(|k| match k {
+            "SLURM_JOB_ID" => Some("7".into()),
+            "SLURM_JOB_NODELIST" => Some("n[1-4]".into()),
+            _ => None,
+        })
+        .unwrap()
+        .unwrap()
+    }
+
+    fn line(nodes: &[&str]) -> (String, String) {
+        let (job, nodes) = (job(), nodes.iter().map(|n| n.to_string()).collect::<Vec<_>>());
+        let hosts_file = Path::new("/run/hosts");
+        let step = StepLine { job: &job, name: "herd-3", nodes: &nodes, ranks_per_node: 2, mpi: "pmix", hosts_file };
+        let args: Vec<_> = step.command().get_args().map(|a| a.to_string_lossy().into_owned()).collect();
+        (args.join(" "), step.hosts())
+    }
+
+    #[test]
+    fn nodes_in_order_are_listed_and_others_placed_one_by_one() {
+        let (args, _) = line(&["n1", "n2", "n4"]);
+        let want = "--overlap --no-kill --kill-on-bad-exit=0 --job-name=herd-3 --mpi=pmix -N3 -n6 -wn[1-2,4] --ntasks-per-node=2";
+        assert_eq!(args, want);
+        let (args, hosts) = line(&["n4", "n2"]);
+        assert!(args.ends_with("-N2 -n4 --distribution=arbitrary"), "{args}");
+        assert_eq!(hosts, "n4\nn4\nn2\nn2\n");
+    }
+}

@@ -1,0 +1,278 @@
+//! Messages between pairs of ranks of one axis: each goes at once to its lane or to MPI, and a thread sees it through.
+//!
+//! The thread sleeps on a bell where lanes carry the message. MPI has no bell, so there it must look: often while a
+//! caller waits, seldom while all compute, because looking takes the core of a rank that computes.
+
+use super::ffi::{stopped, Backoff, Comm, Message};
+use super::lanes::{ring, Lanes, SLICE};
+use super::mpi::Span;
+use super::work::Urgency;
+use super::Work;
+use crate::error::{Error, Exit, Result};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::mpsc::{channel, Sender};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+use tch::{Kind, Tensor};
+
+const TAG: i32 = 4;
+/// How often the stop flag is looked at while nothing rings.
+const LOOK: Duration = Duration::from_millis(2);
+/// How often MPI is asked while nobody waits for the answer.
+const SELDOM: Duration = Duration::from_micros(300);
+
+/// Looks at an idle wire before its thread sleeps until the bell rings.
+const PATIENCE: u32 = 50;
+/// A message up to this long is copied by the caller that starts to receive it, if it is there already.
+const SHORT: usize = 64 << 10;
+
+/// A message; it holds its tensor, so that the memory outlives it.
+pub(super) struct Job {
+    pub(super) tensor: Tensor,
+    pub(super) send: bool,
+    /// Rank on the wire.
+    pub(super) peer: usize,
+    started: Instant,
+    done: Sender<Result<Duration>>,
+}
+
+impl Job {
+    pub(super) fn kind(&self) -> Kind {
+        self.tensor.kind()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.tensor.numel() * self.kind().elt_size_in_bytes()
+    }
+
+    /// After an error the tensor is leaked: somebody may still read or write it.
+    pub(super) fn finish(self, result: Result<Duration>) {
+        if result.is_err() {
+            std::mem::forget(self.tensor);
+        }
+        // The caller may have dropped the Work.
+        let _ = self.done.send(result);
+    }
+}
+
+/// The messages of one wire.
+pub(super) struct Mail(Arc<Desk>);
+
+struct Desk {
+    new: Mutex<Vec<Job>>,
+    state: Mutex<State>,
+    bell: &'static AtomicU32,
+    /// Callers that block in [`Work::wait`].
+    waiting: AtomicUsize,
+    closed: AtomicBool,
+    thread: AtomicBool,
+}
+
+struct State {
+    comm: Comm,
+    stop: Arc<AtomicBool>,
+    lanes: Option<Lanes>,
+    messages: Vec<(Job, Message)>,
+    broken: Option<Error>,
+    /// The thread sleeps without looking at the stop flag.
+    resting: bool,
+}
+
+#[derive(PartialEq)]
+enum Next {
+    /// Something moved: look again.
+    Again,
+    /// Only lanes have work: the bell will ring.
+    Bell,
+    /// MPI has work.
+    Look,
+    Idle,
+}
+
+impl Mail {
+    /// Collective over `comm`; `node` are its ranks on this node, if lanes are wanted.
+    pub(super) fn new(comm: &Comm, node: Option<&Comm>, stop: Arc<AtomicBool>) -> Result<Mail> {
+        let lanes = match node {
+            Some(node) if node.size()? > 1 => Lanes::new(node, comm.rank()?, &stop)?,
+            _ => None,
+        };
+        // Segments are mapped for ever, so a word of four bytes may be as well.
+        let bell = lanes.as_ref().map_or_else(|| &*Box::leak(Box::new(AtomicU32::new(0))), Lanes::bell);
+        let state = State { comm: comm.duplicate()?, stop, lanes, messages: Vec::new(), broken: None, resting: false };
+        Ok(Mail(Arc::new(Desk {
+            new: Mutex::default(),
+            state: Mutex::new(state),
+            bell,
+            waiting: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            thread: AtomicBool::new(false),
+        })))
+    }
+
+    /// Starts a message of a contiguous host tensor; never blocks.
+    pub(super) fn start(&self, tensor: &Tensor, send: bool, peer: usize) -> Result<Work> {
+        let desk = &self.0;
+        if !desk.thread.swap(true, Ordering::SeqCst) {
+            let desk = desk.clone();
+            std::thread::Builder::new()
+                .name("herd-mail".into())
+                .spawn(move || serve(&desk))
+                .map_err(|e| Error::new(Exit::Internal, format!("cannot start a communication thread: {e}")))?;
+        }
+        let (done, rx) = channel();
+        let job = Job { tensor: tensor.shallow_clone(), send, peer, started: Instant::now(), done };
+        lock(&desk.new).push(job);
+        // At once and here if nobody is moving bytes right now; else the thread does it next.
+        let left_over = match desk.state.try_lock() {
+            Err(_) => true,
+            Ok(mut state) => {
+                state.accept(&desk.new);
+                state.resting || !state.messages.is_empty() || state.lanes.as_ref().is_some_and(Lanes::is_ready)
+            }
+        };
+        if left_over || !lock(&desk.new).is_empty() {
+            ring(desk.bell);
+        }
+        Ok(Work::urgent(rx, desk.clone()))
+    }
+}
+
+impl Drop for Mail {
+    fn drop(&mut self) {
+        self.0.closed.store(true, Ordering::SeqCst);
+        ring(self.0.bell);
+    }
+}
+
+impl Urgency for Desk {
+    fn help(&self) {
+        match self.state.try_lock() {
+            Ok(mut state) => state.step(),
+            Err(_) => return std::hint::spin_loop(),
+        };
+    }
+
+    fn waiting(&self, more: bool) {
+        if !more {
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+            return;
+        }
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        if self.state.try_lock().is_ok_and(|s| !s.messages.is_empty()) {
+            ring(self.bell);
+        }
+    }
+}
+
+/// Until the wire is dropped and nothing is under way.
+fn serve(desk: &Desk) {
+    let mut backoff = Backoff::default();
+    let mut idle = 0;
+    loop {
+        let seen = desk.bell.load(Ordering::SeqCst);
+        let next = {
+            let mut state = lock(&desk.state);
+            state.accept(&desk.new);
+            let next = state.step();
+            idle = if next == Next::Idle { idle + 1 } else { 0 };
+            state.resting = idle > PATIENCE;
+            next
+        };
+        match next {
+            Next::Again => backoff = Backoff::default(),
+            Next::Look if desk.waiting.load(Ordering::SeqCst) > 0 => backoff.step(),
+            Next::Look => super::shared::sleep(desk.bell, seen, SELDOM),
+            Next::Bell => super::shared::sleep(desk.bell, seen, LOOK),
+            Next::Idle if desk.closed.load(Ordering::SeqCst) => return,
+            Next::Idle if idle > PATIENCE => super::shared::sleep(desk.bell, seen, Duration::from_secs(60)),
+            Next::Idle => super::shared::sleep(desk.bell, seen, LOOK),
+        }
+    }
+}
+
+impl State {
+    /// Starts what callers have handed in, in their order.
+    fn accept(&mut self, new: &Mutex<Vec<Job>>) {
+        for job in std::mem::take(&mut *lock(new)) {
+            let rest = match (&self.broken, &mut self.lanes) {
+                (None, Some(lanes)) => lanes.accept(job),
+                _ => Some(job),
+            };
+            let Some(job) = rest else { continue };
+            if let Some(e) = &self.broken {
+                job.finish(Err(e.clone()));
+                continue;
+            }
+            let (data, len) = (Span::of(&job.tensor).at(0), job.bytes());
+            // SAFETY: the job holds the tensor until it is finished, and leaks it after an error.
+            let message = unsafe {
+                match job.send {
+                    true => Message::send(&self.comm, data, len, job.peer, TAG),
+                    false => Message::recv(&self.comm, data, len, job.peer, TAG),
+                }
+            };
+            match message {
+                Ok(m) => self.messages.push((job, m)),
+                Err(e) => {
+                    self.fail(e.clone());
+                    job.finish(Err(e));
+                }
+            }
+        }
+        if let Err(e) = self.lanes.as_mut().map_or(Ok(false), |l| l.step(SHORT)) {
+            self.fail(e);
+        }
+    }
+
+    fn step(&mut self) -> Next {
+        if self.next() == Next::Idle {
+            return Next::Idle;
+        }
+        match self.advance() {
+            Ok(true) => return Next::Again,
+            Ok(false) if self.stop.load(Ordering::Relaxed) => self.fail(stopped("message")),
+            Ok(false) => {}
+            Err(e) => self.fail(e),
+        }
+        self.next()
+    }
+
+    fn advance(&mut self) -> Result<bool> {
+        let mut moved = self.lanes.as_mut().map_or(Ok(false), |l| l.step(SLICE))?;
+        let mut i = 0;
+        while i < self.messages.len() {
+            match self.messages[i].1.test()? {
+                true => {
+                    let (job, _) = self.messages.remove(i);
+                    let busy = job.started.elapsed();
+                    job.finish(Ok(busy));
+                    moved = true;
+                }
+                false => i += 1,
+            }
+        }
+        Ok(moved)
+    }
+
+    fn next(&self) -> Next {
+        match (self.messages.is_empty(), self.lanes.as_ref().is_none_or(Lanes::is_idle)) {
+            (false, _) => Next::Look,
+            (true, false) => Next::Bell,
+            (true, true) => Next::Idle,
+        }
+    }
+
+    /// Every message under way and all later ones end with this error: the ranks no longer agree on what matches what.
+    fn fail(&mut self, e: Error) {
+        let jobs = self.messages.drain(..).map(|(job, _)| job);
+        let jobs: Vec<Job> = jobs.chain(self.lanes.iter_mut().flat_map(Lanes::take_jobs)).collect();
+        for job in jobs {
+            job.finish(Err(e.clone()));
+        }
+        self.broken.get_or_insert(e);
+    }
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(|e| e.into_inner())
+}

@@ -1,0 +1,103 @@
+//! Small messages between any two ranks from a thread of their own, on a communicator of their own. No call here waits.
+
+use super::ffi::{Comm, Requests};
+use super::World;
+use crate::error::Result;
+
+const TAG: i32 = 5;
+/// Messages under way to one rank; further ones are dropped: a rank that takes none is about to be given up.
+const UNDER_WAY: usize = 64;
+
+/// A rank's letter box.
+pub struct Post {
+    comm: Comm,
+    out: Vec<Letter>,
+    coming: Vec<Letter>,
+}
+
+/// A message under way. MPI may touch the bytes until it is complete, so a letter that never is is leaked.
+struct Letter {
+    peer: usize,
+    bytes: Vec<u8>,
+    request: Requests,
+}
+
+/// Node of a rank.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Place {
+    leader: u64,
+    name: [u8; 64],
+}
+
+impl Post {
+    /// Collective over the world.
+    pub fn open(world: &World) -> Result<Post> {
+        Ok(Post { comm: world.comm.duplicate()?, out: Vec::new(), coming: Vec::new() })
+    }
+
+    /// Starts a message.
+    pub fn send(&mut self, to: usize, bytes: Vec<u8>) -> Result<()> {
+        self.clear()?;
+        if self.out.iter().filter(|l| l.peer == to).count() >= UNDER_WAY {
+            return Ok(());
+        }
+        let mut letter = Letter { peer: to, bytes, request: Requests::default() };
+        // SAFETY: the bytes do not move with the letter, and are leaked unless the message completes.
+        unsafe { letter.request.send(&self.comm, letter.bytes.as_ptr(), letter.bytes.len(), to, TAG)? };
+        self.out.push(letter);
+        Ok(())
+    }
+
+    /// A message that has come, and from whom.
+    pub fn receive(&mut self) -> Result<Option<(usize, Vec<u8>)>> {
+        while let Some((from, len)) = self.comm.waiting(TAG)? {
+            let mut letter = Letter { peer: from, bytes: vec![0; len], request: Requests::default() };
+            // SAFETY: as above.
+            unsafe { letter.request.recv(&self.comm, letter.bytes.as_mut_ptr(), len, from, TAG)? };
+            self.coming.push(letter);
+        }
+        for i in 0..self.coming.len() {
+            if self.coming[i].request.done()? {
+                let mut letter = self.coming.remove(i);
+                return Ok(Some((letter.peer, std::mem::take(&mut letter.bytes))));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether every message has left.
+    pub fn clear(&mut self) -> Result<bool> {
+        let mut i = 0;
+        while i < self.out.len() {
+            match self.out[i].request.done()? {
+                true => _ = self.out.swap_remove(i),
+                false => i += 1,
+            }
+        }
+        Ok(self.out.is_empty())
+    }
+}
+
+impl Drop for Letter {
+    fn drop(&mut self) {
+        if !self.request.is_empty() {
+            std::mem::forget(std::mem::take(&mut self.bytes));
+        }
+    }
+}
+
+impl World {
+    /// Leader (lowest rank of the node) and node name of every rank. Collective.
+    pub fn places(&self) -> Result<Vec<(usize, String)>> {
+        let node = self.comm.split_node()?;
+        let ranks = node.all_gather(&[self.rank() as u64], &self.stop)?;
+        let mut place = Place { leader: ranks.into_iter().min().unwrap_or_default(), name: [0; 64] };
+        for (to, from) in place.name.iter_mut().zip(self.host().bytes()) {
+            *to = from;
+        }
+        let all = self.comm.all_gather(&[place], &self.stop)?;
+        let text = |p: &Place| String::from_utf8_lossy(&p.name).trim_end_matches('\0').to_string();
+        Ok(all.iter().map(|p| (p.leader as usize, text(p))).collect())
+    }
+}
