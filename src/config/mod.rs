@@ -21,7 +21,7 @@ pub use launch::{AlertKind, AlertsSection, LaunchSection};
 pub use liveness::LivenessSection;
 pub use load::{load, Draft};
 pub use model::{ModelConfig, RopeScaling, RopeType};
-pub use parallel::ParallelSection;
+pub use parallel::{ParallelSection, PipelineSchedule};
 pub use problem::{to_error, Problem};
 pub use store::StoreSection;
 

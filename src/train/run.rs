@@ -11,7 +11,7 @@ use crate::error::{Error, Exit, Result};
 use crate::kernels::memory;
 use crate::liveness::inject::Inject;
 use crate::liveness::{self, Liveness, Phase};
-use crate::parallel::data::{sync_check, Reducer};
+use crate::parallel::sync;
 use crate::plan::Plan;
 use crate::wire::World;
 use serde_json::json;
@@ -45,9 +45,10 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
 fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Result<End> {
     let progress = liveness.progress();
     let config = &plan.config;
-    let Started { corpus, held_out, model, wire, mut state, mut report, meta } = start::start(plan, world, progress)?;
-    let (bucket, overlap) = (config.parallel.bucket_mib, config.parallel.overlap);
-    let mut reducer = Reducer::new(&state.params, wire.clone(), bucket, overlap);
+    let Started { corpus, held_out, model, mut state, mut report, meta } = start::start(plan, world, progress)?;
+    if let Some(what) = sync::not_compared(&state.units).filter(|_| config.log.sync_check_every > 0) {
+        report.note(what);
+    }
     let inject = Inject::new(&config.run_dir, world.rank(), world.meters());
     let stage = Stage { plan, world, model: &model, corpus: &corpus, progress, inject: &inject };
     let last = config.train.stop_at.unwrap_or(config.train.steps).min(config.train.steps);
@@ -67,7 +68,7 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
         }
         let began = Instant::now();
         memory::reset_peak();
-        let mut found = step::step(&stage, &mut state, &mut reducer, stop.raised())?;
+        let mut found = step::step(&stage, &mut state, stop.raised())?;
         let took = began.elapsed();
         progress.step_done(state.step, took);
 
@@ -75,7 +76,7 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
         if let Some(held_out) = &held_out {
             if due(state.step, config.validation.every) || (finished && config.validation.every > 0) {
                 progress.at(Phase::Validate);
-                let loss = validate(plan, world, &model, held_out, &state, progress)?;
+                let loss = validate(plan, world, &model, held_out, &mut state, progress)?;
                 state.best_validation = Some(state.best_validation.map_or(loss, |best| best.min(loss)));
                 found.validation_loss = Some(loss);
                 report.event("validation", json!({ "step": state.step, "validation_loss": loss }))?;
@@ -92,7 +93,7 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
             stop_if_hopeless(plan, &found, skipped_in_a_row, state.step)?;
         }
         if due(state.step, config.log.sync_check_every) {
-            sync_check(&state.params, wire.as_ref())?;
+            sync::sync_check(&mut state.units, world)?;
         }
 
         let ending = state.step == last || found.stop;
@@ -123,6 +124,7 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
             break;
         }
     }
+    state.units.settle()?;
     progress.at(Phase::End);
     let end = if state.step == config.train.steps { End::Finished } else { End::Stopped };
     behind.finish(matches!(end, End::Finished), &mut report)?;

@@ -11,12 +11,12 @@ use crate::data::{Mixture, Tokenizer};
 use crate::error::{Error, Exit, Result};
 use crate::liveness::{Phase, Progress};
 use crate::model::{Axes, Llama};
+use crate::parallel::Groups;
 use crate::plan::{self, Plan};
 use crate::slurm::{compress, Job};
-use crate::topology::{Axis, Topology};
-use crate::wire::{Wire, World};
+use crate::topology::Topology;
+use crate::wire::World;
 use serde_json::json;
-use std::sync::Arc;
 use tch::Device;
 
 /// Everything the loop needs.
@@ -24,8 +24,6 @@ pub struct Started {
     pub corpus: Mixture,
     pub held_out: Option<Mixture>,
     pub model: Llama,
-    /// The data axis.
-    pub wire: Arc<dyn Wire>,
     pub state: State,
     pub report: Report,
     /// What a checkpoint says about the run, counters left at zero.
@@ -54,8 +52,7 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
 
     let mut model = Llama::new(&plan.model, config.data.sequence_length, plan.device, &Axes::solo());
     model.recompute = (config.train.recompute, config.train.recompute_blocks);
-    let wire: Arc<dyn Wire> = world.wire(&plan.topology, Axis::Data)?.into();
-    let mut state = State::new(plan, wire.as_ref())?;
+    let mut state = State::new(plan, Groups::new(plan, world, &model.axes)?)?;
     let meta = meta(plan, &tokenizer)?;
     let mut events = Vec::new();
     let mut newest = || {
@@ -79,6 +76,7 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     }
     if let Some(found) = &found {
         world.agree(resume(plan, &meta, found, &mut state))?;
+        state.publish()?;
     }
     progress.at(Phase::Start);
     progress.begin(state.step);
@@ -103,14 +101,15 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     }
     if found.is_none() {
         world.agree(begin(plan, &mut state))?;
+        state.publish()?;
         report.event("start", json!({ "world": world.size(), "weights": config.model.weights }))?;
         if let Some(held_out) = held_out.as_ref().filter(|_| config.validation.every > 0) {
-            let loss = validate(plan, world, &model, held_out, &state, progress)?;
+            let loss = validate(plan, world, &model, held_out, &mut state, progress)?;
             report.event("validation", json!({ "step": 0, "validation_loss": loss }))?;
             report.note(&format!("validation loss before the first step: {loss:.4}"));
         }
     }
-    Ok(Started { corpus, held_out, model, wire, state, report, meta })
+    Ok(Started { corpus, held_out, model, state, report, meta })
 }
 
 /// On rank 0: takes what the object store has newer than step `than` into the run directory.

@@ -5,12 +5,11 @@ use super::state::State;
 use crate::data::Mixture;
 use crate::error::Result;
 use crate::kernels::clock;
-use crate::layout::Unit;
 use crate::liveness::inject::Inject;
 use crate::liveness::{Phase, Progress};
-use crate::model::{Accumulate, Llama, Params, StepOptions};
+use crate::model::{Accumulate, Chunk, Documents, Llama, StepOptions};
 use crate::optim::{clip_factor, learning_rate};
-use crate::parallel::data::{CommTiming, Reducer};
+use crate::parallel::CommTiming;
 use crate::plan::Plan;
 use crate::wire::{Op, World};
 use std::time::Duration;
@@ -46,71 +45,56 @@ pub struct Outcome {
 }
 
 /// Runs one step on `state`. `stop` is this rank's wish to stop; the outcome's is everybody's.
-pub fn step(stage: &Stage, state: &mut State, reducer: &mut Reducer, stop: bool) -> Result<Outcome> {
+pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
     let Stage { plan, world, model, corpus, progress, inject } = stage;
     let config = &plan.config;
     let products = clock::matmul();
     let lr = learning_rate(&config.optim, state.step, config.train.steps);
     let tokens = (config.batch.global * config.data.sequence_length) as f64;
-    let options = |micro| StepOptions {
-        grad_scale: 1.0 / tokens,
-        z_loss: config.train.z_loss,
-        // the first micro-batch overwrites what the step before left
-        grads: if micro == 0 { Accumulate::Replace } else { Accumulate::Add },
-    };
+    let options =
+        StepOptions { grad_scale: 1.0 / tokens, z_loss: config.train.z_loss, grads: Accumulate::Replace };
 
-    // ─── gradients: sum over micro-batches; buckets leave for the other ranks during the last backward pass ───
+    // ─── gradients: sum over micro-batches; units leave for the other ranks while the backward pass goes on ───
     let (mut loss, mut z) = (0.0, 0.0);
+    let _guard = tch::no_grad_guard();
+    let chunk = Chunk::whole(model.layers);
+    state.units.begin(plan.accumulation);
     for micro in 0..plan.accumulation {
-        let last = micro + 1 == plan.accumulation;
         progress.at(Phase::Data);
         let batch = batch::train(plan, corpus, state.step, micro)?;
         inject.begin_work(progress);
-        let found =
-            model.forward_backward(&state.params, &batch.tokens, &batch.targets, &options(micro), &mut |unit| {
-                progress.at(Phase::Backward);
-                match last {
-                    true => {
-                        if inject.spoils() {
-                            spoil(&state.params, unit);
-                        }
-                        reducer.unit_ready(unit)
-                    }
-                    false => Ok(()),
-                }
-            })?;
+        let micro = model.micro(&batch.tokens, &batch.targets, &Documents::whole());
+        progress.at(Phase::Forward);
+        let (_, kept) = model.forward(&chunk, &mut state.units, &micro, None)?;
+        progress.at(Phase::Backward);
+        let options = StepOptions { grad_scale: if inject.spoils() { f64::NAN } else { options.grad_scale }, ..options };
+        let (_, found) = model.backward(&chunk, &mut state.units, &micro, kept, None, &options)?;
         loss += found.loss;
         z += found.z;
     }
     progress.at(Phase::Reduce);
-    let mut comm = reducer.finish()?;
+    state.units.finish()?;
 
     // ─── agreement: loss, gradient norm, wish to stop, summed over all ranks ───
     progress.at(Phase::Agree);
-    let squares = state.optimizer.grad_sum_squares(&state.params);
+    let squares = state.optimizer.grad_sum_squares();
     let all = world.all_reduce_f64(&[loss, z, squares, stop as u8 as f64], Op::Sum)?;
     let (loss, z, grad_norm, stop) = (all[0] / tokens, all[1] / tokens, all[2].sqrt(), all[3] > 0.0);
     let skipped = !(loss.is_finite() && grad_norm.is_finite());
 
-    // ─── update: each rank its shard, then everybody gathers the parameters ───
+    // ─── update: each rank what it owns, then everybody gets the new parameters ───
     if !skipped {
         progress.at(Phase::Optimizer);
         state.updates += 1;
-        state.optimizer.step(&state.params, lr, state.updates, clip_factor(grad_norm, config.train.clip_norm));
+        state.optimizer.step(lr, state.updates, clip_factor(grad_norm, config.train.clip_norm));
         progress.at(Phase::Gather);
-        comm += reducer.gather_params()?;
+        state.units.publish()?;
     }
 
     state.step += 1;
     state.tokens += tokens as u64;
     state.skipped += skipped as u64;
+    let comm = state.units.spent();
     let matmul = clock::matmul() - products;
     Ok(Outcome { loss, lr, grad_norm, skipped, stop, z, comm, matmul, validation_loss: None })
-}
-
-/// A drill: a gradient with a NaN in it, before it is reduced.
-fn spoil(params: &Params, unit: Unit) {
-    if let Some(flat) = params.units.iter().find(|f| f.layout.unit == unit) {
-        let _ = flat.grad.narrow(0, 0, 1).fill_(f64::NAN);
-    }
 }

@@ -50,6 +50,10 @@ pub trait Wire: Send + Sync {
     /// A zero-filled `[len]` tensor where the wire reaches it fastest; views of it are as fast. For buffers that live
     /// as long as the process: the memory may never be given back. Collective.
     fn tensor(&self, len: usize, kind: Kind) -> Result<Tensor>;
+    /// One zero-filled `[len·size]` tensor that all ranks of the axis have in common, which lives as long as the process:
+    /// what a rank writes the others see, once they have met. Rank r's `len` elements lie near it and are counted as its
+    /// memory. None where the ranks share none. Collective.
+    fn window(&self, len: usize, kind: Kind) -> Result<Option<Tensor>>;
     /// In place: every rank ends with the combination of all.
     fn all_reduce(&self, tensor: &Tensor, op: Op) -> Result<Work>;
     /// `output` [n/size] gets this rank's chunk of the sum over ranks of `input` [n]. In place when `output` is that

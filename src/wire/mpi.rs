@@ -185,6 +185,18 @@ impl Wire for MpiWire {
         }
     }
 
+    fn window(&self, len: usize, kind: Kind) -> Result<Option<Tensor>> {
+        let width = element_size(kind).unwrap_or(0);
+        let shared = match &self.memory {
+            Some(memory) if len * width > 0 => memory.window(len * width)?,
+            _ => None,
+        };
+        let n = (len * self.size) as i64;
+        // SAFETY: zero-filled memory of that many bytes, aligned to a page and mapped until the process ends.
+        let tensor = |p: *mut u8| unsafe { Tensor::f_from_blob(p, &[n], &[1], kind, Device::Cpu) };
+        Ok(shared.map(tensor).transpose()?)
+    }
+
     fn all_reduce(&self, tensor: &Tensor, op: Op) -> Result<Work> {
         self.start(What::AllReduce(op), tensor, None)
     }

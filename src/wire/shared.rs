@@ -7,7 +7,7 @@
 use super::combine::combine;
 use super::ffi::{stopped, Comm};
 use super::mpi::Span;
-use super::segment::Segment;
+use super::segment::{Parts, Segment};
 use super::Op;
 use crate::error::{Error, Exit, Result};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -38,10 +38,17 @@ impl Memory {
     /// `bytes` zero bytes in a new segment, the same call on every rank; `None` when a rank has no room.
     pub(super) fn allocate(&self, bytes: usize) -> Result<Option<*mut u8>> {
         let rank = self.comm.rank()?;
-        let new = Segment::create(&self.comm, bytes, &self.stop)?;
+        let new = Segment::create(&self.comm, bytes, Parts::OnPages, &self.stop)?;
         SHARED_BYTES.fetch_add(new.map_or(0, |_| bytes as u64), Ordering::Relaxed);
         self.segments.lock().unwrap_or_else(|e| e.into_inner()).extend(new);
         Ok(new.map(|s| s.part(rank)))
+    }
+
+    /// `bytes` zero bytes of every rank, back to back, the same call on every rank; `None` when a rank has no room.
+    pub(super) fn window(&self, bytes: usize) -> Result<Option<*mut u8>> {
+        let new = Segment::create(&self.comm, bytes, Parts::BackToBack, &self.stop)?;
+        SHARED_BYTES.fetch_add(new.map_or(0, |_| bytes as u64), Ordering::Relaxed);
+        Ok(new.map(|s| s.part(0)))
     }
 }
 
@@ -99,7 +106,7 @@ pub(super) struct Shared {
 impl Shared {
     /// Collective over `comm`, whose ranks are on one node. `None` when they cannot share memory.
     pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>) -> Result<std::result::Result<Shared, Comm>> {
-        let Some(control) = Segment::create(&comm, std::mem::size_of::<Slot>() + 2 * STAGE, &stop)? else {
+        let Some(control) = Segment::create(&comm, std::mem::size_of::<Slot>() + 2 * STAGE, Parts::OnPages, &stop)? else {
             return Ok(Err(comm));
         };
         let (rank, size) = (comm.rank()?, comm.size()?);

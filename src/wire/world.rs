@@ -11,7 +11,7 @@ use crate::error::{Error, Exit, Result};
 use crate::topology::{Axis, Topology};
 use mpi::ffi;
 use std::io::Write;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -125,6 +125,8 @@ impl World {
 
     /// The same ranks with a message space of their own, for use by another thread. Collective.
     pub fn duplicate(&self) -> Result<World> {
+        // MPI_Comm_dup cannot be left, so go there together.
+        self.barrier()?;
         let meters = Arc::new(Meters::new(self.size));
         Ok(World { host: self.host.clone(), comm: self.comm.duplicate()?, stop: self.stop.clone(), meters, ..*self })
     }
@@ -197,9 +199,28 @@ impl World {
     }
 
     /// Ends MPI after a good run. Collective; drop the wires first.
+    ///
+    /// Waits for all ranks first, in a way that the stop flag ends with [`Exit::Peer`]. If the flag is set later, while
+    /// MPI_Finalize itself blocks (which must run on this thread, MPI 4.1 §11.2.2), this process ends with that code.
     pub fn finalize(self) -> Result<()> {
+        self.barrier()?;
+        let done = Arc::new(AtomicBool::new(false));
+        let (over, stop) = (done.clone(), self.stop.clone());
+        let watch = move || {
+            while !over.load(Ordering::Relaxed) {
+                if stop.load(Ordering::Relaxed) {
+                    // SAFETY: ends the process.
+                    unsafe { libc::_exit(Exit::Peer.code()) }
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        // Without the thread it is as before: a peer that dies just now holds this rank until the launcher acts.
+        let _ = std::thread::Builder::new().name("herd-finalize".into()).spawn(watch);
         // SAFETY: called once, since it consumes the world; no operation is under way on a world without wires.
-        check(unsafe { ffi::MPI_Finalize() }, "MPI_Finalize")
+        let ended = check(unsafe { ffi::MPI_Finalize() }, "MPI_Finalize");
+        done.store(true, Ordering::Relaxed);
+        ended
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tests of `wire`: every collective on real MPI ranks against what one process computes.
 
 mod messages;
+mod stops;
 
 use super::support::{mpirun, ranks, text};
 use herd::error::{Error, Exit};
