@@ -17,7 +17,6 @@ use crate::slurm::{compress, Job};
 use crate::topology::Topology;
 use crate::wire::World;
 use serde_json::json;
-use tch::Device;
 
 /// Everything the loop needs.
 pub struct Started {
@@ -36,7 +35,7 @@ pub struct Started {
 pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started> {
     let config = &plan.config;
     let job = world.agree(Job::current())?;
-    world.agree(reachable(plan, world))?;
+    world.use_device(plan.device)?;
     world.agree(report::open_run_directory(plan, world))?;
     let tokenizer = world.agree(Tokenizer::open(&config.data.tokenizer))?;
     world.agree(plan::check_vocabulary(&plan.model, tokenizer.vocab_size(), &config.data.tokenizer))?;
@@ -128,22 +127,6 @@ fn fetch(
         events.push(event.clone());
     })?;
     Ok(path.is_some())
-}
-
-/// Tensors travel between ranks in host memory only: there is no NCCL wire yet.
-fn reachable(plan: &Plan, world: &World) -> Result<()> {
-    match plan.device {
-        Device::Cpu => Ok(()),
-        _ if world.size() == 1 => Ok(()),
-        device => Err(Error::new(
-            Exit::Device,
-            format!(
-                "{} ranks on {device:?}, but this version moves tensors between ranks in host memory only",
-                world.size()
-            ),
-        )
-        .hint("run one rank, or set train.device=cpu")),
-    }
 }
 
 /// Goes on from a checkpoint, if it is one of this run.

@@ -6,7 +6,7 @@ use crate::data::Mixture;
 use crate::error::Result;
 use crate::kernels::LossSums;
 use crate::liveness::Progress;
-use crate::model::{Documents, Llama};
+use crate::model::Llama;
 use crate::parallel::pipeline::{Pipeline, Work};
 use crate::plan::Plan;
 use crate::topology::Axis;
@@ -26,11 +26,11 @@ pub fn validate(
     let mut load = |pass| {
         let (own, none) = (samples(pass), [0]);
         let indices = if own.is_empty() { &none } else { own };
-        let mut batch = batch::collect(indices.iter().map(|&i| corpus.sequential(i)), plan.device)?;
+        let mut batch = batch::collect(plan, indices.iter().map(|&i| corpus.sequential(i)))?;
         if own.is_empty() {
             let _ = batch.targets.fill_(-1);
         }
-        Ok(model.micro(&batch.tokens, &batch.targets, &Documents::whole()))
+        Ok(model.micro(&batch.tokens, &batch.targets, &batch.documents))
     };
     let sequences = |pass| samples(pass).len().max(1);
     let work = Work { model, units: &mut state.units, load: &mut load, sequences: &sequences, progress };
