@@ -16,6 +16,7 @@ mod meta;
 mod metrics;
 mod model;
 mod parity;
+mod pipeline;
 mod shard;
 mod slurm;
 mod store;
