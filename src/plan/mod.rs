@@ -35,6 +35,8 @@ pub struct Plan {
     pub accumulation: usize,
     /// CPU threads of this rank.
     pub threads: usize,
+    /// Ranks on this rank's node.
+    pub local_size: usize,
 }
 
 /// What the world and this node offer to one rank.
@@ -104,6 +106,7 @@ impl Plan {
                 0 => ranks.cores.max(1),
                 n => n,
             },
+            local_size: ranks.local_size,
             model,
             config,
         })

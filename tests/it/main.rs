@@ -20,3 +20,4 @@ mod store;
 mod train;
 mod train_errors;
 mod wire;
+mod zero;
