@@ -12,6 +12,7 @@ mod errors;
 mod generate;
 mod layout;
 mod liveness;
+mod memory;
 mod meta;
 mod metrics;
 mod model;

@@ -8,7 +8,7 @@ use herd::model::{Accumulate, Axes, Chunk, Documents, Llama, StepOptions, Units,
 use herd::optim::Optimizer;
 use herd::parallel::{sync, CommTiming, Groups, How, Sharded};
 use herd::topology::{Axis, Topology};
-use herd::wire::{Op, Via, Wire, World};
+use herd::wire::{Carrier, Op, Via, Wire, World};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,7 +56,7 @@ const PLAIN: Cut = Cut { stage: 0, size: 0, micro_batches: 1, via: Via::Fastest,
 type Wires = HashMap<(usize, bool), Groups>;
 
 fn groups(world: &World, sharding: &Sharding, topo: &Topology, via: Via, made: &mut Wires) -> Groups {
-    let wire = |ranks: Vec<usize>| -> Arc<dyn Wire> { world.wire_group_via(&ranks, via).unwrap().into() };
+    let wire = |ranks: Vec<usize>| -> Arc<dyn Wire> { world.wire_group_on(&ranks, Carrier::Host(via)).unwrap().into() };
     let make = || Groups {
         shard: wire(sharding.shard_ranks(topo)),
         gather: wire(sharding.shard_ranks(topo)),
