@@ -5,8 +5,7 @@ use super::report::{self, Report};
 use super::state::State;
 use super::validate::validate;
 use crate::attempt;
-use crate::checkpoint::{self, store, weights, Checkpoint, Event, Meta, SpecialTokens};
-use crate::config::StoreSection;
+use crate::checkpoint::{self, weights, Checkpoint, Event, Meta, SpecialTokens};
 use crate::data::{Mixture, Tokenizer};
 use crate::error::{Error, Exit, Result};
 use crate::liveness::{Phase, Progress};
@@ -69,8 +68,7 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     let mut from_store = Vec::new();
     if let Some(store) = &config.checkpoint.store {
         let than = found.as_ref().map(|c| c.meta().step);
-        let fetched = world.agree(fetch(store, plan, world, than, &mut from_store))?;
-        if world.broadcast_bytes(vec![fetched.into()], 0)? == [1] {
+        if behind::fetch(store, plan, world, progress, than, &mut from_store)? {
             found = newest()?;
         }
     }
@@ -110,21 +108,6 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
         }
     }
     Ok(Started { corpus, held_out, model, state, report, meta })
-}
-
-/// On rank 0: takes what the object store has newer than step `than` into the run directory.
-fn fetch(
-    store: &StoreSection, plan: &Plan, world: &World, than: Option<u64>, events: &mut Vec<store::Event>,
-) -> Result<bool> {
-    if world.rank() > 0 {
-        return Ok(false);
-    }
-    let checkpoints = plan.config.run_dir.join("checkpoints");
-    let path = store::fetch_newer(store, &checkpoints, than, &mut |event| {
-        tracing::info!("{event}");
-        events.push(event.clone());
-    })?;
-    Ok(path.is_some())
 }
 
 /// Tensors travel between ranks in host memory only: there is no NCCL wire yet.
