@@ -92,6 +92,10 @@ pub struct DataSection {
     /// Tokens per sample (S); each sample reads S + 1 consecutive tokens.
     #[schemars(range(min = 1, max = limit::BATCH))]
     pub sequence_length: usize,
+    /// Keep attention inside documents: a token of a sample does not see those of the documents before its own. Documents are
+    /// those of the corpus's index.
+    #[serde(default)]
+    pub document_mask: bool,
     /// Corpora to train on.
     #[schemars(length(min = 1))]
     pub train: Vec<Corpus>,

@@ -45,12 +45,13 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
 fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Result<End> {
     let progress = liveness.progress();
     let config = &plan.config;
-    let Started { corpus, held_out, model, mut state, mut report, meta } = start::start(plan, world, progress)?;
+    let Started { corpus, held_out, model, pipeline, mut state, mut report, meta } =
+        start::start(plan, world, progress)?;
     if let Some(what) = sync::not_compared(&state.units).filter(|_| config.log.sync_check_every > 0) {
         report.note(what);
     }
     let inject = Inject::new(&config.run_dir, world.rank(), world.meters());
-    let stage = Stage { plan, world, model: &model, corpus: &corpus, progress, inject: &inject };
+    let stage = Stage { plan, world, model: &model, pipeline: &pipeline, corpus: &corpus, progress, inject: &inject };
     let last = config.train.stop_at.unwrap_or(config.train.steps).min(config.train.steps);
     let behind = world.agree(Behind::start(plan, world))?;
     let mut skipped_in_a_row = 0;
@@ -76,7 +77,7 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
         if let Some(held_out) = &held_out {
             if due(state.step, config.validation.every) || (finished && config.validation.every > 0) {
                 progress.at(Phase::Validate);
-                let loss = validate(plan, world, &model, held_out, &mut state, progress)?;
+                let loss = validate(plan, world, &model, &pipeline, held_out, &mut state, progress)?;
                 state.best_validation = Some(state.best_validation.map_or(loss, |best| best.min(loss)));
                 found.validation_loss = Some(loss);
                 report.event("validation", json!({ "step": state.step, "validation_loss": loss }))?;

@@ -10,20 +10,20 @@ use crate::config::StoreSection;
 use crate::data::{Mixture, Tokenizer};
 use crate::error::{Error, Exit, Result};
 use crate::liveness::{Phase, Progress};
-use crate::model::{Axes, Llama};
-use crate::parallel::Groups;
+use crate::model::Llama;
+use crate::parallel::{Pipeline, Wires};
 use crate::plan::{self, Plan};
 use crate::slurm::{compress, Job};
 use crate::topology::Topology;
 use crate::wire::World;
 use serde_json::json;
-use tch::Device;
 
 /// Everything the loop needs.
 pub struct Started {
     pub corpus: Mixture,
     pub held_out: Option<Mixture>,
     pub model: Llama,
+    pub pipeline: Pipeline,
     pub state: State,
     pub report: Report,
     /// What a checkpoint says about the run, counters left at zero.
@@ -35,7 +35,7 @@ pub struct Started {
 pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started> {
     let config = &plan.config;
     let job = world.agree(Job::current())?;
-    world.agree(reachable(plan, world))?;
+    world.use_device(plan.device)?;
     world.agree(report::open_run_directory(plan, world))?;
     let tokenizer = world.agree(Tokenizer::open(&config.data.tokenizer))?;
     world.agree(plan::check_vocabulary(&plan.model, tokenizer.vocab_size(), &config.data.tokenizer))?;
@@ -50,9 +50,11 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     };
     tracing::info!("training on {}", corpus.describe());
 
-    let mut model = Llama::new(&plan.model, config.data.sequence_length, plan.device, &Axes::solo());
+    let wires = Wires::new(plan, world)?;
+    let mut model = Llama::new(&plan.model, config.data.sequence_length, plan.device, &wires.axes);
     model.recompute = (config.train.recompute, config.train.recompute_blocks);
-    let mut state = State::new(plan, Groups::new(plan, world, &model.axes)?)?;
+    let pipeline = Pipeline::new(plan, wires.pipeline);
+    let mut state = State::new(plan, wires.groups)?;
     let meta = meta(plan, &tokenizer)?;
     let mut events = Vec::new();
     let mut newest = || {
@@ -104,12 +106,12 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
         state.publish()?;
         report.event("start", json!({ "world": world.size(), "weights": config.model.weights }))?;
         if let Some(held_out) = held_out.as_ref().filter(|_| config.validation.every > 0) {
-            let loss = validate(plan, world, &model, held_out, &mut state, progress)?;
+            let loss = validate(plan, world, &model, &pipeline, held_out, &mut state, progress)?;
             report.event("validation", json!({ "step": 0, "validation_loss": loss }))?;
             report.note(&format!("validation loss before the first step: {loss:.4}"));
         }
     }
-    Ok(Started { corpus, held_out, model, state, report, meta })
+    Ok(Started { corpus, held_out, model, pipeline, state, report, meta })
 }
 
 /// On rank 0: takes what the object store has newer than step `than` into the run directory.
@@ -125,22 +127,6 @@ fn fetch(
         events.push(event.clone());
     })?;
     Ok(path.is_some())
-}
-
-/// Tensors travel between ranks in host memory only: there is no NCCL wire yet.
-fn reachable(plan: &Plan, world: &World) -> Result<()> {
-    match plan.device {
-        Device::Cpu => Ok(()),
-        _ if world.size() == 1 => Ok(()),
-        device => Err(Error::new(
-            Exit::Device,
-            format!(
-                "{} ranks on {device:?}, but this version moves tensors between ranks in host memory only",
-                world.size()
-            ),
-        )
-        .hint("run one rank, or set train.device=cpu")),
-    }
 }
 
 /// Goes on from a checkpoint, if it is one of this run.
