@@ -29,12 +29,7 @@ impl Supervisor {
             Exit::Requeue => tracing::info!("{why}"),
             _ => {
                 tracing::error!("the run has stopped: {why}");
-                self.alerts.tell(
-                    AlertKind::Stopped,
-                    "",
-                    &format!("the run has stopped: {why}"),
-                    json!({ "exit": exit.code() }),
-                );
+                self.alerts.tell(AlertKind::Stopped, "", &format!("the run has stopped: {why}"), json!({ "exit": exit.code() }));
             }
         }
         self.finish_alerts();
@@ -63,12 +58,7 @@ impl Supervisor {
         }
         self.empty_memory();
         if for_want_of_nodes {
-            self.alerts.tell(
-                AlertKind::Requeued,
-                &self.number.to_string(),
-                &format!("back in the queue: {why}"),
-                Value::Null,
-            );
+            self.alerts.tell(AlertKind::Requeued, &self.number.to_string(), &format!("back in the queue: {why}"), Value::Null);
         }
         self.say("requeue", json!({ "job": self.job.address(), "why": why }))?;
         self.finish_alerts();
