@@ -58,6 +58,8 @@ struct Fault {
 enum Found {
     Nodes(Placement),
     TooFew { alive: Vec<String> },
+    /// Another supervisor has taken over meanwhile.
+    Overtaken,
 }
 
 impl Supervisor {
@@ -119,6 +121,7 @@ impl Supervisor {
                     continue;
                 }
                 Found::TooFew { alive } => return self.too_few(&alive),
+                Found::Overtaken => return self.overtaken(),
             };
             let Some(seen) = self.attempt(&placement)? else {
                 return self.overtaken();
@@ -356,8 +359,11 @@ impl Supervisor {
                 return Ok(Found::Nodes(placement));
             }
             if absent.len() == need && need > 1 && began.elapsed() < CONTROLLER_AWAY.1 {
-                // nobody at all: more likely the controller than every node
-                tracing::warn!("no node answers; is the controller away?");
+                // nobody at all: the controller is away, or this node is cut off and Slurm has begun anew elsewhere
+                if watch::overtaken(&self.run_dir, self.number) {
+                    return Ok(Found::Overtaken);
+                }
+                tracing::warn!("no node answers: is the controller away, or this node cut off?");
                 if !self.pause(CONTROLLER_AWAY.0) {
                     return Ok(Found::TooFew { alive: self.job.nodes.clone() });
                 }
