@@ -74,7 +74,8 @@ pub fn newest(run_dir: &Path) -> Result<Option<Attempt>> {
     })
 }
 
-/// Names `attempt` as the one that may write; for the supervisor, before each start.
+/// Names `attempt` as the one that may write, in a run directory that is made if absent; for the supervisor, before each
+/// start.
 ///
 /// # Errors
 /// [`Exit::Fenced`] when a newer one is named already; [`Exit::Storage`].
@@ -84,6 +85,7 @@ pub fn announce(run_dir: &Path, attempt: u64, supervised: bool) -> Result<()> {
     }
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let value = Attempt { attempt, supervised, host, time: jiff::Timestamp::now() };
+    std::fs::create_dir_all(run_dir).map_err(|e| Error::io(run_dir, "create", &e, Exit::Storage))?;
     let text = serde_json::to_string_pretty(&value).map_err(|e| Error::new(Exit::Internal, e.to_string()))?;
     write_atomic(&path(run_dir), format!("{text}\n").as_bytes())
 }

@@ -41,6 +41,8 @@ pub enum Exit {
     Peer = 31,
     /// A newer attempt of the run has started, or a verdict names this process: it may neither write nor join.
     Fenced = 32,
+    /// The supervisor gave the run up: no progress, or the budget of starts is spent.
+    GaveUp = 40,
     /// Stopped on a signal after saving; submit or requeue to continue.
     Requeue = 75,
 }
@@ -75,6 +77,11 @@ impl Exit {
             "a newer attempt of the run has started, or this process was given up",
             "ignore: the run goes on",
         ),
+        (
+            Exit::GaveUp,
+            "the supervisor gave up: no progress, or all starts are spent",
+            "stop; `herd status RUN` says why",
+        ),
         (Exit::Requeue, "stopped by a signal after saving", "requeue to continue"),
     ];
 
@@ -93,13 +100,17 @@ pub struct Error {
     pub problems: Vec<String>,
     /// Every rank has this same error, so one of them speaks for all.
     pub agreed: bool,
+    /// The one rank that the failure belongs to, where that is known to be another than the one that reports it, and its
+    /// host.
+    pub rank: Option<usize>,
+    pub host: Option<String>,
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     pub fn new(exit: Exit, fact: impl Into<String>) -> Self {
-        Error { exit, fact: fact.into(), hint: None, problems: Vec::new(), agreed: false }
+        Error { exit, fact: fact.into(), hint: None, problems: Vec::new(), agreed: false, rank: None, host: None }
     }
 
     /// Adds what the reader can do about it.

@@ -4,7 +4,10 @@
 //! the forward pass, and the grain of everything that moves whole: gradient buckets, ZeRO gathers, prefetch, recompute.
 //! Within a unit the tensors lie back to back, so that q, k and v (and gate and up) are one matrix without a copy.
 
+pub mod sharding;
 pub mod stages;
+
+pub use sharding::Sharding;
 
 use crate::config::ModelConfig;
 use crate::topology::{Axis, Topology};
@@ -74,7 +77,8 @@ pub struct UnitLayout {
     pub params: Vec<Param>,
     /// Elements in use: the sum of the params' local lengths.
     pub used: usize,
-    /// Length of the flat buffer: `used` padded to a multiple of [`PAD`] × replicas ([`Topology::replicas`]); the tail stays
+    /// Length of the flat buffer: `used` of the first tensor rank (the largest) padded to a multiple of [`PAD`] × replicas
+    /// ([`Topology::replicas`]), so that ranges of the buffer hold the same parameters on every tensor rank; the tail stays
     /// zero.
     pub len: usize,
 }
@@ -107,9 +111,9 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout of `model` on `topo` with one chunk of units per pipeline stage.
+    /// The layout of `model` on `topo` with one chunk of units per pipeline stage, cut for short sequences.
     pub fn new(model: &ModelConfig, topo: &Topology) -> Layout {
-        let chunks = stages::chunks(model, topo.size(Axis::Pipeline), 1);
+        let chunks = stages::chunks(model, topo.size(Axis::Pipeline), 1, 1);
         Layout::of(model, topo, &[&chunks[topo.coord(Axis::Pipeline)]])
     }
 
@@ -233,6 +237,9 @@ impl Cut<'_> {
 }
 
 fn place(unit: Unit, params: Vec<(String, Vec<usize>)>, cut: &Cut, owner: bool, replicas: usize) -> UnitLayout {
+    let widest = Cut { rank: 0, ..*cut };
+    let len = |(name, shape): &(String, Vec<usize>)| widest.slice(name, shape).1.iter().product::<usize>();
+    let most: usize = params.iter().map(len).sum();
     let mut start = 0;
     let params: Vec<Param> = params
         .into_iter()
@@ -245,7 +252,7 @@ fn place(unit: Unit, params: Vec<(String, Vec<usize>)>, cut: &Cut, owner: bool, 
             param
         })
         .collect();
-    UnitLayout { unit, params, used: start, len: start.next_multiple_of(PAD * replicas) }
+    UnitLayout { unit, params, used: start, len: most.max(start).next_multiple_of(PAD * replicas) }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! Rooms, from the top; a room uses only rooms below it.
 //!
 //! - [`cli`]: arguments, one file per command, exit codes, human output
+//! - [`launch`]: the supervisor: attempts, nodes and spares, requeue, alerts
 //! - [`train`]: the step, the loop, metrics, progress
 //! - [`generate`]: KV cache, sampling
 //! - [`parallel`]: one file per axis
@@ -12,7 +13,7 @@
 //! - [`optim`]: AdamW on fp32 state, learning-rate schedules, clipping
 //! - [`checkpoint`]: the universal HDF5 format, restore, Hugging Face import and export
 //! - [`liveness`]: probes, verdicts, the progress watchdog, how a rank leaves
-//! - [`slurm`]: the environment that Slurm gives a step
+//! - [`slurm`]: the environment that Slurm gives a step, and its commands
 //! - [`data`]: tokenizers, indexed token files, sample order
 //! - [`kernels`]: fused operations, each with its libtorch reference
 //! - [`wire`]: moving bytes between ranks
@@ -29,6 +30,7 @@ pub mod error;
 pub mod events;
 pub mod generate;
 pub mod kernels;
+pub mod launch;
 pub mod layout;
 pub mod liveness;
 pub mod model;

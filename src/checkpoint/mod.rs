@@ -11,7 +11,7 @@
 //! - `manifest`: the table of all files
 //! - `save`, `read`, `restore`, `prune`: the four things done with checkpoints
 //! - [`weights`]: parameters from a checkpoint or from a Hugging Face directory, alike
-//! - [`hf`]: Hugging Face's layout
+//! - [`hf`]: Hugging Face's layout; [`meta_llama`]: Meta's originals
 //! - [`store`]: the object store
 
 pub mod disk;
@@ -20,6 +20,7 @@ pub mod hf;
 mod manifest;
 mod map;
 mod meta;
+pub mod meta_llama;
 mod prune;
 mod read;
 mod restore;

@@ -1,8 +1,10 @@
-//! Parameters from wherever they lie: a herd checkpoint, a run directory, or a Hugging Face directory.
+//! Parameters from wherever they lie: a herd checkpoint, a run directory, a Hugging Face directory, or one of Meta's.
 
 use super::hf::{self, Shards};
+use super::meta_llama::{is_meta, Original};
 use super::{newest_valid_alone, Checkpoint, Event, Group, SpecialTokens};
 use crate::config::ModelConfig;
+use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
 use crate::layout::{units, Layout, Param, UnitLayout};
 use std::path::Path;
@@ -18,9 +20,11 @@ pub struct Weights {
 enum Source {
     Herd(Box<Checkpoint>),
     HuggingFace(Shards),
+    Meta(Box<Original>),
 }
 
-/// Opens any of: a step directory, a run directory or its `checkpoints` (the newest whole one), a Hugging Face directory.
+/// Opens any of: a step directory, a run directory or its `checkpoints` (the newest whole one), a Hugging Face directory, a
+/// directory of Meta's (params.json, consolidated.*.pth).
 /// Checksums of a herd checkpoint are verified; every tensor of the model is there in its shape.
 ///
 /// Errors: [`Exit::Checkpoint`] for a damaged checkpoint or a run without one, [`Exit::Model`] for the rest.
@@ -29,6 +33,8 @@ pub fn open(path: &Path) -> Result<Weights> {
         Weights::of_checkpoint(verified(path)?)
     } else if path.join("config.json").is_file() {
         Weights::of_hugging_face(path)?
+    } else if is_meta(path) {
+        Weights::of_meta(path)?
     } else if path.join("checkpoints").is_dir() {
         Weights::of_checkpoint(newest(&path.join("checkpoints"))?)
     } else if super::list(path)?.is_empty() {
@@ -37,7 +43,7 @@ pub fn open(path: &Path) -> Result<Weights> {
             false => format!("there is no {}", path.display()),
         };
         return Err(Error::new(Exit::Model, fact)
-            .hint("give a step directory, a run directory, or a Hugging Face directory with config.json"));
+            .hint("give a step directory, a run directory, a Hugging Face directory with config.json, or Meta's with params.json"));
     } else {
         Weights::of_checkpoint(newest(path)?)
     };
@@ -87,6 +93,22 @@ impl Weights {
         })
     }
 
+    fn of_meta(path: &Path) -> Result<Weights> {
+        let original = Original::open(path)?;
+        let tokenizer = hf::tokenizer_of(path);
+        // A tokenizer that herd cannot open (Llama 2's SentencePiece) has ids that herd does not know.
+        let special_tokens = match Tokenizer::open(&tokenizer) {
+            Ok(t) => SpecialTokens { bos: t.bos(), eos: t.eos().into_iter().collect(), pad: None },
+            Err(_) => SpecialTokens::default(),
+        };
+        Ok(Weights {
+            model: original.model().clone(),
+            tokenizer,
+            special_tokens,
+            source: Source::Meta(Box::new(original)),
+        })
+    }
+
     pub fn model(&self) -> &ModelConfig {
         &self.model
     }
@@ -104,7 +126,7 @@ impl Weights {
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
         match &self.source {
             Source::Herd(c) => Some(c),
-            Source::HuggingFace(_) => None,
+            Source::HuggingFace(_) | Source::Meta(_) => None,
         }
     }
 
@@ -120,6 +142,7 @@ impl Weights {
         match &self.source {
             Source::Herd(c) => c.read(Group::Param, name, offset, extent, start, out),
             Source::HuggingFace(s) => s.read(name, offset, extent, start, out),
+            Source::Meta(m) => m.read(name, offset, extent, start, out),
         }
     }
 
@@ -139,6 +162,7 @@ impl Weights {
         match &self.source {
             Source::Herd(c) => c.tensors().find(|(g, n, _)| *g == Group::Param && *n == name).map(|t| t.2),
             Source::HuggingFace(s) => s.shape(name),
+            Source::Meta(m) => m.shape(name),
         }
     }
 

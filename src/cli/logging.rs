@@ -8,6 +8,7 @@ use std::fs::{create_dir_all, OpenOptions};
 use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::Mutex;
+use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::prelude::*;
@@ -44,10 +45,16 @@ pub fn init(console: bool, run_dir: Option<&Path>, rank: usize) -> Result<()> {
 
 fn filter() -> Result<EnvFilter> {
     let text = std::env::var("HERD_LOG").ok().filter(|s| !s.is_empty()).unwrap_or_else(|| "info".into());
-    EnvFilter::try_new(&text).map_err(|e| {
+    let wrong = |e: &dyn std::fmt::Display| {
         Error::new(Exit::Usage, format!("HERD_LOG={text}: {e}"))
             .hint("use error, warn, info, debug, trace, or module=level")
-    })
+    };
+    let mut filter = EnvFilter::try_new(&text).map_err(|e| wrong(&e))?;
+    // Below `info` these tell what goes over the wire, and requests carry credentials.
+    for quiet in ["hyper=info", "hyper_util=info", "h2=info", "reqwest=info", "rustls=info"] {
+        filter = filter.add_directive(quiet.parse().map_err(|e: ParseError| wrong(&e))?);
+    }
+    Ok(filter)
 }
 
 /// UTC in a strftime format: the same clock on every node's file.

@@ -7,11 +7,14 @@ mod checkpoint;
 mod completions;
 mod config;
 mod data;
+mod drill;
 mod exit_codes;
 mod generate;
+mod launch;
 pub mod logging;
 mod man;
 mod outcome;
+mod status;
 mod train;
 mod version;
 
@@ -40,6 +43,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(train::Args),
+    Launch(launch::Args),
+    Status(status::Args),
+    Drill(drill::Args),
     Checkpoint(checkpoint::Args),
     Config(config::Args),
     Data(data::Args),
@@ -71,6 +77,9 @@ pub fn run() -> ExitCode {
     let result = match cli.command {
         Command::Checkpoint(a) => checkpoint::run(a),
         Command::Train(a) => train::run(a),
+        Command::Launch(a) => launch::run(a),
+        Command::Status(a) => status::run(a),
+        Command::Drill(a) => drill::run(a),
         Command::Config(a) => config::run(a),
         Command::Data(a) => data::run(a),
         Command::Generate(a) => generate::run(a),

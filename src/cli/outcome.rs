@@ -1,6 +1,7 @@
 //! How the process ends: an error or a panic becomes one message on stderr and an exit code.
 
 use crate::error::{Error, Exit, Result};
+use crate::liveness::{self, Reason};
 use std::io::Write;
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
@@ -40,6 +41,7 @@ pub fn install_panic_hook() {
             "herd: internal error: {}{place}; this is a bug, please report it",
             first_words(&text)
         );
+        liveness::confess(Reason::Internal, &format!("panic: {}{place}", first_words(&text)), Exit::Internal);
         hard_exit(Exit::Internal);
     }));
 }

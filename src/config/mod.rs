@@ -5,6 +5,7 @@
 
 pub mod check;
 mod checkpoint;
+mod launch;
 mod liveness;
 pub mod load;
 mod model;
@@ -16,10 +17,11 @@ mod store;
 mod yaml;
 
 pub use checkpoint::CheckpointSection;
+pub use launch::{AlertKind, AlertsSection, LaunchSection};
 pub use liveness::LivenessSection;
 pub use load::{load, Draft};
 pub use model::{ModelConfig, RopeScaling, RopeType};
-pub use parallel::ParallelSection;
+pub use parallel::{ParallelSection, PipelineSchedule};
 pub use problem::{to_error, Problem};
 pub use store::StoreSection;
 
@@ -56,6 +58,10 @@ pub struct Config {
     pub liveness: LivenessSection,
     #[serde(default)]
     pub log: LogSection,
+    #[serde(default)]
+    pub launch: LaunchSection,
+    #[serde(default)]
+    pub alerts: AlertsSection,
 }
 
 /// Where the model's shape and first weights come from. Give `shape`, or `config`, or only `weights`.
@@ -134,6 +140,9 @@ pub struct TrainSection {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = limit::STEPS))]
     pub stop_at: Option<u64>,
+    /// Steps whose batch is left out: nothing is computed, nothing updated. The last step is never left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skip_steps: Vec<u64>,
     /// Type of parameters and activations. Master weights, moments, gradient accumulation, norms and loss are fp32 in both.
     #[serde(default)]
     pub precision: Precision,

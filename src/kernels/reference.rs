@@ -116,6 +116,14 @@ pub struct LossSums {
     pub tokens: u64,
 }
 
+impl std::ops::AddAssign for LossSums {
+    fn add_assign(&mut self, o: LossSums) {
+        self.loss += o.loss;
+        self.z += o.z;
+        self.tokens += o.tokens;
+    }
+}
+
 /// Cross-entropy with its gradient in place: logits [N,V] T become d(grad_scale·(loss + z_loss·z))/d logits.
 /// targets [N] i64; a negative target does not count. With `grad_scale` None logits are left as they are.
 pub fn cross_entropy_(logits: &Tensor, targets: &Tensor, grad_scale: Option<f64>, z_loss: f64) -> LossSums {

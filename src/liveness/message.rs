@@ -4,19 +4,8 @@
 //! the sender's own clock; no wall clock is in it.
 
 use super::{Phase, Verdict};
-use crate::topology::Axis;
+use crate::wire::WIRES;
 use bytemuck::{Pod, Zeroable};
-
-/// Wires of a rank: one per axis, and the control plane.
-pub const WIRES: usize = crate::wire::WIRES;
-
-/// Name of a wire in a verdict.
-pub fn wire_name(wire: usize) -> String {
-    match Axis::ALL.get(wire) {
-        Some(axis) => format!("{axis:?}").to_lowercase(),
-        None => "control".into(),
-    }
-}
 
 /// A rank's state, by its own threads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
@@ -127,7 +116,8 @@ mod tests {
 
     #[test]
     fn messages_come_back_as_they_were() {
-        let probe = Probe { step: 9, rank: 3, phase: 5, entered: [1, 2, 3, 4, 5], ..Default::default() };
+        let probe =
+            Probe { step: 9, rank: 3, phase: 5, entered: std::array::from_fn(|i| i as u32), ..Default::default() };
         for m in [
             Message::Probe(probe),
             Message::Report(vec![probe, Probe { rank: 4, ..probe }]),

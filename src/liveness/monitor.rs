@@ -109,7 +109,7 @@ impl Judge {
         }
         let since = *self.stuck_since.get_or_insert(now);
         match now > since && now >= since + watch.timing.interval {
-            true => stuck::blame(&watch.roster, probes),
+            true => stuck::blame(&watch.wires, probes),
             false => None,
         }
     }

@@ -4,8 +4,6 @@
 //! *deputy*, the leader of another node, is who they turn to when the one above them is silent; it judges the monitor. So
 //! a node sends one message an interval, and no rank's loss is special.
 
-use crate::topology::Topology;
-
 /// A node with ranks of the run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
@@ -23,7 +21,7 @@ pub struct Roster {
     pub nodes: Vec<Node>,
     /// Node of each rank.
     node_of: Vec<u32>,
-    /// Sizes of the axes: which ranks share a wire.
+    /// Sizes of the axes: which ranks have the same work.
     pub sizes: [usize; 4],
 }
 
@@ -101,11 +99,6 @@ impl Roster {
             out.extend(self.leaders().filter(|&l| l != rank));
         }
         out
-    }
-
-    /// Ranks that share `axis` with `rank`, in order of their coordinate.
-    pub fn group(&self, rank: usize, axis: crate::topology::Axis) -> Vec<usize> {
-        Topology { rank, sizes: self.sizes }.group(axis)
     }
 }
 

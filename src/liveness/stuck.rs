@@ -5,11 +5,10 @@
 //! itself), to ranks that are all inside the same collective (the wire), or into a ring: then somebody left a collective
 //! out and is further in the program than the others.
 
-use super::message::{wire_name, Probe};
-use super::roster::Roster;
+use super::message::Probe;
 use super::verdict::Waiting;
 use super::{Phase, Reason};
-use crate::topology::Axis;
+use crate::wire::Table;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The ranks to blame, and why.
@@ -31,8 +30,8 @@ enum State {
 }
 
 /// `None` while nobody to blame has passed its own limit: a rank in a long write holds the others for long, and that is no
-/// fault. `probes`: the newest of every rank, by rank.
-pub fn blame(roster: &Roster, probes: &[Option<Probe>]) -> Option<Blame> {
+/// fault. `probes`: the newest of every rank, by rank; `wires`: who shares which.
+pub fn blame(wires: &[Table], probes: &[Option<Probe>]) -> Option<Blame> {
     let stuck: Vec<usize> = (0..probes.len()).filter(|&r| probes[r].is_some_and(|p| p.is_stuck())).collect();
     let mut states = BTreeMap::new();
     let mut open = stuck.clone();
@@ -40,7 +39,7 @@ pub fn blame(roster: &Roster, probes: &[Option<Probe>]) -> Option<Blame> {
         if states.contains_key(&r) {
             continue;
         }
-        let state = state(roster, probes, r);
+        let state = state(wires, probes, r);
         if let State::Waits(others) = &state {
             open.extend(others);
         }
@@ -60,19 +59,20 @@ pub fn blame(roster: &Roster, probes: &[Option<Probe>]) -> Option<Blame> {
         (Reason::SkippedCollective, furthest(probes, &ring))
     };
     let ranks: Vec<usize> = ranks.into_iter().filter(over).collect();
-    let waiting = states.iter().filter_map(|(&r, s)| waiting(probes, r, s)).take(64).collect();
+    let waiting = states.iter().filter_map(|(&r, s)| waiting(wires, probes, r, s)).take(64).collect();
     (!ranks.is_empty()).then_some(Blame { reason, ranks, waiting })
 }
 
-fn state(roster: &Roster, probes: &[Option<Probe>], rank: usize) -> State {
+fn state(wires: &[Table], probes: &[Option<Probe>], rank: usize) -> State {
     let Some(p) = &probes[rank] else { return State::Alone };
     let Some(wire) = (p.blocked_wire as usize).checked_sub(1) else { return State::Alone };
-    let group = match Axis::ALL.get(wire) {
-        Some(&axis) => roster.group(rank, axis),
-        None => (0..roster.size()).collect(),
-    };
+    let Some(table) = wires.get(wire) else { return State::Alone };
+    let own = table.places.get(rank).map(|p| p.0);
+    let group: Vec<usize> =
+        (0..probes.len()).filter(|&r| own.is_some() && table.places.get(r).map(|p| p.0) == own).collect();
     if let Some(peer) = (p.blocked_peer as usize).checked_sub(1) {
-        return group.get(peer).map_or(State::Alone, |&r| State::Waits(vec![r]));
+        let sender = group.iter().find(|&&r| table.places[r].1 == peer);
+        return sender.map_or(State::Alone, |&r| State::Waits(vec![r]));
     }
     // Its wire has not entered what it waits for.
     if p.entered[wire] == p.left[wire] {
@@ -97,24 +97,36 @@ fn furthest(probes: &[Option<Probe>], ring: &[usize]) -> Vec<usize> {
     first.into_iter().collect()
 }
 
-fn waiting(probes: &[Option<Probe>], rank: usize, state: &State) -> Option<Waiting> {
+fn waiting(wires: &[Table], probes: &[Option<Probe>], rank: usize, state: &State) -> Option<Waiting> {
     let p = probes[rank]?;
     let wire = (p.blocked_wire as usize).checked_sub(1)?;
     let waits_for = match state {
         State::Waits(others) => others.iter().copied().take(64).collect(),
         _ => Vec::new(),
     };
+    let name = wires.get(wire).map_or("?", |w| &w.name).to_string();
     let operation = p.entered.get(wire).copied().unwrap_or(0) as u64;
-    Some(Waiting { rank, step: p.step, phase: p.phase(), wire: wire_name(wire), operation, waits_for })
+    Some(Waiting { rank, step: p.step, phase: p.phase(), wire: name, operation, waits_for })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::roster::tests::grid;
     use super::*;
 
-    const DATA: usize = 3;
-    const CONTROL: usize = 4;
+    const CONTROL: usize = 0;
+    const DATA: usize = 1;
+    const PIPELINE: usize = 2;
+
+    /// Control, then two wires whose groups are given by `f`.
+    fn wires(size: usize, data: fn(usize) -> (u64, usize), pipeline: fn(usize) -> (u64, usize)) -> Vec<Table> {
+        let table =
+            |name: &str, f: fn(usize) -> (u64, usize)| Table { name: name.into(), places: (0..size).map(f).collect() };
+        vec![table("control", |r| (0, r)), table("data", data), table("pipeline", pipeline)]
+    }
+
+    fn flat(size: usize) -> Vec<Table> {
+        wires(size, |r| (0, r), |r| (r as u64, 0))
+    }
 
     fn stuck(rank: u32, phase: Phase) -> Option<Probe> {
         Some(Probe { rank, step: 5, phase: phase as u32, stuck_ms: 40_000, limit_ms: 30_000, ..Default::default() })
@@ -128,7 +140,7 @@ mod tests {
     }
 
     fn found(probes: &[Option<Probe>]) -> Option<(Reason, Vec<usize>)> {
-        blame(&grid(0, probes.len(), 1), probes).map(|b| (b.reason, b.ranks))
+        blame(&flat(probes.len()), probes).map(|b| (b.reason, b.ranks))
     }
 
     #[test]
@@ -137,7 +149,7 @@ mod tests {
         let probes = [0, 1, 3].map(|r| inside(stuck(r, Phase::Reduce), DATA, 9));
         let probes = [probes[0], probes[1], late, probes[2]];
         assert_eq!(found(&probes), Some((Reason::NoProgress, vec![2])));
-        let waiting = blame(&grid(0, 4, 1), &probes).unwrap().waiting;
+        let waiting = blame(&flat(4), &probes).unwrap().waiting;
         assert_eq!((waiting.len(), &waiting[0].waits_for, waiting[0].wire.as_str()), (3, &vec![2], "data"));
         assert_eq!((waiting[0].operation, waiting[0].phase), (9, Phase::Reduce));
         // Its communication thread may be inside an older collective meanwhile.
@@ -184,14 +196,13 @@ mod tests {
     #[test]
     fn a_chain_through_axes_and_messages_ends_at_its_cause() {
         // Two stages (pipeline) times two replicas (data), ranks 0 1 | 2 3: 3 waits for 1's sum, 1 for 0's message.
-        let places: Vec<_> = (0..4).map(|r| (r, format!("n{r}"))).collect();
-        let roster = Roster::new(0, 0, [1, 1, 2, 2], &places);
-        let (pipeline, mut p1) = (2, stuck(1, Phase::Forward).unwrap());
-        (p1.blocked_wire, p1.blocked_peer) = (pipeline + 1, 1);
+        let wires = wires(4, |r| (r as u64 % 2, r / 2), |r| (r as u64 / 2, r % 2));
+        let mut p1 = stuck(1, Phase::Forward).unwrap();
+        (p1.blocked_wire, p1.blocked_peer) = (PIPELINE as u32 + 1, 1);
         let p3 = inside(stuck(3, Phase::Reduce), DATA, 2);
         let mut p2 = stuck(2, Phase::Boundary).unwrap();
         p2.stuck_ms = 0;
-        let b = blame(&roster, &[stuck(0, Phase::Data), Some(p1), Some(p2), p3]).unwrap();
+        let b = blame(&wires, &[stuck(0, Phase::Data), Some(p1), Some(p2), p3]).unwrap();
         assert_eq!((b.reason, b.ranks), (Reason::NoProgress, vec![0]));
         assert_eq!(b.waiting[0].waits_for, vec![0]);
         assert_eq!(b.waiting[1].waits_for, vec![1]);

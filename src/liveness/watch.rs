@@ -10,6 +10,7 @@ use super::roster::Roster;
 use super::slow;
 use super::verdict::{Reason, Verdict};
 use crate::config::LivenessSection;
+use crate::wire::Table;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -123,6 +124,8 @@ pub struct Watch {
     next: Duration,
     pub(super) board: Board,
     judge: Option<Judge>,
+    /// Who shares which wire, as far as they are made.
+    pub(super) wires: Vec<Table>,
     /// Decided, here or elsewhere.
     done: bool,
 }
@@ -139,6 +142,7 @@ impl Watch {
             next: now,
             board: Board::new(),
             judge: judges.then(Judge::default),
+            wires: Vec::new(),
             done: false,
             roster,
             timing,
@@ -156,6 +160,16 @@ impl Watch {
         if let Some(judge) = &mut self.judge {
             judge.forget();
         }
+    }
+
+    /// Wires that have been made since; a judge needs them.
+    pub fn learn(&mut self, made: Vec<Table>) {
+        self.wires.extend(made);
+    }
+
+    /// Number of wires known.
+    pub fn wires(&self) -> usize {
+        self.wires.len()
     }
 
     /// A message of `from`.

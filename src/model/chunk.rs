@@ -236,7 +236,7 @@ impl Llama {
     }
 
     fn embedding_gradient(&self, units: &mut dyn Units, micro: &Micro, dx: &Tensor) -> Result<()> {
-        with(units, Unit::Embedding, Use::Backward, |held| {
+        with(units, Unit::Embedding, Use::BackwardWeight, |held| {
             embedding::backward_weight(&held.flat, dx, &micro.ids, held.grads, &self.axes)
         })?;
         units.complete(Unit::Embedding)

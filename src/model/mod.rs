@@ -25,10 +25,10 @@ pub use accumulate::Accumulate;
 pub use axes::Axes;
 pub use chunk::{Chunk, Micro};
 pub use llama::{Llama, StepOptions};
-pub use params::{Flat, Params};
+pub use params::{Flat, Owned, Params};
 pub use positions::{Documents, Positions};
 pub use rope::Rope;
-pub use units::{Held, Resident, Units, Use};
+pub use units::{Held, Resident, Units, Use, Written};
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! Parameters and gradients as flat buffers, one pair per unit, with named views into them.
 
-use crate::layout::{Layout, Param, Unit, UnitLayout};
+use crate::layout::{Layout, Param, Sharding, Unit, UnitLayout};
+use std::ops::Range;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
@@ -38,8 +39,50 @@ impl Params {
         Params { units: layout.units.iter().map(flat).collect() }
     }
 
+    /// The parts that a rank updates of buffers that are whole on it.
+    pub fn owned(&self, sharding: &Sharding) -> Vec<Owned> {
+        let owned = |f: &Flat| {
+            let range = sharding.range(&f.layout);
+            let part = |t: &Tensor| t.narrow(0, range.start as i64, range.len() as i64);
+            let (param, grad, counted) = (part(&f.param), part(&f.grad), sharding.counted(&f.layout));
+            Owned { layout: f.layout.clone(), param, grad, counted, range }
+        };
+        self.units.iter().map(owned).collect()
+    }
+
     pub fn unit(&self, unit: Unit) -> &Flat {
         self.units.iter().find(|f| f.layout.unit == unit).expect("every unit of the layout has buffers")
+    }
+}
+
+/// The part of a unit that one rank updates: where it lies, and the tensors themselves.
+pub struct Owned {
+    pub layout: Arc<UnitLayout>,
+    /// Elements of the unit's flat buffer.
+    pub range: Range<usize>,
+    /// Those of them that this rank counts in norms and writes to checkpoints, as far as it owns the parameter
+    /// ([`Param::owner`]).
+    pub counted: Range<usize>,
+    /// [range.len()] T.
+    pub param: Tensor,
+    /// [range.len()] f32.
+    pub grad: Tensor,
+}
+
+impl Owned {
+    /// The runs of [`Owned::counted`] whose parameters this rank owns, in elements of the flat buffer; padding, which is
+    /// zero, is left in where that makes one run of everything.
+    pub fn counted_runs(&self) -> Vec<Range<usize>> {
+        if self.layout.params.iter().all(|p| p.owner) {
+            return vec![self.counted.clone()];
+        }
+        let pieces = self.layout.pieces(&self.counted).filter(|(p, _)| p.owner);
+        pieces.map(|(p, r)| p.start + r.start..p.start + r.end).collect()
+    }
+
+    /// The elements `run` of the flat buffer, which lie in [`Owned::range`], of a tensor that holds that range.
+    pub fn part(&self, tensor: &Tensor, run: &Range<usize>) -> Tensor {
+        tensor.narrow(0, (run.start - self.range.start) as i64, run.len() as i64)
     }
 }
 

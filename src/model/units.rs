@@ -6,7 +6,7 @@
 
 use super::{Accumulate, Flat, Params};
 use crate::error::Result;
-use crate::layout::Unit;
+use crate::layout::{Kind, Unit};
 use std::collections::HashMap;
 
 /// What a unit is held for.
@@ -40,10 +40,53 @@ pub trait Units {
     fn complete(&mut self, unit: Unit) -> Result<()>;
 }
 
+/// Which gradients of a unit's buffer have been written since it was last used for another sum.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Written {
+    vectors: bool,
+    matrices: bool,
+}
+
+impl Written {
+    /// How gradients are to be written for `usage`, which then counts as done. Where one pass writes everything and an
+    /// earlier one wrote a part, the rest is cleared first.
+    pub fn accumulate(&mut self, usage: Use, flat: &Flat) -> Accumulate {
+        let before = *self;
+        self.vectors |= matches!(usage, Use::BackwardInput | Use::Backward);
+        self.matrices |= matches!(usage, Use::BackwardWeight | Use::Backward);
+        let add = match usage {
+            Use::Forward => true,
+            Use::BackwardInput => before.vectors,
+            Use::BackwardWeight => before.matrices,
+            Use::Backward => {
+                if before.vectors != before.matrices {
+                    before.clear_rest(flat);
+                }
+                before.vectors || before.matrices
+            }
+        };
+        if add {
+            Accumulate::Add
+        } else {
+            Accumulate::Replace
+        }
+    }
+
+    /// Clears the gradients that nobody has written.
+    pub fn clear_rest(self, flat: &Flat) {
+        for p in &flat.layout.params {
+            let written = if p.kind == Kind::Vector { self.vectors } else { self.matrices };
+            if !written {
+                let _ = flat.grad.narrow(0, p.start as i64, p.len() as i64).zero_();
+            }
+        }
+    }
+}
+
 /// Units whose buffers are always there, on one rank: tests, inference, and the oracle for everything distributed.
 pub struct Resident<'a> {
     params: &'a Params,
-    written: HashMap<(Unit, Use), ()>,
+    written: HashMap<Unit, Written>,
     first: Accumulate,
     /// Called by [`Units::complete`].
     on_complete: &'a mut dyn FnMut(Unit) -> Result<()>,
@@ -60,13 +103,12 @@ impl<'a> Resident<'a> {
 
 impl Units for Resident<'_> {
     fn hold(&mut self, unit: Unit, usage: Use) -> Result<Held> {
-        let first = match usage {
-            Use::Forward => true,
-            Use::Backward => self.written.insert((unit, Use::Backward), ()).is_none(),
-            half => self.written.insert((unit, half), ()).is_none(),
+        let flat = self.params.unit(unit).share();
+        let grads = match (self.first, usage) {
+            (Accumulate::Add, _) | (_, Use::Forward) => Accumulate::Add,
+            _ => self.written.entry(unit).or_default().accumulate(usage, &flat),
         };
-        let grads = if first { self.first } else { Accumulate::Add };
-        Ok(Held { flat: self.params.unit(unit).share(), grads })
+        Ok(Held { flat, grads })
     }
 
     fn release(&mut self, _: Unit, _: Use) -> Result<()> {

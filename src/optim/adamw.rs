@@ -1,56 +1,68 @@
-//! AdamW (arXiv:1711.05101) over the units' flat buffers.
+//! AdamW (arXiv:1711.05101) on the parts of the units that this rank owns.
 //!
-//! Each rank of the data axis owns one contiguous shard of every flat buffer and keeps fp32 master weights and moments for
-//! it alone (ZeRO stage 1, arXiv:1910.02054 §5); an axis of one rank owns everything. Decay applies to matrices only.
+//! What a rank owns is decided elsewhere ([`Owned`]): the whole unit, or its share of the replicas (ZeRO, arXiv:1910.02054
+//! §5). Master weights and moments exist for that part alone. Decay applies to matrices only.
 
+use crate::checkpoint::Group;
 use crate::config::OptimSection;
 use crate::kernels::{self, AdamW};
 use crate::layout::{Kind as ParamKind, UnitLayout};
-use crate::model::{Flat, Params};
+use crate::model::Owned;
 use std::ops::Range;
 use tch::{Kind, Tensor};
 
-/// Optimizer state of one unit's shard; every tensor is fp32 with `range.len()` elements.
+/// One unit's part with its optimizer state; every tensor of the state is fp32 with `owned.range.len()` elements.
 pub struct Slots {
-    /// Elements of the unit's flat buffer that this rank updates.
-    pub range: Range<usize>,
-    /// Master weights. In fp32 runs this is the parameter buffer itself.
+    pub owned: Owned,
+    /// Master weights. In fp32 runs this is the parameter itself.
     pub master: Tensor,
     pub exp_avg: Tensor,
     pub exp_avg_sq: Tensor,
 }
 
-/// AdamW state of all units, in the order of [`Params::units`].
+impl Slots {
+    /// The tensor of a group.
+    pub fn tensor(&self, group: Group) -> &Tensor {
+        match group {
+            Group::Param => &self.master,
+            Group::ExpAvg => &self.exp_avg,
+            Group::ExpAvgSq => &self.exp_avg_sq,
+        }
+    }
+}
+
+/// AdamW state of all units, in forward order.
 pub struct Optimizer {
     pub slots: Vec<Slots>,
     config: OptimSection,
 }
 
 impl Optimizer {
-    /// Zero moments; master weights zero in bf16 runs, the parameters themselves in fp32 runs. `rank` of `size` on the data axis.
-    pub fn new(params: &Params, config: &OptimSection, rank: usize, size: usize) -> Optimizer {
-        let slots = |flat: &Flat| {
-            let range = flat.layout.shard(rank, size);
-            let zeros = || Tensor::zeros([range.len() as i64], (Kind::Float, flat.param.device()));
-            let master = match flat.param.kind() {
-                Kind::Float => flat.param.narrow(0, range.start as i64, range.len() as i64),
+    /// Zero moments; master weights zero in bf16 runs, the parameters themselves in fp32 runs.
+    pub fn new(owned: Vec<Owned>, config: &OptimSection) -> Optimizer {
+        let slots = |owned: Owned| {
+            let zeros = || Tensor::zeros([owned.range.len() as i64], (Kind::Float, owned.param.device()));
+            let master = match owned.param.kind() {
+                Kind::Float => owned.param.shallow_clone(),
                 _ => zeros(),
             };
-            Slots { master, exp_avg: zeros(), exp_avg_sq: zeros(), range }
+            Slots { master, exp_avg: zeros(), exp_avg_sq: zeros(), owned }
         };
-        Optimizer { slots: params.units.iter().map(slots).collect(), config: config.clone() }
+        Optimizer { slots: owned.into_iter().map(slots).collect(), config: config.clone() }
     }
 
-    /// Sum of squares over the gradients of this rank's shards, in f64. Padding is zero and adds nothing.
-    pub fn grad_sum_squares(&self, params: &Params) -> f64 {
-        self.slots.iter().zip(&params.units).map(|(s, f)| kernels::sum_squares(&piece(&f.grad, &s.range))).sum()
+    /// Sum of squares over the gradients that this rank counts, in f64: over all ranks every parameter once.
+    pub fn grad_sum_squares(&self) -> f64 {
+        let squares =
+            |o: &Owned| -> f64 { o.counted_runs().iter().map(|run| kernels::sum_squares(&o.part(&o.grad, run))).sum() };
+        self.slots.iter().map(|s| squares(&s.owned)).sum()
     }
 
-    /// One update of the owned shards: master weights and moments, and the parameters rounded from them.
+    /// One update of the owned parts: master weights and moments, and the parameters rounded from them.
     /// `update` counts updates from 1 (bias correction); `grad_scale` multiplies the gradient (clipping).
-    pub fn step(&self, params: &Params, lr: f64, update: u64, grad_scale: f64) {
-        for (slots, flat) in self.slots.iter().zip(&params.units) {
-            for (range, decay) in decay_ranges(&flat.layout, &slots.range) {
+    pub fn step(&self, lr: f64, update: u64, grad_scale: f64) {
+        for s in &self.slots {
+            for (range, decay) in decay_ranges(&s.owned.layout, &s.owned.range) {
                 let hyper = AdamW {
                     lr,
                     beta1: self.config.beta1,
@@ -60,24 +72,25 @@ impl Optimizer {
                     step: update,
                     grad_scale,
                 };
-                let own = range.start - slots.range.start..range.end - slots.range.start;
+                let part = |t: &Tensor| s.owned.part(t, &range);
+                let Owned { param, grad, .. } = &s.owned;
                 kernels::adamw(
                     &hyper,
-                    &piece(&slots.master, &own),
-                    &piece(&flat.param, &range),
-                    &piece(&slots.exp_avg, &own),
-                    &piece(&slots.exp_avg_sq, &own),
-                    &piece(&flat.grad, &range),
+                    &part(&s.master),
+                    &part(param),
+                    &part(&s.exp_avg),
+                    &part(&s.exp_avg_sq),
+                    &part(grad),
                 );
             }
         }
     }
 
     /// Rounds the owned master weights into the parameters (after a restore); nothing to do in fp32.
-    pub fn publish(&self, params: &Params) {
-        for (slots, flat) in self.slots.iter().zip(&params.units) {
-            if flat.param.kind() != Kind::Float {
-                piece(&flat.param, &slots.range).copy_(&slots.master);
+    pub fn publish(&self) {
+        for s in &self.slots {
+            if s.owned.param.kind() != Kind::Float {
+                s.owned.param.shallow_clone().copy_(&s.master);
             }
         }
     }
@@ -90,10 +103,6 @@ pub fn clip_factor(norm: f64, limit: f64) -> f64 {
     } else {
         1.0
     }
-}
-
-fn piece(flat: &Tensor, range: &Range<usize>) -> Tensor {
-    flat.narrow(0, range.start as i64, range.len() as i64)
 }
 
 /// The parts of `shard` that hold parameters, joined where neighbours agree, each with whether it is decayed.
@@ -113,7 +122,8 @@ fn decay_ranges(unit: &UnitLayout, shard: &Range<usize>) -> Vec<(Range<usize>, b
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::{Layout, Unit};
+    use crate::layout::{Layout, Sharding, Unit};
+    use crate::model::Params;
     use crate::topology::Topology;
     use tch::Device;
 
@@ -149,9 +159,11 @@ mod tests {
                 f.param.copy_(&Tensor::randn([f.layout.len as i64], (Kind::Float, Device::Cpu)));
                 f.grad.copy_(&Tensor::randn([f.layout.len as i64], (Kind::Float, Device::Cpu)));
             }
-            let ranks: Vec<_> = (0..dp).map(|r| Optimizer::new(&params, &OptimSection::default(), r, dp)).collect();
+            let sharding = |replica| Sharding { stage: 1, replicas: dp, replica, group: dp };
+            let new = |r| Optimizer::new(params.owned(&sharding(r)), &OptimSection::default());
+            let ranks: Vec<_> = (0..dp).map(new).collect();
             for update in 1..=3 {
-                ranks.iter().for_each(|o| o.step(&params, 1e-2, update, 0.5));
+                ranks.iter().for_each(|o| o.step(1e-2, update, 0.5));
             }
             results.push(Tensor::cat(&params.units.iter().map(|f| f.param.shallow_clone()).collect::<Vec<_>>(), 0));
         }

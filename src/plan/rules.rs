@@ -16,12 +16,30 @@ pub fn check(config: &Config, shape: Option<&Shape>, ranks: &Ranks) -> Vec<Probl
     batch(config, ranks.size, &mut out);
     schedule(config, &mut out);
     data(config, &mut out);
+    copies(config, &mut out);
     if let Some(shape) = shape {
         heads(shape, &mut out);
         rope(shape, &mut out);
         context(config, shape, &mut out);
     }
     out
+}
+
+/// Exports and uploads of checkpoints.
+fn copies(config: &Config, out: &mut Vec<Problem>) {
+    let c = &config.checkpoint;
+    if c.export_every > 0 && (c.every == 0 || c.export_every % c.every != 0) {
+        let fact =
+            format!("every {} steps, but checkpoints, which are what is exported, every {}", c.export_every, c.every);
+        let hint = match c.every {
+            0 => "set checkpoint.every to it".to_string(),
+            n => format!("a multiple of {n}, as {}", c.export_every.next_multiple_of(n)),
+        };
+        out.push(Problem::new(["checkpoint.export_every", "checkpoint.every"], fact).hint(hint));
+    }
+    if let Some(Err(e)) = c.store.as_ref().map(|s| crate::checkpoint::store::place::check(&s.url)) {
+        out.push(Problem::new(["checkpoint.store.url"], e.fact).hint(e.hint.unwrap_or_default()));
+    }
 }
 
 fn batch(config: &Config, world: usize, out: &mut Vec<Problem>) {

@@ -80,6 +80,7 @@ impl Report {
             comm_busy_s: found.comm.busy.as_secs_f64(),
             comm_exposed_s: found.comm.exposed.as_secs_f64(),
             comm_hidden_s: found.comm.hidden.as_secs_f64(),
+            pipeline_wait_s: (plan.config.parallel.pipeline > 1).then_some(found.pipeline_wait.as_secs_f64()),
             skipped: found.skipped,
             z_loss: (plan.config.train.z_loss > 0.0).then_some(found.z),
             validation_loss: found.validation_loss,

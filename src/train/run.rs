@@ -9,7 +9,9 @@ use super::validate::validate;
 use crate::checkpoint;
 use crate::error::{Error, Exit, Result};
 use crate::kernels::memory;
-use crate::parallel::data::{sync_check, Reducer};
+use crate::liveness::inject::Inject;
+use crate::liveness::{self, Liveness, Phase};
+use crate::parallel::sync;
 use crate::plan::Plan;
 use crate::wire::World;
 use serde_json::json;
@@ -23,15 +25,33 @@ pub enum End {
     Stopped,
 }
 
-/// Trains until the last step, `train.stop_at`, a signal, or an error. Collective over all ranks.
+/// Trains until the last step, `train.stop_at`, a signal, or an error. Collective over all ranks. While a verdict of the
+/// watch over the ranks is carried out it does not return.
 pub fn run(plan: &Plan, world: &World) -> Result<End> {
     let stop =
         StopFlag::install().map_err(|e| Error::new(Exit::Internal, format!("cannot install signal handlers: {e}")))?;
     let config = &plan.config;
-    let Started { corpus, held_out, model, wire, mut state, mut report, meta } = start::start(plan, world)?;
-    let (bucket, overlap) = (config.parallel.bucket_mib, config.parallel.overlap);
-    let mut reducer = Reducer::new(&state.params, wire.clone(), bucket, overlap);
-    let stage = Stage { plan, world, model: &model, corpus: &corpus };
+    let liveness = Liveness::start(&config.liveness, &config.run_dir, plan.topology.sizes, world)?;
+    match train(plan, world, &liveness, &stop) {
+        Ok(end) => liveness.finish(world).map(|()| end),
+        Err(e) => {
+            liveness.leave_if_condemned();
+            liveness::confess_error(&e);
+            Err(e)
+        }
+    }
+}
+
+fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Result<End> {
+    let progress = liveness.progress();
+    let config = &plan.config;
+    let Started { corpus, held_out, model, pipeline, mut state, mut report, meta } =
+        start::start(plan, world, progress)?;
+    if let Some(what) = sync::not_compared(&state.units).filter(|_| config.log.sync_check_every > 0) {
+        report.note(what);
+    }
+    let inject = Inject::new(&config.run_dir, world.rank(), world.meters());
+    let stage = Stage { plan, world, model: &model, pipeline: &pipeline, corpus: &corpus, progress, inject: &inject };
     let last = config.train.stop_at.unwrap_or(config.train.steps).min(config.train.steps);
     let behind = world.agree(Behind::start(plan, world))?;
     let mut skipped_in_a_row = 0;
@@ -40,20 +60,31 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
     }
 
     while state.step < last {
+        progress.at(Phase::Boundary);
+        inject.boundary(state.step)?;
+        if config.train.skip_steps.contains(&(state.step + 1)) && state.step + 1 < last {
+            (state.step, state.skipped) = (state.step + 1, state.skipped + 1);
+            report.event("skipped_step", json!({ "step": state.step, "why": "train.skip_steps" }))?;
+            continue;
+        }
         let began = Instant::now();
         memory::reset_peak();
-        let mut found = step::step(&stage, &mut state, &mut reducer, stop.raised())?;
+        let mut found = step::step(&stage, &mut state, stop.raised())?;
         let took = began.elapsed();
+        progress.step_done(state.step, took);
 
         let finished = state.step == config.train.steps;
         if let Some(held_out) = &held_out {
             if due(state.step, config.validation.every) || (finished && config.validation.every > 0) {
-                let loss = validate(plan, world, &model, held_out, &state)?;
+                progress.at(Phase::Validate);
+                let loss = validate(plan, world, &model, &pipeline, held_out, &mut state, progress)?;
                 state.best_validation = Some(state.best_validation.map_or(loss, |best| best.min(loss)));
                 found.validation_loss = Some(loss);
                 report.event("validation", json!({ "step": state.step, "validation_loss": loss }))?;
             }
         }
+        progress.at(Phase::Report);
+        inject.storage();
         report.step(plan, &state, &found, took)?;
 
         skipped_in_a_row = if found.skipped { skipped_in_a_row + 1 } else { 0 };
@@ -63,10 +94,11 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
             stop_if_hopeless(plan, &found, skipped_in_a_row, state.step)?;
         }
         if due(state.step, config.log.sync_check_every) {
-            sync_check(&state.params, wire.as_ref())?;
+            sync::sync_check(&mut state.units, world)?;
         }
 
         let ending = state.step == last || found.stop;
+        progress.at(Phase::Save);
         if due(state.step, config.checkpoint.every) || ending {
             match state.save(plan, world, meta.clone()) {
                 Ok(saved) => {
@@ -93,6 +125,8 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
             break;
         }
     }
+    state.units.settle()?;
+    progress.at(Phase::End);
     let end = if state.step == config.train.steps { End::Finished } else { End::Stopped };
     behind.finish(matches!(end, End::Finished), &mut report)?;
     report.event(if matches!(end, End::Finished) { "finished" } else { "stopped" }, json!({ "step": state.step }))?;

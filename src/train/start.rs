@@ -4,26 +4,26 @@ use super::behind;
 use super::report::{self, Report};
 use super::state::State;
 use super::validate::validate;
+use crate::attempt;
 use crate::checkpoint::{self, store, weights, Checkpoint, Event, Meta, SpecialTokens};
 use crate::config::StoreSection;
 use crate::data::{Mixture, Tokenizer};
 use crate::error::{Error, Exit, Result};
-use crate::model::{Axes, Llama};
+use crate::liveness::{Phase, Progress};
+use crate::model::Llama;
+use crate::parallel::{Pipeline, Wires};
 use crate::plan::{self, Plan};
 use crate::slurm::{compress, Job};
-use crate::topology::{Axis, Topology};
-use crate::wire::{Wire, World};
+use crate::topology::Topology;
+use crate::wire::World;
 use serde_json::json;
-use std::sync::Arc;
-use tch::Device;
 
 /// Everything the loop needs.
 pub struct Started {
     pub corpus: Mixture,
     pub held_out: Option<Mixture>,
     pub model: Llama,
-    /// The data axis.
-    pub wire: Arc<dyn Wire>,
+    pub pipeline: Pipeline,
     pub state: State,
     pub report: Report,
     /// What a checkpoint says about the run, counters left at zero.
@@ -32,10 +32,10 @@ pub struct Started {
 
 /// Opens the data, builds the model, and takes the state from the newest valid checkpoint of the run directory, else from
 /// the given weights, else from the seed. Collective over all ranks.
-pub fn start(plan: &Plan, world: &World) -> Result<Started> {
+pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started> {
     let config = &plan.config;
     let job = world.agree(Job::current())?;
-    world.agree(reachable(plan, world))?;
+    world.use_device(plan.device)?;
     world.agree(report::open_run_directory(plan, world))?;
     let tokenizer = world.agree(Tokenizer::open(&config.data.tokenizer))?;
     world.agree(plan::check_vocabulary(&plan.model, tokenizer.vocab_size(), &config.data.tokenizer))?;
@@ -50,11 +50,12 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
     };
     tracing::info!("training on {}", corpus.describe());
 
-    let mut model = Llama::new(&plan.model, config.data.sequence_length, plan.device, &Axes::solo());
+    let wires = Wires::new(plan, world)?;
+    let mut model = Llama::new(&plan.model, config.data.sequence_length, plan.device, &wires.axes);
     model.recompute = (config.train.recompute, config.train.recompute_blocks);
-    let wire: Arc<dyn Wire> = world.wire(&plan.topology, Axis::Data)?.into();
-    let mut state = State::new(plan, wire.as_ref())?;
-    let meta = meta(plan, &tokenizer, job.as_ref())?;
+    let pipeline = Pipeline::new(plan, wires.pipeline);
+    let mut state = State::new(plan, wires.groups)?;
+    let meta = meta(plan, &tokenizer)?;
     let mut events = Vec::new();
     let mut newest = || {
         checkpoint::newest_valid(&config.run_dir.join("checkpoints"), world, &mut |event| {
@@ -65,6 +66,7 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
             events.push(event.clone());
         })
     };
+    progress.at(Phase::Restore);
     let mut found = newest()?;
     let mut from_store = Vec::new();
     if let Some(store) = &config.checkpoint.store {
@@ -76,7 +78,10 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
     }
     if let Some(found) = &found {
         world.agree(resume(plan, &meta, found, &mut state))?;
+        state.publish()?;
     }
+    progress.at(Phase::Start);
+    progress.begin(state.step);
     let mut report = world.agree(Report::open(plan, world, state.step))?;
     if let Some(job) = &job {
         let nodes = compress(&job.nodes);
@@ -98,14 +103,15 @@ pub fn start(plan: &Plan, world: &World) -> Result<Started> {
     }
     if found.is_none() {
         world.agree(begin(plan, &mut state))?;
+        state.publish()?;
         report.event("start", json!({ "world": world.size(), "weights": config.model.weights }))?;
         if let Some(held_out) = held_out.as_ref().filter(|_| config.validation.every > 0) {
-            let loss = validate(plan, world, &model, held_out, &state)?;
+            let loss = validate(plan, world, &model, &pipeline, held_out, &mut state, progress)?;
             report.event("validation", json!({ "step": 0, "validation_loss": loss }))?;
             report.note(&format!("validation loss before the first step: {loss:.4}"));
         }
     }
-    Ok(Started { corpus, held_out, model, wire, state, report, meta })
+    Ok(Started { corpus, held_out, model, pipeline, state, report, meta })
 }
 
 /// On rank 0: takes what the object store has newer than step `than` into the run directory.
@@ -121,22 +127,6 @@ fn fetch(
         events.push(event.clone());
     })?;
     Ok(path.is_some())
-}
-
-/// Tensors travel between ranks in host memory only: there is no NCCL wire yet.
-fn reachable(plan: &Plan, world: &World) -> Result<()> {
-    match plan.device {
-        Device::Cpu => Ok(()),
-        _ if world.size() == 1 => Ok(()),
-        device => Err(Error::new(
-            Exit::Device,
-            format!(
-                "{} ranks on {device:?}, but this version moves tensors between ranks in host memory only",
-                world.size()
-            ),
-        )
-        .hint("run one rank, or set train.device=cpu")),
-    }
 }
 
 /// Goes on from a checkpoint, if it is one of this run.
@@ -176,9 +166,9 @@ fn begin(plan: &Plan, state: &mut State) -> Result<()> {
 }
 
 /// What this run's checkpoints say about it.
-fn meta(plan: &Plan, tokenizer: &Tokenizer, job: Option<&Job>) -> Result<Meta> {
+fn meta(plan: &Plan, tokenizer: &Tokenizer) -> Result<Meta> {
     Ok(Meta {
-        attempt: job.map_or(0, |j| j.restarts as u64),
+        attempt: attempt::current(),
         seed: plan.config.seed,
         tokenizer: plan.config.data.tokenizer.clone(),
         tokenizer_fingerprint: tokenizer.fingerprint(),

@@ -4,66 +4,81 @@
 //! ([`World::duplicate`] gives another thread its own). Errors: [`Exit::Peer`].
 
 use super::ffi::Requests;
+use super::meters::Meter;
 use super::{Op, World};
 use crate::error::{Error, Exit, Result};
 use serde_json::{json, Value};
 
 impl World {
+    /// Runs one call of the control plane where liveness sees it.
+    pub(super) fn control<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<T> {
+        let meter = Meter::control(&self.meters, self.rank());
+        meter.blocked(None, || meter.collective(&self.stop, run))
+    }
+
     /// Returns when every rank has called it.
     pub fn barrier(&self) -> Result<()> {
-        let mut req = Requests::default();
-        req.barrier(&self.comm)?;
-        req.wait(&self.stop, "barrier")
+        self.control(|| {
+            let mut req = Requests::default();
+            req.barrier(&self.comm)?;
+            req.wait(&self.stop, "barrier")
+        })
     }
 
     /// On `root` every rank's bytes in rank order; `None` elsewhere.
     pub fn gather_bytes(&self, mine: &[u8], root: usize) -> Result<Option<Vec<Vec<u8>>>> {
-        let lens = self.comm.all_gather(&[mine.len() as u64], &self.stop)?;
-        let mut req = Requests::default();
-        if self.rank() != root {
-            let mine = mine.to_vec();
-            // SAFETY: the copy lives until the wait returns, or for ever.
-            let sent = unsafe { req.send(&self.comm, mine.as_ptr(), mine.len(), root, TAG) };
-            keep(sent.and_then(|()| req.wait(&self.stop, "gather")), mine)?;
-            return Ok(None);
-        }
-        let mut all: Vec<Vec<u8>> = lens.iter().map(|&n| vec![0; n as usize]).collect();
-        all[root].copy_from_slice(mine);
-        let mut got = Ok(());
-        for (r, buf) in all.iter_mut().enumerate().filter(|(r, _)| *r != root) {
-            // SAFETY: each buffer is one message's own, and lives until the wait returns, or for ever.
-            got = got.and_then(|()| unsafe { req.recv(&self.comm, buf.as_mut_ptr(), buf.len(), r, TAG) });
-        }
-        keep(got.and_then(|()| req.wait(&self.stop, "gather")), all).map(Some)
+        self.control(|| {
+            let lens = self.comm.all_gather(&[mine.len() as u64], &self.stop)?;
+            let mut req = Requests::default();
+            if self.rank() != root {
+                let mine = mine.to_vec();
+                // SAFETY: the copy lives until the wait returns, or for ever.
+                let sent = unsafe { req.send(&self.comm, mine.as_ptr(), mine.len(), root, TAG) };
+                keep(sent.and_then(|()| req.wait(&self.stop, "gather")), mine)?;
+                return Ok(None);
+            }
+            let mut all: Vec<Vec<u8>> = lens.iter().map(|&n| vec![0; n as usize]).collect();
+            all[root].copy_from_slice(mine);
+            let mut got = Ok(());
+            for (r, buf) in all.iter_mut().enumerate().filter(|(r, _)| *r != root) {
+                // SAFETY: each buffer is one message's own, and lives until the wait returns, or for ever.
+                got = got.and_then(|()| unsafe { req.recv(&self.comm, buf.as_mut_ptr(), buf.len(), r, TAG) });
+            }
+            keep(got.and_then(|()| req.wait(&self.stop, "gather")), all).map(Some)
+        })
     }
 
     /// Every rank ends with `root`'s bytes; what the others pass is ignored.
     pub fn broadcast_bytes(&self, bytes: Vec<u8>, root: usize) -> Result<Vec<u8>> {
-        let lens = self.comm.all_gather(&[bytes.len() as u64], &self.stop)?;
-        let mut buf = if self.rank() == root { bytes } else { vec![0; lens[root] as usize] };
-        let mut req = Requests::default();
-        // SAFETY: the buffer lives until the wait returns, or for ever.
-        let started = unsafe { req.broadcast(&self.comm, buf.as_mut_ptr(), buf.len(), root) };
-        keep(started.and_then(|()| req.wait(&self.stop, "broadcast")), buf)
+        self.control(|| {
+            let lens = self.comm.all_gather(&[bytes.len() as u64], &self.stop)?;
+            let mut buf = if self.rank() == root { bytes } else { vec![0; lens[root] as usize] };
+            let mut req = Requests::default();
+            // SAFETY: the buffer lives until the wait returns, or for ever.
+            let started = unsafe { req.broadcast(&self.comm, buf.as_mut_ptr(), buf.len(), root) };
+            keep(started.and_then(|()| req.wait(&self.stop, "broadcast")), buf)
+        })
     }
 
     /// Every rank's bytes, in rank order, on every rank.
     pub fn all_gather_bytes(&self, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let lens = self.comm.all_gather(&[mine.len() as u64], &self.stop)?;
-        let mut all: Vec<Vec<u8>> = lens.iter().map(|&n| vec![0; n as usize]).collect();
-        all[self.rank()].copy_from_slice(mine);
-        let mut req = Requests::default();
-        let mut started = Ok(());
-        for (r, buf) in all.iter_mut().enumerate() {
-            // SAFETY: the buffers live until the wait returns, or for ever.
-            started = started.and_then(|()| unsafe { req.broadcast(&self.comm, buf.as_mut_ptr(), buf.len(), r) });
-        }
-        keep(started.and_then(|()| req.wait(&self.stop, "all-gather")), all)
+        self.control(|| {
+            let lens = self.comm.all_gather(&[mine.len() as u64], &self.stop)?;
+            let mut all: Vec<Vec<u8>> = lens.iter().map(|&n| vec![0; n as usize]).collect();
+            all[self.rank()].copy_from_slice(mine);
+            let mut req = Requests::default();
+            let mut started = Ok(());
+            for (r, buf) in all.iter_mut().enumerate() {
+                // SAFETY: the buffers live until the wait returns, or for ever.
+                started = started.and_then(|()| unsafe { req.broadcast(&self.comm, buf.as_mut_ptr(), buf.len(), r) });
+            }
+            keep(started.and_then(|()| req.wait(&self.stop, "all-gather")), all)
+        })
     }
 
     /// Element by element over all ranks, combined in rank order: the same bits on every rank and in every run.
     pub fn all_reduce_f64(&self, mine: &[f64], op: Op) -> Result<Vec<f64>> {
-        let all = self.comm.all_gather(mine, &self.stop)?;
+        let all = self.control(|| self.comm.all_gather(mine, &self.stop))?;
         let mut out = mine.to_vec();
         for (i, out) in out.iter_mut().enumerate() {
             let column = all.iter().skip(i).step_by(mine.len()).copied();
@@ -99,6 +114,9 @@ impl World {
         e.problems =
             v["problems"].as_array().into_iter().flatten().filter_map(|p| p.as_str().map(str::to_string)).collect();
         e.agreed = true;
+        if failed.len() == 1 {
+            (e.rank, e.host) = (Some(first), v["host"].as_str().map(str::to_string));
+        }
         Err(e.context(match failed.len() {
             n if n == self.size() => format!("all {n} ranks"),
             1 => format!("rank {first} ({})", v["host"].as_str().unwrap_or("unknown host")),

@@ -135,6 +135,9 @@ impl Comm {
 #[derive(Default)]
 pub(super) struct Requests(Vec<ffi::MPI_Request>);
 
+// SAFETY: a request is a handle, which any thread may test under MPI_THREAD_MULTIPLE (MPI 4.1 §11.6.1), one at a time.
+unsafe impl Send for Requests {}
+
 impl Requests {
     fn next(&mut self) -> *mut ffi::MPI_Request {
         // SAFETY: reading a constant that MPI defines.

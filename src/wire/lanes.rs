@@ -7,7 +7,7 @@
 use super::ffi::Comm;
 use super::mail::Job;
 use super::mpi::Span;
-use super::segment::Segment;
+use super::segment::{Parts, Segment};
 use crate::error::{Error, Exit, Result};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -75,7 +75,7 @@ impl Lanes {
     pub(super) fn new(node: &Comm, wire_rank: usize, stop: &AtomicBool) -> Result<Option<Lanes>> {
         let (me, size) = (node.rank()?, node.size()?);
         let bytes = std::mem::size_of::<Head>() + size * std::mem::size_of::<Lane>();
-        let Some(segment) = Segment::create(node, bytes, stop)? else { return Ok(None) };
+        let Some(segment) = Segment::create(node, bytes, Parts::OnPages, stop)? else { return Ok(None) };
         let proof = Box::new(std::process::id() as u64 ^ 0x6865_7264_6c61_6e65);
         let facts = [wire_rank as u64, std::process::id() as u64, &raw const *proof as u64, *proof];
         let all = node.all_gather(&facts, stop)?;

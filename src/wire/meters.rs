@@ -1,27 +1,37 @@
 //! What others may know about the wires of a process while they run: how many collectives each has entered and left, and
 //! whether somebody waits for it. Liveness reads it; drills act through it.
 
-use crate::topology::Axis;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// Wires of a process: one per axis, and the control plane.
-pub const WIRES: usize = Axis::ALL.len() + 1;
+/// Wires that are metered: the control plane, then the others in the order in which they are made, which is the same on
+/// all ranks. Further ones work without a meter.
+pub const WIRES: usize = 12;
 /// Index of the control plane.
-pub const CONTROL: usize = Axis::ALL.len();
+const CONTROL: usize = 0;
 
-/// The wires of one process, in the order of [`Axis::ALL`], then the control plane.
+/// The wires of one process.
 #[derive(Debug, Default)]
 pub struct Meters {
     entered: [AtomicU32; WIRES],
     left: [AtomicU32; WIRES],
     /// Wire that a caller waits for, from 1, and in the upper half the rank on it whose message it waits for, from 1.
     blocked: AtomicU64,
-    /// The next collective is left out.
+    /// The next collective of tensors is left out.
     skip: AtomicBool,
     /// The next collective is entered this many milliseconds late.
     stall_ms: AtomicU64,
+    tables: Mutex<Vec<Table>>,
+}
+
+/// Which ranks share a wire.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Table {
+    /// Axis of the wire, or `group`.
+    pub name: String,
+    /// By world rank: what tells its group from others, and its rank on the wire.
+    pub places: Vec<(u64, usize)>,
 }
 
 /// What [`Meters`] said at one moment.
@@ -34,6 +44,12 @@ pub struct Reading {
 }
 
 impl Meters {
+    /// For a world of `size` ranks.
+    pub(super) fn new(size: usize) -> Meters {
+        let control = Table { name: "control".into(), places: (0..size).map(|r| (0, r)).collect() };
+        Meters { tables: Mutex::new(vec![control]), ..Default::default() }
+    }
+
     pub fn read(&self) -> Reading {
         let blocked = self.blocked.load(Ordering::Relaxed);
         Reading {
@@ -44,7 +60,12 @@ impl Meters {
         }
     }
 
-    /// A drill: the next collective of this process is not made.
+    /// The wires made since the first `known` of them.
+    pub fn tables(&self, known: usize) -> Vec<Table> {
+        self.tables.lock().unwrap_or_else(|e| e.into_inner()).get(known..).unwrap_or_default().to_vec()
+    }
+
+    /// A drill: the next collective of tensors in this process is not made.
     pub fn skip_next(&self) {
         self.skip.store(true, Ordering::Relaxed);
     }
@@ -60,38 +81,107 @@ impl Meters {
 pub(super) struct Meter {
     all: Arc<Meters>,
     wire: usize,
+    /// World rank of this process.
+    rank: usize,
 }
 
 impl Meter {
-    pub(super) fn new(all: Arc<Meters>, wire: usize) -> Meter {
-        Meter { all, wire }
+    pub(super) fn control(all: &Arc<Meters>, rank: usize) -> Meter {
+        Meter { all: all.clone(), wire: CONTROL, rank }
     }
 
-    /// Runs a collective; a drill may have it delayed (until `stop`) or left out.
-    pub(super) fn collective<T>(&self, stop: &AtomicBool, skipped: impl FnOnce() -> T, run: impl FnOnce() -> T) -> T {
-        let all = &self.all;
-        if all.skip.load(Ordering::Relaxed) && all.skip.swap(false, Ordering::Relaxed) {
-            return skipped();
+    /// The next wire, which all ranks make now.
+    pub(super) fn next(all: &Arc<Meters>, rank: usize, table: Table) -> Meter {
+        let mut tables = all.tables.lock().unwrap_or_else(|e| e.into_inner());
+        let wire = tables.len();
+        if wire < WIRES {
+            tables.push(table);
         }
-        if all.stall_ms.load(Ordering::Relaxed) > 0 {
-            let mut left = all.stall_ms.swap(0, Ordering::Relaxed);
-            while left > 0 && !stop.load(Ordering::Relaxed) {
-                std::thread::sleep(Duration::from_millis(left.min(10)));
-                left = left.saturating_sub(10);
-            }
+        Meter { all: all.clone(), wire, rank }
+    }
+
+    /// World rank of a rank of this wire.
+    pub(super) fn world_rank(&self, place: usize) -> Option<usize> {
+        let tables = self.all.tables.lock().unwrap_or_else(|e| e.into_inner());
+        let places = &tables.get(self.wire)?.places;
+        let group = places.get(self.rank)?.0;
+        places.iter().position(|&p| p == (group, place))
+    }
+
+    /// Runs a collective of tensors, unless a drill has it left out.
+    pub(super) fn tensors<T>(&self, stop: &AtomicBool, skipped: impl FnOnce() -> T, run: impl FnOnce() -> T) -> T {
+        let skip = &self.all.skip;
+        match skip.load(Ordering::Relaxed) && skip.swap(false, Ordering::Relaxed) {
+            true => skipped(),
+            false => self.collective(stop, run),
         }
-        all.entered[self.wire].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Runs a collective; a drill may have it delayed, until `stop` at the latest.
+    pub(super) fn collective<T>(&self, stop: &AtomicBool, run: impl FnOnce() -> T) -> T {
+        let count = |all: &[AtomicU32; WIRES]| all.get(self.wire).map(|n| n.fetch_add(1, Ordering::Relaxed));
+        let mut left = match self.all.stall_ms.load(Ordering::Relaxed) {
+            0 => 0,
+            _ => self.all.stall_ms.swap(0, Ordering::Relaxed),
+        };
+        while left > 0 && !stop.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(left.min(10)));
+            left = left.saturating_sub(10);
+        }
+        count(&self.all.entered);
         let out = run();
-        all.left[self.wire].fetch_add(1, Ordering::Relaxed);
+        count(&self.all.left);
         out
     }
 
-    /// A caller waits for this wire: for a collective, or for the message of the rank with this coordinate.
+    /// A collective begins on a device; [`Meter::ended`] when it is seen to have ended there.
+    pub(super) fn began(&self) {
+        if let Some(n) = self.all.entered.get(self.wire) {
+            n.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn ended(&self) {
+        if let Some(n) = self.all.left.get(self.wire) {
+            n.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A caller waits for this wire: for a collective, or for the message of the rank with this number on it.
     pub(super) fn blocked<T>(&self, peer: Option<usize>, wait: impl FnOnce() -> T) -> T {
-        let mark = (self.wire as u64 + 1) | peer.map_or(0, |p| p as u64 + 1) << 32;
-        self.all.blocked.store(mark, Ordering::Relaxed);
+        let wire = if self.wire < WIRES { self.wire as u64 + 1 } else { 0 };
+        self.all.blocked.store(wire | peer.map_or(0, |p| p as u64 + 1) << 32, Ordering::Relaxed);
         let out = wait();
         self.all.blocked.store(0, Ordering::Relaxed);
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drill_skips_or_delays_one_collective() {
+        let all = Arc::new(Meters::new(2));
+        let meter = Meter::next(&all, 1, Table { name: "data".into(), places: vec![(0, 0), (0, 1)] });
+        let stop = AtomicBool::new(false);
+        let run = || meter.tensors(&stop, || 0, || meter.all.read().entered[1]);
+        assert_eq!(run(), 1);
+        all.skip_next();
+        assert_eq!([run(), run()], [0, 2]);
+        all.stall_next(Duration::from_millis(50));
+        let began = std::time::Instant::now();
+        assert_eq!([run(), run()], [3, 4]);
+        assert!(began.elapsed() >= Duration::from_millis(50));
+        all.stall_next(Duration::from_secs(60));
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(run(), 5);
+        let r = all.read();
+        assert_eq!((r.entered[1], r.left[1], r.blocked_wire), (5, 5, 0));
+        let inside = meter.blocked(Some(1), || all.read());
+        assert_eq!((inside.blocked_wire, inside.blocked_peer), (2, 2));
+        assert_eq!(all.tables(1)[0].name, "data");
+        assert_eq!([meter.world_rank(0), meter.world_rank(2)], [Some(0), None]);
     }
 }

@@ -7,6 +7,7 @@ use super::combine::element_size;
 use super::ffi::Comm;
 use super::mail::Mail;
 use super::messages::Messages;
+use super::meters::Meter;
 use super::shared::{Memory, Shared};
 use super::world::Via;
 use super::{Op, Wire, Work};
@@ -66,6 +67,7 @@ pub struct MpiWire {
     memory: Option<Arc<Memory>>,
     /// None on an axis of one rank.
     mail: Option<Mail>,
+    meter: Option<Meter>,
 }
 
 /// How the bytes of this axis move.
@@ -77,12 +79,13 @@ enum Path {
 impl MpiWire {
     /// An axis of one rank: nothing to move.
     pub fn solo() -> MpiWire {
-        MpiWire { rank: 0, size: 1, queue: None, memory: None, mail: None }
+        MpiWire { rank: 0, size: 1, queue: None, memory: None, mail: None, meter: None }
     }
 
     /// Collective over `comm`.
-    pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>, via: Via) -> Result<MpiWire> {
+    pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>, via: Via, meter: Meter) -> Result<MpiWire> {
         let (rank, size) = (comm.rank()?, comm.size()?);
+        let flag = stop.clone();
         let node = comm.split_node()?;
         let one_node = via == Via::Fastest && node.size()? == size;
         let mail = Mail::new(&comm, (via == Via::Fastest).then_some(&node), stop.clone())?;
@@ -98,16 +101,18 @@ impl MpiWire {
             Path::Messages(_) => None,
         };
         let (queue, jobs) = channel();
+        let (watched, stop) = (meter.clone(), flag);
         std::thread::Builder::new()
             .name("herd-wire".into())
-            .spawn(move || serve(path, jobs))
+            .spawn(move || serve(path, jobs, &watched, &stop))
             .map_err(|e| Error::new(Exit::Internal, format!("cannot start a communication thread: {e}")))?;
-        Ok(MpiWire { rank, size, queue: Some(queue), memory, mail: Some(mail) })
+        Ok(MpiWire { rank, size, queue: Some(queue), memory, mail: Some(mail), meter: Some(meter) })
     }
 
     fn start(&self, what: What, input: &Tensor, output: Option<&Tensor>) -> Result<Work> {
         for t in [Some(input), output].into_iter().flatten() {
-            usable(t)?;
+            // Alone, a rank has nothing to move: any device will do.
+            usable(t, if self.size == 1 { t.device() } else { Device::Cpu })?;
         }
         let Some(queue) = &self.queue else {
             if let Some(out) = output {
@@ -122,38 +127,51 @@ impl MpiWire {
         let job = Job { what, input: input.shallow_clone(), output: output.map(Tensor::shallow_clone), done };
         // A thread that is gone shows when the work is waited for.
         let _ = queue.send(job);
-        Ok(Work::pending(rx))
+        Ok(Work::pending(rx).metered(self.meter.clone(), None))
     }
 
     fn message(&self, tensor: &Tensor, send: bool, peer: usize) -> Result<Work> {
-        usable(tensor)?;
+        usable(tensor, Device::Cpu)?;
+        is_peer(send, self.rank, self.size, peer)?;
         match &self.mail {
-            Some(mail) if peer < self.size && peer != self.rank => mail.start(tensor, send, peer),
-            _ => {
-                let way = if send { "to" } else { "from" };
-                let fact =
-                    format!("rank {} started a message {way} rank {peer} on an axis of {}", self.rank, self.size);
-                Err(Error::new(Exit::Internal, fact))
-            }
+            Some(mail) => Ok(mail.start(tensor, send, peer)?.metered(self.meter.clone(), Some(peer))),
+            None => Ok(Work::ready()),
         }
     }
+}
 
-    /// Checks that `many` has `size` times the elements of `one`, and the same dtype.
-    fn fits(&self, call: &str, one: &Tensor, many: &Tensor) -> Result<()> {
-        if one.numel() * self.size == many.numel() && one.kind() == many.kind() {
-            return Ok(());
-        }
-        Err(Error::new(
-            Exit::Internal,
-            format!(
-                "{call} over {} ranks between {} elements of {:?} and {} of {:?}",
-                self.size,
-                one.numel(),
-                one.kind(),
-                many.numel(),
-                many.kind()
-            ),
-        ))
+/// Checks that `many` has `size` times the elements of `one`, and the same dtype.
+pub(super) fn fits(call: &str, size: usize, one: &Tensor, many: &Tensor) -> Result<()> {
+    if one.numel() * size == many.numel() && one.kind() == many.kind() {
+        return Ok(());
+    }
+    let (a, b) = ((one.numel(), one.kind()), (many.numel(), many.kind()));
+    let fact = format!("{call} over {size} ranks between {} elements of {:?} and {} of {:?}", a.0, a.1, b.0, b.1);
+    Err(Error::new(Exit::Internal, fact))
+}
+
+/// Checks a rank that a message goes to or comes from.
+pub(super) fn is_peer(send: bool, rank: usize, size: usize, peer: usize) -> Result<()> {
+    if peer < size && peer != rank {
+        return Ok(());
+    }
+    let way = if send { "to" } else { "from" };
+    let fact = format!("rank {rank} started a message {way} rank {peer} on an axis of {size}");
+    Err(Error::new(Exit::Internal, fact))
+}
+
+/// Checks the rank that a broadcast starts from.
+pub(super) fn is_root(size: usize, root: usize) -> Result<()> {
+    match root < size {
+        true => Ok(()),
+        false => Err(Error::new(Exit::Internal, format!("broadcast from rank {root} of {size}"))),
+    }
+}
+
+impl MpiWire {
+    /// What liveness reads of this wire; `None` on an axis of one rank.
+    pub(super) fn meter(&self) -> Option<Meter> {
+        self.meter.clone()
     }
 }
 
@@ -179,24 +197,34 @@ impl Wire for MpiWire {
         }
     }
 
+    fn window(&self, len: usize, kind: Kind) -> Result<Option<Tensor>> {
+        let width = element_size(kind).unwrap_or(0);
+        let shared = match &self.memory {
+            Some(memory) if len * width > 0 => memory.window(len * width)?,
+            _ => None,
+        };
+        let n = (len * self.size) as i64;
+        // SAFETY: zero-filled memory of that many bytes, aligned to a page and mapped until the process ends.
+        let tensor = |p: *mut u8| unsafe { Tensor::f_from_blob(p, &[n], &[1], kind, Device::Cpu) };
+        Ok(shared.map(tensor).transpose()?)
+    }
+
     fn all_reduce(&self, tensor: &Tensor, op: Op) -> Result<Work> {
         self.start(What::AllReduce(op), tensor, None)
     }
 
     fn reduce_scatter(&self, input: &Tensor, output: &Tensor) -> Result<Work> {
-        self.fits("reduce-scatter", output, input)?;
+        fits("reduce-scatter", self.size, output, input)?;
         self.start(What::ReduceScatter, input, Some(output))
     }
 
     fn all_gather(&self, input: &Tensor, output: &Tensor) -> Result<Work> {
-        self.fits("all-gather", input, output)?;
+        fits("all-gather", self.size, input, output)?;
         self.start(What::AllGather, input, Some(output))
     }
 
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Work> {
-        if root >= self.size {
-            return Err(Error::new(Exit::Internal, format!("broadcast from rank {root} of {}", self.size)));
-        }
+        is_root(self.size, root)?;
         self.start(What::Broadcast(root), tensor, None)
     }
 
@@ -209,29 +237,32 @@ impl Wire for MpiWire {
     }
 }
 
-fn usable(t: &Tensor) -> Result<()> {
-    let fail = |why: String| Err(Error::new(Exit::Internal, format!("a tensor for MPI {why}")));
-    if t.device() != Device::Cpu {
-        return fail(format!("is on {:?}; this wire moves host memory", t.device()));
+/// Checks that a wire for tensors of `device` can move `t`.
+pub(super) fn usable(t: &Tensor, device: Device) -> Result<()> {
+    let fail = |why: String| Err(Error::new(Exit::Internal, format!("a tensor for a wire {why}")));
+    if t.device() != device {
+        return fail(format!("is on {:?}; this wire moves tensors on {device:?}", t.device()));
     }
     if !t.is_contiguous() {
         return fail(format!("of shape {:?} is not contiguous", t.size()));
     }
     match element_size(t.kind()) {
         Some(_) => Ok(()),
-        None => fail(format!("is {:?}; the wire carries f32, f64, i64, u8 and bf16", t.kind())),
+        None => fail(format!("is {:?}; wires carry f32, f64, i64, u8 and bf16", t.kind())),
     }
 }
 
 /// The communication thread. After the first error every later collective gets the same one: the ranks no longer agree
 /// on what is under way.
-fn serve(mut path: Path, jobs: Receiver<Job>) {
+fn serve(mut path: Path, jobs: Receiver<Job>, meter: &Meter, stop: &AtomicBool) {
     let mut broken: Option<Error> = None;
     for job in jobs {
         let start = Instant::now();
         let result = match &broken {
             Some(e) => Err(e.clone()),
-            None => run(&mut path, &job),
+            None => meter
+                .tensors(stop, || Ok(()), || run(&mut path, &job))
+                .map_err(|e| Error { rank: e.rank.and_then(|r| meter.world_rank(r)), ..e }),
         };
         if let Err(e) = &result {
             broken.get_or_insert_with(|| e.clone());

@@ -88,12 +88,12 @@ impl Drop for Letter {
 }
 
 impl World {
-    /// Leader (lowest rank of the node) and node name of every rank; this rank's node is called `name`. Collective.
-    pub fn places(&self, name: &str) -> Result<Vec<(usize, String)>> {
+    /// Leader (lowest rank of the node) and node name of every rank. Collective.
+    pub fn places(&self) -> Result<Vec<(usize, String)>> {
         let node = self.comm.split_node()?;
         let ranks = node.all_gather(&[self.rank() as u64], &self.stop)?;
         let mut place = Place { leader: ranks.into_iter().min().unwrap_or_default(), name: [0; 64] };
-        for (to, from) in place.name.iter_mut().zip(name.bytes()) {
+        for (to, from) in place.name.iter_mut().zip(self.host().bytes()) {
             *to = from;
         }
         let all = self.comm.all_gather(&[place], &self.stop)?;

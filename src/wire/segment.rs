@@ -9,6 +9,15 @@ use crate::error::Result;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::AtomicBool;
 
+/// How the parts of a segment lie.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Parts {
+    /// Each on pages of its own.
+    OnPages,
+    /// With nothing in between: together one array.
+    BackToBack,
+}
+
 /// One part per rank, each zero-filled and `stride` bytes from the next. Mapped until the process ends: tensors that
 /// point into it have no way to say when they are gone.
 #[derive(Clone, Copy)]
@@ -27,9 +36,12 @@ const PAGE: usize = 4096;
 impl Segment {
     /// At least `bytes` per rank. Collective over `comm`, whose ranks are on one node; `None` on all ranks when one of
     /// them cannot (no memory, no /proc, processes that may not see each other).
-    pub(super) fn create(comm: &Comm, bytes: usize, stop: &AtomicBool) -> Result<Option<Segment>> {
+    pub(super) fn create(comm: &Comm, bytes: usize, parts: Parts, stop: &AtomicBool) -> Result<Option<Segment>> {
         let (rank, size) = (comm.rank()?, comm.size()?);
-        let stride = bytes.next_multiple_of(if bytes < HUGE_PAGE { PAGE } else { HUGE_PAGE });
+        let stride = match parts {
+            Parts::BackToBack => bytes,
+            Parts::OnPages => bytes.next_multiple_of(if bytes < HUGE_PAGE { PAGE } else { HUGE_PAGE }),
+        };
         let total = stride * size;
         let made = if rank == 0 { make(total) } else { None };
         let mine = made.as_ref().and_then(|fd| identity(fd.as_raw_fd())).unwrap_or_default();
@@ -91,10 +103,12 @@ fn map(fd: RawFd, total: usize, stride: usize, rank: usize) -> Option<Segment> {
         }
         // Advice: no huge pages is no failure.
         libc::madvise(base, total, libc::MADV_HUGEPAGE);
-        let own = base.cast::<u8>().add(rank * stride);
-        let claimed = libc::madvise(own.cast(), stride, libc::MADV_POPULATE_WRITE) == 0
+        // Whole pages: where parts meet on one, both claim it.
+        let (first, end) = (rank * stride / PAGE * PAGE, ((rank + 1) * stride).next_multiple_of(PAGE));
+        let own = base.cast::<u8>().add(first);
+        let claimed = libc::madvise(own.cast(), end - first, libc::MADV_POPULATE_WRITE) == 0
             // Linux before 5.14 does not know it.
-            || libc::posix_fallocate(fd, (rank * stride) as libc::off_t, stride as libc::off_t) == 0;
+            || libc::posix_fallocate(fd, first as libc::off_t, (end - first) as libc::off_t) == 0;
         if !claimed {
             libc::munmap(base, total);
         }

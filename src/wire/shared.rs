@@ -7,7 +7,7 @@
 use super::combine::combine;
 use super::ffi::{stopped, Comm};
 use super::mpi::Span;
-use super::segment::Segment;
+use super::segment::{Parts, Segment};
 use super::Op;
 use crate::error::{Error, Exit, Result};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -38,10 +38,17 @@ impl Memory {
     /// `bytes` zero bytes in a new segment, the same call on every rank; `None` when a rank has no room.
     pub(super) fn allocate(&self, bytes: usize) -> Result<Option<*mut u8>> {
         let rank = self.comm.rank()?;
-        let new = Segment::create(&self.comm, bytes, &self.stop)?;
+        let new = Segment::create(&self.comm, bytes, Parts::OnPages, &self.stop)?;
         SHARED_BYTES.fetch_add(new.map_or(0, |_| bytes as u64), Ordering::Relaxed);
         self.segments.lock().unwrap_or_else(|e| e.into_inner()).extend(new);
         Ok(new.map(|s| s.part(rank)))
+    }
+
+    /// `bytes` zero bytes of every rank, back to back, the same call on every rank; `None` when a rank has no room.
+    pub(super) fn window(&self, bytes: usize) -> Result<Option<*mut u8>> {
+        let new = Segment::create(&self.comm, bytes, Parts::BackToBack, &self.stop)?;
+        SHARED_BYTES.fetch_add(new.map_or(0, |_| bytes as u64), Ordering::Relaxed);
+        Ok(new.map(|s| s.part(0)))
     }
 }
 
@@ -99,7 +106,8 @@ pub(super) struct Shared {
 impl Shared {
     /// Collective over `comm`, whose ranks are on one node. `None` when they cannot share memory.
     pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>) -> Result<std::result::Result<Shared, Comm>> {
-        let Some(control) = Segment::create(&comm, std::mem::size_of::<Slot>() + 2 * STAGE, &stop)? else {
+        let Some(control) = Segment::create(&comm, std::mem::size_of::<Slot>() + 2 * STAGE, Parts::OnPages, &stop)?
+        else {
             return Ok(Err(comm));
         };
         let (rank, size) = (comm.rank()?, comm.size()?);
@@ -247,15 +255,16 @@ impl Shared {
         let all: Vec<Notice> = notice.into_iter().map(|n| n.read()).collect();
         match all.iter().position(|n| n.call != call) {
             None => Ok(all),
-            Some(r) => Err(Error::new(
-                Exit::Internal,
-                format!(
+            Some(r) => {
+                let fact = format!(
                     "ranks of one axis started different collectives: rank {} {}, rank {r} {}",
                     self.rank,
                     call.words(),
                     all[r].call.words()
-                ),
-            )),
+                );
+                let calls: Vec<Call> = all.iter().map(|n| n.call).collect();
+                Err(Error { rank: odd_one(&calls), ..Error::new(Exit::Internal, fact) })
+            }
         }
     }
 
@@ -301,6 +310,16 @@ impl Shared {
 
 /// How often the stop flag is looked at.
 const LOOK: Duration = Duration::from_millis(2);
+
+/// The only rank that started something else than all others, who are at least two.
+fn odd_one(calls: &[Call]) -> Option<usize> {
+    let alone = |r: &usize| calls.iter().filter(|c| **c == calls[*r]).count() == 1;
+    let mut odd = (0..calls.len()).filter(alone);
+    match (odd.next(), odd.next()) {
+        (Some(r), None) if calls.len() > 2 => Some(r),
+        _ => None,
+    }
+}
 
 /// Wakes every rank that sleeps on `word` (futex(2), not private: the sleepers are other processes).
 pub(super) fn wake(word: &AtomicU32) {

@@ -4,14 +4,13 @@
 //! alone. The calls that move small host messages are in `control`.
 
 use super::ffi::{check, Comm};
-use super::mpi::MpiWire;
-use super::Wire;
+use super::meters::Meters;
+use super::Carrier;
 use crate::error::{Error, Exit, Result};
-use crate::topology::{Axis, Topology};
 use mpi::ffi;
 use std::io::Write;
-use std::sync::atomic::AtomicBool;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// The processes of this run, seen from one of them.
@@ -27,6 +26,8 @@ pub struct World {
     /// Every rank, for control messages only.
     pub(super) comm: Comm,
     pub(super) stop: Arc<AtomicBool>,
+    pub(super) meters: Arc<Meters>,
+    carrier: Arc<Mutex<Carrier>>,
 }
 
 /// How a wire may move bytes.
@@ -78,9 +79,12 @@ impl World {
             size,
             local_rank: node.rank()?,
             local_size: node.size()?,
-            host: hostname(),
+            // Slurm's name of a node is the one that can be excluded.
+            host: std::env::var("SLURMD_NODENAME").unwrap_or_else(|_| hostname()),
             comm: world.duplicate()?,
             stop: Arc::new(AtomicBool::new(false)),
+            meters: Arc::new(Meters::new(size)),
+            carrier: Arc::new(Mutex::new(Carrier::Host(Via::Fastest))),
         })
     }
 
@@ -104,7 +108,7 @@ impl World {
         self.local_size
     }
 
-    /// This node's name.
+    /// This node's name: Slurm's where it started the process, else the host's.
     pub fn host(&self) -> &str {
         &self.host
     }
@@ -114,73 +118,52 @@ impl World {
         self.stop.clone()
     }
 
+    /// What this world and its wires are doing. A duplicate has meters of its own.
+    pub fn meters(&self) -> Arc<Meters> {
+        self.meters.clone()
+    }
+
     /// The same ranks with a message space of their own, for use by another thread. Collective.
     pub fn duplicate(&self) -> Result<World> {
-        Ok(World { host: self.host.clone(), comm: self.comm.duplicate()?, stop: self.stop.clone(), ..*self })
+        // MPI_Comm_dup cannot be left, so go there together.
+        self.barrier()?;
+        let meters = Arc::new(Meters::new(self.size));
+        let (host, stop, carrier) = (self.host.clone(), self.stop.clone(), self.carrier.clone());
+        Ok(World { host, comm: self.comm.duplicate()?, stop, meters, carrier, ..*self })
     }
 
-    /// The wire of one axis. Collective over the world; every rank asks for the same axes in the same order.
-    pub fn wire(&self, topo: &Topology, axis: Axis) -> Result<Box<dyn Wire>> {
-        self.wire_via(topo, axis, Via::Fastest)
+    /// What carries the tensors of wires made from now on: MPI on the host until [`World::use_device`].
+    pub fn carrier(&self) -> Carrier {
+        *self.carrier.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// [`World::wire`] with a say in how bytes move.
-    pub fn wire_via(&self, topo: &Topology, axis: Axis, via: Via) -> Result<Box<dyn Wire>> {
-        if topo.world() != self.size || topo.rank != self.rank {
-            return Err(Error::new(
-                Exit::Internal,
-                format!(
-                    "the topology {:?} of rank {} does not fit rank {} of a world of {}",
-                    topo.sizes, topo.rank, self.rank, self.size
-                ),
-            ));
-        }
-        if topo.size(axis) == 1 {
-            return Ok(Box::new(MpiWire::solo()));
-        }
-        self.wire_group_via(&topo.group(axis), via)
-    }
-
-    /// A wire among `ranks` of this world, one of which is this one; its ranks are numbered in that order. Collective
-    /// over the world, whose ranks all call it with their own group: the groups share out the world. Every call makes a
-    /// wire of its own, with its own thread and message space, also for ranks that have one already.
-    ///
-    /// Errors: [`Exit::Internal`], on every rank, when the groups do not share out the world.
-    pub fn wire_group(&self, ranks: &[usize]) -> Result<Box<dyn Wire>> {
-        self.wire_group_via(ranks, Via::Fastest)
-    }
-
-    /// [`World::wire_group`] with a say in how bytes move.
-    pub fn wire_group_via(&self, ranks: &[usize], via: Via) -> Result<Box<dyn Wire>> {
-        let comm = self.group(ranks)?;
-        match ranks.len() {
-            1 => Ok(Box::new(MpiWire::solo())),
-            _ => Ok(Box::new(MpiWire::new(comm, self.stop.clone(), via)?)),
-        }
-    }
-
-    /// The communicator of a group. Collective over the world.
-    fn group(&self, ranks: &[usize]) -> Result<Comm> {
-        let place = ranks.iter().position(|&r| r == self.rank).unwrap_or(usize::MAX);
-        let hash = xxhash_rust::xxh3::xxh3_64(bytemuck::cast_slice(ranks));
-        let mine = [hash, ranks.len() as u64, place as u64, ranks.first().map_or(0, |&r| r as u64)];
-        let all = self.comm.all_gather(&mine, &self.stop)?;
-        // Every rank sees the same facts, so all refuse or none does.
-        let mut seen = std::collections::HashSet::new();
-        let fits = |f: &[u64]| f[2] < f[1] && seen.insert((f[0], f[2]));
-        let mut places = std::collections::HashMap::new();
-        all.chunks(4).for_each(|f| *places.entry((f[0], f[1])).or_insert(0) += 1);
-        if !all.chunks(4).all(fits) || places.iter().any(|((_, len), n)| len != n) {
-            let fact = format!("rank {} asked for a wire among {ranks:?}, but the groups of all ranks do not share out the world of {}", self.rank, self.size);
-            return Err(Error::new(Exit::Internal, fact));
-        }
-        self.comm.split(ranks[0], place)
+    pub(super) fn set_carrier(&self, carrier: Carrier) {
+        *self.carrier.lock().unwrap_or_else(|e| e.into_inner()) = carrier;
     }
 
     /// Ends MPI after a good run. Collective; drop the wires first.
+    ///
+    /// Waits for all ranks first, in a way that the stop flag ends with [`Exit::Peer`]. If the flag is set later, while
+    /// MPI_Finalize itself blocks (which must run on this thread, MPI 4.1 §11.2.2), this process ends with that code.
     pub fn finalize(self) -> Result<()> {
+        self.barrier()?;
+        let done = Arc::new(AtomicBool::new(false));
+        let (over, stop) = (done.clone(), self.stop.clone());
+        let watch = move || {
+            while !over.load(Ordering::Relaxed) {
+                if stop.load(Ordering::Relaxed) {
+                    // SAFETY: ends the process.
+                    unsafe { libc::_exit(Exit::Peer.code()) }
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        // Without the thread it is as before: a peer that dies just now holds this rank until the launcher acts.
+        let _ = std::thread::Builder::new().name("herd-finalize".into()).spawn(watch);
         // SAFETY: called once, since it consumes the world; no operation is under way on a world without wires.
-        check(unsafe { ffi::MPI_Finalize() }, "MPI_Finalize")
+        let ended = check(unsafe { ffi::MPI_Finalize() }, "MPI_Finalize");
+        done.store(true, Ordering::Relaxed);
+        ended
     }
 }
 

@@ -145,11 +145,11 @@ fn any_number_of_ranks_reads_what_any_other_saved() {
 }
 
 /// A tmpfs of a few megabytes, unmounted at the end.
-struct SmallDisk(tempfile::TempDir);
+pub struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
     /// `None`, said aloud, where this user may not mount.
-    fn new(bytes: usize) -> Option<SmallDisk> {
+    pub fn new(bytes: usize) -> Option<SmallDisk> {
         let dir = tempfile::tempdir().unwrap();
         let done = Command::new("mount")
             .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"])
@@ -162,6 +162,10 @@ impl SmallDisk {
                 None
             }
         }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
     }
 }
 

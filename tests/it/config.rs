@@ -264,11 +264,11 @@ fn step_peak(plan: &herd::plan::Plan) -> u64 {
     use tch::{Kind, Tensor};
     let s = plan.config.data.sequence_length;
     let params = Params::zeros(&plan.layout, plan.dtype, plan.device);
-    let optimizer = Optimizer::new(&params, &plan.config.optim, 0, 1);
+    let optimizer = Optimizer::new(params.owned(&herd::layout::Sharding::solo()), &plan.config.optim);
     for flat in &params.units {
         let _ = flat.param.shallow_clone().fill_(0.01);
     }
-    optimizer.publish(&params);
+    optimizer.publish();
     let mut model = Llama::new(&plan.model, s, plan.device, &herd::model::Axes::solo());
     model.recompute = (plan.config.train.recompute, 0);
     let options = StepOptions { grad_scale: 1e-3, z_loss: 0.0, grads: Accumulate::Replace };
@@ -278,7 +278,7 @@ fn step_peak(plan: &herd::plan::Plan) -> u64 {
         let tokens = Tensor::zeros(size, (Kind::Int64, plan.device));
         let targets = tokens.ones_like();
         model.forward_backward(&params, &tokens, &targets, &options, &mut |_| Ok(())).unwrap();
-        optimizer.step(&params, 1e-3, update, 1.0);
+        optimizer.step(1e-3, update, 1.0);
     }
     memory::peak()
 }

@@ -1,77 +1,98 @@
-//! Tests of the data axis: gradients into shards, parameters back, replicas compared.
+//! Tests of the data axis: gradients into parts, parameters back, replicas compared.
 
 use super::support::ranks;
 use super::wire::{expect, on_wires, same, tensor, value};
 use herd::error::Exit;
-use herd::parallel::data::{self, Reducer};
+use herd::layout::Sharding;
+use herd::model::{Owned, Units, Use};
+use herd::parallel::{sync, Groups, How, Sharded};
 use herd::topology::Topology;
 use herd::wire::Wire;
+use std::sync::Arc;
 use std::time::Duration;
 use tch::Kind;
 
-/// Buffers of a small model on the data axis; the gradient of rank `r` is a known function.
-fn replica(wire: &dyn Wire, dtype: Kind) -> (herd::layout::Layout, herd::model::Params) {
+/// Units of a small model on the data axis under ZeRO 1.
+fn replica(wire: &Arc<dyn Wire>, dtype: Kind, bucket_mib: usize, overlap: bool) -> (herd::layout::Layout, Sharded) {
     let model = serde_json::from_value(serde_json::json!({
         "vocab_size": 1000, "hidden_size": 64, "intermediate_size": 200, "num_hidden_layers": 5,
         "num_attention_heads": 4, "num_key_value_heads": 2
     }))
     .unwrap();
     let layout = herd::layout::Layout::new(&model, &Topology::data(wire.rank(), wire.size()));
-    let params = data::place(&layout, dtype, tch::Device::Cpu, wire).unwrap();
-    (layout, params)
+    let sharding = Sharding {
+        stage: if wire.size() > 1 { 1 } else { 0 },
+        replicas: wire.size(),
+        replica: wire.rank(),
+        group: wire.size(),
+    };
+    let how = How { sharding, dtype, device: tch::Device::Cpu, bucket_mib, overlap };
+    let groups = Groups { shard: wire.clone(), gather: wire.clone(), ..Groups::solo() };
+    let units = Sharded::new(&layout, how, groups).unwrap();
+    (layout, units)
 }
 
-/// The reducer against plain sums, for buckets of one unit, of several and of all.
+/// Gradients into their parts and parameters back against plain sums, for buckets of one unit, of several and of all; the
+/// gradient of rank `r` is a known function.
 fn reducer() {
-    on_wires(|_, wire| {
+    on_wires(|world, wire| {
         let (me, size) = (wire.rank(), wire.size());
         for dtype in [Kind::Float, Kind::BFloat16] {
-            let (layout, params) = replica(&**wire, dtype);
             for (mib, overlap, buckets) in [(0, true, 7), (1, true, 2), (1, false, 2), (0, false, 7), (100, true, 1)] {
-                let mut reducer = Reducer::new(&params, wire.clone(), mib, overlap);
+                let (layout, mut units) = replica(wire, dtype, mib, overlap);
+                let grads: u64 = layout.units.iter().map(|u| 4 * u.len as u64).sum();
+                let params = grads / 4 * dtype.elt_size_in_bytes() as u64;
                 for step in 0..2 {
-                    for (u, f) in params.units.iter().enumerate() {
-                        f.grad.shallow_clone().copy_(&tensor(Kind::Float, me + u + step, f.layout.len));
+                    units.begin(1);
+                    for (u, l) in layout.units.iter().enumerate().rev() {
+                        let held = units.hold(l.unit, Use::Backward).unwrap();
+                        held.flat.grad.shallow_clone().copy_(&tensor(Kind::Float, me + u + step, l.len));
+                        units.release(l.unit, Use::Backward).unwrap();
+                        units.complete(l.unit).unwrap();
                     }
-                    for f in params.units.iter().rev() {
-                        reducer.unit_ready(f.layout.unit).unwrap();
-                    }
-                    let t = reducer.finish().unwrap();
+                    units.finish().unwrap();
+                    let t = units.spent();
                     if size > 1 {
-                        assert_eq!(t.buckets, buckets, "{mib} MiB");
-                        assert_eq!(t.bytes, layout.units.iter().map(|u| 4 * u.len as u64).sum::<u64>());
+                        assert_eq!((t.buckets, t.bytes), (buckets, grads), "{mib} MiB");
                         assert!(t.busy >= t.hidden && t.busy > Duration::ZERO);
                     }
-                    for (u, f) in params.units.iter().enumerate() {
-                        let own = f.layout.shard(me, size);
+                    for (u, Owned { layout: l, range, param, grad, .. }) in units.owned().iter().enumerate() {
+                        let part = |t: &tch::Tensor| t.narrow(0, range.start as i64, range.len() as i64);
                         let sum = |i: usize| (0..size).map(|r| value(r + u + step, i)).sum();
-                        let sum = expect(Kind::Float, f.layout.len, sum).narrow(0, own.start as i64, own.len() as i64);
-                        let got = f.grad.narrow(0, own.start as i64, own.len() as i64);
-                        assert!(same(&got, &sum), "{:?} {mib} {overlap}", f.layout.unit);
-                        // The owner's update of its shard.
-                        let new = tensor(dtype, u, f.layout.len).narrow(0, own.start as i64, own.len() as i64);
-                        f.param.narrow(0, own.start as i64, own.len() as i64).copy_(&new);
+                        let sum = part(&expect(Kind::Float, l.len, sum));
+                        assert!(same(grad, &sum), "{:?} {mib} {overlap}", l.unit);
+                        // The owner's update of its part.
+                        param.shallow_clone().copy_(&part(&tensor(dtype, u, l.len)));
                     }
-                    reducer.gather_params().unwrap();
-                    for (u, f) in params.units.iter().enumerate() {
-                        assert!(same(&f.param, &tensor(dtype, u, f.layout.len)), "{:?}", f.layout.unit);
+                    units.publish().unwrap();
+                    for (u, l) in layout.units.iter().enumerate() {
+                        let held = units.hold(l.unit, Use::Forward).unwrap();
+                        assert!(same(&held.flat.param, &tensor(dtype, u, l.len)), "{:?}", l.unit);
+                        units.release(l.unit, Use::Forward).unwrap();
                     }
-                    data::sync_check(&params, &**wire).unwrap();
+                    let t = units.spent();
+                    assert!(size == 1 || t.bytes == params, "{t:?}");
+                    sync::sync_check(&mut units, world).unwrap();
+                }
+                if mib == 100 && size > 1 {
+                    let held = units.hold(layout.units[3].unit, Use::Forward).unwrap();
+                    if me == 1 {
+                        let _ = held.flat.param.narrow(0, 77, 1).fill_(1e-30);
+                    }
+                    let e = sync::sync_check(&mut units, world).unwrap_err();
+                    let host = world.host();
+                    let who = match size {
+                        2 => format!("no majority among ranks 0 ({host}), 1 ({host})"),
+                        _ => format!("rank 1 ({host}) against all others"),
+                    };
+                    assert!(e.exit == Exit::Internal && e.fact.contains("Block(2)") && e.fact.contains(&who), "{e}");
                 }
             }
-            if size > 1 {
-                let mut reducer = Reducer::new(&params, wire.clone(), 100, true);
-                reducer.unit_ready(params.units[0].layout.unit).unwrap();
-                assert_eq!(reducer.unit_ready(params.units[0].layout.unit).unwrap_err().exit, Exit::Internal);
-
-                let flipped = params.units[3].param.narrow(0, 77, 1);
-                if me == 1 {
-                    let _ = flipped.shallow_clone().fill_(1e-30);
-                }
-                let e = data::sync_check(&params, &**wire).unwrap_err();
-                let who = if size > 2 { "data rank 1 against" } else { "no majority" };
-                assert!(e.exit == Exit::Internal && e.fact.contains("Block(2)") && e.fact.contains(who), "{e}");
-            }
+            let (layout, mut units) = replica(wire, dtype, 25, true);
+            units.begin(1);
+            assert_eq!(units.finish().unwrap_err().exit, Exit::Internal);
+            units.begin(0);
+            assert_eq!(units.complete(layout.units[0].unit).unwrap_err().exit, Exit::Internal);
         }
     });
 }
@@ -106,18 +127,21 @@ fn overlap_hides_communication() {
     }
     const LATE: Duration = Duration::from_millis(400);
     on_wires(|world, wire| {
-        let (_, params) = replica(&**wire, Kind::Float);
         let step = |overlap: bool| {
-            let mut reducer = Reducer::new(&params, wire.clone(), 0, overlap);
+            let (layout, mut units) = replica(wire, Kind::Float, 0, overlap);
+            units.begin(1);
             world.barrier().unwrap();
-            for f in params.units.iter().rev() {
-                reducer.unit_ready(f.layout.unit).unwrap();
+            for l in layout.units.iter().rev() {
+                units.hold(l.unit, Use::Backward).unwrap();
+                units.release(l.unit, Use::Backward).unwrap();
+                units.complete(l.unit).unwrap();
                 std::thread::sleep(Duration::from_millis(20));
             }
             if world.rank() == 1 {
                 std::thread::sleep(LATE);
             }
-            reducer.finish().unwrap()
+            units.finish().unwrap();
+            units.spent()
         };
         let (with, without) = (step(true), step(false));
         assert!(with.hidden > Duration::ZERO && with.hidden == with.busy - with.exposed, "{with:?}");

@@ -118,7 +118,7 @@ fn lines(run: &Path, file: &str) -> Vec<Value> {
 }
 
 /// Loss of each step; where a step was run twice (before a kill and after the resume) the later one.
-fn losses(run: &Path) -> Vec<f64> {
+pub fn losses(run: &Path) -> Vec<f64> {
     let mut by_step = std::collections::BTreeMap::new();
     for line in lines(run, "metrics.jsonl") {
         if let (Some(step), Some(loss)) = (line["step"].as_u64(), line["loss"].as_f64()) {
@@ -134,7 +134,7 @@ fn bits(values: &[f64]) -> Vec<u64> {
 }
 
 /// Waits until the run has finished `step` steps.
-fn wait_for_step(run: &Path, step: u64, child: &mut Child) {
+pub fn wait_for_step(run: &Path, step: u64, child: &mut Child) {
     let start = Instant::now();
     loop {
         let done = fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
@@ -150,7 +150,7 @@ fn wait_for_step(run: &Path, step: u64, child: &mut Child) {
 }
 
 /// The herd processes below `pid` (or `pid` itself when it is herd).
-fn herd_pids(pid: u32) -> Vec<i32> {
+pub fn herd_pids(pid: u32) -> Vec<i32> {
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     if name.trim() == "herd" {
         return vec![pid as i32];

@@ -14,6 +14,7 @@ mod tests;
 pub use export::{export, ExportOptions, Exported};
 pub use import::import;
 pub use periodic::{ExportEvent, Exporter};
+pub(super) use shards::read_as_f32;
 pub use shards::{Dtype, Shards};
 
 /// The tokenizer of a directory as the configuration would name it; empty when there is none.

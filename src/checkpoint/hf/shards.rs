@@ -105,7 +105,7 @@ impl Shards {
             }
             (std::io::ErrorKind::NotFound, false) => {
                 wrong(format!("{} has neither {SINGLE} nor {INDEX}", directory.display()))
-                    .hint("weights must be in safetensors; PyTorch's *.bin and Meta's *.pth are not read")
+                    .hint("weights must be in safetensors, or Meta's params.json with consolidated.*.pth; PyTorch's *.bin is not read")
             }
             _ => Error::io(&path, "open", &e, Exit::Model),
         })?;
@@ -200,7 +200,8 @@ fn read_header(path: &Path, file: &File) -> Result<(u64, Metadata)> {
     }
 }
 
-fn read_as_f32(file: &File, dtype: Dtype, at: u64, out: &mut [f32]) -> std::io::Result<()> {
+/// `out.len()` elements from byte `at` of a file, as fp32 (exact).
+pub fn read_as_f32(file: &File, dtype: Dtype, at: u64, out: &mut [f32]) -> std::io::Result<()> {
     let mut at = at;
     if dtype == Dtype::Fp32 {
         return file.read_exact_at(bytemuck::cast_slice_mut(out), at);

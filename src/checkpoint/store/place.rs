@@ -58,6 +58,11 @@ pub fn open(url: &str) -> Result<(Arc<dyn ObjectStore>, ObjectPath)> {
     Ok((store, path))
 }
 
+/// Whether `url` is one that [`open`] takes, without looking at credentials.
+pub fn check(url: &str) -> Result<()> {
+    split(url).map(drop)
+}
+
 /// Scheme, bucket and prefix of a URL that herd takes.
 fn split(url: &str) -> Result<(&str, &str, &str)> {
     let (scheme, rest) = url.split_once("://").ok_or_else(|| wrong(url, "it has no scheme"))?;

@@ -20,6 +20,10 @@ use std::sync::Arc;
 use tokio::runtime::Runtime;
 use xxhash_rust::xxh3::xxh3_64;
 
+const CREDENTIALS: &str = "check the credentials in the environment, and what they may do";
+const NO_CREDENTIALS: &str =
+    "no credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write ~/.aws/credentials";
+
 pub struct Remote {
     url: String,
     pub(super) store: Arc<dyn ObjectStore>,
@@ -180,20 +184,26 @@ impl Remote {
         use object_store::Error as E;
         let place =
             key.strip_prefix(self.prefix.as_ref()).map_or(String::new(), |k| format!("/{}", k.trim_matches('/')));
-        let why: String = place::scrub(&causes(e)).chars().take(400).collect();
+        let why = short(&place::scrub(&causes(e)));
+        let has = |words: &[&str]| words.iter().any(|w| why.contains(w));
         let hint = match e {
-            E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
-                "check the credentials in the environment, and what they may do"
-            }
-            E::NotFound { .. } => "check that the bucket exists",
-            _ if why.contains("169.254.169.254") => {
-                "no credentials were found: set AWS_ACCESS_KEY_ID and \
-                                                     AWS_SECRET_ACCESS_KEY, or write ~/.aws/credentials"
-            }
+            E::PermissionDenied { .. } | E::Unauthenticated { .. } => CREDENTIALS,
+            _ if has(&["SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied", "403 ", "401 "]) => CREDENTIALS,
+            _ if has(&["NoSuchBucket"]) => "create the bucket, or check its name",
+            _ if has(&["169.254.169.254"]) => NO_CREDENTIALS,
             _ => "check the endpoint and the network",
         };
         Error::new(Exit::Store, format!("cannot {doing} {}{}: {why}", self.url, place.trim_end_matches('/'))).hint(hint)
     }
+}
+
+/// The error's own words: of a body of XML only code and message.
+fn short(text: &str) -> String {
+    let inside = |tag: &str| Some(text.split_once(&format!("<{tag}>"))?.1.split_once("</")?.0.to_string());
+    let head = text.split("<?xml").next().unwrap_or(text).trim_end_matches([' ', ':']);
+    let body = [inside("Code"), inside("Message")].into_iter().flatten().collect::<Vec<_>>().join(": ");
+    let all = if body.is_empty() { head.to_string() } else { format!("{head}: {body}") };
+    all.chars().take(400).collect()
 }
 
 /// Directory of a manifest's data files.
@@ -213,4 +223,18 @@ fn causes(e: &object_store::Error) -> String {
         next = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_of_a_store_become_one_line() {
+        let text =
+            "Generic S3 error: 404 Not Found: <?xml version=\"1.0\"?> <Error><Code>NoSuchBucket</Code><Message>It is \
+                    not there</Message><Resource>/x</Resource></Error>";
+        assert_eq!(short(text), "Generic S3 error: 404 Not Found: NoSuchBucket: It is not there");
+        assert_eq!(short("connection refused"), "connection refused");
+    }
 }

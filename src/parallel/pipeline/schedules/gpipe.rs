@@ -3,8 +3,7 @@
 
 use super::Action;
 
-pub fn list(stage: usize, stages: usize, micros: usize) -> Vec<Action> {
-    debug_assert!(stage < stages);
+pub fn list(stage: usize, micros: usize) -> Vec<Action> {
     let forward = (0..micros).map(|micro| Action::Forward { chunk: stage, micro });
     let backward = (0..micros).map(|micro| Action::Backward { chunk: stage, micro });
     forward.chain(backward).collect()

@@ -10,6 +10,7 @@ mod interleaved;
 mod one_f_one_b;
 mod zero_bubble;
 
+use crate::config::PipelineSchedule;
 use serde::Serialize;
 
 /// What a stage does next, with one micro-batch in one of its chunks (counted over the whole model).
@@ -85,26 +86,19 @@ impl Action {
     }
 }
 
-/// The schedules. `chunks` per stage is 1 for all but the interleaved one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    GPipe,
-    OneFOneB,
-    Interleaved,
-    ZeroBubble,
+/// The action list of `stage` of `stages`, for `micros` micro-batches and `chunks` chunks a stage, all at least 1. `chunks`
+/// must be 1 for all schedules but the interleaved one.
+pub fn list(kind: PipelineSchedule, stage: usize, stages: usize, micros: usize, chunks: usize) -> Vec<Action> {
+    match kind {
+        PipelineSchedule::GPipe => gpipe::list(stage, micros),
+        PipelineSchedule::OneFOneB => one_f_one_b::list(stage, stages, micros),
+        PipelineSchedule::Interleaved => interleaved::list(stage, stages, micros, chunks),
+        PipelineSchedule::ZeroBubble => zero_bubble::list(stage, stages, micros),
+    }
 }
 
-impl Kind {
-    pub const ALL: [Kind; 4] = [Kind::GPipe, Kind::OneFOneB, Kind::Interleaved, Kind::ZeroBubble];
-
-    /// The action lists for `stages`, `micros` micro-batches and `chunks` chunks a stage (all at least 1).
-    pub fn lists(self, stages: usize, micros: usize, chunks: usize) -> Lists {
-        let list = |stage| match self {
-            Kind::GPipe => gpipe::list(stage, stages, micros),
-            Kind::OneFOneB => one_f_one_b::list(stage, stages, micros),
-            Kind::Interleaved => interleaved::list(stage, stages, micros, chunks),
-            Kind::ZeroBubble => zero_bubble::list(stage, stages, micros),
-        };
-        (0..stages).map(list).collect()
-    }
+/// The forward passes alone, for evaluation: every chunk of the stage in the order of the interleaved schedule.
+pub fn forward_only(stage: usize, stages: usize, micros: usize, chunks: usize) -> Vec<Action> {
+    let all = interleaved::list(stage, stages, micros, chunks);
+    all.into_iter().filter(|a| matches!(a, Action::Forward { .. })).collect()
 }

@@ -1,0 +1,54 @@
+//! `herd launch`: the supervisor of a training job, run by its batch script.
+
+use super::logging;
+use crate::config;
+use crate::error::{Error, Exit, Result};
+use crate::launch::{Launch, Supervisor};
+use crate::slurm::Job;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
+
+/// Run a training job inside its Slurm allocation: start the ranks, replace nodes that fail, requeue when needed.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  exec herd launch configs/llama3_70b.yaml                 # the last line of a batch script
+  herd launch configs/llama3_70b.yaml --spares 2 --set run_dir=/scratch/me/run
+
+The allocation's nodes beyond the plan's need are spares. What happens on which fault: docs/recovery.md.
+`herd status RUN` shows how a run fares.")]
+pub struct Args {
+    /// Configuration file (YAML)
+    pub config: PathBuf,
+    /// Override a key, as in optim.lr=3e-4; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Nodes that wait for a fault (default: launch.spares, else all that the plan does not need)
+    #[arg(long, value_name = "N")]
+    pub spares: Option<usize>,
+    /// Further arguments of `herd train`
+    #[arg(last = true, value_name = "ARGUMENTS")]
+    pub train: Vec<String>,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    logging::init(true, None, 0)?;
+    let Some(job) = Job::current()? else {
+        return Err(Error::new(Exit::World, "herd launch runs inside a Slurm job, and SLURM_JOB_ID is not set")
+            .hint("submit slurm/llama3_demo.sbatch; without Slurm, start the ranks by mpirun herd train"));
+    };
+    let config = config::load(&args.config, &args.set)?;
+    let sets = args.set.iter().flat_map(|s| ["--set".to_string(), s.clone()]);
+    let arguments = sets.chain(args.train).collect();
+    let asked = Arc::new(AtomicBool::new(false));
+    // before anything else is started: SIGUSR1 would end a process that has no handler
+    for signal in [signal_hook::consts::SIGUSR1, signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::flag::register(signal, asked.clone())
+            .map_err(|e| Error::new(Exit::Internal, format!("cannot install signal handlers: {e}")))?;
+    }
+    let launch = Launch::new(config, args.config, arguments, args.spares, &job)?;
+    match Supervisor::open(launch, job, asked)?.run()? {
+        Exit::Ok => Ok(()),
+        exit => std::process::exit(exit.code()),
+    }
+}

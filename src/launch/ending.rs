@@ -1,0 +1,127 @@
+//! How a supervisor leaves: done, given up, requeued, followed by a successor, or overtaken.
+
+use super::history::{Class, Record};
+use super::supervise::Supervisor;
+use crate::config::AlertKind;
+use crate::error::{Exit, Result};
+use crate::slurm::control;
+use jiff::Timestamp;
+use serde_json::{json, Value};
+
+impl Supervisor {
+    /// The end: `exit` becomes the job's exit code.
+    pub(super) fn leave(mut self, exit: Exit, why: &str) -> Result<Exit> {
+        // the next start by a person has a budget of its own
+        self.history.counted_from = self.history.attempts.len();
+        self.history.write(&self.run_dir)?;
+        self.say("launch_ended", json!({ "exit": exit.code(), "why": why }))?;
+        match exit {
+            Exit::Ok => {
+                tracing::info!("{why}");
+                self.alerts.tell(AlertKind::Finished, "", why, Value::Null);
+            }
+            Exit::Requeue => tracing::info!("{why}"),
+            _ => {
+                tracing::error!("the run has stopped: {why}");
+                self.alerts.tell(
+                    AlertKind::Stopped,
+                    "",
+                    &format!("the run has stopped: {why}"),
+                    json!({ "exit": exit.code() }),
+                );
+            }
+        }
+        self.finish_alerts();
+        Ok(exit)
+    }
+
+    /// Back into the queue, if the job is still one that runs. A job that is being cancelled stays cancelled, and one that
+    /// Slurm has itself put back needs nothing from us.
+    pub(super) fn requeue(mut self, why: &str, for_want_of_nodes: bool) -> Result<Exit> {
+        if !self.launch.config.launch.requeue {
+            return self.leave(Exit::Requeue, &format!("{why}; launch.requeue is false"));
+        }
+        let state = match control::job_state(&self.job.address()) {
+            Ok(state) => state.unwrap_or_else(|| "UNKNOWN".into()),
+            Err(e) => {
+                tracing::error!("the job is not requeued, since its state is not known: {e}");
+                return self.leave(Exit::Requeue, why);
+            }
+        };
+        // SIGNALING: a signal is on its way to some of its processes
+        if state != "RUNNING" && state != "SIGNALING" {
+            self.say("not_requeued", json!({ "job": self.job.address(), "state": state, "why": why }))?;
+            tracing::info!("{why}; the job is {state}, which is Slurm's doing: nothing more from here");
+            self.finish_alerts();
+            return Ok(Exit::Requeue);
+        }
+        if for_want_of_nodes {
+            self.alerts.tell(
+                AlertKind::Requeued,
+                &self.number.to_string(),
+                &format!("back in the queue: {why}"),
+                Value::Null,
+            );
+        }
+        self.say("requeue", json!({ "job": self.job.address(), "why": why }))?;
+        self.finish_alerts();
+        tracing::info!("{why}: job {} goes back into the queue", self.job.address());
+        match control::requeue(&self.job) {
+            Ok(()) => Ok(Exit::Requeue),
+            Err(e) => self.leave(Exit::Requeue, &format!("{why}; and the requeue failed: {e}")),
+        }
+    }
+
+    /// Not enough nodes are left for the plan.
+    pub(super) fn too_few(mut self, alive: &[String]) -> Result<Exit> {
+        let need = self.launch.nodes_for(self.shrunk_to);
+        let avoid = self.book.ledger.avoided(Timestamp::now());
+        let why = format!("the plan needs {need} nodes, and {} of this job's are left", alive.len());
+        let now = Timestamp::now();
+        // counted like an attempt, so that a job that never gets good nodes ends some day
+        self.history.attempts.push(Record {
+            attempt: self.number,
+            job: self.job.id,
+            restarts: self.job.restarts,
+            nodes: vec![],
+            shrunk_to: self.shrunk_to,
+            started: now,
+            ended: Some(now),
+            last_step: super::watch::last_step(&self.run_dir),
+            class: Some(Class::Node),
+            reason: "too_few_nodes".into(),
+            fact: why.clone(),
+            blamed: vec![],
+        });
+        self.history.write(&self.run_dir)?;
+        if let super::policy::Decision::Stop { exit, why } = self.consider(Exit::GaveUp) {
+            return self.leave(exit, &why);
+        }
+        if self.launch.config.launch.successor {
+            match control::submit_successor(&self.job, &avoid, &self.launch.own_command()) {
+                Ok(next) => {
+                    let text = format!("{why}; job {next} follows without {}", avoid.join(", "));
+                    self.say("successor", json!({ "job": next, "exclude": avoid, "why": why }))?;
+                    self.alerts.tell(AlertKind::Requeued, &next, &text, Value::Null);
+                    tracing::warn!("{text}");
+                    self.finish_alerts();
+                    return Ok(Exit::Requeue);
+                }
+                Err(e) => tracing::error!("no successor: {e}; the job is requeued instead"),
+            }
+        }
+        self.requeue(&why, true)
+    }
+
+    /// A newer attempt is under way elsewhere: nothing may be written any more.
+    pub(super) fn overtaken(self) -> Result<Exit> {
+        tracing::error!("another supervisor has taken over the run; this one leaves");
+        Ok(Exit::Fenced)
+    }
+
+    fn finish_alerts(&mut self) {
+        for sent in self.alerts.finish() {
+            self.note_alert(sent);
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! `ledger.json`: which nodes have failed, when and why, and which are not to be used. It outlives requeues, since Slurm
+//! forgets what a job knew about its nodes.
+
+use crate::durable::write_atomic;
+use crate::error::{Error, Exit, Result};
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The nodes that have failed at least once.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Ledger {
+    pub nodes: BTreeMap<String, Node>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Node {
+    pub failures: Vec<Failure>,
+    /// Until then it is used only where nothing better is left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_until: Option<Timestamp>,
+    /// Never used again. A person takes it back by editing or removing the file.
+    #[serde(default)]
+    pub given_up: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    pub time: Timestamp,
+    pub job: u64,
+    pub attempt: u64,
+    pub reason: String,
+}
+
+/// How a node may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    Good,
+    /// It failed lately: a last resort.
+    Paused,
+    GivenUp,
+}
+
+/// Where a ledger lies: the run's own, and the site's where one is configured.
+#[derive(Clone, Debug)]
+pub struct Book {
+    run: PathBuf,
+    site: Option<PathBuf>,
+    pub ledger: Ledger,
+}
+
+impl Ledger {
+    pub fn standing(&self, node: &str, now: Timestamp) -> Standing {
+        match self.nodes.get(node) {
+            Some(n) if n.given_up => Standing::GivenUp,
+            Some(n) if n.paused_until.is_some_and(|until| until > now) => Standing::Paused,
+            _ => Standing::Good,
+        }
+    }
+
+    /// Adds a failure. `pause`: not used for that long, where it can be helped. True when this one was the `limit`th, and
+    /// the node is given up from now on.
+    pub fn record(&mut self, node: &str, failure: Failure, pause: Option<SignedDuration>, limit: u64) -> bool {
+        let entry = self.nodes.entry(node.to_string()).or_default();
+        if let Some(pause) = pause {
+            let until = failure.time.checked_add(pause).unwrap_or(Timestamp::MAX);
+            entry.paused_until = Some(entry.paused_until.map_or(until, |old| old.max(until)));
+        }
+        entry.failures.push(failure);
+        let first_time = !entry.given_up && entry.failures.len() as u64 >= limit;
+        entry.given_up |= first_time;
+        first_time
+    }
+
+    /// Nodes not to be used: given up, or paused.
+    pub fn avoided(&self, now: Timestamp) -> Vec<String> {
+        self.nodes.keys().filter(|n| self.standing(n, now) != Standing::Good).cloned().collect()
+    }
+
+    /// Takes over what another ledger knows and this one does not.
+    fn merge(&mut self, other: Ledger) {
+        for (name, theirs) in other.nodes {
+            let ours = self.nodes.entry(name).or_default();
+            let new: Vec<Failure> = theirs.failures.into_iter().filter(|f| !ours.failures.contains(f)).collect();
+            ours.failures.extend(new);
+            ours.failures.sort_by_key(|f| f.time);
+            ours.paused_until = ours.paused_until.max(theirs.paused_until);
+            ours.given_up |= theirs.given_up;
+        }
+    }
+}
+
+impl Book {
+    /// The ledger of a run, with what the site's says. A file that is absent is empty.
+    ///
+    /// # Errors
+    /// [`Exit::Storage`]: one cannot be read or is damaged.
+    pub fn open(run_dir: &Path, site: Option<&Path>) -> Result<Book> {
+        let run = run_dir.join("ledger.json");
+        let mut ledger = read(&run)?;
+        if let Some(site) = site {
+            ledger.merge(read(site)?);
+        }
+        Ok(Book { run, site: site.map(Path::to_path_buf), ledger })
+    }
+
+    /// Writes both files. The site's is read again first, since other runs write there too; of two that write in the same
+    /// moment one failure may be lost.
+    ///
+    /// # Errors
+    /// [`Exit::Storage`].
+    pub fn save(&mut self) -> Result<()> {
+        if let Some(site) = &self.site {
+            self.ledger.merge(read(site)?);
+            write(site, &self.ledger)?;
+        }
+        write(&self.run, &self.ledger)
+    }
+}
+
+/// A ledger file; absent is empty.
+pub fn read(path: &Path) -> Result<Ledger> {
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
+            Error::new(Exit::Storage, format!("{} is damaged: {e}", path.display()))
+                .hint("mend or remove it: it only says which nodes to avoid")
+        }),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Ledger::default()),
+        Err(e) => Err(Error::io(path, "read", &e, Exit::Storage)),
+    }
+}
+
+fn write(path: &Path, ledger: &Ledger) -> Result<()> {
+    let text = serde_json::to_string_pretty(ledger).map_err(|e| Error::new(Exit::Internal, e.to_string()))?;
+    write_atomic(path, format!("{text}\n").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_000_000 + seconds).unwrap()
+    }
+
+    fn failure(seconds: i64) -> Failure {
+        Failure { time: at(seconds), job: 1, attempt: 2, reason: "silent".into() }
+    }
+
+    #[test]
+    fn a_node_is_paused_then_good_then_given_up_for_good() {
+        let mut l = Ledger::default();
+        let pause = Some(SignedDuration::from_secs(60));
+        assert!(!l.record("n1", failure(0), pause, 3));
+        assert_eq!(l.standing("n1", at(59)), Standing::Paused);
+        assert_eq!(l.standing("n1", at(60)), Standing::Good);
+        assert!(!l.record("n1", failure(100), None, 3));
+        assert_eq!(l.standing("n1", at(100)), Standing::Good);
+        assert!(l.record("n1", failure(200), pause, 3), "the third is the limit");
+        assert!(!l.record("n1", failure(300), pause, 3), "told once");
+        assert_eq!(l.standing("n1", at(1 << 30)), Standing::GivenUp);
+        assert_eq!(l.standing("n2", at(0)), Standing::Good);
+        assert_eq!(l.avoided(at(1000)), ["n1"]);
+    }
+
+    #[test]
+    fn the_site_s_ledger_is_shared_between_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b, site) = (dir.path().join("a"), dir.path().join("b"), dir.path().join("site.json"));
+        [&a, &b].iter().for_each(|d| std::fs::create_dir(d).unwrap());
+        let mut first = Book::open(&a, Some(&site)).unwrap();
+        let mut second = Book::open(&b, Some(&site)).unwrap();
+        first.ledger.record("n1", failure(0), None, 9);
+        first.save().unwrap();
+        second.ledger.record("n2", failure(1), None, 1);
+        second.save().unwrap();
+        let third = Book::open(&a, Some(&site)).unwrap().ledger;
+        assert_eq!(third.nodes.len(), 2);
+        assert!(third.nodes["n2"].given_up && third.nodes["n1"].failures.len() == 1);
+        std::fs::write(&site, "{").unwrap();
+        assert_eq!(Book::open(&a, Some(&site)).unwrap_err().exit, Exit::Storage);
+    }
+}

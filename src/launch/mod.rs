@@ -1,0 +1,163 @@
+//! The supervisor behind `herd launch`: starts the ranks, watches them, starts them again.
+//!
+//! `supervise` is the loop, `ranks` one start of the ranks, `ending` how it leaves. What they decide by is pure:
+//! `classify` (what was seen → what it means), `policy` (whether to start again), `place` (on which nodes). What they
+//! remember is in the run directory: `ledger` (nodes), `history` (attempts).
+
+mod alert;
+mod classify;
+pub mod drill;
+mod ending;
+pub mod history;
+pub mod ledger;
+mod place;
+mod policy;
+mod ranks;
+mod rollcall;
+pub mod status;
+mod supervise;
+pub mod watch;
+
+pub use supervise::Supervisor;
+
+use crate::config::Config;
+use crate::error::{Error, Exit, Result};
+use crate::slurm::Job;
+use std::path::PathBuf;
+
+/// What to launch.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    pub config: Config,
+    /// The configuration file, as given.
+    pub path: PathBuf,
+    /// Overrides, and further arguments of `herd train`.
+    pub arguments: Vec<String>,
+    pub ranks_per_node: usize,
+    /// Ranks of one data-parallel replica.
+    pub ranks_per_replica: usize,
+    pub replicas: usize,
+    /// Nodes kept for faults; `None`: all that are left over.
+    pub spares: Option<usize>,
+}
+
+impl Launch {
+    /// Fits the plan to the job. `spares`: from the command line.
+    ///
+    /// Errors ([`Exit::World`]): the ranks do not fill whole nodes, or the job has too few nodes.
+    pub fn new(
+        config: Config, path: PathBuf, arguments: Vec<String>, spares: Option<usize>, job: &Job,
+    ) -> Result<Launch> {
+        let parallel = &config.parallel;
+        let ranks_per_node = config.launch.ranks_per_node.or(job.tasks_per_node).unwrap_or(1);
+        let ranks_per_replica = parallel.tensor * parallel.context * parallel.pipeline;
+        let spares = spares.or(config.launch.spares);
+        let nodes = job.nodes.len();
+        let wrong = |fact: String, hint: &str| Err(Error::new(Exit::World, fact).hint(hint));
+        let replicas = match parallel.data {
+            0 => (nodes.saturating_sub(spares.unwrap_or(0)) * ranks_per_node) / ranks_per_replica,
+            n => n,
+        };
+        let ranks = replicas * ranks_per_replica;
+        if !ranks.is_multiple_of(ranks_per_node) {
+            return wrong(
+                format!("the plan has {ranks} ranks, which are no whole nodes of {ranks_per_node} ranks"),
+                "change parallel.* or --ntasks-per-node",
+            );
+        }
+        let need = ranks / ranks_per_node;
+        if need == 0 || need + spares.unwrap_or(0) > nodes {
+            let fact = format!(
+                "the plan has {} ranks = {} nodes of {ranks_per_node}, with {} spares; job {} has {nodes} nodes",
+                ranks.max(ranks_per_replica),
+                need.max(1),
+                spares.unwrap_or(0),
+                job.id
+            );
+            return wrong(fact, "ask sbatch for --nodes = nodes of the plan + spares");
+        }
+        Ok(Launch { config, path, arguments, ranks_per_node, ranks_per_replica, replicas, spares })
+    }
+
+    /// Nodes that the ranks fill.
+    pub fn nodes_for(&self, shrunk_to: Option<usize>) -> usize {
+        shrunk_to.unwrap_or(self.replicas) * self.ranks_per_replica / self.ranks_per_node
+    }
+
+    /// What each task of the step executes.
+    fn rank_command(&self, shrunk_to: Option<usize>, skip_steps: &[u64]) -> Vec<String> {
+        let mut line = vec![own_program(), "train".into(), self.path.display().to_string()];
+        line.extend(self.arguments.iter().cloned());
+        if let Some(replicas) = shrunk_to {
+            line.extend(["--set".into(), format!("parallel.data={replicas}")]);
+        }
+        if !skip_steps.is_empty() {
+            line.extend(["--set".into(), format!("train.skip_steps={skip_steps:?}")]);
+        }
+        line
+    }
+
+    /// This very command for a shell.
+    fn own_command(&self) -> String {
+        let quoted = |a: String| format!("'{}'", a.replace('\'', r"'\''"));
+        let arguments = std::env::args().skip(1).map(quoted);
+        std::iter::once(quoted(own_program())).chain(arguments).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// Path of this binary, for the ranks: they run the supervisor's own version whatever their PATH says.
+fn own_program() -> String {
+    std::env::current_exe().map_or_else(|_| "herd".into(), |p| p.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "
+name: t
+run_dir: runs/t
+model:
+  shape: {vocab_size: 256, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4,
+    num_key_value_heads: 2}
+data: {sequence_length: 32, train: [{path: data/a}]}
+batch: {global: 8, micro: 2}
+train: {steps: 1000}
+";
+
+    fn launch(sets: &[&str], nodes: &str, spares: Option<usize>) -> Result<Launch> {
+        let job = Job::read(|k| match k {
+            "SLURM_JOB_ID" => Some("7".into()),
+            "SLURM_JOB_NODELIST" => Some(nodes.into()),
+            "SLURM_NTASKS_PER_NODE" => Some("2".into()),
+            _ => None,
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.yaml");
+        std::fs::write(&path, GOOD).unwrap();
+        let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
+        Launch::new(crate::config::load(&path, &sets)?, path.clone(), vec![], spares, &job?.unwrap())
+    }
+
+    #[test]
+    fn the_plan_decides_how_many_nodes_are_active() {
+        let needs = |sets: &[&str], nodes, spares| launch(sets, nodes, spares).map(|l| l.nodes_for(None));
+        assert_eq!(needs(&["parallel.data=4"], "n[1-3]", None).unwrap(), 2);
+        assert_eq!(needs(&["parallel.data=0"], "n[1-3]", None).unwrap(), 3);
+        assert_eq!(needs(&["parallel.data=0"], "n[1-3]", Some(1)).unwrap(), 2);
+        assert_eq!(needs(&["parallel.data=0", "launch.spares=2"], "n[1-3]", None).unwrap(), 1);
+        assert_eq!(needs(&["parallel.data=4", "launch.ranks_per_node=1"], "n[1-4]", None).unwrap(), 4);
+        for (sets, spares, words) in [
+            (&["parallel.data=8"][..], None, "8 ranks = 4 nodes of 2, with 0 spares; job 7 has 3 nodes"),
+            (&["parallel.data=4"], Some(2), "with 2 spares; job 7 has 3 nodes"),
+            (&["parallel.data=3"], None, "3 ranks, which are no whole nodes of 2"),
+        ] {
+            let e = needs(sets, "n[1-3]", spares).unwrap_err();
+            assert!(e.exit == Exit::World && e.to_string().contains(words), "{e}");
+        }
+        let l = launch(&["parallel.data=4"], "n[1-3]", None).unwrap();
+        assert_eq!(l.nodes_for(Some(2)), 1);
+        let line = l.rank_command(Some(2), &[7, 9]).join(" ");
+        assert!(line.ends_with("--set parallel.data=2 --set train.skip_steps=[7, 9]"), "{line}");
+    }
+}

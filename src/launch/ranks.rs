@@ -1,0 +1,171 @@
+//! One start of the ranks: the `srun` child, what comes out of it, and how it is ended without waiting for anybody.
+
+use super::classify::Seen;
+use super::rollcall::{drain, set_nonblocking};
+use super::watch::{Signs, Tail};
+use crate::error::{Error, Exit, Result};
+use crate::liveness::verdict;
+use crate::slurm::{control, messages, process, Job, StepLine};
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How often files are looked at. Slurm's word about a dead task comes through the pipe and wakes at once.
+pub const TICK: Duration = Duration::from_millis(50);
+/// After the first sign of a fault: how long to wait for others that explain it better.
+const SETTLE: Duration = Duration::from_millis(200);
+/// After srun has ended: how long the ranks' last event may take to be seen.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// A running step.
+pub struct Ranks {
+    number: u64,
+    step: String,
+    child: Child,
+    stderr: Option<ChildStderr>,
+    text: Vec<u8>,
+    run_dir: PathBuf,
+    events: Tail,
+    signs: Signs,
+    began: Instant,
+    start_limit: Duration,
+    seen: Seen,
+}
+
+impl Ranks {
+    /// Starts `program` as the ranks of attempt `number`.
+    pub fn start(
+        number: u64, line: &StepLine, program: &[String], extra: &[String], run_dir: &Path, start_limit: Duration,
+    ) -> Result<Ranks> {
+        if !line.in_order() {
+            crate::durable::write_atomic(line.hosts_file, line.hosts().as_bytes())?;
+        }
+        let events = Tail::from_end(run_dir.join("events.jsonl"));
+        let mut command: Command = line.command();
+        command.args(extra).args(program).env("HERD_ATTEMPT", number.to_string());
+        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(|e| {
+            Error::new(Exit::World, format!("srun cannot be started: {e}")).hint("is Slurm's client in PATH?")
+        })?;
+        let stderr = child.stderr.take();
+        if let Some(pipe) = &stderr {
+            set_nonblocking(pipe.as_raw_fd());
+        }
+        Ok(Ranks {
+            number,
+            step: line.name.to_string(),
+            child,
+            stderr,
+            text: Vec::new(),
+            run_dir: run_dir.to_path_buf(),
+            events,
+            signs: Signs::default(),
+            began: Instant::now(),
+            start_limit,
+            seen: Seen::default(),
+        })
+    }
+
+    /// Hands the wish to save and stop on to the ranks. srun passes SIGUSR1 on; SIGTERM would make it kill them.
+    pub fn ask_to_stop(&mut self) {
+        self.seen.asked = true;
+        // SAFETY: a signal to a child that has not been waited for.
+        unsafe { libc::kill(self.child.id() as i32, libc::SIGUSR1) };
+    }
+
+    /// The step that the ranks go on after, once they have met.
+    pub fn resumed_at(&self) -> Option<u64> {
+        self.signs.from
+    }
+
+    /// Waits at most one tick for news; what was seen when the attempt is over.
+    pub fn poll(&mut self) -> Option<Seen> {
+        self.wait_for_output();
+        self.relay();
+        self.look();
+        if let Some(code) = process::ended(&mut self.child) {
+            self.relay();
+            let end = Instant::now() + LAST_WORDS;
+            self.seen.code = Some(code);
+            // after a good end the events tell, and a network filesystem may show them late
+            while !self.seen.finished && !self.seen.stopped && !self.seen.is_fault() && Instant::now() < end {
+                std::thread::sleep(TICK);
+                self.look();
+            }
+            self.settle();
+            return Some(self.seen.clone());
+        }
+        if self.signs.from.is_none() && self.began.elapsed() > self.start_limit {
+            self.seen.no_start_s = Some(self.start_limit.as_secs_f64());
+        }
+        if self.seen.is_fault() {
+            self.settle();
+            return Some(self.seen.clone());
+        }
+        None
+    }
+
+    /// Ends what is left, on the nodes that live: the srun client here, the tasks through the controller, in a thread that
+    /// the caller may wait for or not.
+    pub fn end(mut self, job: &Job) -> JoinHandle<()> {
+        let killer = control::kill_step_beside(job, &self.step);
+        // the client stays a moment to say what it knows, then goes: it may wait for a dead node for minutes
+        if process::within(&mut self.child, Duration::from_millis(300)).is_none() {
+            process::end(&mut self.child);
+        }
+        self.relay();
+        killer
+    }
+
+    /// Gathers further evidence for a moment.
+    fn settle(&mut self) {
+        let end = Instant::now() + SETTLE;
+        while Instant::now() < end && !self.seen.finished {
+            std::thread::sleep(Duration::from_millis(20));
+            self.relay();
+            self.look();
+        }
+    }
+
+    fn look(&mut self) {
+        self.signs.read(&mut self.events, self.number);
+        (self.seen.finished, self.seen.stopped) = (self.signs.finished, self.signs.stopped);
+        if let Ok(found) = verdict::read_all(&self.run_dir, self.number) {
+            self.seen.verdicts = found;
+        }
+    }
+
+    /// Sleeps until srun says something, or a tick.
+    fn wait_for_output(&self) {
+        let Some(pipe) = &self.stderr else { return std::thread::sleep(TICK) };
+        let mut fds = [libc::pollfd { fd: pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+        // SAFETY: one descriptor that is open while we wait; a signal ends the wait early.
+        unsafe { libc::poll(fds.as_mut_ptr(), 1, TICK.as_millis() as i32) };
+    }
+
+    /// Passes srun's and the ranks' stderr on, and reads what it says about tasks.
+    fn relay(&mut self) {
+        let Some(pipe) = &mut self.stderr else { return };
+        let before = self.text.len();
+        let open = drain(pipe, &mut self.text);
+        let _ = std::io::stderr().write_all(&self.text[before..]);
+        if !open {
+            self.stderr = None;
+        }
+        let Some(end) = self.text.iter().rposition(|&b| b == b'\n') else { return };
+        let rest = self.text.split_off(end + 1);
+        let whole = std::mem::replace(&mut self.text, rest);
+        self.seen.said.extend(String::from_utf8_lossy(&whole).lines().filter_map(messages::parse));
+    }
+}
+
+/// A supervisor that leaves by an error takes its srun along; the ranks end with it.
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        if process::ended(&mut self.child).is_none() {
+            process::end(&mut self.child);
+        }
+    }
+}

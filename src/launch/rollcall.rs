@@ -1,0 +1,104 @@
+//! Which nodes take a step, asked of all at once: an empty `srun` whose tasks print their node's name. A node that lives
+//! answers within a fraction of a second; Slurm itself takes 12 s to say that one does not, and minutes to mark it down.
+
+use crate::slurm::{process, Job, StepLine};
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+/// Slurm forwards a launch through a tree of this width; behind a dead node of a larger step others may be late.
+const TREE_WIDTH: usize = 48;
+/// How many nodes are asked one by one.
+const ONE_BY_ONE: usize = 64;
+
+/// The nodes that do not answer within `limit`, in the order given. What srun had to say is logged where nobody answers.
+pub fn absent(job: &Job, nodes: &[String], hosts_file: &Path, limit: Duration) -> Vec<String> {
+    let missing =
+        |here: &BTreeSet<String>| -> Vec<String> { nodes.iter().filter(|n| !here.contains(*n)).cloned().collect() };
+    let mut here = answers(job, &[nodes.to_vec()], hosts_file, limit);
+    let late = missing(&here);
+    if !late.is_empty() && nodes.len() > TREE_WIDTH && late.len() <= ONE_BY_ONE {
+        let singles: Vec<Vec<String>> = late.iter().map(|n| vec![n.clone()]).collect();
+        here.extend(answers(job, &singles, hosts_file, limit));
+    }
+    missing(&here)
+}
+
+/// Starts one step for each group and gathers what they print.
+fn answers(job: &Job, groups: &[Vec<String>], hosts_file: &Path, limit: Duration) -> BTreeSet<String> {
+    let mut here = BTreeSet::new();
+    let mut said = Vec::new();
+    let mut steps: Vec<(Child, Vec<u8>)> =
+        groups.iter().filter_map(|g| Some((ask(job, g, hosts_file)?, vec![]))).collect();
+    let (end, wanted) = (Instant::now() + limit, groups.iter().map(Vec::len).sum());
+    while here.len() < wanted && Instant::now() < end {
+        let mut open = false;
+        for (child, text) in &mut steps {
+            if let Some(err) = child.stderr.as_mut() {
+                drain(err, &mut said);
+            }
+            let Some(out) = child.stdout.as_mut() else { continue };
+            match drain(out, text) {
+                true => open = true,
+                false => child.stdout = None,
+            }
+            here.extend(String::from_utf8_lossy(text).lines().map(|l| l.trim().to_string()).filter(|l| !l.is_empty()));
+        }
+        if !open {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    if here.is_empty() && !said.is_empty() {
+        tracing::warn!("roll call: {}", String::from_utf8_lossy(&said).trim());
+    }
+    // a step that answered ends by itself; one on a dead node is left to Slurm
+    for (mut child, _) in steps {
+        if process::within(&mut child, Duration::from_millis(if here.len() == wanted { 500 } else { 0 })).is_none() {
+            process::end(&mut child);
+        }
+    }
+    here
+}
+
+fn ask(job: &Job, nodes: &[String], hosts_file: &Path) -> Option<Child> {
+    let mut sorted = nodes.to_vec();
+    sorted.sort_by_key(|n| job.nodes.iter().position(|m| m == n));
+    let step = StepLine { job, name: "herd-rollcall", nodes: &sorted, ranks_per_node: 1, mpi: "none", hosts_file };
+    let child = step
+        .command()
+        .args(["--quiet", "printenv", "SLURMD_NODENAME"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .ok()?;
+    set_nonblocking(child.stdout.as_ref()?.as_raw_fd());
+    set_nonblocking(child.stderr.as_ref()?.as_raw_fd());
+    Some(child)
+}
+
+/// Reads what there is; false at the end of the stream.
+pub fn drain(from: &mut impl Read, into: &mut Vec<u8>) -> bool {
+    let mut buffer = [0u8; 16 << 10];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return false,
+            Ok(n) => into.extend_from_slice(&buffer[..n]),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return e.kind() == std::io::ErrorKind::WouldBlock,
+        }
+    }
+}
+
+/// Makes reads of a pipe return at once.
+pub fn set_nonblocking(fd: i32) {
+    // SAFETY: flags of an open descriptor of ours.
+    unsafe {
+        let flags = libc::fcntl(fd, libc::F_GETFL);
+        libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK);
+    }
+}

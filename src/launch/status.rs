@@ -1,0 +1,327 @@
+//! How a run fares, from what its run directory holds: nothing is asked of Slurm, so it works on any host that sees the
+//! directory, also long after the job.
+//!
+//! The *effective training time ratio* is the time spent in steps that count over the time since the first start:
+//! Σ `step_s` of `metrics.jsonl`, where each step stands once, over (end − first start), waiting in the queue between two
+//! jobs included. What is missing to 1 is split: a gap between two steps with the start of an attempt in it is lost to that
+//! fault (noticing, restarting, doing steps again); everything else is start-up, checkpoints and validation.
+
+use super::history::{Class, History, Record};
+use super::ledger::{self, Standing};
+use crate::error::{Error, Exit, Result};
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Status {
+    pub name: String,
+    pub state: State,
+    /// What is behind the state, for people.
+    pub detail: String,
+    pub step: u64,
+    pub steps: u64,
+    pub loss: Option<f64>,
+    /// Median over the last steps.
+    pub tokens_per_s: Option<f64>,
+    pub step_s: Option<f64>,
+    /// Seconds since the last step ended, or until the run ended.
+    pub since_last_step_s: Option<f64>,
+    pub attempts: usize,
+    pub jobs: usize,
+    pub requeues: usize,
+    pub faults: Vec<Fault>,
+    /// Steps done again after faults.
+    pub steps_lost: usize,
+    /// Seconds since the first start.
+    pub wall_s: f64,
+    /// Part of it in steps that count.
+    pub training_s: f64,
+    /// Part of it lost to faults.
+    pub lost_s: f64,
+    pub effective_time_ratio: f64,
+    pub nodes: BTreeMap<String, NodeLine>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    #[default]
+    NotStarted,
+    Running,
+    /// Between two jobs.
+    Queued,
+    Finished,
+    Stopped,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Fault {
+    pub attempt: u64,
+    pub time: Timestamp,
+    pub step: u64,
+    pub class: Option<Class>,
+    pub reason: String,
+    pub fact: String,
+    pub nodes: Vec<String>,
+    /// From the notice to the next new step.
+    pub recovered_s: Option<f64>,
+    pub steps_lost: Option<u64>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct NodeLine {
+    pub failures: usize,
+    pub standing: &'static str,
+    pub last: String,
+}
+
+/// Reads a run directory.
+///
+/// # Errors
+/// [`Exit::Usage`] for a directory that is no run's; [`Exit::Storage`].
+pub fn read(run_dir: &Path, now: Timestamp) -> Result<Status> {
+    let known = ["metrics.jsonl", "events.jsonl", "attempts.json", "config.yaml"];
+    if !known.iter().any(|f| run_dir.join(f).exists()) {
+        return Err(Error::new(Exit::Usage, format!("{} is no run directory", run_dir.display()))
+            .hint("give the run_dir of a configuration"));
+    }
+    let history = History::read(run_dir)?;
+    let (metrics, events) = (lines(&run_dir.join("metrics.jsonl"))?, lines(&run_dir.join("events.jsonl"))?);
+    let superseded = lines(&run_dir.join("metrics.superseded.jsonl"))?.len();
+    let config: Value = match std::fs::read_to_string(run_dir.join("config.yaml")) {
+        Ok(text) => serde_yaml::from_str(&text).unwrap_or(Value::Null),
+        Err(_) => Value::Null,
+    };
+    let mut s = Status {
+        name: config["name"].as_str().unwrap_or_default().into(),
+        steps: config["train"]["steps"].as_u64().unwrap_or(0),
+        attempts: history.attempts.iter().filter(|a| !a.nodes.is_empty()).count(),
+        jobs: count_changes(history.attempts.iter().map(|a| a.job)),
+        requeues: events.iter().filter(|e| e["kind"] == "requeue" || e["kind"] == "successor").count(),
+        faults: faults(&events),
+        steps_lost: superseded,
+        nodes: nodes(run_dir, now)?,
+        ..Status::default()
+    };
+    (s.state, s.detail) = state(&history, &events);
+    progress(&mut s, &metrics);
+    times(&mut s, &history.attempts, &metrics, now);
+    Ok(s)
+}
+
+/// Whole lines of a JSON-lines file; absent is empty.
+fn lines(path: &Path) -> Result<Vec<Value>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(bytes.split(|&b| b == b'\n').filter_map(|l| serde_json::from_slice(l).ok()).collect()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(Error::io(path, "read", &e, Exit::Storage)),
+    }
+}
+
+fn count_changes(mut jobs: impl Iterator<Item = u64>) -> usize {
+    let mut last = None;
+    jobs.by_ref().filter(|j| last.replace(*j) != Some(*j)).count()
+}
+
+fn time(v: &Value) -> Option<Timestamp> {
+    v["time"].as_str()?.parse().ok()
+}
+
+fn state(history: &History, events: &[Value]) -> (State, String) {
+    let of = |e: &Value, key: &str| e[key].as_str().unwrap_or_default().to_string();
+    // the supervisor's or the ranks' last word about the run as a whole
+    let last = events.iter().rev().find(|e| {
+        matches!(
+            e["kind"].as_str(),
+            Some(
+                "launch"
+                    | "launch_ended"
+                    | "requeue"
+                    | "not_requeued"
+                    | "successor"
+                    | "finished"
+                    | "stopped"
+                    | "start"
+                    | "resume"
+            )
+        )
+    });
+    let running = || match history.attempts.last().filter(|a| a.ended.is_none()) {
+        Some(a) => format!("attempt {} of job {} on {}", a.attempt, a.job, a.nodes.join(",")),
+        None => "by hand, or between two attempts".into(),
+    };
+    match last {
+        None => (State::NotStarted, String::new()),
+        Some(e) => match e["kind"].as_str().unwrap_or_default() {
+            "finished" => (State::Finished, String::new()),
+            "launch_ended" if e["exit"] == 0 => (State::Finished, of(e, "why")),
+            "launch_ended" => (State::Stopped, of(e, "why")),
+            "stopped" if history.attempts.is_empty() => (State::Stopped, "saved and left on request".into()),
+            "requeue" | "successor" => (State::Queued, of(e, "why")),
+            "not_requeued" if of(e, "state") == "CANCELLED" => (State::Stopped, "the job was cancelled".into()),
+            "not_requeued" => (State::Queued, of(e, "why")),
+            _ => (State::Running, running()),
+        },
+    }
+}
+
+fn faults(events: &[Value]) -> Vec<Fault> {
+    let mut out: Vec<Fault> = Vec::new();
+    for e in events {
+        match e["kind"].as_str() {
+            Some("fault") => out.push(Fault {
+                attempt: e["attempt"].as_u64().unwrap_or(0),
+                time: time(e).unwrap_or_default(),
+                step: e["step"].as_u64().unwrap_or(0),
+                class: serde_json::from_value(e["class"].clone()).ok(),
+                reason: e["reason"].as_str().unwrap_or_default().into(),
+                fact: e["fact"].as_str().unwrap_or_default().into(),
+                nodes: serde_json::from_value(e["nodes"].clone()).unwrap_or_default(),
+                recovered_s: None,
+                steps_lost: None,
+            }),
+            // belongs to the first fault of a row: what came after it came while it was being mended
+            Some("recovered") => {
+                let open = out.iter().rposition(|f| f.recovered_s.is_some()).map_or(0, |i| i + 1);
+                if let Some(f) = out.get_mut(open) {
+                    f.recovered_s = e["seconds"].as_f64();
+                    f.steps_lost = e["steps_lost"].as_u64();
+                }
+            }
+            _ => {}
+        }
+    }
+    out
+}
+
+fn nodes(run_dir: &Path, now: Timestamp) -> Result<BTreeMap<String, NodeLine>> {
+    let ledger = ledger::read(&run_dir.join("ledger.json"))?;
+    let line = |(name, node): (&String, &ledger::Node)| {
+        let standing = match ledger.standing(name, now) {
+            Standing::Good => "in use",
+            Standing::Paused => "last resort",
+            Standing::GivenUp => "given up",
+        };
+        let last = node.failures.last().map_or(String::new(), |f| f.reason.clone());
+        (name.clone(), NodeLine { failures: node.failures.len(), standing, last })
+    };
+    Ok(ledger.nodes.iter().map(line).collect())
+}
+
+fn progress(s: &mut Status, metrics: &[Value]) {
+    let Some(last) = metrics.last() else { return };
+    s.step = last["step"].as_u64().unwrap_or(0);
+    s.loss = last["loss"].as_f64();
+    let median = |key: &str| {
+        let mut all: Vec<f64> = metrics.iter().rev().take(20).filter_map(|m| m[key].as_f64()).collect();
+        all.sort_by(f64::total_cmp);
+        all.get(all.len() / 2).copied()
+    };
+    (s.tokens_per_s, s.step_s) = (median("tokens_per_s"), median("step_s"));
+}
+
+/// Splits the time since the first start.
+fn times(s: &mut Status, attempts: &[Record], metrics: &[Value], now: Timestamp) {
+    let began = |m: &Value| Some(seconds(time(m)?) - m["step_s"].as_f64()?);
+    let ends: Vec<Option<f64>> = metrics.iter().map(|m| time(m).map(seconds)).collect();
+    let first = attempts.first().map(|a| seconds(a.started)).or_else(|| metrics.first().and_then(began));
+    let (Some(first), Some(last)) = (first, ends.last().copied().flatten()) else { return };
+    let end = match s.state {
+        State::Running => seconds(now),
+        _ => attempts.iter().filter_map(|a| a.ended).map(seconds).fold(last, f64::max),
+    };
+    s.since_last_step_s = Some((end - last).max(0.0));
+    s.wall_s = (end - first).max(0.0);
+    s.training_s = metrics.iter().filter_map(|m| m["step_s"].as_f64()).sum();
+    let starts: Vec<f64> = attempts.iter().skip(1).map(|a| seconds(a.started)).collect();
+    for (i, m) in metrics.iter().enumerate() {
+        let before = if i == 0 { Some(first) } else { ends[i - 1] };
+        let (Some(before), Some(begin)) = (before, began(m)) else { continue };
+        if starts.iter().any(|t| (before..=begin).contains(t)) {
+            s.lost_s += (begin - before).max(0.0);
+        }
+    }
+    // a fault that is not mended yet
+    if starts.iter().any(|t| *t > last) {
+        s.lost_s += end - last;
+    }
+    s.effective_time_ratio = if s.wall_s > 0.0 { s.training_s / s.wall_s } else { 0.0 };
+}
+
+fn seconds(t: Timestamp) -> f64 {
+    t.as_nanosecond() as f64 / 1e9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn at(s: f64) -> Timestamp {
+        Timestamp::from_nanosecond((1e9 * (1_000_000.0 + s)) as i128).unwrap()
+    }
+
+    /// Ten steps of a second; a fault in step 6 at 5.5 s, noticed at 6, the next attempt starts at 7, resumes after step 4
+    /// and begins step 5 at 9.
+    fn run(dir: &Path) {
+        let step = |step: u64, end: f64| json!({ "step": step, "time": at(end), "step_s": 1.0, "loss": 2.0, "tokens_per_s": 50.0 });
+        let metrics: Vec<Value> =
+            (1..=4).map(|i| step(i, i as f64)).chain((5..=10).map(|i| step(i, i as f64 + 5.0))).collect();
+        let text = |lines: &[Value]| lines.iter().map(|l| format!("{l}\n")).collect::<String>();
+        std::fs::write(dir.join("metrics.jsonl"), text(&metrics)).unwrap();
+        std::fs::write(dir.join("metrics.superseded.jsonl"), text(&[step(5, 5.0)])).unwrap();
+        let events = [
+            json!({ "time": at(-1.0), "kind": "launch", "job": 7 }),
+            json!({ "time": at(6.0), "kind": "fault", "attempt": 1, "step": 5, "class": "node", "reason": "missed_probes",
+                "fact": "n2 is silent", "nodes": ["n2"] }),
+            json!({ "time": at(10.0), "kind": "recovered", "attempt": 2, "steps_lost": 1, "seconds": 4.0 }),
+            json!({ "time": at(15.0), "kind": "finished" }),
+            json!({ "time": at(15.0), "kind": "launch_ended", "exit": 0, "why": "the last step is done" }),
+        ];
+        std::fs::write(dir.join("events.jsonl"), text(&events) + "half a li").unwrap();
+        std::fs::write(dir.join("config.yaml"), "name: demo\ntrain: {steps: 10}\n").unwrap();
+        let record = |attempt, started: f64, ended: f64, class| Record {
+            attempt,
+            job: 7,
+            restarts: 0,
+            nodes: vec!["n1".into(), "n2".into()],
+            shrunk_to: None,
+            started: at(started),
+            ended: Some(at(ended)),
+            last_step: 5,
+            class: Some(class),
+            reason: String::new(),
+            fact: String::new(),
+            blamed: vec![],
+        };
+        let attempts = vec![record(1, -1.0, 6.0, Class::Node), record(2, 7.0, 15.0, Class::Done)];
+        History { attempts, ..Default::default() }.write(dir).unwrap();
+    }
+
+    #[test]
+    fn time_is_split_into_training_faults_and_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        run(dir.path());
+        let s = read(dir.path(), at(100.0)).unwrap();
+        assert_eq!((s.state, s.step, s.steps, s.attempts, s.jobs, s.steps_lost), (State::Finished, 10, 10, 2, 1, 1));
+        assert_eq!((s.wall_s, s.training_s), (16.0, 10.0));
+        // from the end of step 4, which counts, to the beginning of step 5 that counts
+        assert!((s.lost_s - 5.0).abs() < 1e-6, "{}", s.lost_s);
+        assert!((s.effective_time_ratio - 10.0 / 16.0).abs() < 1e-9);
+        let f = &s.faults[0];
+        assert_eq!((f.recovered_s, f.steps_lost, f.class), (Some(4.0), Some(1), Some(Class::Node)));
+        assert_eq!((s.loss, s.tokens_per_s), (Some(2.0), Some(50.0)));
+    }
+
+    #[test]
+    fn a_run_without_anything_and_a_folder_that_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(read(dir.path(), at(0.0)).unwrap_err().exit, Exit::Usage);
+        std::fs::write(dir.path().join("config.yaml"), "name: x\n").unwrap();
+        let s = read(dir.path(), at(0.0)).unwrap();
+        assert_eq!((s.state, s.wall_s, s.effective_time_ratio), (State::NotStarted, 0.0, 0.0));
+    }
+}

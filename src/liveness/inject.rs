@@ -1,0 +1,230 @@
+//! Faults on order: what `herd drill` makes happen inside a live run.
+//!
+//! A rank looks between two steps for `drill/rank-NNNNN.json` in the run directory: one `stat` a step, and nothing else
+//! where there is none. An order is renamed before it is carried out, so that a later attempt does not repeat it, and stands
+//! in `events.jsonl`. The faults are real: a signal, a collective that is not made, a NaN in a gradient.
+
+use super::Phase;
+use super::Progress;
+use crate::attempt;
+use crate::error::{Error, Exit, Result};
+use crate::events::Events;
+use crate::wire::Meters;
+use serde::{Deserialize, Serialize};
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a rank is told to do to itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Fault {
+    /// SIGKILL.
+    Kill,
+    /// SIGSTOP; with `seconds`, SIGCONT after that time.
+    Stop { seconds: Option<f64> },
+    /// Leaves by _exit.
+    Exit { code: i32 },
+    /// Leaves out its next collective of tensors.
+    SkipCollective,
+    /// Enters its next collective that much later.
+    StallCollective { seconds: f64 },
+    /// Takes that much longer for each of the next steps.
+    Slow { seconds: f64, steps: u64 },
+    /// Puts a NaN into a gradient of the next step, before it is reduced.
+    NanGradient,
+    /// Blocks that long where metrics are written.
+    SleepIo { seconds: f64 },
+}
+
+/// An order: the fault, and the number of finished steps at which it happens, at once if that is past or absent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Order {
+    #[serde(flatten)]
+    pub fault: Fault,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_step: Option<u64>,
+}
+
+/// Where an order for `rank` lies.
+pub fn path(run_dir: &Path, rank: usize) -> PathBuf {
+    run_dir.join("drill").join(format!("rank-{rank:05}.json"))
+}
+
+/// This rank's ear for orders, and what of them is still to be done.
+pub struct Inject {
+    run_dir: PathBuf,
+    rank: usize,
+    path: PathBuf,
+    meters: Arc<Meters>,
+    nan: Cell<bool>,
+    slow: Cell<(u64, Duration)>,
+    sleep_io: Cell<Duration>,
+}
+
+impl Inject {
+    pub fn new(run_dir: &Path, rank: usize, meters: Arc<Meters>) -> Inject {
+        Inject {
+            run_dir: run_dir.to_path_buf(),
+            rank,
+            path: path(run_dir, rank),
+            meters,
+            nan: Cell::new(false),
+            slow: Cell::default(),
+            sleep_io: Cell::default(),
+        }
+    }
+
+    /// Between two steps, after `step` finished ones: takes an order that is due.
+    ///
+    /// # Errors
+    /// [`Exit::Usage`] for an order that makes no sense, [`Exit::Storage`].
+    pub fn boundary(&self, step: u64) -> Result<()> {
+        if !self.path.exists() {
+            return Ok(());
+        }
+        let text = std::fs::read(&self.path).map_err(|e| Error::io(&self.path, "read", &e, Exit::Storage))?;
+        let order: Order = serde_json::from_slice(&text).map_err(|e| {
+            Error::new(Exit::Usage, format!("{}: {e}", self.path.display())).hint("write orders with `herd drill`")
+        })?;
+        if order.at_step.is_some_and(|at| at > step) {
+            return Ok(());
+        }
+        let taken = self.path.with_extension(format!("attempt-{:04}-step-{step:08}.taken", attempt::current()));
+        std::fs::rename(&self.path, &taken).map_err(|e| Error::io(&self.path, "take", &e, Exit::Storage))?;
+        let mut fields = serde_json::to_value(&order.fault).unwrap_or_default();
+        fields["fault"] = fields["kind"].take();
+        if let Some(map) = fields.as_object_mut() {
+            map.remove("kind");
+            map.insert("rank".into(), self.rank.into());
+            map.insert("step".into(), step.into());
+        }
+        Events::open(&self.run_dir)?.event("drill", fields)?;
+        self.perform(&order.fault);
+        Ok(())
+    }
+
+    fn perform(&self, fault: &Fault) {
+        let length = |seconds: f64| Duration::from_secs_f64(seconds.clamp(0.0, 1e6));
+        // SAFETY: signals to this very process.
+        let signal = |number| unsafe { libc::kill(libc::getpid(), number) };
+        match *fault {
+            Fault::Kill => _ = signal(libc::SIGKILL),
+            Fault::Stop { seconds } => {
+                if let Some(seconds) = seconds {
+                    let line = format!("sleep {}; kill -CONT {}", length(seconds).as_secs_f64(), std::process::id());
+                    let waker =
+                        Command::new("sh").args(["-c", &line]).stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+                    if waker.is_err() {
+                        return;
+                    }
+                }
+                signal(libc::SIGSTOP);
+            }
+            Fault::Exit { code } => super::hard(code),
+            Fault::SkipCollective => self.meters.skip_next(),
+            Fault::StallCollective { seconds } => self.meters.stall_next(length(seconds)),
+            Fault::Slow { seconds, steps } => self.slow.set((steps, length(seconds))),
+            Fault::NanGradient => self.nan.set(true),
+            Fault::SleepIo { seconds } => self.sleep_io.set(length(seconds)),
+        }
+    }
+
+    /// Called where the rank does its own work: a slow rank is slow here.
+    pub fn work(&self) {
+        if let (left @ 1.., by) = self.slow.get() {
+            self.slow.set((left - 1, by));
+            std::thread::sleep(by);
+        }
+    }
+
+    /// Called where metrics are written.
+    pub fn storage(&self) {
+        let length = self.sleep_io.take();
+        if !length.is_zero() {
+            std::thread::sleep(length);
+        }
+    }
+
+    /// Whether the gradient that is complete now is to be spoiled, once.
+    pub fn spoils(&self) -> bool {
+        self.nan.take()
+    }
+
+    /// [`Progress::at`] for the start of own work, and what a drill does there.
+    pub fn begin_work(&self, progress: &Progress) {
+        progress.at(Phase::Forward);
+        self.work();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn inject(dir: &Path) -> Inject {
+        Inject::new(dir, 3, Arc::new(Meters::default()))
+    }
+
+    fn order(dir: &Path, order: serde_json::Value) {
+        std::fs::create_dir_all(dir.join("drill")).unwrap();
+        std::fs::write(path(dir, 3), order.to_string()).unwrap();
+    }
+
+    #[test]
+    fn an_order_is_taken_once_at_its_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let i = inject(dir.path());
+        i.boundary(1).unwrap();
+        order(dir.path(), json!({ "kind": "slow", "seconds": 0.05, "steps": 2, "at_step": 4 }));
+        let slow = |step| {
+            i.boundary(step).unwrap();
+            let began = std::time::Instant::now();
+            i.work();
+            began.elapsed() >= Duration::from_millis(50)
+        };
+        assert_eq!([3, 4, 5, 6].map(slow), [false, true, true, false]);
+        assert!(!path(dir.path(), 3).exists());
+        let taken = std::fs::read_dir(dir.path().join("drill")).unwrap().count();
+        let events = std::fs::read_to_string(dir.path().join("events.jsonl")).unwrap();
+        assert!(
+            taken == 1 && events.contains("\"kind\":\"drill\"") && events.contains("\"fault\":\"slow\""),
+            "{events}"
+        );
+    }
+
+    #[test]
+    fn a_nan_is_ordered_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let i = inject(dir.path());
+        order(dir.path(), json!({ "kind": "nan_gradient" }));
+        i.boundary(0).unwrap();
+        assert_eq!([i.spoils(), i.spoils()], [true, false]);
+    }
+
+    #[test]
+    fn an_order_that_makes_no_sense_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        order(dir.path(), json!({ "kind": "explode" }));
+        let e = inject(dir.path()).boundary(0).unwrap_err();
+        assert!(e.exit == Exit::Usage && e.fact.contains("explode"), "{e}");
+    }
+
+    #[test]
+    fn orders_read_as_documented() {
+        for (text, fault) in [
+            (json!({ "kind": "kill" }), Fault::Kill),
+            (json!({ "kind": "stop" }), Fault::Stop { seconds: None }),
+            (json!({ "kind": "stop", "seconds": 2.5 }), Fault::Stop { seconds: Some(2.5) }),
+            (json!({ "kind": "exit", "code": 14 }), Fault::Exit { code: 14 }),
+            (json!({ "kind": "skip_collective" }), Fault::SkipCollective),
+            (json!({ "kind": "stall_collective", "seconds": 9 }), Fault::StallCollective { seconds: 9.0 }),
+            (json!({ "kind": "sleep_io", "seconds": 60 }), Fault::SleepIo { seconds: 60.0 }),
+        ] {
+            assert_eq!(serde_json::from_value::<Order>(text).unwrap(), Order { fault, at_step: None });
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! ZeRO stages 0 to 3 (arXiv:1910.02054 §5) and hybrid sharding: the units of one rank, shared out over its replicas.
+//!
+//! | stage | optimizer | gradients | parameters | collectives of a unit |
+//! | --- | --- | --- | --- | --- |
+//! | 0 | whole | whole | whole | all-reduce of gradients once a step |
+//! | 1 | shard | whole | whole | reduce-scatter once a step, all-gather of parameters after the update |
+//! | 2 | shard | shard | whole | reduce-scatter each micro-batch, all-gather after the update |
+//! | 3 | shard | shard | shard | reduce-scatter each micro-batch, all-gather before each forward and backward use |
+//!
+//! - `whole`: gradients of stages 0 and 1, reduced in buckets while the last backward pass goes on
+//! - `shards`: gradients of stages 2 and 3, reduced unit by unit
+//! - `weights`: where parameters lie, when they are gathered
+//! - `order`: what will be gathered next
+//! - `pool`: buffers that come and go
+
+mod order;
+mod pool;
+mod shards;
+mod weights;
+mod whole;
+
+use super::{CommTiming, Groups};
+use crate::error::{Error, Exit, Result};
+use crate::layout::{Layout, Sharding, Unit};
+use crate::model::{Accumulate, Flat, Held, Owned, Units, Use};
+use crate::plan::Plan;
+use shards::Shards;
+use std::collections::HashMap;
+use tch::{Device, Kind, Tensor};
+use weights::Weights;
+use whole::Whole;
+
+/// What the buffers are like and how they move.
+#[derive(Clone, Copy, Debug)]
+pub struct How {
+    pub sharding: Sharding,
+    pub dtype: Kind,
+    pub device: Device,
+    /// Gradients of whole units are put together until they reach this (stages 0 and 1).
+    pub bucket_mib: usize,
+    /// Communication goes on while the caller computes; without it nothing starts before it is waited for.
+    pub overlap: bool,
+}
+
+impl How {
+    pub fn of(plan: &Plan) -> How {
+        How {
+            sharding: Sharding::new(&plan.config.parallel, &plan.topology),
+            dtype: plan.dtype,
+            device: plan.device,
+            bucket_mib: plan.config.parallel.bucket_mib,
+            overlap: plan.config.parallel.overlap,
+        }
+    }
+}
+
+/// The units of one rank: [`Units`] over its replicas.
+///
+/// A step is [`Sharded::begin`], the passes, [`Sharded::finish`], an update of what [`Sharded::owned`] shows, and
+/// [`Sharded::publish`]. Holds outside of a step only read. All replicas make the same calls in the same order.
+pub struct Sharded {
+    how: How,
+    groups: Groups,
+    index: HashMap<Unit, usize>,
+    layouts: Vec<std::sync::Arc<crate::layout::UnitLayout>>,
+    weights: Weights,
+    gradients: Gradients,
+    spent: CommTiming,
+}
+
+enum Gradients {
+    Whole(Whole),
+    Shards(Shards),
+}
+
+impl Sharded {
+    /// Zero-filled units of `layout`, placed where the wires reach them fastest. Collective over `groups`.
+    pub fn new(layout: &Layout, how: How, groups: Groups) -> Result<Sharded> {
+        let layouts: Vec<_> = layout.units.iter().map(|u| std::sync::Arc::new(u.clone())).collect();
+        Ok(Sharded {
+            index: layouts.iter().enumerate().map(|(i, u)| (u.unit, i)).collect(),
+            weights: Weights::new(&layouts, &how, groups.gather.clone())?,
+            gradients: match how.sharding.stage {
+                0 | 1 => Gradients::Whole(Whole::new(&layouts, &how, &groups)?),
+                _ => Gradients::Shards(Shards::new(&layouts, &how, &groups)?),
+            },
+            how,
+            groups,
+            layouts,
+            spent: CommTiming::default(),
+        })
+    }
+
+    pub fn sharding(&self) -> &Sharding {
+        &self.how.sharding
+    }
+
+    /// What this rank updates, in forward order. The tensors stay the same ones.
+    pub fn owned(&self) -> Vec<Owned> {
+        let owned = |(i, layout): (usize, &std::sync::Arc<crate::layout::UnitLayout>)| Owned {
+            layout: layout.clone(),
+            range: self.how.sharding.range(layout),
+            counted: self.how.sharding.counted(layout),
+            param: self.weights.own(i),
+            grad: match &self.gradients {
+                Gradients::Whole(g) => g.own(i),
+                Gradients::Shards(g) => g.own(i),
+            },
+        };
+        self.layouts.iter().enumerate().map(owned).collect()
+    }
+
+    /// A step of `micro_batches` starts: that many times each unit's gradients will be complete.
+    pub fn begin(&mut self, micro_batches: usize) {
+        self.weights.order.begin();
+        match &mut self.gradients {
+            Gradients::Whole(g) => g.begin(micro_batches),
+            Gradients::Shards(g) => g.begin(micro_batches),
+        }
+    }
+
+    /// Waits for all sums: the owned gradients are then those of the global batch.
+    pub fn finish(&mut self) -> Result<()> {
+        self.weights.order.end();
+        match &mut self.gradients {
+            Gradients::Whole(g) => g.finish(&mut self.spent)?,
+            Gradients::Shards(g) => g.finish(&mut self.spent)?,
+        }
+        self.groups.sum_copies(&self.owned(), &mut self.spent)
+    }
+
+    /// What communication has cost since the last call; of what is still under way, the bytes.
+    pub fn spent(&mut self) -> CommTiming {
+        std::mem::take(&mut self.spent)
+    }
+
+    /// The owners have written their parameters: every rank will read the new ones. With overlap the gathers go on during
+    /// the next pass, and each hold waits for its unit.
+    pub fn publish(&mut self) -> Result<()> {
+        self.weights.publish(&mut self.spent)?;
+        if self.how.overlap {
+            return Ok(());
+        }
+        self.settle()
+    }
+
+    /// Waits for what [`Sharded::publish`] started: before parameters are read otherwise than through holds, and at the
+    /// end.
+    pub fn settle(&mut self) -> Result<()> {
+        self.weights.settle(&mut self.spent)
+    }
+
+    /// The parameters of every unit that lie on this rank anyway: whole units, or under stage 3 its shards.
+    pub(super) fn resident(&self) -> impl Iterator<Item = (&crate::layout::UnitLayout, Tensor)> {
+        self.layouts.iter().enumerate().map(|(i, u)| (&**u, self.weights.resident(i)))
+    }
+
+    pub(super) fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
+    fn place(&self, unit: Unit) -> Result<usize> {
+        let found = self.index.get(&unit).copied();
+        found.ok_or_else(|| Error::new(Exit::Internal, format!("{unit:?} is not on this rank")))
+    }
+}
+
+impl Units for Sharded {
+    fn hold(&mut self, unit: Unit, usage: Use) -> Result<Held> {
+        let i = self.place(unit)?;
+        let param = self.weights.hold(i, usage, &mut self.spent)?;
+        let mut flat =
+            Flat { layout: self.layouts[i].clone(), param, grad: Tensor::empty([0], (Kind::Float, Device::Cpu)) };
+        if usage == Use::Forward {
+            return Ok(Held { flat, grads: Accumulate::Add });
+        }
+        let grads = match &mut self.gradients {
+            Gradients::Whole(g) => g.hold(i, usage, &mut flat),
+            Gradients::Shards(g) => g.hold(i, usage, &mut flat, &mut self.spent)?,
+        };
+        Ok(Held { flat, grads })
+    }
+
+    fn release(&mut self, unit: Unit, usage: Use) -> Result<()> {
+        let i = self.place(unit)?;
+        self.weights.release(i, usage);
+        Ok(())
+    }
+
+    fn complete(&mut self, unit: Unit) -> Result<()> {
+        let i = self.place(unit)?;
+        match &mut self.gradients {
+            Gradients::Whole(g) => g.complete(i, &mut self.spent),
+            Gradients::Shards(g) => g.complete(i, &mut self.spent),
+        }
+    }
+}
+
+/// `unit` had another number of complete micro-batches than the step has.
+fn miscounted(unit: Unit, completed: usize, micro_batches: usize) -> Error {
+    let fact =
+        format!("the gradient of {unit:?} was complete {completed} times in a step of {micro_batches} micro-batches");
+    Error::new(Exit::Internal, fact)
+}

@@ -1,0 +1,216 @@
+//! Where parameters lie and when they are gathered.
+//!
+//! Stages 0 to 2 keep them whole and gather each unit after the update. Under stage 3 a rank keeps its part. Where the
+//! ranks of a copy share memory, the parts of a unit lie back to back there and are the whole unit without a gather, once a
+//! node ([`crate::wire::Wire::window`]). Elsewhere a unit is gathered into a buffer when it is held, the one after it
+//! while it is used, and the buffer goes when nobody holds the unit.
+
+use super::order::Order;
+use super::pool::{Buffer, Pool};
+use super::How;
+use crate::error::{Error, Exit, Result};
+use crate::layout::UnitLayout;
+use crate::model::Use;
+use crate::parallel::CommTiming;
+use crate::wire::{Op, Wire, Work};
+use std::sync::Arc;
+use tch::{Device, Kind, Tensor};
+
+pub(super) struct Weights {
+    units: Vec<WeightUnit>,
+    pub order: Order,
+    lie: Lie,
+    pool: Pool,
+    dtype: Kind,
+    device: Device,
+    overlap: bool,
+    /// The ranks that share one copy of the state.
+    wire: Arc<dyn Wire>,
+    /// Under way since the update: one rank's word that it has written its parts.
+    written: Option<(Work, Tensor)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lie {
+    /// Whole on every rank.
+    Whole,
+    /// Whole once a node.
+    Window,
+    /// In parts.
+    Parts,
+}
+
+struct WeightUnit {
+    layout: Arc<UnitLayout>,
+    /// The part that this rank updates.
+    own: Tensor,
+    /// The whole unit where it lies whole.
+    whole: Option<Tensor>,
+    gathered: Option<Buffer>,
+    gather: Option<Work>,
+    holds: usize,
+}
+
+impl Weights {
+    pub fn new(layouts: &[Arc<UnitLayout>], how: &How, wire: Arc<dyn Wire>) -> Result<Weights> {
+        let (dtype, device) = (how.dtype, how.device);
+        let window = how.sharding.stage == 3 && device == Device::Cpu;
+        let mut lie = if how.sharding.stage == 3 { Lie::Parts } else { Lie::Whole };
+        let mut units = Vec::new();
+        if window {
+            for u in layouts {
+                // The answer is the same for each.
+                let Some(whole) = wire.window(u.len / how.sharding.group, dtype)? else { break };
+                units.push(unit(u, how, Some(whole), None));
+                lie = Lie::Window;
+            }
+        }
+        if lie != Lie::Window {
+            let len = |u: &UnitLayout| if lie == Lie::Parts { u.len / how.sharding.group } else { u.len };
+            let total: usize = layouts.iter().map(|u| len(u)).sum();
+            let all = match device {
+                Device::Cpu if wire.size() > 1 => wire.tensor(total, dtype)?,
+                _ => Tensor::zeros([total as i64], (dtype, device)),
+            };
+            let mut at = 0;
+            for u in layouts {
+                let piece = all.narrow(0, at, len(u) as i64);
+                at += len(u) as i64;
+                units.push(match lie {
+                    Lie::Parts => unit(u, how, None, Some(piece)),
+                    _ => unit(u, how, Some(piece), None),
+                });
+            }
+        }
+        let pool = Pool::new(layouts.iter().map(|u| u.len));
+        let (order, overlap) = (Order::default(), how.overlap);
+        Ok(Weights { units, order, lie, pool, dtype, device, overlap, wire, written: None })
+    }
+
+    pub fn own(&self, i: usize) -> Tensor {
+        self.units[i].own.shallow_clone()
+    }
+
+    /// What lies on this rank between steps.
+    pub fn resident(&self, i: usize) -> Tensor {
+        let u = &self.units[i];
+        u.whole.as_ref().filter(|_| self.lie == Lie::Whole).unwrap_or(&u.own).shallow_clone()
+    }
+
+    /// The whole unit; nothing for a use that reads no parameters.
+    pub fn hold(&mut self, i: usize, usage: Use, spent: &mut CommTiming) -> Result<Tensor> {
+        if let Some((work, _)) = self.written.take() {
+            spent.wait(work)?;
+        }
+        if self.lie != Lie::Parts {
+            let u = &mut self.units[i];
+            if let Some(work) = u.gather.take() {
+                spent.wait(work)?;
+            }
+            let whole = u.whole.as_ref().map(Tensor::shallow_clone);
+            return whole.ok_or_else(|| Error::new(Exit::Internal, "a unit that lies whole has no buffer"));
+        }
+        if usage == Use::BackwardWeight {
+            return Ok(Tensor::empty([0], (self.dtype, self.device)));
+        }
+        self.order.want(i);
+        let whole = self.gather(i, spent)?;
+        if let Some(work) = self.units[i].gather.take() {
+            spent.wait(work)?;
+        }
+        self.units[i].holds += 1;
+        if let (true, Some(next)) = (self.overlap, self.order.next()) {
+            self.gather(next, spent)?;
+        }
+        Ok(whole)
+    }
+
+    pub fn release(&mut self, i: usize, usage: Use) {
+        if self.lie != Lie::Parts || usage == Use::BackwardWeight {
+            return;
+        }
+        let u = &mut self.units[i];
+        u.holds = u.holds.saturating_sub(1);
+        if u.holds == 0 && self.order.next() != Some(i) {
+            if let Some(buffer) = u.gathered.take() {
+                self.pool.give(buffer);
+            }
+        }
+    }
+
+    /// The owners have written: starts what it takes until every rank reads the new parameters.
+    pub fn publish(&mut self, spent: &mut CommTiming) -> Result<()> {
+        if self.wire.size() == 1 {
+            return Ok(());
+        }
+        match self.lie {
+            Lie::Whole => {
+                for u in &mut self.units {
+                    if let Some(whole) = &u.whole {
+                        u.gather = Some(self.wire.all_gather(&u.own, whole)?);
+                        spent.moved(whole);
+                    }
+                }
+                spent.buckets += 1;
+            }
+            Lie::Window => {
+                let word = Tensor::zeros([1], (Kind::Float, Device::Cpu));
+                self.written = Some((self.wire.all_reduce(&word, Op::Sum)?, word));
+                spent.buckets += 1;
+            }
+            // What was gathered ahead of the update would be old.
+            Lie::Parts => {
+                for i in 0..self.units.len() {
+                    if self.units[i].holds == 0 {
+                        if let Some(work) = self.units[i].gather.take() {
+                            spent.wait(work)?;
+                        }
+                        if let Some(buffer) = self.units[i].gathered.take() {
+                            self.pool.give(buffer);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub fn settle(&mut self, spent: &mut CommTiming) -> Result<()> {
+        if let Some((work, _)) = self.written.take() {
+            spent.wait(work)?;
+        }
+        for u in self.units.iter_mut() {
+            if let Some(work) = u.gather.take() {
+                spent.wait(work)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts to gather unit `i` unless that was done.
+    fn gather(&mut self, i: usize, spent: &mut CommTiming) -> Result<Tensor> {
+        let u = &mut self.units[i];
+        if let Some(buffer) = &u.gathered {
+            return Ok(buffer.tensor.shallow_clone());
+        }
+        let options = (self.dtype, self.device);
+        let buffer = self.pool.take(u.layout.len, |len| Ok(Tensor::zeros([len as i64], options)))?;
+        let whole = buffer.tensor.shallow_clone();
+        u.gather = Some(self.wire.all_gather(&u.own, &whole)?);
+        u.gathered = Some(buffer);
+        spent.moved(&whole);
+        spent.buckets += 1;
+        Ok(whole)
+    }
+}
+
+/// A unit of which this rank owns a part of `whole`, or `part`.
+fn unit(layout: &Arc<UnitLayout>, how: &How, whole: Option<Tensor>, part: Option<Tensor>) -> WeightUnit {
+    let range = how.sharding.range(layout);
+    let own = match (&whole, part) {
+        (_, Some(part)) => part,
+        (Some(whole), None) => whole.narrow(0, range.start as i64, range.len() as i64),
+        (None, None) => Tensor::new(),
+    };
+    WeightUnit { layout: layout.clone(), own, whole, gathered: None, gather: None, holds: 0 }
+}
