@@ -61,6 +61,11 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
     while state.step < last {
         progress.at(Phase::Boundary);
         inject.boundary(state.step)?;
+        if config.train.skip_steps.contains(&(state.step + 1)) && state.step + 1 < last {
+            (state.step, state.skipped) = (state.step + 1, state.skipped + 1);
+            report.event("skipped_step", json!({ "step": state.step, "why": "train.skip_steps" }))?;
+            continue;
+        }
         let began = Instant::now();
         memory::reset_peak();
         let mut found = step::step(&stage, &mut state, stop.raised())?;
@@ -114,7 +119,7 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
     state.units.settle()?;
     progress.at(Phase::End);
     let end = if state.step == config.train.steps { End::Finished } else { End::Stopped };
-    behind.finish(matches!(end, End::Finished), &mut report)?;
+    behind.finish(matches!(end, End::Finished), &mut report, world, progress)?;
     report.event(if matches!(end, End::Finished) { "finished" } else { "stopped" }, json!({ "step": state.step }))?;
     report.finish();
     if matches!(end, End::Finished) {

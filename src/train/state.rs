@@ -133,7 +133,9 @@ impl State {
     }
 
     /// Fills the owned part of every parameter, one after the other: `f` gets the local elements from a position on.
-    fn fill(&mut self, group: Group, mut f: impl FnMut(&Param, usize, &mut [f32]) -> Result<()>) -> Result<()> {
+    fn fill(
+        &mut self, group: Group, mut f: impl FnMut(&Param, usize, &mut [f32]) -> Result<()>,
+    ) -> Result<()> {
         for slots in &self.optimizer.slots {
             for (param, range) in slots.owned.layout.pieces(&slots.owned.range) {
                 let mut values = Tensor::zeros([range.len() as i64], (Kind::Float, Device::Cpu));

@@ -4,4 +4,5 @@ mod cluster;
 mod install;
 mod memory;
 mod nodes;
+mod recovery;
 mod training;
