@@ -16,6 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// Brings the newest step of the object store that is newer than the given one into the `checkpoints` directory; whether
 /// there was one. Collective: the same answer on every rank.
@@ -41,6 +42,8 @@ pub struct Restored {
     pub path: Option<PathBuf>,
     /// Bytes over all ranks.
     pub tally: Tally,
+    /// From the first look to the last byte, on this rank.
+    pub seconds: f64,
 }
 
 /// Gives the newest whole state to `apply` and says which it was; `None` when there is none. Collective.
@@ -50,6 +53,7 @@ pub struct Restored {
 pub fn restore(
     tiers: &mut Tiers, world: &World, report: &mut dyn FnMut(&Event), apply: &mut dyn FnMut(&Source) -> Result<()>,
 ) -> Result<Option<Restored>> {
+    let began = Instant::now();
     let checkpoints = tiers.run_dir.join("checkpoints");
     let nodes = Nodes::find(tiers.snapshot_dir, world)?;
     let place = agreed_place(tiers.snapshot_dir, tiers.run_dir, tiers.run, world)?;
@@ -115,7 +119,7 @@ pub fn restore(
     if let Some(server) = server {
         server.end(world)?;
     }
-    Ok(restored)
+    Ok(restored.map(|r| Restored { seconds: began.elapsed().as_secs_f64(), ..r }))
 }
 
 enum Attempt {
@@ -136,7 +140,14 @@ fn from_memory(
     match (world.agree(mine), source) {
         (Ok(()), Ok(source)) => {
             let (step, session, attempt) = (set.step, set.session, set.attempt);
-            Ok(Attempt::Done(Restored { step, session, attempt, path: None, tally: sum(source.tally(), world)? }))
+            Ok(Attempt::Done(Restored {
+                step,
+                session,
+                attempt,
+                path: None,
+                tally: sum(source.tally(), world)?,
+                seconds: 0.0,
+            }))
         }
         (Err(e), _) if e.exit == Exit::Checkpoint => Ok(Attempt::Damaged(damaged, e.fact)),
         (Err(e), _) => Err(e),
@@ -149,7 +160,7 @@ fn from_disk(c: &Checkpoint, world: &World, apply: &mut dyn FnMut(&Source) -> Re
     world.agree(apply(&source))?;
     let (step, session, attempt) = (c.meta().step, c.meta().session, c.meta().attempt);
     let tally = sum(source.tally(), world)?;
-    Ok(Restored { step, session, attempt, path: Some(c.path().into()), tally })
+    Ok(Restored { step, session, attempt, path: Some(c.path().into()), tally, seconds: 0.0 })
 }
 
 fn sum(t: Tally, world: &World) -> Result<Tally> {

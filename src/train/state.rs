@@ -37,7 +37,16 @@ impl State {
     pub fn new(plan: &Plan, groups: Groups) -> Result<State> {
         let units = Sharded::new(&plan.layout, How::of(plan), groups)?;
         let optimizer = Optimizer::new(units.owned(), &plan.config.optim);
-        Ok(State { units, optimizer, step: 0, updates: 0, tokens: 0, skipped: 0, best_validation: None, validation: None })
+        Ok(State {
+            units,
+            optimizer,
+            step: 0,
+            updates: 0,
+            tokens: 0,
+            skipped: 0,
+            best_validation: None,
+            validation: None,
+        })
     }
 
     /// Fresh weights from the seed. This and the two below fill what this rank owns; [`State::publish`] must follow, on
@@ -59,7 +68,11 @@ impl State {
     pub fn specs(&self) -> Vec<Spec> {
         let spec = |s: &SavedPiece| {
             let Param { name, shape, offset, extent, .. } = s.param.clone();
-            Spec { group: s.group, name, span: Span { shape, offset, extent, start: s.range.start, len: s.range.len() } }
+            Spec {
+                group: s.group,
+                name,
+                span: Span { shape, offset, extent, start: s.range.start, len: s.range.len() },
+            }
         };
         self.saved().iter().map(spec).collect()
     }
@@ -133,9 +146,7 @@ impl State {
     }
 
     /// Fills the owned part of every parameter, one after the other: `f` gets the local elements from a position on.
-    fn fill(
-        &mut self, group: Group, mut f: impl FnMut(&Param, usize, &mut [f32]) -> Result<()>,
-    ) -> Result<()> {
+    fn fill(&mut self, group: Group, mut f: impl FnMut(&Param, usize, &mut [f32]) -> Result<()>) -> Result<()> {
         for slots in &self.optimizer.slots {
             for (param, range) in slots.owned.layout.pieces(&slots.owned.range) {
                 let mut values = Tensor::zeros([range.len() as i64], (Kind::Float, Device::Cpu));

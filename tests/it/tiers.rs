@@ -191,7 +191,9 @@ fn saving_behind_the_steps_changes_nothing() {
     for (name, background) in [("waits", "false"), ("behind", "true")] {
         let kept = Kept::new(name);
         let background = format!("checkpoint.background={background}");
-        all.push(kept.finish(2, &["train.steps=24", "checkpoint.every=12", "checkpoint.snapshot_every=0", &background]));
+        all.push(
+            kept.finish(2, &["train.steps=24", "checkpoint.every=12", "checkpoint.snapshot_every=0", &background]),
+        );
         assert_eq!(events(&kept.dir(), "checkpoint").len(), 2);
         dirs.push(kept);
     }
@@ -207,14 +209,40 @@ fn saving_behind_the_steps_changes_nothing() {
     }
 }
 
+/// A library that makes every sync of a checkpoint's file last as long as a slow disk's.
+fn slow_disk(dir: &Path) -> PathBuf {
+    let (source, library) = (dir.join("slow.c"), dir.join("slow.so"));
+    let text = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+int fsync(int fd) {
+    char link[64], path[4096];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(link, path, sizeof path);
+    if (n > 3 && !memcmp(path + n - 3, ".h5", 3)) usleep(400000);
+    return ((int (*)(int))dlsym(RTLD_NEXT, "fsync"))(fd);
+}
+"#;
+    fs::write(&source, text).unwrap();
+    let cc = Command::new("cc").args(["-O1", "-shared", "-fPIC", "-o"]).arg(&library).arg(&source).arg("-ldl").status();
+    assert!(cc.unwrap().success(), "cc builds the slow disk");
+    library
+}
+
 /// One that is due while the last is being written is left out and told of; nothing queues up.
 #[test]
 fn a_save_that_is_slower_than_its_interval_is_reported() {
     let kept = Kept::new("slow");
-    kept.finish(2, &["train.steps=40", "checkpoint.every=1", "checkpoint.snapshot_every=0"]);
+    let set = ["train.steps=40", "checkpoint.every=1", "checkpoint.snapshot_every=0"];
+    let library = slow_disk(kept.memory.path());
+    let out = kept.command(2, &set).env("LD_PRELOAD", library).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
     let (saved, slow) = (events(&kept.dir(), "checkpoint"), events(&kept.dir(), "checkpoint_slow"));
     assert_eq!(saved.len() + slow.len(), 40, "each that was due was either written or reported");
-    assert!(!slow.is_empty(), "a save is never faster than these steps");
+    assert!(!slow.is_empty(), "no save was slower than a step: {saved:?}");
     assert!(slow.iter().all(|e| e["save_s"].is_f64() && e["interval_s"].is_f64() && e["running"].is_u64()));
     assert_eq!(saved.last().unwrap()["step"], 40);
 }
@@ -262,7 +290,7 @@ fn a_full_disk_behind_the_steps_is_loud_and_only_the_last_save_counts() {
 fn memory_that_is_too_small_is_told_before_training() {
     let kept = Kept::new("small");
     let Some(_disk) = small_disk(kept.memory.path(), 1 << 20) else { return };
-    let out = kept.command(2, &["train.steps=3"]).output().unwrap();
+    let out = kept.command(2, &["train.steps=5"]).output().unwrap();
     assert_eq!(out.status.code(), Some(Exit::Storage.code()), "{}", text(&out));
     let said = text(&out);
     assert!(said.contains("snapshots of 2 ranks need ") && said.contains("bytes free"), "{said}");

@@ -25,8 +25,11 @@ use std::sync::{Arc, Mutex};
 use xxhash_rust::xxh3::xxh3_64;
 
 pub const PAGE: usize = 4096;
-/// Space for counters to grow in the meta part.
-const ROOM: usize = 4096;
+/// The meta part has room to grow, in steps so large that starts of one run agree on it.
+fn room(meta: usize) -> usize {
+    (meta + 4096).next_multiple_of(32 << 10)
+}
+
 const MAGIC: u64 = u64::from_le_bytes(*b"HERDSNAP");
 const VERSION: u64 = 1;
 
@@ -140,7 +143,7 @@ impl Slot {
         let header = Header {
             version: VERSION,
             table_hash: table.hash,
-            meta: part(0, meta + ROOM, 64),
+            meta: part(0, room(meta), 64),
             table: part(table.bytes.len(), table.bytes.len(), 64),
             sums: part(8 * table.blocks, 8 * table.blocks, 64),
             data: part(table.data, table.data, PAGE),
@@ -154,7 +157,7 @@ impl Slot {
         let (header, size) = Slot::parts(&table, meta);
         let map = MmapOptions::new().len(size).populate().map_anon();
         let map = map.map_err(|e| no_memory(size, &e))?;
-        Ok(Slot { map, file: None, table, header, meta_room: meta + ROOM })
+        Ok(Slot { map, file: None, table, header, meta_room: room(meta) })
     }
 
     /// The slot at `path` on tmpfs, its pages allocated and touched. A file of the right size that nobody else holds is
@@ -162,7 +165,7 @@ impl Slot {
     pub fn open(path: &Path, table: Arc<Table>, meta: usize) -> Result<Slot> {
         let (header, size) = Slot::parts(&table, meta);
         let (file, map) = take(path, size)?;
-        Ok(Slot { map, file: Some(file), table, header, meta_room: meta + ROOM })
+        Ok(Slot { map, file: Some(file), table, header, meta_room: room(meta) })
     }
 
     pub fn table(&self) -> &Arc<Table> {
@@ -262,8 +265,11 @@ pub fn take(path: &Path, size: usize) -> Result<(File, MmapMut)> {
     let mut file = open().map_err(&failed)?;
     let known = file.metadata().map_err(&failed)?.len();
     if (known > 0 && known != size as u64) || !lock(&file) {
-        // A process that was stopped may wake and write on: it keeps its file, this one is another.
-        std::fs::remove_file(path).map_err(&failed)?;
+        // A process that was stopped may wake and write on: it keeps its file, this one is another. What is in it may be
+        // needed until there is something newer, so it stays under another name.
+        let mut aside = path.as_os_str().to_os_string();
+        aside.push("-old");
+        std::fs::rename(path, aside).map_err(&failed)?;
         file = open().map_err(&failed)?;
         lock(&file);
     }

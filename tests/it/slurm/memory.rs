@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-const SET: [&str; 4] = ["train.steps=400", "checkpoint.every=0", "checkpoint.snapshot_every=1", "validation.every=0"];
+const SET: [&str; 4] = ["train.steps=200", "checkpoint.every=0", "checkpoint.snapshot_every=1", "validation.every=0"];
 
 /// `srun` of herd train, one rank on each of `nodes`.
 fn train(cluster: &Cluster, run: &Run, dir: &Path, nodes: &str, more: &[&str]) -> Command {

@@ -1,0 +1,129 @@
+"""What PyTorch and safetensors need to save and load the same bytes as herd, on two ranks, and what the disk itself can do.
+
+    python benchmarks/peers/save_torch.py --bytes 1200000000 --dir build/bench/save
+
+Every rank holds half of the bytes as fp32 tensors of one block each. A line of JSON for every way: name, seconds, bytes.
+Saves end when the bytes are on disk (fsync of every file): the time that a crash may no longer undo. Loads start with the
+files out of the page cache."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
+
+PIECE = 16 << 20
+
+
+def sync(folder):
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file():
+            fd = os.open(path, os.O_RDONLY)
+            os.fsync(fd)
+            os.close(fd)
+
+
+def forget(folder):
+    """Takes a folder's files out of the page cache."""
+    for path in Path(folder).rglob("*"):
+        if path.is_file():
+            fd = os.open(path, os.O_RDONLY)
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+
+
+def rank_main(rank, args):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(args.port), GLOO_SOCKET_IFNAME="lo")
+    dist.init_process_group("gloo", rank=rank, world_size=args.ranks)
+    torch.set_num_threads(1)
+    count = max(1, args.bytes // args.ranks // PIECE)
+    tensors = {f"rank{rank}.{i}": torch.full([PIECE // 4], float(rank + i)) for i in range(count)}
+    total = count * args.ranks * PIECE
+    root = Path(args.dir)
+
+    def timed(name, act, folder, load=False):
+        dist.barrier()
+        if load and rank == 0:
+            forget(folder)
+        dist.barrier()
+        began = time.monotonic()
+        act()
+        if not load:
+            sync(folder) if rank == 0 else None
+        dist.barrier()
+        if rank == 0:
+            print(json.dumps({"name": name, "seconds": time.monotonic() - began, "bytes": total}), flush=True)
+
+    def fresh(name):
+        folder = root / name
+        if rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        dist.barrier()
+        return folder
+
+    def raw_write(folder):
+        with open(folder / f"raw-{rank}", "wb", buffering=0) as f:
+            for t in tensors.values():
+                f.write(t.numpy().data)
+            os.fsync(f.fileno())
+
+    def raw_read(folder):
+        buffer = torch.empty([PIECE // 4])
+        with open(folder / f"raw-{rank}", "rb", buffering=0) as f:
+            while f.readinto(buffer.numpy().data):
+                pass
+
+    def wait(future):
+        future.result()
+
+    ways = {
+        "raw": (raw_write, raw_read),
+        "dcp": (
+            lambda f: dcp.save(tensors, checkpoint_id=str(f)),
+            lambda f: dcp.load({k: torch.empty_like(t) for k, t in tensors.items()}, checkpoint_id=str(f)),
+        ),
+        "dcp_async": (lambda f: wait(dcp.async_save(tensors, checkpoint_id=str(f))), None),
+        "torch_save": (
+            lambda f: torch.save(tensors, f / f"rank-{rank}.pt"),
+            lambda f: torch.load(f / f"rank-{rank}.pt"),
+        ),
+        "safetensors": (
+            lambda f: save_file(tensors, f / f"rank-{rank}.safetensors"),
+            lambda f: load_file(f / f"rank-{rank}.safetensors"),
+        ),
+    }
+    for name in args.ways.split(","):
+        save, load = ways[name]
+        folder = fresh(name)
+        timed(f"{name}_save", lambda: save(folder), folder)
+        if load:
+            timed(f"{name}_load", lambda: load(folder), folder, load=True)
+        dist.barrier()
+        if rank == 0:
+            shutil.rmtree(folder)
+    dist.destroy_process_group()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--bytes", type=int, required=True)
+    parser.add_argument("--dir", required=True)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--port", type=int, default=29641)
+    parser.add_argument("--ways", default="raw,dcp,dcp_async,torch_save,safetensors")
+    args = parser.parse_args()
+    mp.spawn(rank_main, args=(args,), nprocs=args.ranks)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
