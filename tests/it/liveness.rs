@@ -71,7 +71,7 @@ impl Live {
 
 fn spawn(run: &Run, ranks: usize, set: &[&str]) -> Child {
     let interval = format!("liveness.interval_s={INTERVAL}");
-    let all: Vec<&str> = [interval.as_str(), "liveness.grace_s=2", "validation.every=0"]
+    let all: Vec<&str> = [interval.as_str(), "liveness.grace_s=2", "validation.every=0", "batch.global=12"]
         .into_iter()
         .chain(set.iter().copied())
         .collect();
