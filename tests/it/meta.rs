@@ -23,12 +23,12 @@ fn originals_in_any_number_of_files_compute_what_metas_code_does() {
     let dir = tempfile::tempdir().unwrap();
     oracle(&["make", dir.path().to_str().unwrap()]);
     let at = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let mut pairs = vec!["compare".to_string()];
     for variant in ["one", "two", "four-columns", "replicated", "tied"] {
         let (run_dir, hf) = (at(&format!("{variant}-run")), at(&format!("{variant}-hf")));
         run(&["checkpoint", "import", &at(variant), &run_dir]);
         run(&["checkpoint", "export", &run_dir, &hf, "--dtype", "fp32"]);
-        let said = oracle(&["compare", &at(&format!("{variant}.pt")), &hf]);
-        assert!(said.contains("the logits are equal"), "{variant}: {said}");
+        pairs.extend([at(&format!("{variant}.pt")), hf.clone()]);
         // The original itself is read the same way, without an import.
         let same = run(&["checkpoint", "diff", &at(variant), &hf]);
         assert!(same.contains("0 of "), "{same}");
@@ -42,6 +42,8 @@ fn originals_in_any_number_of_files_compute_what_metas_code_does() {
             _ => {}
         }
     }
+    let said = oracle(&pairs.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(said.matches("the logits are equal").count(), 5, "{said}");
     slices_of_permuted_rows_equal_the_whole(&dir.path().join("two"));
     broken_files_are_refused(&dir.path().join("two"));
 }
@@ -106,4 +108,31 @@ fn broken_files_are_refused(directory: &Path) {
     }
     fs::remove_file(&params).unwrap();
     refused("holds no weights");
+}
+
+/// Peak resident bytes of a child that succeeds.
+fn peak(c: &mut std::process::Command) -> u64 {
+    let child = c.spawn().unwrap();
+    let (mut status, mut usage) = (0, unsafe { std::mem::zeroed::<libc::rusage>() });
+    // SAFETY: the child is ours and nobody else waits for it; both out-parameters live through the call.
+    let pid = unsafe { libc::wait4(child.id() as i32, &mut status, 0, &mut usage) };
+    assert!(pid == child.id() as i32 && status == 0, "{c:?}: {status}");
+    usage.ru_maxrss as u64 * 1024
+}
+
+#[test]
+fn imports_and_exports_stream() {
+    let dir = tempfile::tempdir().unwrap();
+    let meta = dir.path().join("meta");
+    oracle(&["big", meta.to_str().unwrap(), "0.3"]);
+    let (run, out) = (dir.path().join("run"), dir.path().join("out"));
+    let import = peak(herd().args(["checkpoint", "import"]).arg(&meta).arg(&run));
+    let export = peak(herd().args(["checkpoint", "export"]).arg(&run).arg(&out));
+    let again = peak(herd().args(["checkpoint", "import"]).arg(&out).arg(dir.path().join("again")));
+    let size = fs::metadata(run.join("checkpoints/step-00000000/rank-00000.h5")).unwrap().len();
+    eprintln!("of {size} bytes: import {import}, export {export}, from Hugging Face {again}");
+    assert!(size > 600 << 20);
+    for (verb, peak) in [("import", import), ("export", export), ("import from Hugging Face", again)] {
+        assert!(peak < 200 << 20, "{verb} of {size} bytes took {peak} bytes of memory");
+    }
 }

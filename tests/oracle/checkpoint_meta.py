@@ -2,7 +2,7 @@
 
     checkpoint_meta.py make DIR                saves DIR/<variant>/{params.json, consolidated.*.pth} and DIR/<variant>.pt,
                                                the logits of a forward pass as in Meta's llama3 repository
-    checkpoint_meta.py compare DIR/X.pt HF     transformers computes the same logits from the directory HF
+    checkpoint_meta.py compare DIR/X.pt HF …   transformers computes the same logits from the directory HF; more pairs may follow
     checkpoint_meta.py big DIR GIB             a model of that size in bf16, in two files
 """
 import json, math, os, sys
@@ -121,7 +121,12 @@ def make(directory):
         torch.save({"tokens": tokens, "logits": logits}, os.path.join(directory, name + ".pt"))
 
 
-def compare(reference, directory):
+def compare(*pairs):
+    for pair in zip(pairs[::2], pairs[1::2]):
+        compare_one(*pair)
+
+
+def compare_one(reference, directory):
     from transformers import AutoModelForCausalLM
     r = torch.load(reference)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()

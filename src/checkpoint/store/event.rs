@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
+#[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Event {
     /// Whole and verified in the store.
     Upload { step: u64, url: String, bytes: u64, sent: u64, seconds: f64, attempts: u32 },
@@ -30,7 +30,7 @@ impl Event {
     /// Kind and fields, as `events.jsonl` has them.
     pub fn parts(&self) -> (String, Value) {
         let mut fields = serde_json::to_value(self).unwrap_or_default();
-        let kind = fields.as_object_mut().and_then(|map| map.shift_remove("event"));
+        let kind = fields.as_object_mut().and_then(|map| map.shift_remove("kind"));
         (kind.and_then(|k| k.as_str().map(str::to_string)).unwrap_or_default(), fields)
     }
 

@@ -23,7 +23,6 @@ pub struct Request {
     /// 1 for the first.
     pub number: usize,
     pub method: String,
-    pub path: String,
     pub length: usize,
 }
 
@@ -31,7 +30,6 @@ type Decide = dyn Fn(&Request) -> Fault + Send + Sync;
 
 pub struct Proxy {
     pub port: u16,
-    pub requests: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -41,8 +39,8 @@ impl Proxy {
     pub fn start(upstream: u16, decide: impl Fn(&Request) -> Fault + Send + Sync + 'static) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (requests, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-        let (count, ended, decide): (_, _, Arc<Decide>) = (requests.clone(), stop.clone(), Arc::new(decide));
+        let (count, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let (ended, decide): (_, Arc<Decide>) = (stop.clone(), Arc::new(decide));
         let thread = std::thread::spawn(move || {
             for client in listener.incoming() {
                 if ended.load(Ordering::Relaxed) {
@@ -54,7 +52,7 @@ impl Proxy {
                 });
             }
         });
-        Proxy { port, requests, stop, thread: Some(thread) }
+        Proxy { port, stop, thread: Some(thread) }
     }
 }
 
@@ -80,12 +78,11 @@ fn serve(mut client: TcpStream, upstream: u16, count: &AtomicUsize, decide: &Dec
     }
     let text = String::from_utf8_lossy(&head).into_owned();
     let mut lines = text.lines();
-    let mut first = lines.next().unwrap_or_default().split(' ').map(str::to_string);
-    let (method, path) = (first.next().unwrap_or_default(), first.next().unwrap_or_default());
+    let method = lines.next().and_then(|l| l.split(' ').next()).unwrap_or_default().to_string();
     let length = lines.filter_map(|l| l.split_once(':')).find(|(k, _)| k.eq_ignore_ascii_case("content-length"));
     let length = length.and_then(|(_, v)| v.trim().parse().ok()).unwrap_or(0);
     let number = count.fetch_add(1, Ordering::SeqCst) + 1;
-    let fault = decide(&Request { number, method, path, length });
+    let fault = decide(&Request { number, method, length });
     let mut body = vec![0; if matches!(fault, Fault::CutRequest) { length / 2 } else { length }];
     client.read_exact(&mut body)?;
     match fault {
