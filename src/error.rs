@@ -35,6 +35,8 @@ pub enum Exit {
     Store = 22,
     /// Two checkpoints that were compared are not the same.
     Different = 23,
+    /// No step is whole in the memory of the nodes that were asked.
+    NoSnapshot = 24,
     /// Loss or gradient norm was not finite too many steps in a row.
     NonFinite = 30,
     /// Another rank failed or a communication call returned an error.
@@ -66,6 +68,7 @@ impl Exit {
             "check network and credentials, then start again",
         ),
         (Exit::Different, "the two checkpoints compared differ", "look at what was printed"),
+        (Exit::NoSnapshot, "no snapshot in memory is whole", "start again from the newest checkpoint on disk"),
         (
             Exit::NonFinite,
             "loss or gradient norm not finite too many steps in a row",
@@ -77,11 +80,7 @@ impl Exit {
             "a newer attempt of the run has started, or this process was given up",
             "ignore: the run goes on",
         ),
-        (
-            Exit::GaveUp,
-            "the supervisor gave up: no progress, or all starts are spent",
-            "stop; `herd status RUN` says why",
-        ),
+        (Exit::GaveUp, "the supervisor gave up: no progress, or all starts are spent", "stop; `herd status RUN` says why"),
         (Exit::Requeue, "stopped by a signal after saving", "requeue to continue"),
     ];
 

@@ -2,15 +2,21 @@
 
 use super::history::{Class, Record};
 use super::supervise::Supervisor;
+use super::{own_program, rollcall};
 use crate::config::AlertKind;
 use crate::error::{Exit, Result};
-use crate::slurm::control;
+use crate::slurm::{control, process, StepLine};
 use jiff::Timestamp;
 use serde_json::{json, Value};
+use std::time::Duration;
+
+/// How long snapshots may take from memory to disk.
+const FLUSH: Duration = Duration::from_secs(300);
 
 impl Supervisor {
     /// The end: `exit` becomes the job's exit code.
     pub(super) fn leave(mut self, exit: Exit, why: &str) -> Result<Exit> {
+        self.empty_memory();
         // the next start by a person has a budget of its own
         self.history.counted_from = self.history.attempts.len();
         self.history.write(&self.run_dir)?;
@@ -23,12 +29,7 @@ impl Supervisor {
             Exit::Requeue => tracing::info!("{why}"),
             _ => {
                 tracing::error!("the run has stopped: {why}");
-                self.alerts.tell(
-                    AlertKind::Stopped,
-                    "",
-                    &format!("the run has stopped: {why}"),
-                    json!({ "exit": exit.code() }),
-                );
+                self.alerts.tell(AlertKind::Stopped, "", &format!("the run has stopped: {why}"), json!({ "exit": exit.code() }));
             }
         }
         self.finish_alerts();
@@ -55,13 +56,9 @@ impl Supervisor {
             self.finish_alerts();
             return Ok(Exit::Requeue);
         }
+        self.empty_memory();
         if for_want_of_nodes {
-            self.alerts.tell(
-                AlertKind::Requeued,
-                &self.number.to_string(),
-                &format!("back in the queue: {why}"),
-                Value::Null,
-            );
+            self.alerts.tell(AlertKind::Requeued, &self.number.to_string(), &format!("back in the queue: {why}"), Value::Null);
         }
         self.say("requeue", json!({ "job": self.job.address(), "why": why }))?;
         self.finish_alerts();
@@ -98,6 +95,7 @@ impl Supervisor {
             return self.leave(exit, &why);
         }
         if self.launch.config.launch.successor {
+            self.empty_memory();
             match control::submit_successor(&self.job, &avoid, &self.launch.own_command()) {
                 Ok(next) => {
                     let text = format!("{why}; job {next} follows without {}", avoid.join(", "));
@@ -117,6 +115,32 @@ impl Supervisor {
     pub(super) fn overtaken(self) -> Result<Exit> {
         tracing::error!("another supervisor has taken over the run; this one leaves");
         Ok(Exit::Fenced)
+    }
+
+    /// Snapshots in the memory of the nodes that live go to disk, where they are newer than what is there, and out of memory:
+    /// the next start may be on other nodes. A spare needs none of this; it is for the end of the job.
+    fn empty_memory(&mut self) {
+        if self.launch.config.checkpoint.snapshot_every == 0 {
+            return;
+        }
+        let hosts_file = self.run_dir.join("launch/hosts-flush");
+        let absent = rollcall::absent(&self.job, &self.job.nodes, &hosts_file, Duration::from_secs(3));
+        let nodes: Vec<String> = self.job.nodes.iter().filter(|n| !absent.contains(n)).cloned().collect();
+        if nodes.is_empty() {
+            return;
+        }
+        let mpi = &self.launch.config.launch.mpi;
+        let line = StepLine { job: &self.job, name: "herd-flush", nodes: &nodes, ranks_per_node: 1, mpi, hosts_file: &hosts_file };
+        let mut command = line.command();
+        command.args([own_program(), "checkpoint".into(), "flush".into(), self.run_dir.display().to_string(), "--remove".into()]);
+        let said = match process::output(command, FLUSH) {
+            Ok(said) => said,
+            // also: no step is whole in memory any more; what is on disk counts
+            Err(e) => e.to_string(),
+        };
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        tracing::info!("snapshots: {said}");
+        let _ = self.say("flush", json!({ "nodes": nodes, "without": absent, "result": said }));
     }
 
     fn finish_alerts(&mut self) {

@@ -16,8 +16,9 @@ const ONE_BY_ONE: usize = 64;
 
 /// The nodes that do not answer within `limit`, in the order given. What srun had to say is logged where nobody answers.
 pub fn absent(job: &Job, nodes: &[String], hosts_file: &Path, limit: Duration) -> Vec<String> {
-    let missing =
-        |here: &BTreeSet<String>| -> Vec<String> { nodes.iter().filter(|n| !here.contains(*n)).cloned().collect() };
+    let missing = |here: &BTreeSet<String>| -> Vec<String> {
+        nodes.iter().filter(|n| !here.contains(*n)).cloned().collect()
+    };
     let mut here = answers(job, &[nodes.to_vec()], hosts_file, limit);
     let late = missing(&here);
     if !late.is_empty() && nodes.len() > TREE_WIDTH && late.len() <= ONE_BY_ONE {
@@ -31,8 +32,7 @@ pub fn absent(job: &Job, nodes: &[String], hosts_file: &Path, limit: Duration) -
 fn answers(job: &Job, groups: &[Vec<String>], hosts_file: &Path, limit: Duration) -> BTreeSet<String> {
     let mut here = BTreeSet::new();
     let mut said = Vec::new();
-    let mut steps: Vec<(Child, Vec<u8>)> =
-        groups.iter().filter_map(|g| Some((ask(job, g, hosts_file)?, vec![]))).collect();
+    let mut steps: Vec<(Child, Vec<u8>)> = groups.iter().filter_map(|g| Some((ask(job, g, hosts_file)?, vec![]))).collect();
     let (end, wanted) = (Instant::now() + limit, groups.iter().map(Vec::len).sum());
     while here.len() < wanted && Instant::now() < end {
         let mut open = false;

@@ -14,8 +14,8 @@ use super::{rollcall, watch, Launch};
 use crate::attempt;
 use crate::config::AlertKind;
 use crate::error::{Error, Exit, Result};
-use crate::events::Events;
 use crate::slurm::{compress, control, Job, StepLine};
+use crate::events::Events;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{json, Value};
 use std::path::PathBuf;
@@ -58,6 +58,8 @@ struct Fault {
 enum Found {
     Nodes(Placement),
     TooFew { alive: Vec<String> },
+    /// Another supervisor has taken over meanwhile.
+    Overtaken,
 }
 
 impl Supervisor {
@@ -119,6 +121,7 @@ impl Supervisor {
                     continue;
                 }
                 Found::TooFew { alive } => return self.too_few(&alive),
+                Found::Overtaken => return self.overtaken(),
             };
             let Some(seen) = self.attempt(&placement)? else {
                 return self.overtaken();
@@ -147,8 +150,7 @@ impl Supervisor {
         };
         let limit = Duration::from_secs_f64(self.launch.config.launch.start_timeout_s);
         let program = self.launch.rank_command(self.shrunk_to, &self.history.skip_steps);
-        let mut ranks =
-            Ranks::start(self.number, &line, &program, &self.launch.config.launch.srun, &self.run_dir, limit)?;
+        let mut ranks = Ranks::start(self.number, &line, &program, &self.launch.config.launch.srun, &self.run_dir, limit)?;
         self.begin_record(placement)?;
 
         let mut asked_them = false;
@@ -277,10 +279,8 @@ impl Supervisor {
                 Failure { time: Timestamp::now(), job: self.job.id, attempt: self.number, reason: reason.to_string() };
             if self.book.ledger.record(node, failure, pause, limit) {
                 let failures = &self.book.ledger.nodes[node].failures;
-                let past: Vec<String> = failures
-                    .iter()
-                    .map(|f| format!("{} at {} (job {})", f.reason, f.time.strftime("%F %T"), f.job))
-                    .collect();
+                let past: Vec<String> =
+                    failures.iter().map(|f| format!("{} at {} (job {})", f.reason, f.time.strftime("%F %T"), f.job)).collect();
                 let text = format!("node {node} has failed {} times and is given up: {}", past.len(), past.join("; "));
                 tracing::error!("{text}");
                 let value = json!({ "node": node, "failures": failures });
@@ -359,8 +359,11 @@ impl Supervisor {
                 return Ok(Found::Nodes(placement));
             }
             if absent.len() == need && need > 1 && began.elapsed() < CONTROLLER_AWAY.1 {
-                // nobody at all: more likely the controller than every node
-                tracing::warn!("no node answers; is the controller away?");
+                // nobody at all: the controller is away, or this node is cut off and Slurm has begun anew elsewhere
+                if watch::overtaken(&self.run_dir, self.number) {
+                    return Ok(Found::Overtaken);
+                }
+                tracing::warn!("no node answers: is the controller away, or this node cut off?");
                 if !self.pause(CONTROLLER_AWAY.0) {
                     return Ok(Found::TooFew { alive: self.job.nodes.clone() });
                 }
@@ -400,8 +403,7 @@ impl Supervisor {
         let (seconds, lost) = (fault.noticed.elapsed().as_secs_f64(), fault.step.saturating_sub(from));
         self.fault = None;
         tracing::info!("training again after {seconds:.1} s, from step {from}: {lost} steps are done again");
-        let value =
-            json!({ "attempt": self.number, "step": step, "resumed_at": from, "steps_lost": lost, "seconds": seconds });
+        let value = json!({ "attempt": self.number, "step": step, "resumed_at": from, "steps_lost": lost, "seconds": seconds });
         self.say("recovered", value)
     }
 

@@ -65,11 +65,7 @@ impl Written {
                 before.vectors || before.matrices
             }
         };
-        if add {
-            Accumulate::Add
-        } else {
-            Accumulate::Replace
-        }
+        if add { Accumulate::Add } else { Accumulate::Replace }
     }
 
     /// Clears the gradients that nobody has written.

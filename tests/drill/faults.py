@@ -205,6 +205,15 @@ def crash_the_first(job):
     return now
 
 
+def cut_the_first(job):
+    """The supervisor lives on, but nobody hears it: Slurm starts the job again elsewhere."""
+    now = time.time()
+    job.cluster.tool("cut", "herd1")
+    job.cut = "herd1"
+    wait_for("a second start", 120, lambda: len(job.events("launch")) >= 2)
+    return now
+
+
 def requeued(count):
     def look(job, notes):
         restarts = int(job.state()["Restarts"])
@@ -261,6 +270,7 @@ CASES = [
     Case("link of a node cut", cut("herd2"), kind="silent", after=heal),
     Case("node crashed", crash("herd3"), kind="silent"),
     Case("first node (supervisor) crashed", crash_the_first, kind="queue", spare=False, lost=1, after=requeued(1)),
+    Case("link of the first node cut; its supervisor lives on", cut_the_first, kind="queue", faults=(1, 2), spare=False, after=requeued(1)),
     Case("two nodes crashed at once", crash("herd2", "herd3"), kind="silent", faults=(1, 2), lost=None),
     Case("second node crashed during recovery", crash_then_another, kind="silent", faults=(1, 3), lost=None, spare=False),
     Case("node crashed, and its spare is dead too", bad_spare, kind="silent"),

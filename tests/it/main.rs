@@ -17,6 +17,7 @@ mod meta;
 mod metrics;
 mod model;
 mod parity;
+mod pipeline;
 mod shard;
 mod slurm;
 mod store;

@@ -307,7 +307,7 @@ fn tensors_a_wire_cannot_move_are_refused() {
 }
 
 /// The calling test again on `n` ranks, when the way they end is the point.
-fn outcome(n: usize, name: &str) -> Option<std::process::Output> {
+pub(super) fn outcome(n: usize, name: &str) -> Option<std::process::Output> {
     if std::env::var_os("HERD_TEST_INSIDE_RANKS").is_some() {
         return None;
     }

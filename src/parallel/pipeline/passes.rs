@@ -34,7 +34,7 @@ pub struct Work<'a> {
 }
 
 /// The chunks of one stage at work.
-pub(super) struct Stage<'a> {
+pub struct Stage<'a> {
     pub work: Work<'a>,
     /// Of this stage alone, in forward order.
     pub chunks: &'a [Chunk],
@@ -55,7 +55,7 @@ impl<'a> Stage<'a> {
 }
 
 /// Forward and backward passes of a training step.
-pub(super) struct Training<'a> {
+pub struct Training<'a> {
     stage: Stage<'a>,
     step: StepOptions,
     inject: &'a Inject,
@@ -137,7 +137,7 @@ impl Compute for Training<'_> {
 }
 
 /// Forward passes without gradients.
-pub(super) struct Evaluation<'a> {
+pub struct Evaluation<'a> {
     pub stage: Stage<'a>,
     /// Loss of the micro-batches so far; zero on stages without the head.
     pub sums: LossSums,
