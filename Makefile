@@ -16,7 +16,7 @@ export HERD_DEPS := $(deps)
 # $(deps)/bin holds only a cmake that is new enough.
 export PATH := $(deps)/bin:$(PATH):$(cargo_bin):/usr/sbin
 
-.PHONY: help deps deps-test build install demo test lint bench parity clean
+.PHONY: help deps deps-test build install demo test lint bench parity drill clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ parity: deps deps-test build ## every cell of the parallel axes against one rank
 
 bench: deps deps-test build ## speed side by side with PyTorch; writes benchmarks/results/train.json
 	@benchmarks/run.sh
+
+drill: deps build ## every fault on a private Slurm, then 200 random ones; writes docs/recovery.md and recovery.json
+	@$(HERD_PYTHON) benchmarks/recovery.py
 
 clean: ## remove what was built; keeps $(DEPS)
 	cargo clean

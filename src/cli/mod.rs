@@ -7,7 +7,9 @@ mod checkpoint;
 mod completions;
 mod config;
 mod data;
+mod drill;
 mod exit_codes;
+mod flush;
 mod generate;
 mod launch;
 pub mod logging;
@@ -44,6 +46,7 @@ enum Command {
     Train(train::Args),
     Launch(launch::Args),
     Status(status::Args),
+    Drill(drill::Args),
     Checkpoint(checkpoint::Args),
     Config(config::Args),
     Data(data::Args),
@@ -77,6 +80,7 @@ pub fn run() -> ExitCode {
         Command::Train(a) => train::run(a),
         Command::Launch(a) => launch::run(a),
         Command::Status(a) => status::run(a),
+        Command::Drill(a) => drill::run(a),
         Command::Config(a) => config::run(a),
         Command::Data(a) => data::run(a),
         Command::Generate(a) => generate::run(a),

@@ -16,7 +16,7 @@ mod sets;
 mod store;
 mod yaml;
 
-pub use checkpoint::CheckpointSection;
+pub use checkpoint::{CheckpointSection, Partner};
 pub use launch::{AlertKind, AlertsSection, LaunchSection};
 pub use liveness::LivenessSection;
 pub use load::{load, Draft};
@@ -92,6 +92,10 @@ pub struct DataSection {
     /// Tokens per sample (S); each sample reads S + 1 consecutive tokens.
     #[schemars(range(min = 1, max = limit::BATCH))]
     pub sequence_length: usize,
+    /// Keep attention inside documents: a token of a sample does not see those of the documents before its own. Documents are
+    /// those of the corpus's index.
+    #[serde(default)]
+    pub document_mask: bool,
     /// Corpora to train on.
     #[schemars(length(min = 1))]
     pub train: Vec<Corpus>,
@@ -136,6 +140,9 @@ pub struct TrainSection {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = limit::STEPS))]
     pub stop_at: Option<u64>,
+    /// Steps whose batch is left out: nothing is computed, nothing updated. The last step is never left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skip_steps: Vec<u64>,
     /// Type of parameters and activations. Master weights, moments, gradient accumulation, norms and loss are fp32 in both.
     #[serde(default)]
     pub precision: Precision,

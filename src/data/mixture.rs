@@ -23,6 +23,15 @@ pub struct Mixture {
     vocab_size: usize,
 }
 
+/// One sample.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// S + 1 ids; the first S are the input, the last S the targets.
+    pub ids: Vec<i64>,
+    /// Where among the input another document begins, ascending, 0 left out: by the corpus's document index.
+    pub starts: Vec<usize>,
+}
+
 struct Open {
     file: Indexed,
     samples: u64,
@@ -58,25 +67,26 @@ impl Mixture {
         Ok(Mixture { corpora: open, turns, sequence_length, seed, vocab_size })
     }
 
-    /// Training sample `index`: S + 1 ids; the first S are the input, the last S the targets. Any index is valid; each
-    /// corpus starts its next epoch, in another order, when its samples are used up.
-    pub fn sample(&self, index: u64) -> Result<Vec<i64>> {
+    /// Training sample `index`. Any index is valid; each corpus starts its next epoch, in another order, when its samples are used up.
+    pub fn sample(&self, index: u64) -> Result<Sample> {
         let (c, draw) = self.turns.at(index);
         self.read(c, samples::shuffled(draw, self.corpora[c].samples, self.seed, c as u64))
     }
 
     /// Validation sample `index`: the same share of each corpus, but its samples in file order, again from the first
     /// when they are used up.
-    pub fn sequential(&self, index: u64) -> Result<Vec<i64>> {
+    pub fn sequential(&self, index: u64) -> Result<Sample> {
         let (c, draw) = self.turns.at(index);
         self.read(c, draw % self.corpora[c].samples)
     }
 
-    fn read(&self, corpus: usize, sample: u64) -> Result<Vec<i64>> {
-        let s = self.sequence_length;
+    fn read(&self, corpus: usize, sample: u64) -> Result<Sample> {
+        let (s, file) = (self.sequence_length, &self.corpora[corpus].file);
+        let first = sample * s as u64;
         let mut ids = Vec::with_capacity(s + 1);
-        self.corpora[corpus].file.read(sample * s as u64, s + 1, self.vocab_size, &mut ids)?;
-        Ok(ids)
+        file.read(first, s + 1, self.vocab_size, &mut ids)?;
+        let starts = file.document_starts(first..first + s as u64).iter().map(|at| (at - first) as usize).collect();
+        Ok(Sample { ids, starts })
     }
 
     /// Samples of all corpora together. With one corpus, indices `0..epoch_len` read each of them once.

@@ -11,5 +11,5 @@ pub mod samples;
 pub mod source;
 pub mod tokenizer;
 
-pub use mixture::Mixture;
+pub use mixture::{Mixture, Sample};
 pub use tokenizer::Tokenizer;

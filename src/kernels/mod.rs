@@ -93,8 +93,9 @@ pub fn cross_entropy_gradient_(
         .unwrap_or_else(|| reference::cross_entropy_gradient_(logits, targets, first, lse, grad_scale, z_loss))
 }
 
-/// Causal grouped-query attention with softmax scale 1/sqrt(D). q [B,S,Hq,D], k and v [B,S,Hkv,D], strided over a larger
-/// row is fine. Returns (out [B,S,Hq,D] T contiguous, lse [B,Hq,S] f32: log of the sum of exponentials per row).
+/// Causal grouped-query attention with softmax scale 1/sqrt(D). q [B,S,Hq,D], k and v [B,K,Hkv,D] with K ≥ S: query i sees the
+/// keys 0 to K−S+i, so that with K > S the first K−S are a past that all queries see. Strided over a larger row is fine.
+/// Returns (out [B,S,Hq,D] T contiguous, lse [B,Hq,S] f32: log of the sum of exponentials per row).
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
     by_kind!(q, cpu::attend::forward(q, k, v)).unwrap_or_else(|| reference::attention(q, k, v))
 }

@@ -59,8 +59,7 @@ pub fn swiglu_backward(dy: &Tensor, gate_up: &Tensor) -> Tensor {
     Tensor::cat(&[dg, dyf * silu], 1).to_kind(gate_up.kind())
 }
 
-/// Causal grouped-query attention with softmax scale 1/sqrt(D). q [B,S,Hq,D], k and v [B,S,Hkv,D], strided over a larger
-/// row is fine. Returns (out [B,S,Hq,D] T contiguous, lse [B,Hq,S] f32: log of the sum of exponentials per row).
+/// See [`crate::kernels::attention`].
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
     let (scores, v) = scores(q, k, v);
     let lse = scores.logsumexp([-1i64].as_slice(), false);
@@ -69,7 +68,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
     (out, lse)
 }
 
-/// Backward of [`attention`], written into dq, dk, dv (shapes of q, k, v; strided is fine; overwritten).
+/// See [`crate::kernels::attention_backward`].
 #[allow(clippy::too_many_arguments)]
 pub fn attention_backward(
     dout: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, out: &Tensor, lse: &Tensor, dq: &mut Tensor, dk: &mut Tensor,
@@ -77,7 +76,7 @@ pub fn attention_backward(
 ) {
     let f = |t: &Tensor| t.to_kind(Kind::Float).transpose(1, 2);
     let size = q.size();
-    let (b, s, hq, d) = (size[0], size[1], size[2], size[3]);
+    let (b, keys, hq, d) = (size[0], k.size()[1], size[2], size[3]);
     let (hkv, scale) = (k.size()[2], 1.0 / (d as f64).sqrt());
     let (scores, vr) = scores(q, k, v);
     let p = (scores - lse.unsqueeze(-1)).exp();
@@ -86,18 +85,18 @@ pub fn attention_backward(
     let ds = &p * (do_.matmul(&vr.transpose(2, 3)) - delta) * scale;
     let kr = repeat(&f(k), hq / hkv);
     let group = |t: Tensor| {
-        t.view([b, hkv, hq / hkv, s, d]).sum_dim_intlist([2i64].as_slice(), false, Kind::Float).transpose(1, 2)
+        t.view([b, hkv, hq / hkv, keys, d]).sum_dim_intlist([2i64].as_slice(), false, Kind::Float).transpose(1, 2)
     };
     dq.copy_(&ds.matmul(&kr).transpose(1, 2));
     dk.copy_(&group(ds.transpose(2, 3).matmul(&f(q))));
     dv.copy_(&group(p.transpose(2, 3).matmul(&do_)));
 }
 
-/// Scaled, causally masked scores [B,Hq,S,S] and v repeated to [B,Hq,S,D], fp32.
+/// Scaled, causally masked scores [B,Hq,S,K] and v repeated to [B,Hq,K,D], fp32.
 fn scores(q: &Tensor, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
     let f = |t: &Tensor| t.to_kind(Kind::Float).transpose(1, 2);
-    let (s, d, groups) = (q.size()[1], q.size()[3], q.size()[2] / k.size()[2]);
-    let mask = Tensor::ones([s, s], (Kind::Bool, q.device())).triu(1);
+    let (s, keys, d, groups) = (q.size()[1], k.size()[1], q.size()[3], q.size()[2] / k.size()[2]);
+    let mask = Tensor::ones([s, keys], (Kind::Bool, q.device())).triu(1 + keys - s);
     let scores = f(q).matmul(&repeat(&f(k), groups).transpose(2, 3)) / (d as f64).sqrt();
     (scores.masked_fill(&mask, f64::NEG_INFINITY), repeat(&f(v), groups))
 }

@@ -6,6 +6,7 @@
 
 mod alert;
 mod classify;
+pub mod drill;
 mod ending;
 pub mod history;
 pub mod ledger;

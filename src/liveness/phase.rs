@@ -18,6 +18,8 @@ pub enum Phase {
     Data,
     Forward,
     Backward,
+    /// Waiting for another pipeline stage.
+    Pipeline,
     /// Waiting for the gradients' reduction.
     Reduce,
     /// Loss and norm over all ranks.
@@ -35,13 +37,14 @@ pub enum Phase {
 }
 
 impl Phase {
-    pub const ALL: [Phase; 14] = [
+    pub const ALL: [Phase; 15] = [
         Phase::Start,
         Phase::Restore,
         Phase::Boundary,
         Phase::Data,
         Phase::Forward,
         Phase::Backward,
+        Phase::Pipeline,
         Phase::Reduce,
         Phase::Agree,
         Phase::Optimizer,

@@ -64,7 +64,7 @@ impl Thread {
             std::thread::park_timeout(poll);
         }
         self.reaper.rest();
-        self.see_off(FAREWELL);
+        self.see_off(Duration::ZERO);
         self.post
     }
 
@@ -162,20 +162,20 @@ impl Thread {
         for order in orders {
             self.act(order);
         }
-        self.see_off(FAREWELL);
+        self.see_off(Duration::from_millis(20));
         self.stop.store(true, SeqCst);
     }
 
-    /// Until what was sent has left, and a moment more: MPI may call a message sent that is still in its own queue.
-    fn see_off(&mut self, limit: Duration) {
+    /// Until what was sent has left, and `more`: MPI may call a message sent that is still in its own queue.
+    fn see_off(&mut self, more: Duration) {
         let began = Instant::now();
         let mut clear = None;
-        while began.elapsed() < limit {
+        while began.elapsed() < FAREWELL {
             let _ = self.post.receive();
             if clear.is_none() && self.post.clear().unwrap_or(true) {
                 clear = Some(Instant::now());
             }
-            if clear.is_some_and(|t: Instant| t.elapsed() >= Duration::from_millis(20)) {
+            if clear.is_some_and(|t: Instant| t.elapsed() >= more) {
                 return;
             }
             std::thread::sleep(Duration::from_millis(2));

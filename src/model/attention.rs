@@ -3,12 +3,14 @@
 //!
 //! Over the tensor axis (t ranks; arXiv:1909.08053, arXiv:2205.05198) a rank has Hq/t query heads with their key and value
 //! heads (one that it shares with its neighbours where there are fewer than ranks) and, outside the products and attention
-//! itself, N/t of the tokens. Shapes: N = B·S tokens, H hidden, D the width of a head, Hq and Hkv this rank's heads,
+//! itself, N/t of the tokens. Shapes: N = B·S tokens
+//! (S: this rank's of each sequence), H hidden, D the width of a head, Hq and Hkv this rank's heads,
 //! A = (Hq + 2·Hkv)·D the width of its q|k|v; T the compute dtype.
 
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::kernels;
+use crate::model::attend::{self, Parts};
 use crate::model::sequence::{project_back, Normed, Returning};
 use crate::model::{Accumulate, Axes, Flat, Positions};
 use tch::Tensor;
@@ -71,11 +73,10 @@ impl Attention {
         }
     }
 
-    /// x → y, both [N/t,H]. `at` has the S positions of each sequence; N is a multiple of S.
+    /// x → y, both [N/t,H]. `at` has this rank's S positions of each sequence; N is a multiple of S.
     pub fn forward(&self, w: &Flat, x: &Tensor, at: &Positions) -> Result<(Tensor, Saved)> {
         let (normed, rstd, qkv) = self.project(w, x, at)?;
-        let [q, k, v] = self.split(&qkv, at.len());
-        let (out, lse) = kernels::attention(&q, &k, &v);
+        let (out, lse) = attend::forward(&self.axes, at, &self.parts(&qkv, at.len()))?;
         let y = self.output(w, &out, x)?;
         Ok((y, Saved { x: x.shallow_clone(), rstd, normed, mixed: Mixed { qkv, out, lse } }))
     }
@@ -107,6 +108,12 @@ impl Attention {
         [all.narrow(2, 0, hq), all.narrow(2, hq, hkv), all.narrow(2, hq + hkv, hkv)]
     }
 
+    /// Views of q|k|v [N,A]: q and k|v.
+    fn parts(&self, qkv: &Tensor, s: usize) -> Parts {
+        let all = self.per_head(qkv, s);
+        Parts { q: all.narrow(2, 0, self.heads), kv: all.narrow(2, self.heads, 2 * self.kv_heads) }
+    }
+
     /// dy [N/t,H] → the gradient of the normed input, on its way, and what the weight gradients need. With `soon` the normed
     /// inputs of all ranks are fetched meanwhile, since [`Attention::backward_weight`] comes next.
     pub fn backward_products(
@@ -119,9 +126,8 @@ impl Attention {
         let dout = kernels::linear_backward_input(&dy_all, &w.param(O)).view_as(&out);
         let dqkv = qkv.empty_like();
         {
-            let [q, k, v] = self.split(&qkv, at.len());
-            let [mut dq, mut dk, mut dv] = self.split(&dqkv, at.len());
-            kernels::attention_backward(&dout, &q, &k, &v, &out, &lse, &mut dq, &mut dk, &mut dv);
+            let (parts, gradients) = (self.parts(&qkv, at.len()), self.parts(&dqkv, at.len()));
+            attend::backward(&self.axes, at, &parts, &dout, &out, &lse, &gradients)?;
         }
         drop((dout, qkv, lse));
         at.rotate_(&self.rotated(&dqkv, at.len()), true);

@@ -24,7 +24,7 @@ pub struct Head {
     /// [`CHUNK_BYTES`]
     pub chunk_bytes: usize,
     /// Rows of the output matrix on the rank that has most.
-    vocab: usize,
+    pub vocab: usize,
     pub axes: Axes,
 }
 

@@ -105,8 +105,10 @@ impl Llama {
         }
     }
 
-    /// The places of tokens [B,S], this rank's share of each sequence.
-    pub fn positions(&self, tokens: &Tensor, _documents: &Documents) -> Positions {
-        Positions::consecutive(&self.rope, 0, tokens.size()[1] as usize)
+    /// The places of tokens [B,S/c], this rank's share of each sequence ([`crate::model::positions::share`]); `documents`
+    /// are those of the whole sequences.
+    pub fn positions(&self, tokens: &Tensor, documents: &Documents) -> Positions {
+        let (rank, size) = (self.axes.context.rank(), self.axes.context.size());
+        Positions::new(&self.rope, tokens.size()[1] as usize * size, rank, size, documents)
     }
 }

@@ -5,6 +5,7 @@
 //! read; `backward_weight` consumes that. So every activation has one owner and goes as soon as it was used.
 
 pub mod accumulate;
+pub mod attend;
 pub mod attention;
 pub mod axes;
 pub mod block;

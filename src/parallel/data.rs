@@ -4,6 +4,7 @@
 //! of its state a replica keeps is the business of `zero`; what ranks of other axes owe each other is summed by `groups`.
 
 use crate::error::Result;
+use crate::model::axes::Spent;
 use crate::wire::Work;
 use std::ops::AddAssign;
 use std::time::Duration;
@@ -37,6 +38,15 @@ impl CommTiming {
     /// Counts the bytes of a tensor that is reduced, or that is gathered whole.
     pub(super) fn moved(&mut self, t: &Tensor) {
         self.bytes += (t.numel() * t.kind().elt_size_in_bytes()) as u64;
+    }
+}
+
+/// What the layers' own collectives cost.
+impl From<Spent> for CommTiming {
+    fn from(s: Spent) -> CommTiming {
+        let (busy, exposed) = (s.timing.busy, s.timing.exposed);
+        let hidden = busy.saturating_sub(exposed);
+        CommTiming { busy, exposed, hidden, bytes: s.bytes, buckets: s.collectives as usize }
     }
 }
 

@@ -9,4 +9,6 @@ pub mod zero;
 
 pub use data::CommTiming;
 pub use groups::Groups;
+pub use pipeline::Pipeline;
+pub use wires::Wires;
 pub use zero::{How, Sharded};

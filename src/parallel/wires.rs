@@ -1,8 +1,10 @@
 //! Every communicator of one rank, made once, in one order.
 
+use super::Groups;
 use crate::error::Result;
 use crate::model::Axes;
-use crate::topology::{Axis, Topology};
+use crate::plan::Plan;
+use crate::topology::Axis;
 use crate::wire::{Wire, World};
 use std::sync::Arc;
 
@@ -13,13 +15,16 @@ pub struct Wires {
     pub axes: Axes,
     /// The stages: activations forward, their gradients back.
     pub pipeline: Arc<dyn Wire>,
+    /// Gradients and parameters.
+    pub groups: Groups,
 }
 
 impl Wires {
     /// Collective over the world.
-    pub fn new(world: &World, topo: &Topology) -> Result<Wires> {
-        let axis = |axis| -> Result<Arc<dyn Wire>> { Ok(world.wire(topo, axis)?.into()) };
+    pub fn new(plan: &Plan, world: &World) -> Result<Wires> {
+        let axis = |axis| -> Result<Arc<dyn Wire>> { Ok(world.wire(&plan.topology, axis)?.into()) };
         let axes = Axes::new(axis(Axis::Tensor)?, axis(Axis::Context)?);
-        Ok(Wires { axes, pipeline: axis(Axis::Pipeline)? })
+        let pipeline = axis(Axis::Pipeline)?;
+        Ok(Wires { groups: Groups::new(plan, world, &axes)?, axes, pipeline })
     }
 }

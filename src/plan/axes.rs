@@ -3,7 +3,7 @@
 
 use super::numbers::{divisors, multiples, near};
 use super::shape::Shape;
-use crate::config::{Config, ParallelSection, Problem};
+use crate::config::{Config, ParallelSection, PipelineSchedule, Problem};
 
 /// Data-parallel size: as configured, or what the other axes leave of the world.
 pub fn data_size(p: &ParallelSection, world: usize) -> usize {
@@ -17,6 +17,8 @@ pub fn data_size(p: &ParallelSection, world: usize) -> usize {
 pub fn check(config: &Config, shape: Option<&Shape>, world: usize, out: &mut Vec<Problem>) {
     product(&config.parallel, world, out);
     sequence(config, out);
+    sharding(&config.parallel, world, out);
+    schedule(&config.parallel, out);
     if let Some(shape) = shape {
         heads(&config.parallel, shape, out);
         feed_forward(&config.parallel, shape, out);
@@ -70,6 +72,24 @@ fn product(p: &ParallelSection, world: usize, out: &mut Vec<Problem>) {
             out.push(Problem::new(keys, fact).hint(hint));
         }
         _ => {}
+    }
+}
+
+/// Groups that share a copy of the state share out the replicas.
+fn sharding(p: &ParallelSection, world: usize, out: &mut Vec<Problem>) {
+    let (data, size) = (data_size(p, world), p.shard_size);
+    let replicas = p.context * data;
+    if size > 0 && p.zero == 0 {
+        let fact = format!("groups of {size} replicas, but with parallel.zero 0 nothing is shared out");
+        let hint = "set parallel.zero to 1, 2 or 3, or parallel.shard_size to 0";
+        out.push(Problem::new(["parallel.shard_size", "parallel.zero"], fact).hint(hint));
+    } else if size > 0 && replicas % size != 0 {
+        let fact = format!(
+            "groups of {size} do not share out the context {} × data {data} = {replicas} replicas",
+            p.context
+        );
+        let hint = format!("{}, or 0 for all of them, works", near(size, &divisors(replicas)));
+        out.push(Problem::new(["parallel.shard_size", "parallel.context", "parallel.data"], fact).hint(hint));
     }
 }
 
@@ -130,11 +150,56 @@ fn feed_forward(p: &ParallelSection, shape: &Shape, out: &mut Vec<Problem>) {
 
 /// Every chunk of every stage holds a block at least.
 fn layers(p: &ParallelSection, shape: &Shape, out: &mut Vec<Problem>) {
-    let (layers, stages) = (shape.model.num_hidden_layers, p.pipeline);
-    if stages > layers {
-        let fact = format!("{layers} layers cannot fill pipeline {stages} stages with a block each");
-        out.push(with(shape, "parallel.pipeline", &["num_hidden_layers"], fact).hint(format!("at most {layers}")));
+    let (layers, stages, chunks) = (shape.model.num_hidden_layers, p.pipeline, p.chunks);
+    if stages.saturating_mul(chunks) <= layers {
+        return;
     }
+    let mut problem = match chunks {
+        1 => {
+            let fact = format!("{layers} layers cannot fill pipeline {stages} stages with a block each");
+            with(shape, "parallel.pipeline", &["num_hidden_layers"], fact)
+        }
+        _ => {
+            let fact = format!("{layers} layers cannot fill pipeline {stages} × chunks {chunks} with a block each");
+            let mut problem = with(shape, "parallel.pipeline", &["num_hidden_layers"], fact);
+            problem.keys.push("parallel.chunks".into());
+            problem
+        }
+    };
+    let mut fits = Vec::new();
+    if layers / chunks > 0 {
+        fits.push(format!("parallel.pipeline at most {}", layers / chunks));
+    }
+    if chunks > 1 && layers / stages > 0 {
+        fits.push(format!("parallel.chunks at most {}", layers / stages));
+    }
+    fits.push(format!("{} layers", stages.saturating_mul(chunks)));
+    problem = problem.hint(fits.join(", or "));
+    out.push(problem);
+}
+
+/// Chunks belong to the interleaved schedule, and it to a pipeline.
+fn schedule(p: &ParallelSection, out: &mut Vec<Problem>) {
+    let interleaved = p.schedule == PipelineSchedule::Interleaved;
+    let keys = ["parallel.schedule", "parallel.chunks", "parallel.pipeline"];
+    let problem = match (p.pipeline, p.chunks, interleaved) {
+        (1, 1, _) | (_, 1, false) => return,
+        (1, chunks, _) => {
+            Problem::new(keys, format!("{chunks} chunks a stage, but pipeline 1 has nothing to interleave"))
+                .hint("parallel.chunks 1, or parallel.pipeline 2 or more")
+        }
+        (stages, 1, _) => Problem::new(
+            keys,
+            format!("the interleaved schedule needs several chunks on each of the {stages} stages, but has 1"),
+        )
+        .hint("parallel.chunks 2, or parallel.schedule 1f1b"),
+        (_, chunks, true) if chunks > 1 => return,
+        (_, chunks, _) => {
+            Problem::new(keys, format!("{chunks} chunks a stage, but only the interleaved schedule has more than 1"))
+                .hint("parallel.chunks 1, or parallel.schedule interleaved")
+        }
+    };
+    out.push(problem);
 }
 
 /// A problem of a key of the configuration and keys of the shape together.

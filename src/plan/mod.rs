@@ -14,8 +14,8 @@ pub use rules::check_vocabulary;
 
 use crate::config::{self, load, Config, DeviceChoice, Draft, ModelConfig, Precision, Problem};
 use crate::error::{Exit, Result};
-use crate::layout::Layout;
-use crate::topology::Topology;
+use crate::layout::{stages, Layout, Unit};
+use crate::topology::{Axis, Topology};
 use std::path::Path;
 use tch::{Device, Kind};
 
@@ -25,6 +25,9 @@ pub struct Plan {
     pub config: Config,
     pub model: ModelConfig,
     pub topology: Topology,
+    /// The model's units in chunks, in forward order; chunk c lies on pipeline stage c mod stages.
+    pub chunks: Vec<Vec<Unit>>,
+    /// Of this rank.
     pub layout: Layout,
     pub device: Device,
     /// Compute dtype: `Kind::BFloat16` or `Kind::Float`.
@@ -35,6 +38,8 @@ pub struct Plan {
     pub accumulation: usize,
     /// CPU threads of this rank.
     pub threads: usize,
+    /// Ranks on this rank's node.
+    pub local_size: usize,
 }
 
 /// What the world and this node offer to one rank.
@@ -93,8 +98,11 @@ impl Plan {
         let p = &config.parallel;
         let topology = Topology::new(ranks.rank, [p.tensor, p.context, p.pipeline, data]);
         let micro_batch = config.batch.micro;
+        let chunks = stages::chunks(&model, p.pipeline, p.chunks, config.data.sequence_length);
+        let own: Vec<_> = chunks.iter().skip(topology.coord(Axis::Pipeline)).step_by(p.pipeline).collect();
         Ok(Plan {
-            layout: Layout::new(&model, &topology),
+            layout: Layout::of(&model, &topology, &own),
+            chunks,
             topology,
             device,
             dtype: dtype(config.train.precision),
@@ -104,6 +112,7 @@ impl Plan {
                 0 => ranks.cores.max(1),
                 n => n,
             },
+            local_size: ranks.local_size,
             model,
             config,
         })
@@ -123,7 +132,7 @@ pub fn dtype(precision: Precision) -> Kind {
 }
 
 fn device(choice: DeviceChoice, ranks: &Ranks) -> std::result::Result<Device, Problem> {
-    let Ranks { local_rank, local_size, cuda_devices, .. } = *ranks;
+    let Ranks { local_rank, cuda_devices, .. } = *ranks;
     let none = |fact: String, hint: &str| Problem::new(["train.device"], fact).hint(hint).exit(Exit::Device);
     match choice {
         DeviceChoice::Cpu => Ok(Device::Cpu),
@@ -132,11 +141,9 @@ fn device(choice: DeviceChoice, ranks: &Ranks) -> std::result::Result<Device, Pr
             "cuda was asked for, but this node has no CUDA device that libtorch can use".into(),
             "use cpu or auto, or ask Slurm for GPUs (--gpus-per-node) and load a CUDA build of libtorch",
         )),
-        _ if local_rank < cuda_devices => Ok(Device::Cuda(local_rank)),
-        _ => Err(none(
-            format!("{local_size} ranks on this node, but only {cuda_devices} CUDA devices"),
-            "start as many ranks per node as there are devices (--ntasks-per-node), or use cpu",
-        )),
+        // With a device bound to each task every rank sees one and calls it 0. Ranks that do share one are noticed, and
+        // served, where all ranks compare devices (World::use_device).
+        _ => Ok(Device::Cuda(local_rank % cuda_devices)),
     }
 }
 

@@ -151,7 +151,8 @@ fn devices_follow_the_node_local_rank() {
     };
     assert_eq!(on(3, 4, DeviceChoice::Auto), Ok(Device::Cuda(3)));
     assert_eq!(on(3, 0, DeviceChoice::Auto), Ok(Device::Cpu));
-    assert_eq!(on(3, 2, DeviceChoice::Auto), Err(Exit::Device));
+    assert_eq!(on(3, 2, DeviceChoice::Auto), Ok(Device::Cuda(1)));
+    assert_eq!(on(3, 1, DeviceChoice::Cuda), Ok(Device::Cuda(0)));
     assert_eq!(on(3, 2, DeviceChoice::Cpu), Ok(Device::Cpu));
     assert_eq!(on(0, 0, DeviceChoice::Cuda), Err(Exit::Device));
 }

@@ -1,16 +1,21 @@
 //! Which samples a rank reads: a pure function of (step, rank, micro-batch), so that changing the number of ranks or the
 //! accumulation changes who reads a sample, never which samples a step is made of.
 
-use crate::data::Mixture;
+use crate::data::{Mixture, Sample};
 use crate::error::Result;
+use crate::model::{positions, Documents};
 use crate::plan::Plan;
 use crate::topology::Axis;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
-/// One micro-batch: `tokens` and `targets` [B,S] i64, `targets` one position ahead.
+/// One micro-batch of B sequences of S tokens, as far as this rank of the context axis (c ranks) holds them.
 pub struct Batch {
+    /// [B,S/c] i64.
     pub tokens: Tensor,
+    /// [B,S/c] i64, one position ahead in the whole sequence.
     pub targets: Tensor,
+    /// Of the whole sequences, where `data.document_mask` asks for it.
+    pub documents: Documents,
 }
 
 /// Global sample index of row `row` of micro-batch `micro` on data rank `rank` in `step`.
@@ -26,13 +31,20 @@ pub fn sample_index(plan: &Plan, step: u64, rank: usize, micro: usize, row: usiz
 pub fn train(plan: &Plan, corpus: &Mixture, step: u64, micro: usize) -> Result<Batch> {
     let rank = plan.topology.coord(Axis::Data);
     let index = |row| sample_index(plan, step, rank, micro, row);
-    collect((0..plan.micro_batch).map(|row| corpus.sample(index(row))), plan.device)
+    collect(plan, (0..plan.micro_batch).map(|row| corpus.sample(index(row))))
 }
 
 /// Stacks samples of S + 1 ids.
-pub fn collect(samples: impl Iterator<Item = Result<Vec<i64>>>, device: Device) -> Result<Batch> {
-    let rows = samples.map(|s| Ok(Tensor::from_slice(&s?))).collect::<Result<Vec<_>>>()?;
-    let ids = Tensor::stack(&rows, 0).to_device(device);
+pub fn collect(plan: &Plan, samples: impl Iterator<Item = Result<Sample>>) -> Result<Batch> {
+    let samples = samples.collect::<Result<Vec<_>>>()?;
+    let rows: Vec<Tensor> = samples.iter().map(|s| Tensor::from_slice(&s.ids)).collect();
+    let ids = Tensor::stack(&rows, 0).to_device(plan.device);
     let s = ids.size()[1] - 1;
-    Ok(Batch { tokens: ids.narrow(1, 0, s).contiguous(), targets: ids.narrow(1, 1, s).contiguous() })
+    let (rank, size) = (plan.topology.coord(Axis::Context), plan.topology.size(Axis::Context));
+    let own = |first| positions::share(&ids.narrow(1, first, s), rank, size).contiguous();
+    let documents = match plan.config.data.document_mask {
+        true => Documents(samples.into_iter().map(|s| s.starts).collect()),
+        false => Documents::whole(),
+    };
+    Ok(Batch { tokens: own(0), targets: own(1), documents })
 }

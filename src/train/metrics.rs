@@ -43,12 +43,15 @@ pub struct StepRecord {
     pub matmul_s: Option<f64>,
     /// Bytes of tensors at the highest point, on the rank that writes ([`memory_peak`]).
     pub memory_peak: u64,
-    /// Time the data wire was busy, on the rank that writes, waiting for slower ranks included.
+    /// Time the wires of the tensor, context and data axes were busy, on the rank that writes, waiting for slower ranks included.
     pub comm_busy_s: f64,
     /// Part of it that the step waited for.
     pub comm_exposed_s: f64,
     /// Part of it that computation covered.
     pub comm_hidden_s: f64,
+    /// Time in which the rank that writes waited for other pipeline stages, the bubble included; absent without a pipeline.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pipeline_wait_s: Option<f64>,
     /// Loss or norm was not finite and no rank updated its parameters.
     pub skipped: bool,
     /// Mean (log Z)² per token, where the z-loss is on.
@@ -118,6 +121,7 @@ fn scalars(r: &StepRecord) -> Vec<(&'static str, f64)> {
     let optional = [
         ("speed/mfu_causal", r.mfu_causal),
         ("speed/mfu_full", r.mfu_full),
+        ("comm/pipeline_wait_s", r.pipeline_wait_s),
         ("train/z_loss", r.z_loss),
         ("validation/loss", r.validation_loss),
     ];

@@ -4,13 +4,15 @@ use super::batch;
 use super::state::State;
 use crate::data::Mixture;
 use crate::error::Result;
-use crate::kernels::clock;
+use crate::kernels::{clock, LossSums};
 use crate::liveness::inject::Inject;
 use crate::liveness::{Phase, Progress};
-use crate::model::{Accumulate, Chunk, Documents, Llama, StepOptions};
+use crate::model::{Accumulate, Llama, StepOptions};
 use crate::optim::{clip_factor, learning_rate};
+use crate::parallel::pipeline::{Pipeline, Work};
 use crate::parallel::CommTiming;
 use crate::plan::Plan;
+use crate::topology::Axis;
 use crate::wire::{Op, World};
 use std::time::Duration;
 
@@ -19,6 +21,7 @@ pub struct Stage<'a> {
     pub plan: &'a Plan,
     pub world: &'a World,
     pub model: &'a Llama,
+    pub pipeline: &'a Pipeline,
     pub corpus: &'a Mixture,
     pub progress: &'a Progress,
     pub inject: &'a Inject,
@@ -26,7 +29,7 @@ pub struct Stage<'a> {
 
 /// What a step found, the same on every rank.
 pub struct Outcome {
-    /// Mean cross-entropy over the global batch, nats per token.
+    /// Mean cross-entropy over the tokens of the global batch that count, nats per token.
     pub loss: f64,
     pub lr: f64,
     /// Norm of the global gradient before clipping.
@@ -38,6 +41,8 @@ pub struct Outcome {
     /// Mean (log Z)² per token.
     pub z: f64,
     pub comm: CommTiming,
+    /// Time in which this rank waited for other pipeline stages.
+    pub pipeline_wait: Duration,
     /// Time in the linear layers' matrix products on this rank.
     pub matmul: Duration,
     /// Filled in by the loop in steps that validate.
@@ -46,47 +51,46 @@ pub struct Outcome {
 
 /// Runs one step on `state`. `stop` is this rank's wish to stop; the outcome's is everybody's.
 pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
-    let Stage { plan, world, model, corpus, progress, inject } = stage;
+    let Stage { plan, world, model, pipeline, corpus, progress, inject } = stage;
     let config = &plan.config;
     let products = clock::matmul();
     let lr = learning_rate(&config.optim, state.step, config.train.steps);
-    let tokens = (config.batch.global * config.data.sequence_length) as f64;
-    let options =
-        StepOptions { grad_scale: 1.0 / tokens, z_loss: config.train.z_loss, grads: Accumulate::Replace };
+    let tokens = plan.tokens_per_step() as f64;
+    let options = StepOptions { grad_scale: 1.0 / tokens, z_loss: config.train.z_loss, grads: Accumulate::Replace };
 
     // ─── gradients: sum over micro-batches; units leave for the other ranks while the backward pass goes on ───
-    let (mut loss, mut z) = (0.0, 0.0);
-    let _guard = tch::no_grad_guard();
-    let chunk = Chunk::whole(model.layers);
+    let now = state.step;
     state.units.begin(plan.accumulation);
-    for micro in 0..plan.accumulation {
+    let mut load = |micro| {
         progress.at(Phase::Data);
-        let batch = batch::train(plan, corpus, state.step, micro)?;
+        let batch = batch::train(plan, corpus, now, micro)?;
         inject.begin_work(progress);
-        let micro = model.micro(&batch.tokens, &batch.targets, &Documents::whole());
-        progress.at(Phase::Forward);
-        let (_, kept) = model.forward(&chunk, &mut state.units, &micro, None)?;
-        progress.at(Phase::Backward);
-        let options = StepOptions { grad_scale: if inject.spoils() { f64::NAN } else { options.grad_scale }, ..options };
-        let (_, found) = model.backward(&chunk, &mut state.units, &micro, kept, None, &options)?;
-        loss += found.loss;
-        z += found.z;
-    }
+        Ok(model.micro(&batch.tokens, &batch.targets, &batch.documents))
+    };
+    let sequences = |_| plan.micro_batch;
+    let work = Work { model, units: &mut state.units, load: &mut load, sequences: &sequences, progress };
+    let (sums, passes) = pipeline.train(work, options, inject)?;
     progress.at(Phase::Reduce);
     state.units.finish()?;
 
-    // ─── agreement: loss, gradient norm, wish to stop, summed over all ranks ───
+    // ─── agreement: loss, tokens that count, gradient norm, wish to stop, summed over all ranks ───
     progress.at(Phase::Agree);
+    // Tensor ranks know the same loss, stages before the last know none.
+    let sums = if plan.topology.coord(Axis::Tensor) == 0 { sums } else { LossSums::default() };
     let squares = state.optimizer.grad_sum_squares();
-    let all = world.all_reduce_f64(&[loss, z, squares, stop as u8 as f64], Op::Sum)?;
-    let (loss, z, grad_norm, stop) = (all[0] / tokens, all[1] / tokens, all[2].sqrt(), all[3] > 0.0);
+    let mine = [sums.loss, sums.z, sums.tokens as f64, squares, stop as u8 as f64];
+    let all = world.all_reduce_f64(&mine, Op::Sum)?;
+    let (loss, z, stop) = (all[0] / all[2], all[1] / all[2], all[4] > 0.0);
+    // The gradients are of the sum over all tokens / `tokens`; where some do not count the mean is larger by this much.
+    let scale = tokens / all[2];
+    let grad_norm = all[3].sqrt() * scale;
     let skipped = !(loss.is_finite() && grad_norm.is_finite());
 
     // ─── update: each rank what it owns, then everybody gets the new parameters ───
     if !skipped {
         progress.at(Phase::Optimizer);
         state.updates += 1;
-        state.optimizer.step(lr, state.updates, clip_factor(grad_norm, config.train.clip_norm));
+        state.optimizer.step(lr, state.updates, clip_factor(grad_norm, config.train.clip_norm) * scale);
         progress.at(Phase::Gather);
         state.units.publish()?;
     }
@@ -94,7 +98,9 @@ pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
     state.step += 1;
     state.tokens += tokens as u64;
     state.skipped += skipped as u64;
-    let comm = state.units.spent();
+    let mut comm = state.units.spent();
+    comm += model.axes.take_spent().into();
     let matmul = clock::matmul() - products;
-    Ok(Outcome { loss, lr, grad_norm, skipped, stop, z, comm, matmul, validation_loss: None })
+    let pipeline_wait = passes.waited;
+    Ok(Outcome { loss, lr, grad_norm, skipped, stop, z, comm, pipeline_wait, matmul, validation_loss: None })
 }

@@ -134,6 +134,19 @@ impl Meter {
         out
     }
 
+    /// A collective begins on a device; [`Meter::ended`] when it is seen to have ended there.
+    pub(super) fn began(&self) {
+        if let Some(n) = self.all.entered.get(self.wire) {
+            n.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn ended(&self) {
+        if let Some(n) = self.all.left.get(self.wire) {
+            n.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// A caller waits for this wire: for a collective, or for the message of the rank with this number on it.
     pub(super) fn blocked<T>(&self, peer: Option<usize>, wait: impl FnOnce() -> T) -> T {
         let wire = if self.wire < WIRES { self.wire as u64 + 1 } else { 0 };

@@ -2,27 +2,39 @@
 //!
 //! [`World`] is the MPI process world: who am I, who is on my node, small host messages (control plane).
 //! [`Wire`] is one axis's communicator for tensors (data plane): collectives start at once, finish in the order they
-//! were started on every rank, and are waited for through [`Work`]. Implementations: `mpi` on host memory; NCCL and
-//! staged device memory come with the other axes.
+//! were started on every rank, and are waited for through [`Work`]. Implementations: `mpi` on host memory, `nccl` on
+//! device memory, `staged` for device memory that passes through the host. docs/wires.md compares them.
 
+mod carrier;
 mod combine;
 mod control;
+mod dynamic;
 mod ffi;
+mod groups;
 mod lanes;
 mod mail;
 mod messages;
 mod meters;
 mod mpi;
+mod nccl;
 mod post;
 mod segment;
+mod serve;
 mod shared;
+mod staged;
+mod stream;
 mod work;
 mod world;
 
 pub use self::mpi::MpiWire;
+pub use self::nccl::NcclWire;
+pub use carrier::Carrier;
 pub use meters::{Meters, Reading, Table, WIRES};
 pub use post::Post;
+pub use serve::Request;
 pub use shared::shared_bytes;
+pub use staged::StagedWire;
+pub use stream::Incoming;
 pub use work::{Timing, Work};
 pub use world::{leave, Via, World};
 
@@ -39,7 +51,8 @@ pub enum Op {
 /// Collectives and messages of one axis on contiguous tensors.
 ///
 /// A tensor handed over must not be read or written until its [`Work`] has been waited for. Every rank of the axis must
-/// start the same operations in the same order (MPI 4.1 §6.14). Sums of bf16 are made in fp32. Errors at the start are
+/// start the same operations in the same order (MPI 4.1 §6.14). Sums of bf16 are made in fp32 and rounded once, except
+/// by NCCL, which rounds at every step of its ring: reduce what matters in fp32. Errors at the start are
 /// [`crate::error::Exit::Internal`] (a tensor that the wire cannot move); errors of the wait are
 /// [`crate::error::Exit::Peer`], after which the wire is of no more use.
 pub trait Wire: Send + Sync {
@@ -72,4 +85,9 @@ pub trait Wire: Send + Sync {
     fn send(&self, tensor: &Tensor, to: usize) -> Result<Work>;
     /// From rank `from` of this axis; may be started long before the other side sends.
     fn recv(&self, tensor: &Tensor, from: usize) -> Result<Work>;
+    /// Device time of what has finished since the last call, where [`Work::wait`] does not wait for the device and so
+    /// cannot tell (NCCL). Zero on wires whose `wait` tells.
+    fn measured(&self) -> Timing {
+        Timing::default()
+    }
 }

@@ -111,7 +111,8 @@ impl MpiWire {
 
     fn start(&self, what: What, input: &Tensor, output: Option<&Tensor>) -> Result<Work> {
         for t in [Some(input), output].into_iter().flatten() {
-            usable(t)?;
+            // Alone, a rank has nothing to move: any device will do.
+            usable(t, if self.size == 1 { t.device() } else { Device::Cpu })?;
         }
         let Some(queue) = &self.queue else {
             if let Some(out) = output {
@@ -130,36 +131,47 @@ impl MpiWire {
     }
 
     fn message(&self, tensor: &Tensor, send: bool, peer: usize) -> Result<Work> {
-        usable(tensor)?;
+        usable(tensor, Device::Cpu)?;
+        is_peer(send, self.rank, self.size, peer)?;
         match &self.mail {
-            Some(mail) if peer < self.size && peer != self.rank => {
-                Ok(mail.start(tensor, send, peer)?.metered(self.meter.clone(), Some(peer)))
-            }
-            _ => {
-                let way = if send { "to" } else { "from" };
-                let fact =
-                    format!("rank {} started a message {way} rank {peer} on an axis of {}", self.rank, self.size);
-                Err(Error::new(Exit::Internal, fact))
-            }
+            Some(mail) => Ok(mail.start(tensor, send, peer)?.metered(self.meter.clone(), Some(peer))),
+            None => Ok(Work::ready()),
         }
     }
+}
 
-    /// Checks that `many` has `size` times the elements of `one`, and the same dtype.
-    fn fits(&self, call: &str, one: &Tensor, many: &Tensor) -> Result<()> {
-        if one.numel() * self.size == many.numel() && one.kind() == many.kind() {
-            return Ok(());
-        }
-        Err(Error::new(
-            Exit::Internal,
-            format!(
-                "{call} over {} ranks between {} elements of {:?} and {} of {:?}",
-                self.size,
-                one.numel(),
-                one.kind(),
-                many.numel(),
-                many.kind()
-            ),
-        ))
+/// Checks that `many` has `size` times the elements of `one`, and the same dtype.
+pub(super) fn fits(call: &str, size: usize, one: &Tensor, many: &Tensor) -> Result<()> {
+    if one.numel() * size == many.numel() && one.kind() == many.kind() {
+        return Ok(());
+    }
+    let (a, b) = ((one.numel(), one.kind()), (many.numel(), many.kind()));
+    let fact = format!("{call} over {size} ranks between {} elements of {:?} and {} of {:?}", a.0, a.1, b.0, b.1);
+    Err(Error::new(Exit::Internal, fact))
+}
+
+/// Checks a rank that a message goes to or comes from.
+pub(super) fn is_peer(send: bool, rank: usize, size: usize, peer: usize) -> Result<()> {
+    if peer < size && peer != rank {
+        return Ok(());
+    }
+    let way = if send { "to" } else { "from" };
+    let fact = format!("rank {rank} started a message {way} rank {peer} on an axis of {size}");
+    Err(Error::new(Exit::Internal, fact))
+}
+
+/// Checks the rank that a broadcast starts from.
+pub(super) fn is_root(size: usize, root: usize) -> Result<()> {
+    match root < size {
+        true => Ok(()),
+        false => Err(Error::new(Exit::Internal, format!("broadcast from rank {root} of {size}"))),
+    }
+}
+
+impl MpiWire {
+    /// What liveness reads of this wire; `None` on an axis of one rank.
+    pub(super) fn meter(&self) -> Option<Meter> {
+        self.meter.clone()
     }
 }
 
@@ -202,19 +214,17 @@ impl Wire for MpiWire {
     }
 
     fn reduce_scatter(&self, input: &Tensor, output: &Tensor) -> Result<Work> {
-        self.fits("reduce-scatter", output, input)?;
+        fits("reduce-scatter", self.size, output, input)?;
         self.start(What::ReduceScatter, input, Some(output))
     }
 
     fn all_gather(&self, input: &Tensor, output: &Tensor) -> Result<Work> {
-        self.fits("all-gather", input, output)?;
+        fits("all-gather", self.size, input, output)?;
         self.start(What::AllGather, input, Some(output))
     }
 
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Work> {
-        if root >= self.size {
-            return Err(Error::new(Exit::Internal, format!("broadcast from rank {root} of {}", self.size)));
-        }
+        is_root(self.size, root)?;
         self.start(What::Broadcast(root), tensor, None)
     }
 
@@ -227,17 +237,18 @@ impl Wire for MpiWire {
     }
 }
 
-fn usable(t: &Tensor) -> Result<()> {
-    let fail = |why: String| Err(Error::new(Exit::Internal, format!("a tensor for MPI {why}")));
-    if t.device() != Device::Cpu {
-        return fail(format!("is on {:?}; this wire moves host memory", t.device()));
+/// Checks that a wire for tensors of `device` can move `t`.
+pub(super) fn usable(t: &Tensor, device: Device) -> Result<()> {
+    let fail = |why: String| Err(Error::new(Exit::Internal, format!("a tensor for a wire {why}")));
+    if t.device() != device {
+        return fail(format!("is on {:?}; this wire moves tensors on {device:?}", t.device()));
     }
     if !t.is_contiguous() {
         return fail(format!("of shape {:?} is not contiguous", t.size()));
     }
     match element_size(t.kind()) {
         Some(_) => Ok(()),
-        None => fail(format!("is {:?}; the wire carries f32, f64, i64, u8 and bf16", t.kind())),
+        None => fail(format!("is {:?}; wires carry f32, f64, i64, u8 and bf16", t.kind())),
     }
 }
 

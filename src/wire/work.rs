@@ -3,13 +3,14 @@
 use super::meters::Meter;
 use crate::error::{Error, Exit, Result};
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a collective or message took and how much of that the caller had to wait for.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Timing {
     /// Time the wire was busy with it. For a message: the copy, where a lane carries it (see docs/wires.md), else the
-    /// time since it was started.
+    /// time since it was started. NCCL: zero, see [`super::Wire::measured`].
     pub busy: Duration,
     /// Time [`Work::wait`] blocked: the exposed part.
     pub exposed: Duration,
@@ -34,9 +35,16 @@ pub(super) trait Urgency: Send + Sync {
     fn waiting(&self, more: bool);
 }
 
+/// Something under way whose end is more than a word from a thread. [`Later::wait`] returns the time it was busy.
+pub(super) trait Later: Send {
+    fn is_done(&mut self) -> bool;
+    fn wait(self: Box<Self>) -> Result<Duration>;
+}
+
 enum State {
     Done(Result<Duration>),
-    Pending(Receiver<Result<Duration>>, Option<std::sync::Arc<dyn Urgency>>),
+    Pending(Receiver<Result<Duration>>, Option<Arc<dyn Urgency>>),
+    Later(Box<dyn Later>),
 }
 
 impl Work {
@@ -51,7 +59,7 @@ impl Work {
     }
 
     /// [`Work::pending`] on a thread that wants to know when somebody waits.
-    pub(super) fn urgent(rx: Receiver<Result<Duration>>, who: std::sync::Arc<dyn Urgency>) -> Self {
+    pub(super) fn urgent(rx: Receiver<Result<Duration>>, who: Arc<dyn Urgency>) -> Self {
         Work { state: State::Pending(rx, Some(who)), meter: None }
     }
 
@@ -60,52 +68,57 @@ impl Work {
         self
     }
 
-    /// Whether [`Work::wait`] would return at once, with an error too.
+    pub(super) fn later(what: Box<dyn Later>) -> Self {
+        Work { state: State::Later(what), meter: None }
+    }
+
+    /// Whether [`Work::wait`] would return at once, with an error too, and the tensors are as the operation leaves them.
     pub fn is_done(&mut self) -> bool {
-        if let State::Pending(rx, _) = &self.state {
-            match rx.try_recv() {
-                Ok(result) => self.state = State::Done(result),
-                Err(TryRecvError::Disconnected) => self.state = State::Done(Err(orphaned())),
-                Err(TryRecvError::Empty) => return false,
-            }
-        }
+        let result = match &mut self.state {
+            State::Done(_) => return true,
+            State::Later(what) => return what.is_done(),
+            State::Pending(rx, _) => rx.try_recv(),
+        };
+        self.state = State::Done(match result {
+            Ok(result) => result,
+            Err(TryRecvError::Disconnected) => Err(orphaned()),
+            Err(TryRecvError::Empty) => return false,
+        });
         true
     }
 
-    /// Blocks until the tensors may be used again.
+    /// Blocks until the tensors may be used again; on device memory carried by NCCL, until what is given to libtorch
+    /// from here on is ordered behind the operation.
     pub fn wait(mut self) -> Result<Timing> {
-        let start = Instant::now();
-        if self.is_done() {
-            if let State::Done(result) = self.state {
-                return Ok(Timing { busy: result?, exposed: Duration::ZERO });
-            }
+        if let State::Done(result) = self.state {
+            return Ok(Timing { busy: result?, exposed: Duration::ZERO });
         }
+        let start = Instant::now();
         if let State::Pending(_, Some(who)) = &self.state {
             let who = who.clone();
             while start.elapsed() < HELP && !self.is_done() {
                 who.help();
             }
         }
-        match self.state {
-            State::Done(result) => Ok(Timing { busy: result?, exposed: start.elapsed() }),
-            State::Pending(rx, who) => {
-                if let Some(w) = &who {
-                    w.waiting(true);
-                }
-                let receive = || rx.recv().unwrap_or_else(|_| Err(orphaned()));
-                let result = match &self.meter {
-                    Some((meter, peer)) => meter.blocked(*peer, receive),
-                    None => receive(),
-                };
-                if let Some(w) = &who {
-                    w.waiting(false);
-                }
-                Ok(Timing { busy: result?, exposed: start.elapsed() })
+        let blocks = || match self.state {
+            State::Done(result) => result,
+            State::Later(what) => what.wait(),
+            State::Pending(rx, None) => rx.recv().unwrap_or_else(|_| Err(orphaned())),
+            State::Pending(rx, Some(who)) => {
+                who.waiting(true);
+                let result = rx.recv().unwrap_or_else(|_| Err(orphaned()));
+                who.waiting(false);
+                result
             }
-        }
+        };
+        let busy = match self.meter {
+            Some((meter, peer)) => meter.blocked(peer, blocks),
+            None => blocks(),
+        }?;
+        Ok(Timing { busy, exposed: start.elapsed() })
     }
 }
 
-fn orphaned() -> Error {
+pub(super) fn orphaned() -> Error {
     Error::new(Exit::Peer, "the communication thread ended before what was started on it did")
 }

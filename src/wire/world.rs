@@ -4,15 +4,13 @@
 //! alone. The calls that move small host messages are in `control`.
 
 use super::ffi::{check, Comm};
-use super::meters::{Meter, Meters, Table};
-use super::mpi::MpiWire;
-use super::Wire;
+use super::meters::Meters;
+use super::Carrier;
 use crate::error::{Error, Exit, Result};
-use crate::topology::{Axis, Topology};
 use mpi::ffi;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// The processes of this run, seen from one of them.
@@ -29,6 +27,7 @@ pub struct World {
     pub(super) comm: Comm,
     pub(super) stop: Arc<AtomicBool>,
     pub(super) meters: Arc<Meters>,
+    carrier: Arc<Mutex<Carrier>>,
 }
 
 /// How a wire may move bytes.
@@ -85,6 +84,7 @@ impl World {
             comm: world.duplicate()?,
             stop: Arc::new(AtomicBool::new(false)),
             meters: Arc::new(Meters::new(size)),
+            carrier: Arc::new(Mutex::new(Carrier::Host(Via::Fastest))),
         })
     }
 
@@ -128,74 +128,17 @@ impl World {
         // MPI_Comm_dup cannot be left, so go there together.
         self.barrier()?;
         let meters = Arc::new(Meters::new(self.size));
-        Ok(World { host: self.host.clone(), comm: self.comm.duplicate()?, stop: self.stop.clone(), meters, ..*self })
+        let (host, stop, carrier) = (self.host.clone(), self.stop.clone(), self.carrier.clone());
+        Ok(World { host, comm: self.comm.duplicate()?, stop, meters, carrier, ..*self })
     }
 
-    /// The wire of one axis. Collective over the world; every rank asks for the same axes in the same order.
-    pub fn wire(&self, topo: &Topology, axis: Axis) -> Result<Box<dyn Wire>> {
-        self.wire_via(topo, axis, Via::Fastest)
+    /// What carries the tensors of wires made from now on: MPI on the host until [`World::use_device`].
+    pub fn carrier(&self) -> Carrier {
+        *self.carrier.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// [`World::wire`] with a say in how bytes move.
-    pub fn wire_via(&self, topo: &Topology, axis: Axis, via: Via) -> Result<Box<dyn Wire>> {
-        if topo.world() != self.size || topo.rank != self.rank {
-            return Err(Error::new(
-                Exit::Internal,
-                format!(
-                    "the topology {:?} of rank {} does not fit rank {} of a world of {}",
-                    topo.sizes, topo.rank, self.rank, self.size
-                ),
-            ));
-        }
-        if topo.size(axis) == 1 {
-            return Ok(Box::new(MpiWire::solo()));
-        }
-        self.named_wire(&topo.group(axis), via, &format!("{axis:?}").to_lowercase())
-    }
-
-    /// A wire among `ranks` of this world, one of which is this one; its ranks are numbered in that order. Collective
-    /// over the world, whose ranks all call it with their own group: the groups share out the world. Every call makes a
-    /// wire of its own, with its own thread and message space, also for ranks that have one already.
-    ///
-    /// Errors: [`Exit::Internal`], on every rank, when the groups do not share out the world.
-    pub fn wire_group(&self, ranks: &[usize]) -> Result<Box<dyn Wire>> {
-        self.wire_group_via(ranks, Via::Fastest)
-    }
-
-    /// [`World::wire_group`] with a say in how bytes move.
-    pub fn wire_group_via(&self, ranks: &[usize], via: Via) -> Result<Box<dyn Wire>> {
-        self.named_wire(ranks, via, "group")
-    }
-
-    fn named_wire(&self, ranks: &[usize], via: Via, name: &str) -> Result<Box<dyn Wire>> {
-        self.control(|| {
-            let (comm, places) = self.group(ranks)?;
-            let meter = Meter::next(&self.meters, self.rank, Table { name: name.into(), places });
-            let wire: Box<dyn Wire> = match ranks.len() {
-                1 => Box::new(MpiWire::solo()),
-                _ => Box::new(MpiWire::new(comm, self.stop.clone(), via, meter)?),
-            };
-            Ok(wire)
-        })
-    }
-
-    /// The communicator of a group, and every rank's group and place in it. Collective over the world.
-    fn group(&self, ranks: &[usize]) -> Result<(Comm, Vec<(u64, usize)>)> {
-        let place = ranks.iter().position(|&r| r == self.rank).unwrap_or(usize::MAX);
-        let hash = xxhash_rust::xxh3::xxh3_64(bytemuck::cast_slice(ranks));
-        let mine = [hash, ranks.len() as u64, place as u64, ranks.first().map_or(0, |&r| r as u64)];
-        let all = self.comm.all_gather(&mine, &self.stop)?;
-        // Every rank sees the same facts, so all refuse or none does.
-        let mut seen = std::collections::HashSet::new();
-        let fits = |f: &[u64]| f[2] < f[1] && seen.insert((f[0], f[2]));
-        let mut places = std::collections::HashMap::new();
-        all.chunks(4).for_each(|f| *places.entry((f[0], f[1])).or_insert(0) += 1);
-        if !all.chunks(4).all(fits) || places.iter().any(|((_, len), n)| len != n) {
-            let fact = format!("rank {} asked for a wire among {ranks:?}, but the groups of all ranks do not share out the world of {}", self.rank, self.size);
-            return Err(Error::new(Exit::Internal, fact));
-        }
-        let groups = all.chunks(4).map(|f| (f[0], f[2] as usize)).collect();
-        Ok((self.comm.split(ranks[0], place)?, groups))
+    pub(super) fn set_carrier(&self, carrier: Carrier) {
+        *self.carrier.lock().unwrap_or_else(|e| e.into_inner()) = carrier;
     }
 
     /// Ends MPI after a good run. Collective; drop the wires first.

@@ -28,6 +28,8 @@ optim: {{warmup_steps: 10}}
 parallel: {{data: {ranks}}}
 checkpoint: {{every: {every}, keep: 3}}
 log: {{tensorboard: false, sync_check_every: 0}}
+liveness: {{interval_s: {interval}, misses: 3, grace_s: 2, progress_floor_s: 5, first_step_s: 60}}
+launch: {{start_timeout_s: 30, node_failures: 1000000, window_attempts: 1000000, max_attempts: 1000000, node_pause_s: 5}}
 """
 
 
@@ -96,10 +98,10 @@ def processes(words):
 class Job:
     """A training run in a folder of its own, and the Slurm job that runs it through a demo-like batch script."""
 
-    def __init__(self, cluster, folder, herd, *, steps, ranks, every=1, micro=None, sequence=64, sets=(), sbatch=(), nodes=None):
+    def __init__(self, cluster, folder, herd, *, steps, ranks, every=1, micro=None, sequence=64, interval=1.0, sets=(), sbatch=(), nodes=None):
         self.cluster, self.folder, self.herd = cluster, Path(folder), herd
         self.ranks, self.steps, self.sets, self.sbatch = ranks, steps, list(sets), list(sbatch)
-        self.nodes = nodes or cluster.nodes
+        self.nodes, self.interval = nodes or cluster.nodes, interval
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.run_dir = self.folder / "run"
@@ -112,7 +114,9 @@ class Job:
         self.config = self.folder / "config.yaml"
         micro = micro or max(1, 12 // ranks)
         self.config.write_text(
-            CONFIG.format(run_dir=self.run_dir, corpus=corpus, steps=steps, ranks=ranks, every=every, micro=micro, sequence=sequence)
+            CONFIG.format(
+                run_dir=self.run_dir, corpus=corpus, steps=steps, ranks=ranks, every=every, micro=micro, sequence=sequence, interval=interval
+            )
         )
         self.log = self.folder / "job.log"
         self.id = None
@@ -132,6 +136,9 @@ class Job:
         except FileNotFoundError:
             return []
         return [json.loads(line) for line in text.split(b"\n")[:-1] if line]
+
+    def json(self, name):
+        return json.loads((self.run_dir / name).read_text())
 
     def events(self, kind=None):
         return [e for e in self.json_lines("events.jsonl") if kind in (None, e["kind"])]

@@ -3,4 +3,5 @@
 mod cluster;
 mod install;
 mod nodes;
+mod recovery;
 mod training;

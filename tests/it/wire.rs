@@ -1,15 +1,16 @@
 //! Tests of `wire`: every collective on real MPI ranks against what one process computes.
 
+mod device;
 mod messages;
 mod stops;
 
 use super::support::{mpirun, ranks, text};
 use herd::error::{Error, Exit};
 use herd::topology::{Axis, Topology};
-use herd::wire::{Op, Via, Wire, World};
+use herd::wire::{Carrier, Op, Via, Wire, World};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 const KINDS: [Kind; 5] = [Kind::Float, Kind::Double, Kind::Int64, Kind::Uint8, Kind::BFloat16];
 
@@ -35,8 +36,9 @@ pub(super) fn on_wires(body: impl Fn(&World, &Arc<dyn Wire>)) {
     tch::set_num_threads(1);
     let world = World::init().unwrap();
     let topo = Topology::data(world.rank(), world.size());
-    for via in [Via::Fastest, Via::Messages] {
-        let wire: Arc<dyn Wire> = world.wire_via(&topo, Axis::Data, via).unwrap().into();
+    let ways = [Carrier::Host(Via::Fastest), Carrier::Host(Via::Messages), Carrier::Staged(Device::Cpu, Via::Fastest)];
+    for way in ways {
+        let wire: Arc<dyn Wire> = world.wire_group_on(&topo.group(Axis::Data), way).unwrap().into();
         assert_eq!((wire.rank(), wire.size()), (world.rank(), world.size()));
         body(&world, &wire);
     }
@@ -66,13 +68,13 @@ fn collectives() {
                 assert!(same(&t, &max), "all-reduce max of {n} {kind:?} on {size} ranks");
 
                 let input = tensor(kind, me, n);
-                let output = Tensor::zeros([(n * size) as i64], (kind, tch::Device::Cpu));
+                let output = Tensor::zeros([(n * size) as i64], (kind, Device::Cpu));
                 wire.all_gather(&input, &output).unwrap().wait().unwrap();
                 let all: Vec<Tensor> = (0..size).map(|r| tensor(kind, r, n)).collect();
                 assert!(same(&output, &Tensor::cat(&all, 0)), "all-gather of {n} {kind:?} on {size} ranks");
 
                 let input = tensor(kind, me, n * size);
-                let output = Tensor::zeros([n as i64], (kind, tch::Device::Cpu));
+                let output = Tensor::zeros([n as i64], (kind, Device::Cpu));
                 wire.reduce_scatter(&input, &output).unwrap().wait().unwrap();
                 let mine = expect(kind, n, |i| (0..size).map(|r| value(r, me * n + i)).sum());
                 assert!(same(&output, &mine), "reduce-scatter to {n} {kind:?} on {size} ranks");
@@ -140,7 +142,7 @@ fn ranks_that_disagree_are_told() {
     }
     let world = World::init().unwrap();
     let wire = world.wire(&Topology::data(world.rank(), 2), Axis::Data).unwrap();
-    let t = Tensor::zeros([10 + world.rank() as i64], (Kind::Float, tch::Device::Cpu));
+    let t = Tensor::zeros([10 + world.rank() as i64], (Kind::Float, Device::Cpu));
     let e = wire.all_reduce(&t, Op::Sum).unwrap().wait().unwrap_err();
     assert!(e.exit == Exit::Internal && e.fact.contains("10 elements") && e.fact.contains("11 elements"), "{e}");
     let again = wire.all_reduce(&t, Op::Sum).unwrap().wait().unwrap_err();
@@ -292,20 +294,20 @@ fn tensors_a_wire_cannot_move_are_refused() {
         return;
     }
     on_wires(|_, wire| {
-        let f = (Kind::Float, tch::Device::Cpu);
+        let f = (Kind::Float, Device::Cpu);
         let refused = |e: Option<Error>, word: &str| {
             let e = e.expect("refused");
             assert!(e.exit == Exit::Internal && e.fact.contains(word), "{e}");
         };
         refused(wire.all_reduce(&Tensor::zeros([4, 4], f).transpose(0, 1), Op::Sum).err(), "not contiguous");
-        refused(wire.all_reduce(&Tensor::zeros([4], (Kind::Half, tch::Device::Cpu)), Op::Sum).err(), "Half");
+        refused(wire.all_reduce(&Tensor::zeros([4], (Kind::Half, Device::Cpu)), Op::Sum).err(), "Half");
         refused(wire.all_gather(&Tensor::zeros([4], f), &Tensor::zeros([7], f)).err(), "4 elements of Float and 7");
         refused(wire.broadcast(&Tensor::zeros([4], f), 2).err(), "rank 2 of 2");
     });
 }
 
 /// The calling test again on `n` ranks, when the way they end is the point.
-fn outcome(n: usize, name: &str) -> Option<std::process::Output> {
+pub(super) fn outcome(n: usize, name: &str) -> Option<std::process::Output> {
     if std::env::var_os("HERD_TEST_INSIDE_RANKS").is_some() {
         return None;
     }
@@ -327,7 +329,7 @@ fn a_wait_can_be_stopped() {
         let wire = world.wire_via(&topo, Axis::Data, via).unwrap();
         if world.rank() == 0 {
             let flag = world.stop_flag();
-            let work = wire.all_reduce(&Tensor::ones([1 << 20], (Kind::Float, tch::Device::Cpu)), Op::Sum).unwrap();
+            let work = wire.all_reduce(&Tensor::ones([1 << 20], (Kind::Float, Device::Cpu)), Op::Sum).unwrap();
             std::thread::spawn(move || {
                 std::thread::sleep(Duration::from_millis(100));
                 flag.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -355,7 +357,7 @@ fn a_killed_rank_ends_the_run() {
     }
     let world = World::init().unwrap();
     let wire = world.wire(&Topology::data(world.rank(), 3), Axis::Data).unwrap();
-    let t = Tensor::ones([1 << 22], (Kind::Float, tch::Device::Cpu));
+    let t = Tensor::ones([1 << 22], (Kind::Float, Device::Cpu));
     for i in 0.. {
         let work = wire.all_reduce(&t, Op::Max).unwrap();
         if world.rank() == 1 && i == 20 {

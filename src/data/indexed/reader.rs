@@ -5,6 +5,7 @@ use super::{with_ending, Dtype, Sidecar, HEADER, MAGIC, VERSION};
 use crate::error::{Error, Exit, Result};
 use memmap2::Mmap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -61,6 +62,24 @@ impl Indexed {
             let (from, to) = (self.document_index(d - 1) as usize, self.document_index(d) as usize);
             (from..to).map(|s| self.length(s) as u64).sum()
         })
+    }
+
+    /// Where documents begin inside `range` of token positions, its first left out: ascending, each place once.
+    pub fn document_starts(&self, range: Range<u64>) -> Vec<u64> {
+        // The first entry after the range's start: entries are in order.
+        let (mut low, mut high) = (0, self.entries);
+        while low < high {
+            let middle = (low + high) / 2;
+            match self.document_start(middle) <= range.start {
+                true => low = middle + 1,
+                false => high = middle,
+            }
+        }
+        let mut starts: Vec<u64> =
+            (low..self.entries).map(|d| self.document_start(d)).take_while(|&at| at < range.end).collect();
+        // Documents without tokens begin where the next does.
+        starts.dedup();
+        starts
     }
 
     /// Appends the ids `start..start + count` to `out`. `start + count` must not pass [`Indexed::tokens`]; an id that is
@@ -126,6 +145,14 @@ impl Indexed {
 
     fn offset(&self, sequence: usize) -> i64 {
         i64::from_le_bytes(self.idx.array(HEADER + 4 * self.sequences + 8 * sequence))
+    }
+
+    /// Position of the first token of document `entry`; of the last entry, the end of the file.
+    fn document_start(&self, entry: usize) -> u64 {
+        match self.document_index(entry) as usize {
+            sequence if sequence >= self.sequences => self.tokens,
+            sequence => self.offset(sequence) as u64 / self.dtype.size() as u64,
+        }
     }
 
     fn document_index(&self, entry: usize) -> i64 {

@@ -27,7 +27,7 @@ fn one_corpus_reads_each_sample_once_an_epoch() {
     for epoch in 0..3 {
         let order: Vec<i64> = (0..125)
             .map(|i| {
-                let s = m.sample(epoch * 125 + i).unwrap();
+                let s = m.sample(epoch * 125 + i).unwrap().ids;
                 assert_eq!(s, (s[0]..s[0] + 9).collect::<Vec<_>>());
                 s[0] / 8
             })
@@ -39,9 +39,9 @@ fn one_corpus_reads_each_sample_once_an_epoch() {
     }
     assert_ne!(orders[0], orders[1]);
     assert_ne!(orders[1], orders[2]);
-    assert_eq!(m.sequential(0).unwrap()[0], 0);
-    assert_eq!(m.sequential(124).unwrap()[0], 124 * 8);
-    assert_eq!(m.sequential(125).unwrap()[0], 0);
+    assert_eq!(m.sequential(0).unwrap().ids[0], 0);
+    assert_eq!(m.sequential(124).unwrap().ids[0], 124 * 8);
+    assert_eq!(m.sequential(125).unwrap().ids[0], 0);
     let other = Mixture::open(&c, 8, 2, 65_000, None).unwrap();
     assert!((0..125).any(|i| other.sample(i).unwrap() != m.sample(i).unwrap()));
 }
@@ -92,7 +92,7 @@ fn corpora_keep_to_their_own_order() {
     let mut from_b = std::collections::HashSet::new();
     for i in 0..4 * 999 {
         let (corpus, k) = m.turns.at(i);
-        let s = m.sample(i).unwrap();
+        let s = m.sample(i).unwrap().ids;
         let samples = m.corpora[corpus].samples;
         assert_eq!(s[0] as u64, 4 * samples::shuffled(k, samples, 9, corpus as u64));
         if corpus == 1 {
@@ -101,6 +101,44 @@ fn corpora_keep_to_their_own_order() {
     }
     assert_eq!(from_b.len(), 999);
     assert!(m.describe().contains("75.0000% of draws"), "{}", m.describe());
+}
+
+/// Against a walk over all documents: every sample of a corpus with short, long and empty ones.
+#[test]
+fn samples_know_where_documents_begin() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    let lengths = [3usize, 0, 1, 1, 9, 0, 0, 20, 4, 2, 1, 30, 0];
+    let mut w = Writer::create(&path, 65_000).unwrap();
+    for n in lengths {
+        w.push(&vec![7; n]).unwrap();
+    }
+    let tokenizer = TokenizerNote {
+        spec: "x.json".into(),
+        kind: "huggingface".into(),
+        fingerprint: "abc".into(),
+        vocab_size: 65_000,
+        eos: None,
+    };
+    w.finish(Written { tokenizer, sources: vec![], split: "all".into(), holdout: 0.0, text_bytes: 0 }).unwrap();
+    let mut at = 0;
+    let mut begins = std::collections::BTreeSet::new();
+    for n in lengths {
+        begins.insert(at);
+        at += n;
+    }
+    for s in [1, 2, 5, 8, 35, 70] {
+        let m = Mixture::open(&[Corpus { path: path.clone(), weight: 1.0 }], s, 1, 65_000, None).unwrap();
+        let mut seen = 0;
+        for i in 0..m.epoch_len() {
+            let first = i as usize * s;
+            let want: Vec<usize> = begins.range(first + 1..first + s).map(|b| b - first).collect();
+            let sample = m.sequential(i).unwrap();
+            assert_eq!((sample.starts.clone(), sample.ids.len()), (want, s + 1), "sample {i} of {s}");
+            seen += sample.starts.len();
+        }
+        assert!(seen > 0 || s == 1, "{s}: nothing to see");
+    }
 }
 
 #[test]

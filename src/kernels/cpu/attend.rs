@@ -3,7 +3,7 @@
 use super::view::Real;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{attention, attention_backward, dot::Dot};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// An element type that both ways know.
 #[cfg(target_arch = "x86_64")]
@@ -41,16 +41,30 @@ fn suits<E: Real>(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|t| t.kind() == E::KIND && t.device() == Device::Cpu && t.dim() == 4)
 }
 
-/// libtorch's, which wants [B,heads,S,D] and as many key as query heads.
+/// libtorch's, which wants [B,heads,S,D] and as many key as query heads, and knows only squares and full rectangles: the past
+/// is a part of its own, and the two parts are joined by their sums of exponentials.
 pub(in crate::kernels) fn flash<E: Real>(q: &Tensor, k: &Tensor, v: &Tensor) -> Option<(Tensor, Tensor)> {
-    if !suits::<E>(&[q, k, v]) {
+    if !suits::<E>(&[q, k, v]) || k.size()[1] < q.size()[1] {
         return None;
     }
     let groups = q.size()[2] / k.size()[2];
     let (qt, kt, vt) = (q.transpose(1, 2), spread(k, groups), spread(v, groups));
     let scale = 1.0 / (q.size()[3] as f64).sqrt();
-    let (out, lse) =
-        Tensor::internal_scaled_dot_product_flash_attention_for_cpu(&qt, &kt, &vt, 0.0, true, None::<&Tensor>, scale);
+    let call = |k: &Tensor, v: &Tensor, causal: bool| {
+        let none = None::<&Tensor>;
+        Tensor::internal_scaled_dot_product_flash_attention_for_cpu(&qt, k, v, 0.0, causal, none, scale)
+    };
+    let past = k.size()[1] - q.size()[1];
+    if past == 0 {
+        let (out, lse) = call(&kt, &vt, true);
+        return Some((out.transpose(1, 2).contiguous(), lse.contiguous()));
+    }
+    let part = |t: &Tensor| (t.narrow(2, 0, past), t.narrow(2, past, q.size()[1]));
+    let ((k_past, k_own), (v_past, v_own)) = (part(&kt), part(&vt));
+    let ((before, lse_before), (own, lse_own)) = (call(&k_past, &v_past, false), call(&k_own, &v_own, true));
+    let lse = lse_before.logaddexp(&lse_own);
+    let weighed = |out: Tensor, part: Tensor| out.to_kind(Kind::Float) * (part - &lse).exp().unsqueeze(-1);
+    let out = (weighed(before, lse_before) + weighed(own, lse_own)).to_kind(E::KIND);
     Some((out.transpose(1, 2).contiguous(), lse.contiguous()))
 }
 
@@ -59,27 +73,41 @@ pub(in crate::kernels) fn flash_backward<E: Real>(
     dout: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, out: &Tensor, lse: &Tensor, dq: &mut Tensor, dk: &mut Tensor,
     dv: &mut Tensor,
 ) -> Option<()> {
-    if !suits::<E>(&[dout, q, k, v, out, dq, dk, dv]) {
+    if !suits::<E>(&[dout, q, k, v, out, dq, dk, dv]) || k.size()[1] < q.size()[1] {
         return None;
     }
     let (size, kv_heads) = (q.size(), k.size()[2]);
     let groups = size[2] / kv_heads;
     let (qt, kt, vt) = (q.transpose(1, 2), spread(k, groups), spread(v, groups));
+    let (dt, ot) = (dout.transpose(1, 2), out.transpose(1, 2));
     let scale = 1.0 / (size[3] as f64).sqrt();
-    let (gq, gk, gv) = Tensor::internal_scaled_dot_product_flash_attention_for_cpu_backward(
-        &dout.transpose(1, 2),
-        &qt,
-        &kt,
-        &vt,
-        &out.transpose(1, 2),
-        lse,
-        0.0,
-        true,
-        None::<&Tensor>,
-        scale,
-    );
+    let call = |k: &Tensor, v: &Tensor, causal: bool| {
+        Tensor::internal_scaled_dot_product_flash_attention_for_cpu_backward(
+            &dt,
+            &qt,
+            k,
+            v,
+            &ot,
+            lse,
+            0.0,
+            causal,
+            None::<&Tensor>,
+            scale,
+        )
+    };
+    // With the output and the sums of the whole row each part's gradients are its own.
+    let past = k.size()[1] - size[1];
+    let (gq, gk, gv) = match past {
+        0 => call(&kt, &vt, true),
+        _ => {
+            let part = |t: &Tensor| (t.narrow(2, 0, past), t.narrow(2, past, size[1]));
+            let ((k_past, k_own), (v_past, v_own)) = (part(&kt), part(&vt));
+            let (a, b) = (call(&k_past, &v_past, false), call(&k_own, &v_own, true));
+            (a.0 + b.0, Tensor::cat(&[a.1, b.1], 2), Tensor::cat(&[a.2, b.2], 2))
+        }
+    };
     let gather = |g: Tensor| {
-        let g = g.view_copy([size[0], kv_heads, groups, size[1], size[3]]);
+        let g = g.view_copy([size[0], kv_heads, groups, k.size()[1], size[3]]);
         g.sum_dim_intlist([2i64].as_slice(), false, E::KIND).transpose(1, 2)
     };
     dq.copy_(&gq.transpose(1, 2));

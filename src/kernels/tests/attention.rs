@@ -35,34 +35,56 @@ fn check(
 ) {
     for kind in KINDS {
         for [b, s, hq, hkv, d] in SHAPES {
-            let what = format!("{what} {kind:?} B {b} S {s} heads {hq}/{hkv} D {d}");
-            let qkv = randn(1, &[b, s, hq + 2 * hkv, d], kind);
-            let (q, k, v) = split(&qkv, hq, hkv);
-            let (out, lse) = forward(kind, &q, &k, &v);
-            // The standard in fp32: the reference's own roundings to bf16 are not the subject.
-            let exact = qkv.to_kind(Kind::Float);
-            let (q0, k0, v0) = split(&exact, hq, hkv);
-            let (out0, lse0) = reference::attention(&q0, &k0, &v0);
-            assert!(out.is_contiguous() && out.kind() == kind && lse.kind() == Kind::Float);
-            close(&format!("{what}: out"), &out, &out0.to_kind(kind), 2e-6);
-            close(&format!("{what}: lse"), &lse, &lse0, lse_bound);
-            let dout = randn(2, &[b, s, hq, d], kind);
-            let (d1, d0) = (qkv.full_like(f64::NAN), exact.full_like(f64::NAN));
-            let (mut dq, mut dk, mut dv) = split(&d1, hq, hkv);
-            backward(kind, &dout, [&q, &k, &v, &out, &lse], (&mut dq, &mut dk, &mut dv));
-            let (mut eq, mut ek, mut ev) = split(&d0, hq, hkv);
-            let dout = dout.to_kind(Kind::Float);
-            reference::attention_backward(&dout, &q0, &k0, &v0, &out0, &lse0, &mut eq, &mut ek, &mut ev);
-            for (name, got, want) in [("dq", dq, eq), ("dk", dk, ek), ("dv", dv, ev)] {
-                // dq of a single key is zero but for rounding.
-                if s > 1 || name == "dv" {
-                    let e = error(&got, &want);
-                    let bound = if kind == Kind::Float { 4e-6 } else { gradient_bound };
-                    assert!(e <= bound, "{what}: {name}: differs by {e:.2e} of the largest value, {bound:.2e} allowed");
+            // All tokens ask, or only those after a past.
+            for past in [0, 1, 63, 64, 100, 640].into_iter().filter(|&past| past < s) {
+                let what = format!("{what} {kind:?} B {b} S {s} after {past} heads {hq}/{hkv} D {d}");
+                let own = |t: &Tensor, dim: i64| t.narrow(dim, past, s - past);
+                let qkv = randn(1, &[b, s, hq + 2 * hkv, d], kind);
+                let (q, k, v) = split(&qkv, hq, hkv);
+                let (out, lse) = forward(kind, &own(&q, 1), &k, &v);
+                // The standard in fp32: the reference's own roundings to bf16 are not the subject. Of all tokens: with the
+                // gradient of those before the past zero, keys and values get it from the others alone.
+                let exact = qkv.to_kind(Kind::Float);
+                let (q0, k0, v0) = split(&exact, hq, hkv);
+                let (out0, lse0) = reference::attention(&q0, &k0, &v0);
+                assert!(out.is_contiguous() && out.kind() == kind && lse.kind() == Kind::Float);
+                close(&format!("{what}: out"), &out, &own(&out0, 1).to_kind(kind), 2e-6);
+                close(&format!("{what}: lse"), &lse, &own(&lse0, 2), lse_bound);
+                let dout = randn(2, &[b, s, hq, d], kind);
+                let _ = dout.narrow(1, 0, past).zero_();
+                let (d1, d0) = (qkv.full_like(f64::NAN), exact.full_like(f64::NAN));
+                let (dq, mut dk, mut dv) = split(&d1, hq, hkv);
+                let mut dq = own(&dq, 1);
+                let q = own(&q, 1);
+                backward(kind, &own(&dout, 1), [&q, &k, &v, &out, &lse], (&mut dq, &mut dk, &mut dv));
+                let (mut eq, mut ek, mut ev) = split(&d0, hq, hkv);
+                let dout = dout.to_kind(Kind::Float);
+                reference::attention_backward(&dout, &q0, &k0, &v0, &out0, &lse0, &mut eq, &mut ek, &mut ev);
+                for (name, got, want) in [("dq", dq, own(&eq, 1)), ("dk", dk, ek), ("dv", dv, ev)] {
+                    // dq of a single key is zero but for rounding.
+                    if s > 1 || name == "dv" {
+                        let e = error(&got, &want);
+                        let bound = if kind == Kind::Float { 4e-6 } else { gradient_bound };
+                        assert!(
+                            e <= bound,
+                            "{what}: {name}: differs by {e:.2e} of the largest value, {bound:.2e} allowed"
+                        );
+                    }
                 }
             }
         }
     }
+}
+
+/// The reference with a past, which other devices run.
+#[test]
+fn reference_attention_after_a_past() {
+    check(
+        "reference",
+        [2e-6, 2e-2],
+        |_, q, k, v| reference::attention(q, k, v),
+        |_, dout, [q, k, v, out, lse], (dq, dk, dv)| reference::attention_backward(dout, q, k, v, out, lse, dq, dk, dv),
+    );
 }
 
 #[test]

@@ -117,3 +117,43 @@ fn cross_entropy_passes_on_what_is_not_a_number() {
         }
     }
 }
+
+/// Columns cut as over ranks, uneven, one share empty: sums and gradient are those of the whole rows.
+#[test]
+fn cross_entropy_in_parts() {
+    for kind in KINDS {
+        for (n, v) in [(1, 2), (7, 33), (16, 5000)] {
+            let x = randn(1, &[n, v], kind) * 4.0;
+            let t = Tensor::randint_low(-1, v, [n], (Kind::Int64, Device::Cpu));
+            let cuts = [0, v / 3, v / 3, v - 1, v];
+            let (want, got) = (x.copy(), x.copy());
+            let whole = reference::cross_entropy_(&want, &t, Some(0.5), 1e-3);
+            for plain in [false, true] {
+                let got = got.copy();
+                let shares: Vec<(i64, Tensor)> =
+                    cuts.windows(2).map(|c| (c[0], got.narrow(1, c[0], c[1] - c[0]).contiguous())).collect();
+                let part = |(first, x): &(i64, Tensor)| match plain {
+                    true => reference::cross_entropy_part(x, &t, *first),
+                    false => kernels::cross_entropy_part(x, &t, *first),
+                };
+                let parts: Vec<Tensor> = shares.iter().map(part).collect();
+                let (sums, lse) = kernels::cross_entropy_join(&Tensor::stack(&parts, 0), &t);
+                let what = format!("cross-entropy in parts {kind:?} {n}x{v} plain {plain}");
+                assert_eq!(sums.tokens, whole.tokens, "{what}");
+                assert!(
+                    (sums.loss - whole.loss).abs() <= 1e-6 * whole.loss.abs().max(1.0),
+                    "{what}: {sums:?} {whole:?}"
+                );
+                assert!((sums.z - whole.z).abs() <= 1e-6 * whole.z.abs().max(1.0), "{what}: {sums:?} {whole:?}");
+                for (first, x) in &shares {
+                    match plain {
+                        true => reference::cross_entropy_gradient_(x, &t, *first, &lse, 0.5, 1e-3),
+                        false => kernels::cross_entropy_gradient_(x, &t, *first, &lse, 0.5, 1e-3),
+                    }
+                }
+                let joined: Vec<&Tensor> = shares.iter().map(|s| &s.1).collect();
+                close(&what, &Tensor::cat(&joined, 1), &want, 2e-6);
+            }
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 mod layers;
 mod oracle;
+mod positions;
 mod rope;
 mod whole;
 

@@ -51,6 +51,11 @@ fn rotate(x: &Tensor, angles: &Tensor) -> Tensor {
 
 /// The attention half: x [B,S,H] → [B,S,H].
 pub fn attention(m: &ModelConfig, w: &Leaves, x: &Tensor) -> Tensor {
+    masked_attention(m, w, x, None)
+}
+
+/// The same where `apart` [B,1,1,S,S] says which query does not see which key, besides those in its future.
+pub fn masked_attention(m: &ModelConfig, w: &Leaves, x: &Tensor, apart: Option<&Tensor>) -> Tensor {
     let size = x.size();
     let (b, s, d) = (size[0], size[1], m.head_dim() as i64);
     let (hq, hkv) = (m.num_attention_heads as i64, m.num_key_value_heads as i64);
@@ -60,8 +65,11 @@ pub fn attention(m: &ModelConfig, w: &Leaves, x: &Tensor) -> Tensor {
     let q = rotate(&heads("q_proj.weight", hq), &angles).view([b, s, hkv, hq / hkv, d]);
     let (k, v) = (rotate(&heads("k_proj.weight", hkv), &angles), heads("v_proj.weight", hkv));
     let scores = Tensor::einsum("bqhgd,bkhd->bhgqk", &[&q, &k], None::<i64>) / (d as f64).sqrt();
-    let future = Tensor::ones([s, s], (Kind::Bool, Device::Cpu)).triu(1);
-    let p = scores.masked_fill(&future, f64::NEG_INFINITY).softmax(-1, None);
+    let mut hidden = Tensor::ones([s, s], (Kind::Bool, Device::Cpu)).triu(1);
+    if let Some(apart) = apart {
+        hidden = hidden.logical_or(apart);
+    }
+    let p = scores.masked_fill(&hidden, f64::NEG_INFINITY).softmax(-1, None);
     let out = Tensor::einsum("bhgqk,bkhd->bqhgd", &[&p, &v], None::<i64>).reshape([b, s, hq * d]);
     x + out.matmul(&w.get("o_proj.weight").tr())
 }

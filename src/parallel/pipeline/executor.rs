@@ -19,6 +19,8 @@ pub trait Compute {
     fn run(&mut self, action: Action, input: Option<Tensor>) -> Result<Option<Tensor>>;
     /// A contiguous tensor into which `parcel` fits, with anything in it.
     fn buffer(&self, parcel: Parcel) -> Tensor;
+    /// Another stage has to be waited for.
+    fn waiting(&mut self) {}
 }
 
 /// One stage of the pipeline with its list.
@@ -96,7 +98,10 @@ impl Executor {
             let input = match action.input(self.chunks) {
                 Some(parcel) => {
                     let Some((tensor, work)) = arriving.remove(&parcel) else { return Err(never(action)) };
-                    if let Some(work) = work {
+                    if let Some(mut work) = work {
+                        if !work.is_done() {
+                            compute.waiting();
+                        }
                         report.waited += work.wait()?.exposed;
                     }
                     Some(tensor)

@@ -4,49 +4,61 @@ use super::executor::Compute;
 use super::schedules::{Action, Parcel};
 use crate::error::{Error, Exit, Result};
 use crate::kernels::LossSums;
+use crate::liveness::inject::Inject;
+use crate::liveness::{Phase, Progress};
 use crate::model::chunk::{Activations, Deferred};
 use crate::model::{Chunk, Llama, Micro, StepOptions, Units};
-use std::collections::HashMap;
+use std::collections::hash_map::{Entry, HashMap};
 use tch::{Device, Kind, Tensor};
 
 /// What lies between two chunks: the shape and place of a tensor of activations.
 #[derive(Clone, Copy, Debug)]
 pub struct Between {
+    /// Of one sequence.
     pub rows: usize,
     pub hidden: usize,
     pub dtype: Kind,
     pub device: Device,
 }
 
-impl Between {
-    fn buffer(&self) -> Tensor {
-        Tensor::empty([self.rows as i64, self.hidden as i64], (self.dtype, self.device))
-    }
+/// What the passes of a step work on.
+pub struct Work<'a> {
+    pub model: &'a Llama,
+    pub units: &'a mut dyn Units,
+    /// Makes a micro-batch, when a stage first needs it.
+    pub load: &'a mut dyn FnMut(usize) -> Result<Micro>,
+    /// Sequences of a micro-batch.
+    pub sequences: &'a dyn Fn(usize) -> usize,
+    /// Told what is being done.
+    pub progress: &'a Progress,
 }
 
-/// The chunks of one stage, ready for a step.
+/// The chunks of one stage at work.
 pub struct Stage<'a> {
-    pub model: &'a Llama,
+    pub work: Work<'a>,
     /// Of this stage alone, in forward order.
     pub chunks: &'a [Chunk],
     pub stages: usize,
-    pub units: &'a mut dyn Units,
-    /// Makes a micro-batch; called once for each.
-    pub load: &'a mut dyn FnMut(usize) -> Result<Micro>,
     pub between: Between,
 }
 
-impl Stage<'_> {
-    fn chunk(&self, action: Action) -> Result<&Chunk> {
+impl<'a> Stage<'a> {
+    fn chunk(&self, action: Action) -> Result<&'a Chunk> {
         let place = action.chunk() / self.stages;
         self.chunks.get(place).ok_or_else(|| Error::new(Exit::Internal, format!("no chunk here for {action:?}")))
+    }
+
+    fn buffer(&self, parcel: Parcel) -> Tensor {
+        let rows = (self.work.sequences)(parcel.micro) * self.between.rows;
+        Tensor::empty([rows as i64, self.between.hidden as i64], (self.between.dtype, self.between.device))
     }
 }
 
 /// Forward and backward passes of a training step.
 pub struct Training<'a> {
-    pub stage: Stage<'a>,
-    pub step: StepOptions,
+    stage: Stage<'a>,
+    step: StepOptions,
+    inject: &'a Inject,
     /// Loss of the micro-batches so far; zero on stages without the head.
     pub sums: LossSums,
     /// From a micro-batch's first pass on this stage to its last.
@@ -56,9 +68,17 @@ pub struct Training<'a> {
 }
 
 impl<'a> Training<'a> {
-    pub fn new(stage: Stage<'a>, step: StepOptions) -> Training<'a> {
+    pub fn new(stage: Stage<'a>, step: StepOptions, inject: &'a Inject) -> Training<'a> {
         let (micros, kept, deferred) = Default::default();
-        Training { stage, step, sums: LossSums::default(), micros, kept, deferred }
+        Training { stage, step, inject, sums: LossSums::default(), micros, kept, deferred }
+    }
+
+    /// The gradient that comes in and how it starts where none does; a drill may have spoiled both.
+    fn incoming(&self, dy: Option<Tensor>) -> (Option<Tensor>, StepOptions) {
+        match self.inject.spoils() {
+            false => (dy, self.step),
+            true => (dy.map(|dy| dy * f64::NAN), StepOptions { grad_scale: f64::NAN, ..self.step }),
+        }
     }
 }
 
@@ -66,34 +86,38 @@ impl Compute for Training<'_> {
     fn run(&mut self, action: Action, input: Option<Tensor>) -> Result<Option<Tensor>> {
         let _guard = tch::no_grad_guard();
         let key = (action.chunk(), action.micro());
-        let chunk = self.stage.chunk(action)?.clone();
-        if let std::collections::hash_map::Entry::Vacant(entry) = self.micros.entry(key.1) {
-            entry.insert((self.stage.load)(key.1)?);
+        let chunk = self.stage.chunk(action)?;
+        if let Entry::Vacant(entry) = self.micros.entry(key.1) {
+            entry.insert((self.stage.work.load)(key.1)?);
         }
         let Some(micro) = self.micros.get(&key.1) else { return Err(lost(action)) };
-        let (model, units) = (self.stage.model, &mut *self.stage.units);
+        let Work { model, progress, .. } = self.stage.work;
+        progress.at(if let Action::Forward { .. } = action { Phase::Forward } else { Phase::Backward });
         let output = match action {
             Action::Forward { .. } => {
-                let (y, kept) = model.forward(&chunk, units, micro, input)?;
+                let (y, kept) = model.forward(chunk, self.stage.work.units, micro, input)?;
                 self.kept.insert(key, kept);
                 return Ok(y);
             }
             Action::Backward { .. } => {
                 let kept = self.kept.remove(&key).ok_or_else(|| lost(action))?;
-                let (dx, sums) = model.backward(&chunk, units, micro, kept, input, &self.step)?;
+                let (dy, step) = self.incoming(input);
+                let (dx, sums) = model.backward(chunk, self.stage.work.units, micro, kept, dy, &step)?;
                 self.sums += sums;
                 dx
             }
             Action::BackwardInput { .. } => {
                 let kept = self.kept.remove(&key).ok_or_else(|| lost(action))?;
-                let (dx, deferred, sums) = model.backward_input(&chunk, units, micro, kept, input, &self.step)?;
+                let (dy, step) = self.incoming(input);
+                let (dx, deferred, sums) =
+                    model.backward_input(chunk, self.stage.work.units, micro, kept, dy, &step)?;
                 self.sums += sums;
                 self.deferred.insert(key, deferred);
                 return Ok(dx);
             }
             Action::BackwardWeight { .. } => {
                 let deferred = self.deferred.remove(&key).ok_or_else(|| lost(action))?;
-                model.backward_weight(&chunk, units, micro, deferred)?;
+                model.backward_weight(chunk, self.stage.work.units, micro, deferred)?;
                 None
             }
         };
@@ -103,8 +127,12 @@ impl Compute for Training<'_> {
         Ok(output)
     }
 
-    fn buffer(&self, _: Parcel) -> Tensor {
-        self.stage.between.buffer()
+    fn buffer(&self, parcel: Parcel) -> Tensor {
+        self.stage.buffer(parcel)
+    }
+
+    fn waiting(&mut self) {
+        self.stage.work.progress.at(Phase::Pipeline);
     }
 }
 
@@ -118,15 +146,21 @@ pub struct Evaluation<'a> {
 impl Compute for Evaluation<'_> {
     fn run(&mut self, action: Action, input: Option<Tensor>) -> Result<Option<Tensor>> {
         let _guard = tch::no_grad_guard();
-        let chunk = self.stage.chunk(action)?.clone();
-        let micro = (self.stage.load)(action.micro())?;
-        let (y, sums) = self.stage.model.evaluate(&chunk, self.stage.units, &micro, input)?;
+        let chunk = self.stage.chunk(action)?;
+        let work = &mut self.stage.work;
+        work.progress.tick();
+        let micro = (work.load)(action.micro())?;
+        let (y, sums) = work.model.evaluate(chunk, work.units, &micro, input)?;
         self.sums += sums;
         Ok(y)
     }
 
-    fn buffer(&self, _: Parcel) -> Tensor {
-        self.stage.between.buffer()
+    fn buffer(&self, parcel: Parcel) -> Tensor {
+        self.stage.buffer(parcel)
+    }
+
+    fn waiting(&mut self) {
+        self.stage.work.progress.tick();
     }
 }
 

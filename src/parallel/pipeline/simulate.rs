@@ -31,7 +31,8 @@ impl Costs {
         }
     }
 
-    fn time(&self, action: Action) -> f64 {
+    /// Of one action.
+    pub fn time(&self, action: Action) -> f64 {
         let c = action.chunk();
         match action {
             Action::Forward { .. } => self.forward[c],

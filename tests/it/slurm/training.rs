@@ -8,13 +8,13 @@ use std::process::Command;
 use std::time::Duration;
 
 /// Where a run lies whose batch script is the demo's and whose configuration is small.
-struct Run {
+pub struct Run {
     dir: tempfile::TempDir,
 }
 
 impl Run {
     /// `steps` of a model with two layers on text that was tokenized for it, over two ranks.
-    fn new(steps: u64) -> Run {
+    pub fn new(steps: u64) -> Run {
         let run = Run { dir: tempfile::tempdir().unwrap() };
         let at = |name: &str| run.dir.path().join(name);
         let text: String =
@@ -29,12 +29,12 @@ impl Run {
         run
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
     /// Submits slurm/llama3_demo.sbatch with these arguments; the job's number.
-    fn submit(&self, cluster: &Cluster, options: &[&str], arguments: &[&str]) -> String {
+    pub fn submit(&self, cluster: &Cluster, options: &[&str], arguments: &[&str]) -> String {
         let script = root().join("slurm/llama3_demo.sbatch");
         let mut c = cluster.command("run", &["sbatch", "--parsable"]);
         c.arg("--chdir").arg(self.path()).arg("--output").arg(self.log()).args(options).arg(script).args(arguments);
@@ -47,28 +47,35 @@ impl Run {
         String::from_utf8_lossy(&out.stdout).trim().to_string()
     }
 
-    fn log(&self) -> PathBuf {
+    pub fn log(&self) -> PathBuf {
         self.path().join("job.log")
     }
 
-    fn said(&self) -> String {
+    pub fn said(&self) -> String {
         std::fs::read_to_string(self.log()).unwrap_or_default()
     }
 
     /// (step, bits of its loss), in the order written.
-    fn losses(&self) -> Vec<(u64, u64)> {
+    pub fn losses(&self) -> Vec<(u64, u64)> {
         let text = std::fs::read_to_string(self.path().join("run/metrics.jsonl")).unwrap_or_default();
         let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
         let records = whole.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
         records.filter_map(|r| Some((r["step"].as_u64()?, r["loss"].as_f64()?.to_bits()))).collect()
     }
 
-    fn step(&self) -> u64 {
+    pub fn step(&self) -> u64 {
         self.losses().last().map_or(0, |&(step, _)| step)
     }
 
+    /// Lines of `events.jsonl` of one kind.
+    pub fn events(&self, kind: &str) -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(self.path().join("run/events.jsonl")).unwrap_or_default();
+        let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        whole.map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()).filter(|e| e["kind"] == kind).collect()
+    }
+
     /// Waits until the run has done `step`, and fails with the log if the job ends before.
-    fn reaches(&self, cluster: &Cluster, job: &str, step: u64) {
+    pub fn reaches(&self, cluster: &Cluster, job: &str, step: u64) {
         wait_until(&format!("step {step}"), Duration::from_secs(300), || {
             let done = self.step() >= step;
             assert!(done || !ended(cluster, job), "job {job} ended at step {}:\n{}", self.step(), self.said());
@@ -77,7 +84,7 @@ impl Run {
     }
 
     /// Waits for the end of the job; its exit code.
-    fn ends(&self, cluster: &Cluster, job: &str) -> i32 {
+    pub fn ends(&self, cluster: &Cluster, job: &str) -> i32 {
         wait_until("the job ends", Duration::from_secs(300), || ended(cluster, job));
         let shown = cluster.run(&format!("scontrol show job {job}"));
         let code = shown.split("ExitCode=").nth(1).and_then(|rest| rest.split(':').next());
@@ -85,13 +92,13 @@ impl Run {
     }
 }
 
-fn state(cluster: &Cluster, job: &str) -> String {
+pub fn state(cluster: &Cluster, job: &str) -> String {
     let shown = cluster.run(&format!("scontrol show job {job}"));
     let state = shown.split("JobState=").nth(1).and_then(|rest| rest.split_whitespace().next());
     state.unwrap_or_default().to_string()
 }
 
-fn ended(cluster: &Cluster, job: &str) -> bool {
+pub fn ended(cluster: &Cluster, job: &str) -> bool {
     !["PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "SUSPENDED"]
         .contains(&state(cluster, job).as_str())
 }
@@ -122,7 +129,7 @@ log: {{ tensorboard: false }}
 }
 
 /// The steps 1..=n, each once.
-fn assert_whole(losses: &[(u64, u64)], n: u64) {
+pub fn assert_whole(losses: &[(u64, u64)], n: u64) {
     let steps: Vec<u64> = losses.iter().map(|&(step, _)| step).collect();
     assert_eq!(steps, (1..=n).collect::<Vec<_>>());
 }

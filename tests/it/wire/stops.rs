@@ -3,7 +3,7 @@
 use super::{outcome, text};
 use herd::error::{Exit, Result};
 use herd::topology::{Axis, Topology};
-use herd::wire::{Op, Via, Wire, World};
+use herd::wire::{Carrier, Op, Via, Wire, World};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
@@ -90,9 +90,14 @@ fn every_wait_can_be_left() {
     let topo = Topology::data(world.rank(), 2);
     let mut sets: Vec<(String, Vec<(String, Wait)>)> = Vec::new();
     for _ in 0..TRIES {
-        for via in [Via::Fastest, Via::Messages] {
-            let make = || world.wire_via(&topo, Axis::Data, via).unwrap();
-            sets.push((format!("{via:?}"), wire_waits(make)));
+        for way in [
+            Carrier::Host(Via::Fastest),
+            Carrier::Host(Via::Messages),
+            Carrier::Staged(Device::Cpu, Via::Fastest),
+            Carrier::Staged(Device::Cpu, Via::Messages),
+        ] {
+            let make = || world.wire_group_on(&topo.group(Axis::Data), way).unwrap();
+            sets.push((format!("{way:?}"), wire_waits(make)));
         }
         sets.push(("control".into(), control_waits(&world)));
     }

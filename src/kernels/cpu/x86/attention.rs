@@ -18,7 +18,10 @@ const KEYS: usize = 512;
 #[derive(Clone, Copy)]
 pub struct Shape {
     pub batch: usize,
+    /// Queries of a head.
     pub tokens: usize,
+    /// Keys of a head: at least as many, the queries' own the last.
+    pub keys: usize,
     pub heads: usize,
     pub groups: usize,
     pub width: usize,
@@ -27,11 +30,14 @@ pub struct Shape {
 
 impl Shape {
     pub fn of<E: Dot>(q: &Heads<E>, k: &Heads<E>, v: &Heads<E>) -> Option<Shape> {
-        let fits = |t: &Heads<E>| (t.batch, t.tokens, t.width) == (q.batch, q.tokens, q.width);
-        let shared = k.heads == v.heads && q.heads.is_multiple_of(k.heads) && q.width.is_multiple_of(E::PER_UNIT);
+        let fits = |t: &Heads<E>| (t.batch, t.width) == (q.batch, q.width) && t.tokens >= q.tokens;
+        let shared = (k.heads, k.tokens) == (v.heads, v.tokens)
+            && q.heads.is_multiple_of(k.heads)
+            && q.width.is_multiple_of(E::PER_UNIT);
         (fits(k) && fits(v) && shared).then_some(Shape {
             batch: q.batch,
             tokens: q.tokens,
+            keys: k.tokens,
             heads: q.heads,
             groups: q.heads / k.heads,
             width: q.width,
@@ -41,6 +47,11 @@ impl Shape {
 
     pub fn kv_heads(&self) -> usize {
         self.heads / self.groups
+    }
+
+    /// Keys before the first query's own.
+    pub fn past(&self) -> usize {
+        self.keys - self.tokens
     }
 }
 
@@ -53,8 +64,8 @@ pub fn forward<E: Dot>(q: &Tensor, k: &Tensor, v: &Tensor) -> Option<(Tensor, Te
     let lse = Tensor::empty([n.batch as i64, n.heads as i64, n.tokens as i64], (Kind::Float, Device::Cpu));
     let (oh, lr) = (Heads::<E>::of(&out)?, Rows::<f32>::flat(&lse)?);
     // Keys are packed along the width (for q·kᵀ), values across the tokens (for p·v).
-    let (key_units, value_units) = (n.width / E::PER_UNIT, n.tokens.div_ceil(E::PER_UNIT));
-    let (key_panels, value_panels) = (n.tokens.div_ceil(PANEL), n.width.div_ceil(PANEL));
+    let (key_units, value_units) = (n.width / E::PER_UNIT, n.keys.div_ceil(E::PER_UNIT));
+    let (key_panels, value_panels) = (n.keys.div_ceil(PANEL), n.width.div_ceil(PANEL));
     let units = n.batch * n.kv_heads() * (key_panels * key_units + value_panels * value_units);
     let buffer = Tensor::empty([(units * PANEL) as i64], (Kind::Float, Device::Cpu));
     let packed = Packed::in_tensor(&buffer)?;
@@ -133,9 +144,9 @@ dot_fn! {
         let stride = n.width.div_ceil(16) * 16;
         let sums = Rows::<f32>::in_scratch(sums.as_mut_ptr().cast(), rows, n.width, stride);
         let (mut top, mut total) = ([f32::NEG_INFINITY; QUERIES], [0.0f32; QUERIES]);
-        let (key_units, value_units) = (n.width / E::PER_UNIT, n.tokens.div_ceil(E::PER_UNIT));
+        let (key_units, value_units) = (n.width / E::PER_UNIT, n.keys.div_ceil(E::PER_UNIT));
         let left = Left { ptr: q.ptr().cast_const(), stride: q.stride }.at(first, 0);
-        let end = first + rows;
+        let (past, end) = (n.past(), n.past() + first + rows);
         for start in (0..end).step_by(KEYS) {
             let cols = (end - start).min(KEYS);
             let at = Sums { ptr: scores.ptr(), stride: KEYS };
@@ -144,7 +155,7 @@ dot_fn! {
                 product::<E>(rows, (cols - c).min(PANEL), key_units, left, panel, at.at(0, c), None, Home::Cache);
             }
             for r in 0..rows {
-                let seen = (first + r + 1).saturating_sub(start).min(cols);
+                let seen = (past + first + r + 1).saturating_sub(start).min(cols);
                 let (score, p) = (&scores.row(r)[..seen], &mut probabilities.row_mut(r)[..cols.next_multiple_of(LANES)]);
                 let (shrink, sum) = softmax(s, score, n.scale, &mut top[r], p);
                 total[r] = total[r] * shrink + sum;

@@ -12,7 +12,7 @@ use crate::kernels::parallel;
 use std::arch::x86_64::{__m512, __m512i, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_setzero_si512};
 use tch::{Device, Kind, Tensor};
 
-/// Keys of a block: the blocks on the diagonal are square.
+/// Keys of a block: where there are as many keys as queries, the blocks on the diagonal are square.
 const KEYS: usize = QUERIES;
 
 /// See [`crate::kernels::attention_backward`].
@@ -33,7 +33,7 @@ pub fn backward<E: Dot>(
         return None;
     }
     // kᵀ [width, tokens] of every key head: the left operand of dqᵀ = kᵀ·dsᵀ.
-    let stride = n.tokens.div_ceil(E::PER_UNIT).next_multiple_of(16);
+    let stride = n.keys.div_ceil(E::PER_UNIT).next_multiple_of(16);
     let lines = n.width.next_multiple_of(16) * stride / 16;
     let buffer = Tensor::empty([(n.batch * n.kv_heads() * lines * 16) as i64], (Kind::Float, Device::Cpu));
     let turned = Packed::in_tensor(&buffer)?;
@@ -44,11 +44,11 @@ pub fn backward<E: Dot>(
         unsafe { turn::<E>(unit, from, n.width, stride, turned.panel(turned_of(kv), 1)) }
     });
     // dk and dv of every query head; those of a group are added afterwards.
-    let sums = Tensor::empty([2, (n.batch * n.heads * n.tokens * n.width) as i64], (Kind::Float, Device::Cpu));
+    let sums = Tensor::empty([2, (n.batch * n.heads * n.keys * n.width) as i64], (Kind::Float, Device::Cpu));
     let sr = Rows::<f32>::matrix(&sums)?;
     parallel::tasks(n.batch * n.heads, |head| {
         let (b, h) = (head / n.heads, head % n.heads);
-        let len = n.tokens * n.width;
+        let len = n.keys * n.width;
         let own = head * len..(head + 1) * len;
         scratch::with(Plan::new::<E>(n.width).lines, |memory| {
             let inputs = Inputs {
@@ -68,15 +68,15 @@ pub fn backward<E: Dot>(
         });
     });
     const TOKENS: usize = 64;
-    let chunks = n.tokens.div_ceil(TOKENS);
+    let chunks = n.keys.div_ceil(TOKENS);
     parallel::tasks(n.batch * n.kv_heads() * chunks, |i| {
         let (kv, chunk) = (i / chunks, i % chunks);
         let (b, h) = (kv / n.kv_heads(), kv % n.kv_heads());
         for (part, to) in [(0, dkh.head(b, h)), (1, dvh.head(b, h))] {
-            for t in chunk * TOKENS..((chunk + 1) * TOKENS).min(n.tokens) {
-                let at = |g: usize| ((b * n.heads + h * n.groups + g) * n.tokens + t) * n.width;
+            for t in chunk * TOKENS..((chunk + 1) * TOKENS).min(n.keys) {
+                let at = |g: usize| ((b * n.heads + h * n.groups + g) * n.keys + t) * n.width;
                 // SAFETY: this token of this head is this task's own.
-                add_group(sr.row(part), at(0), n.tokens * n.width, n.groups, unsafe { to.row_mut(t) });
+                add_group(sr.row(part), at(0), n.keys * n.width, n.groups, unsafe { to.row_mut(t) });
             }
         }
     });
@@ -187,25 +187,27 @@ dot_fn! {
                     panel_across(from, query_units, base.add(across + c * query_units * LINES));
                 }
             }
-            for key in (0..first + queries).step_by(KEYS) {
-                let keys = KEYS.min(first + queries - key);
-                let diagonal = key == first;
+            // Place of the first of these queries among the keys.
+            let own = n.past() + first;
+            for key in (0..own + queries).step_by(KEYS) {
+                let keys = KEYS.min(n.keys - key);
+                // No earlier queries have come to these keys.
+                let fresh = first == 0 || key >= own;
                 product::<E>(keys, QUERIES, width_units, left(&x.k, key), base.add(plan.q_along), square(&sc), None, Home::Cache);
                 product::<E>(keys, QUERIES, width_units, left(&x.v, key), base.add(plan.dout_along), square(&dp), None, Home::Cache);
                 for r in 0..keys {
                     let (p, ds) = (p.row_mut(r), ds.row_mut(r));
                     score_row(s, sc.row(r), dp.row(r), &lse, &delta, n.scale, p, ds);
-                    if diagonal {
-                        p[..r].fill(E::ZERO);
-                        ds[..r].fill(E::ZERO);
-                    }
+                    let before = (key + r).saturating_sub(own).min(QUERIES);
+                    p[..before].fill(E::ZERO);
+                    ds[..before].fill(E::ZERO);
                 }
                 for c in 0..panels {
                     let cols = (n.width - c * PANEL).min(PANEL);
                     let panel = |at: usize| base.add(at + c * query_units * LINES).cast_const();
                     for (m, across, to) in [(&p, plan.dout_across, dv), (&ds, plan.q_across, dk)] {
                         let to = to.at(key, c * PANEL);
-                        product::<E>(keys, cols, query_units, left(m, 0), panel(across), to, (!diagonal).then_some(to), Home::Cache);
+                        product::<E>(keys, cols, query_units, left(m, 0), panel(across), to, (!fresh).then_some(to), Home::Cache);
                     }
                 }
                 let ds = Rows::<E>::in_scratch(ds.ptr(), keys, QUERIES, QUERIES);

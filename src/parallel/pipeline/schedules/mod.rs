@@ -11,10 +11,10 @@ mod one_f_one_b;
 mod zero_bubble;
 
 use crate::config::PipelineSchedule;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What a stage does next, with one micro-batch in one of its chunks (counted over the whole model).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Action {
     Forward {
         chunk: usize,

@@ -1,0 +1,363 @@
+"""Every fault on the private Slurm, done to real jobs and measured; then a soak of random faults.
+
+    make drill                                            # everything: half an hour on two cores
+    python benchmarks/recovery.py --only 'node crashed'   # cases whose name holds the words; nothing is recorded
+    python benchmarks/recovery.py --soak 20 --no-cases
+
+Writes benchmarks/results/recovery.json and the tables in docs/recovery.md. Times are from the moment of the fault to the
+line in events.jsonl, by one clock: all nodes are on this host.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import common
+import report
+
+sys.path.insert(0, str(common.ROOT / "tests" / "drill"))
+import faults  # noqa: E402
+import lab  # noqa: E402
+
+RESULTS = common.ROOT / "benchmarks" / "results" / "recovery.json"
+PAGE = common.ROOT / "docs" / "recovery.md"
+FOLDER = common.ROOT / "build" / "drill"
+PEERS = {
+    "detect": "TorchElastic: 3 heartbeats of 5 s; ByteRobust 2–30 s (published)",
+    "recover": "ByteRobust: 65 s with warm standby, 768 s by requeue, at 16K GPUs (published)",
+    "none": "none",
+}
+
+
+class Row:
+    """What came of one case."""
+
+    def __init__(self, case):
+        self.case, self.notes, self.failure = case, [], None
+        self.detect = self.recover = self.lost = None
+        self.equal = None
+
+    def line(self):
+        def span(t):
+            return "–" if t is None else f"{t:.2f} s"
+
+        equal = {None: "–", True: "yes", False: "**no**"}[self.equal]
+        what = "; ".join(self.notes) if not self.failure else f"**failed**: {self.failure}"
+        return f"| {self.case.name} | {span(self.detect)} | {span(self.recover)} | {'–' if self.lost is None else self.lost} | {equal} | {what} |"
+
+
+class Drill:
+    def __init__(self, args):
+        self.args = args
+        self.herd = common.herd_binary(args.herd)
+        self.cluster = None
+        self.references = {}
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        FOLDER.mkdir(parents=True)
+
+    def up(self, nodes):
+        """A fresh cluster, or the one that is up with all its nodes."""
+        if self.cluster and self.cluster.nodes != nodes:
+            self.cluster.down()
+            self.cluster = None
+        if not self.cluster:
+            self.cluster = lab.Cluster(FOLDER / "cluster", nodes, "--cred-expire", "5", "--set", "SlurmdTimeout=15")
+        return self.cluster
+
+    def down(self):
+        if self.cluster:
+            self.cluster.down()
+            self.cluster = None
+
+    def job(self, name, case, **more):
+        keys = dict(steps=case.steps, ranks=case.ranks, sets=case.sets, nodes=case.nodes)
+        return lab.Job(self.cluster, FOLDER / name, self.herd, **{**keys, **more})
+
+    def reference(self, case):
+        """Losses of the undisturbed run."""
+        key = (case.steps, case.ranks, case.sets)
+        if key not in self.references:
+            job = self.job(f"reference-{len(self.references)}", case).submit()
+            if job.finish() != 0 or job.step() != case.steps:
+                raise lab.Failed(f"the undisturbed run ended at step {job.step()}:\n{job.log.read_text()[-2000:]}")
+            self.references[key] = job.losses()
+        return self.references[key]
+
+    def case(self, number, case):
+        row = Row(case)
+        job = None
+        try:
+            self.up(case.nodes)
+            reference = self.reference(case)
+            job = self.job(f"case-{number:02}", case).submit()
+            job.reach(faults.AT)
+            job.cut, job.crashed = None, []
+            moment = case.do(job)
+            self.judge(case, row, job, moment, reference)
+        except (lab.Failed, OSError, KeyError) as e:
+            row.failure = " ".join(str(e).split())[:300]
+        finally:
+            if job:
+                self.clean(job)
+        print(row.line(), flush=True)
+        return row
+
+    def judge(self, case, row, job, moment, reference):
+        if case.recovers:
+            lab.wait_for("recovery", 120, lambda: job.events("recovered") or job.fail_if_ended())
+        if case.after in (faults.heal, faults.is_gone):
+            case.after(job, row.notes)
+        code = job.finish(180)
+        state = job.state()["JobState"]
+        if (code, state) != (case.exit, case.state):
+            raise lab.Failed(f"the job ended {state} with {code}, not {case.state} with {case.exit}: {job.log.read_text()[-1500:]}")
+        found, mended = job.events("fault"), job.events("recovered")
+        if not case.faults[0] <= len(found) <= case.faults[1]:
+            raise lab.Failed(f"{len(found)} faults noted: {[f['fact'] for f in found]}")
+        if found and moment:
+            row.detect = lab.seconds(found[0]["time"]) - moment
+            row.notes.insert(0, found[0]["fact"])
+        if mended and moment:
+            row.recover = lab.seconds(mended[-1]["time"]) - moment
+            row.lost = sum(m["steps_lost"] for m in mended)
+        if case.exit == 0:
+            steps = [s for s, _ in job.losses()]
+            if steps != list(range(1, case.steps + 1)):
+                raise lab.Failed(f"steps {steps[:3]}…{steps[-3:]}, {len(steps)} of {case.steps}")
+        if case.bitwise:
+            row.equal = job.losses() == reference
+            if not row.equal:
+                raise lab.Failed("the losses differ from those of the undisturbed run")
+        if case.lost is not None and row.lost is not None and row.lost > case.lost:
+            raise lab.Failed(f"{row.lost} steps were done again, at most {case.lost} were to be")
+        limit = faults.REASONS.get(case.kind)
+        if limit and row.detect is not None and row.detect > limit + self.args.slack:
+            raise lab.Failed(f"noticed after {row.detect:.2f} s, limit {limit} s")
+        if case.after and case.after not in (faults.heal, faults.is_gone):
+            case.after(job, row.notes)
+        verify = lab.subprocess.run([str(self.herd), "checkpoint", "verify", str(job.run_dir)], capture_output=True, text=True)
+        if verify.returncode != 0:
+            raise lab.Failed(f"damaged checkpoints: {verify.stdout}{verify.stderr}")
+        leftovers(job, self.cluster)
+
+    def clean(self, job):
+        """All nodes up and idle, nothing of the job left."""
+        if not job.ended():
+            self.cluster.run(f"scancel {job.id}", check=False)
+        for node in job.crashed:
+            if node not in (job.cut or ""):
+                self.cluster.tool("boot", node, check=False)
+        if job.cut:
+            self.cluster.tool("heal", job.cut, check=False)
+        try:
+            idle = lambda: self.cluster.run("sinfo -h -t idle -o %D", check=False) == str(self.cluster.nodes)  # noqa: E731
+            lab.wait_for("idle nodes", 60, idle, every=0.2)
+        except lab.Failed:
+            self.down()  # a node that does not come back: the next case gets a new cluster
+
+    # --- soak ---
+
+    def soak(self, count, rows):
+        """`count` random faults on one job; entries for the results."""
+        cluster = self.up(4)
+        case = faults.Case("soak", None, ranks=3, nodes=4, steps=self.args.soak_steps)
+        reference = self.reference(case)
+        job = self.job("soak", case, interval=0.3, sets=("launch.no_progress=10",)).submit()
+        job.cut, job.crashed = None, []
+        chance, done, kinds = faults.Random(self.args.seed), 0, {}
+        job.reach(5)
+        began = time.time()
+        while done < count:
+            chance.tend(cluster)
+            kind = chance.pick()
+            before = len(job.events("recovered"))
+            try:
+                restart = chance.do(kind, job)
+            except (KeyError, ProcessLookupError):
+                time.sleep(0.1)  # between two attempts
+                continue
+            done += 1
+            kinds[kind] = kinds.get(kind, 0) + 1
+            if restart:
+                lab.wait_for(f"recovery from {kind}", 120, lambda: len(job.events("recovered")) > before or job.fail_if_ended())
+            here = job.step()
+            job.reach(here + chance.random.randrange(1, 6))
+            if done % 20 == 0:
+                print(f"  {done} faults, step {job.step()}, {time.time() - began:.0f} s", flush=True)
+        while chance.dead:
+            chance.tend(cluster)
+            time.sleep(0.2)
+        code = job.finish(1800)
+        equal = code == 0 and job.losses() == reference
+        status = lab.json.loads(lab.subprocess.run([str(self.herd), "status", "--json", str(job.run_dir)], capture_output=True, text=True).stdout)
+        leftovers(job, cluster)
+        self.clean(job)
+        predicted = model(status, kinds, rows)
+        return dict(count=done, kinds=kinds, equal=equal, status=status, predicted=predicted, code=code)
+
+    # --- cost when nothing fails ---
+
+    def idle_cost(self):
+        """CPU time of the liveness threads and the supervisor over the time of the steps, one probe a second."""
+        case = faults.Case("idle", None, ranks=3, nodes=4, steps=1_000_000)
+        self.up(4)
+        job = self.job("idle", case).submit()
+        job.cut, job.crashed = None, []
+        job.reach(20)
+        pids = [pid for pid, _ in job.rank_processes().values()]
+        supervisor = [p for p, env in lab.processes([" launch ", str(job.config)]) if "SLURM_JOB_ID" in env]
+        first, t0 = spent(pids, supervisor), time.time()
+        time.sleep(20)
+        second, t1 = spent(pids, supervisor), time.time()
+        self.clean(job)
+        return (second - first) / ((t1 - t0) * len(pids))
+
+
+def spent(pids, supervisor):
+    """CPU seconds of all liveness threads of the ranks, and of the supervisor with its threads."""
+
+    def cpu(stat):
+        fields = Path(stat).read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    total = sum(cpu(f"/proc/{p}/stat") for p in supervisor)
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            if (task / "comm").read_text().strip() in ("herd-liveness", "herd-reaper", "herd-mail"):
+                total += cpu(task / "stat")
+    return total
+
+
+def leftovers(job, cluster):
+    """No process of the run on any node, nothing in the nodes' shared memory."""
+    lab.wait_for("the processes of the run end", 15, lambda: not lab.processes([str(job.config), " train "]))
+    for node in (cluster.tool("run", "cat", str(cluster.path / "nodes.list"))).split():
+        left = cluster.on(node, "ls -A /dev/shm", check=False)
+        if left:
+            raise lab.Failed(f"left in /dev/shm of {node}: {left}")
+
+
+def model(status, kinds, rows):
+    """Effective time ratio by the formula of docs/recovery.md, with the costs of single faults as the cases measured them,
+    scaled to the soak's interval between probes."""
+    cost = {r.case.name: (r.detect, r.recover) for r in rows if r.recover}
+
+    def of(name, otherwise):
+        return cost.get(name, otherwise)
+
+    quiet = 0.3 * faults.MISSES
+    death = of("SIGKILL of a random rank", (0.3, 2.5))
+    silent = of("SIGSTOP of a rank", (3.5, 6.0))
+    restart = death[1] - death[0]
+    each = {
+        "kill": death[1],
+        "exit": death[1],
+        "stop": quiet + (silent[1] - silent[0]),
+        "node": quiet + (silent[1] - silent[0]),
+        "skip": 5.0 + restart,
+        "pause": 0.3,
+    }
+    lost = sum(n * each[k] for k, n in kinds.items())
+    rest = max(0.0, status["wall_s"] - status["training_s"] - status["lost_s"])
+    return status["training_s"] / (status["training_s"] + lost + rest)
+
+
+def entries(rows, soak, idle):
+    worst = lambda key, pick: max((getattr(r, key) for r in rows if pick(r) and getattr(r, key) is not None), default=0.0)  # noqa: E731
+    out = []
+    if rows:
+        failed = [r.case.name for r in rows if r.failure]
+        out += [
+            common.entry("faults", len(rows), "kinds of faults drilled", PEERS["none"]),
+            common.entry("faults_failed", len(failed), "of them that did not go as they should", PEERS["none"], which=failed, goal=0, reached=not failed),
+        ]
+        silent = worst("detect", lambda r: r.case.kind == "silent") / faults.INTERVAL
+        death = worst("detect", lambda r: r.case.kind == "death")
+        spare = worst("recover", lambda r: r.case.spare)
+        lost = worst("lost", lambda r: r.case.lost is not None)
+        out += [
+            common.entry("detect_silent_intervals_max", silent, "probe intervals from a silent fault to its verdict", PEERS["detect"], goal=4, reached=silent <= 4),
+            common.entry("detect_death_s_max", death, "seconds from the death of a process to its notice", PEERS["detect"], goal=1, reached=death <= 1),
+            common.entry("recover_with_spare_s_max", spare, "seconds from a fault to the next finished step, on a spare or in place", PEERS["recover"], goal=15, reached=spare <= 15),
+            common.entry("steps_lost_max", lost, "steps done again after one fault", PEERS["none"], goal=1, reached=lost <= 1),
+        ]
+    if soak:
+        ratio = soak["status"]["effective_time_ratio"]
+        out += [
+            common.entry("soak_faults", soak["count"], "random faults to one run", PEERS["none"], kinds=soak["kinds"], goal=200, reached=soak["count"] >= 200),
+            common.entry("soak_state_equal", int(soak["equal"]), "1: every loss is that of the undisturbed run, bit for bit", PEERS["none"], goal=1, reached=soak["equal"]),
+            common.entry("soak_effective_time_ratio", ratio, "time in steps that count over all time", "the model in docs/recovery.md", ours=round(ratio, 4), theirs=round(soak["predicted"], 4)),
+        ]
+    if idle is not None:
+        out.append(common.entry("idle_cost", idle, "CPU time of liveness and supervision over step time, 1 s probes", PEERS["none"], goal=0.005, reached=idle < 0.005))
+    return out
+
+
+def write_page(rows, soak):
+    """The tables of docs/recovery.md."""
+    page = PAGE.read_text()
+    if rows:
+        head = ["| fault | noticed after | training again after | steps done again | losses equal | what was seen |", "| --- | ---: | ---: | ---: | --- | --- |"]
+        page = between(page, "faults", [*head, *[r.line() for r in rows]])
+    if soak:
+        s = soak["status"]
+        kinds = ", ".join(f"{n} × {k}" for k, n in sorted(soak["kinds"].items()))
+        text = (
+            f"{soak['count']} random faults ({kinds}) to a run of {s['steps']} steps on 3 of 4 nodes: {s['attempts']} attempts, "
+            f"{s['steps_lost']} steps done again, {s['wall_s'] / 60:.1f} minutes. Losses "
+            f"{'equal to the undisturbed run bit for bit' if soak['equal'] else '**differ**'}. Effective training time ratio "
+            f"{s['effective_time_ratio']:.3f}; the model says {soak['predicted']:.3f}."
+        )
+        page = between(page, "soak", [text])
+    common.replace(PAGE, page)
+
+
+def between(page, name, lines):
+    begin, end = f"<!-- {name}: written by make drill -->", f"<!-- end of {name} -->"
+    head, rest = page.split(begin)
+    return "\n".join([head + begin, "", *lines, "", end + rest.split(end)[1]])
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--only", default="", help="cases whose name holds these words; records nothing")
+    p.add_argument("--no-cases", action="store_true")
+    p.add_argument("--soak", type=int, default=200, help="random faults; 0 for none")
+    p.add_argument("--soak-steps", type=int, default=4000)
+    p.add_argument("--seed", type=int, default=5)
+    p.add_argument("--slack", type=float, default=0.0, help="seconds added to limits, for a busy machine")
+    p.add_argument("--no-idle", action="store_true")
+    p.add_argument("--herd", help="binary (default target/release/herd)")
+    args = p.parse_args()
+    drill = Drill(args)
+    rows, soak, idle = [], None, None
+    try:
+        if not args.no_cases:
+            chosen = [c for c in faults.CASES if args.only in c.name]
+            # few clusters: cases of one size together
+            for number, case in sorted(enumerate(chosen), key=lambda x: (-x[1].nodes, x[0])):
+                rows.append(drill.case(number, case))
+            order = [c.name for c in chosen]
+            rows.sort(key=lambda r: order.index(r.case.name))
+        if args.soak and not args.only:
+            soak = drill.soak(args.soak, rows)
+        if not args.no_idle and not args.only:
+            idle = drill.idle_cost()
+    finally:
+        drill.down()
+    found = entries(rows, soak, idle)
+    for e in found:
+        print(f"{e['name']:32}{e['value']:10.4g}  {e['unit']}")
+    if not args.only:
+        common.write_results(found, RESULTS)
+        write_page(rows, soak)
+        report.write()
+    if any(r.failure for r in rows) or (soak and not soak["equal"]):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

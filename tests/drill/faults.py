@@ -1,0 +1,335 @@
+"""Every fault of the drill: how it is done, and what must come of it. `CASES` is the table; benchmarks/recovery.py runs it."""
+
+import os
+import random
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+
+from lab import Failed, processes, seconds, wait_for
+
+INTERVAL, MISSES = 1.0, 3
+AT = 25  # step at which faults are done
+
+
+@dataclass
+class Case:
+    name: str
+    do: object  # job -> the moment of the fault (time.time()), or None where nothing was done
+    # what must come of it
+    kind: str = "death"  # death: known within a second; silent: after the misses; none: nobody may be given up
+    faults: tuple = (1, 1)  # fewest and most faults that may be noted
+    recovers: bool = True
+    bitwise: bool = True
+    lost: int | None = 1  # most steps done again; None: not limited
+    spare: bool = True  # counts for recover_with_spare_s_max
+    exit: int = 0
+    state: str = "COMPLETED"
+    nodes: int = 6
+    ranks: int = 3
+    steps: int = 60
+    sets: tuple = ()
+    after: object = None  # job, notes -> None: further checks; adds words to notes
+    note: str = ""
+    seen: list = field(default_factory=list)
+
+
+def kill(rank):
+    def do(job):
+        who = random.randrange(job.ranks) if rank is None else rank
+        now = time.time()
+        job.kill_rank(who)
+        return now
+
+    return do
+
+
+def stop(rank):
+    def do(job):
+        now = time.time()
+        job.stopped = job.kill_rank(rank, signal.SIGSTOP)[0]
+        return now
+
+    return do
+
+
+def pause(rank, length):
+    """SIGSTOP, and SIGCONT after `length` seconds."""
+
+    def do(job):
+        now = time.time()
+        pid, _ = job.kill_rank(rank, signal.SIGSTOP)
+        time.sleep(length)
+        os.kill(pid, signal.SIGCONT)
+        return now
+
+    return do
+
+
+def stop_then_continue(job):
+    """SIGSTOP; the rank wakes up after others have been started in its place."""
+    now = time.time()
+    pid, _ = job.kill_rank(1, signal.SIGSTOP)
+    wait_for("recovery", 60, lambda: job.events("recovered"))
+    job.woken = pid
+    try:
+        os.kill(pid, signal.SIGCONT)
+    except ProcessLookupError:
+        pass
+    return now
+
+
+def is_gone(job, notes):
+    def gone():
+        try:
+            return open(f"/proc/{job.woken}/stat").read().rsplit(")", 1)[1].split()[0] == "Z"
+        except FileNotFoundError:
+            return True
+
+    wait_for("the process that woke up ends", 10, gone)
+    notes.append("the old process is gone, and wrote nothing")
+
+
+def cut(node):
+    def do(job):
+        now = time.time()
+        job.cluster.tool("cut", node)
+        job.cut = node
+        return now
+
+    return do
+
+
+def heal(job, notes):
+    """The old ranks on the node that was cut off are gone, by themselves, before it is back."""
+    wait_for("ranks on the node that was cut off end", 30, lambda: not [p for p in rank_nodes(job) if p == job.cut])
+    job.cluster.tool("heal", job.cut)
+    notes.append("ranks that were cut off left by themselves")
+
+
+def rank_nodes(job):
+    return [env.get("SLURMD_NODENAME") for _, env in processes([str(job.config), " train "]) if "HERD_ATTEMPT" in env]
+
+
+def crash(*nodes):
+    def do(job):
+        now = time.time()
+        for node in nodes:
+            job.cluster.tool("kill", node)
+        job.crashed = list(nodes)
+        return now
+
+    return do
+
+
+def crash_then_another(job):
+    """A second node crashes while the first is being replaced."""
+    now = time.time()
+    job.cluster.tool("kill", "herd2")
+    wait_for("the second attempt", 60, lambda: len(job.events("attempt_started")) >= 2, every=0.005)
+    job.cluster.tool("kill", "herd3")
+    job.crashed = ["herd2", "herd3"]
+    return now
+
+
+def bad_spare(job):
+    """The spare that comes first is dead too."""
+    job.cluster.tool("kill", "herd4")
+    now = time.time()
+    job.cluster.tool("kill", "herd2")
+    job.crashed = ["herd2", "herd4"]
+    return now
+
+
+def order(text, rank=1):
+    """An order of `herd drill`'s to a rank."""
+
+    def do(job):
+        path = job.run_dir / "drill" / f"rank-{rank:05}.json"
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(text)
+        temporary.rename(path)
+        taken = wait_for("the order is taken", 30, lambda: job.events("drill"))
+        return seconds(taken[-1]["time"])
+
+    return do
+
+
+def crash_each_time(job):
+    """The same crash in the same step, whatever attempt."""
+    for tries in range(3):
+        path = job.run_dir / "drill" / "rank-00001.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('{"kind": "exit", "code": 1, "at_step": %d}' % (AT + 5))
+        wait_for("a fault", 60, lambda n=tries: len(job.events("fault")) > n)
+    return None
+
+
+def corrupt_and_kill(job):
+    newest = max((job.run_dir / "checkpoints").glob("step-*"))
+    file = max(newest.iterdir(), key=lambda p: p.stat().st_size)
+    with open(file, "r+b") as f:
+        f.seek(file.stat().st_size // 2)
+        byte = f.read(1)
+        f.seek(-1, 1)
+        f.write(bytes([byte[0] ^ 0xFF]))
+    return kill(0)(job)
+
+
+def slurm(text):
+    def do(job):
+        now = time.time()
+        job.cluster.run(text.format(id=job.id))
+        return now
+
+    return do
+
+
+def crash_and_boot(job):
+    """No spare: the job goes back into the queue, and the node comes back meanwhile."""
+    now = time.time()
+    job.cluster.tool("kill", "herd2")
+    wait_for("the requeue", 60, lambda: job.events("requeue"))
+    job.cluster.tool("boot", "herd2")
+    return now
+
+
+def crash_the_first(job):
+    """The node of the supervisor: Slurm notices, and starts the job again elsewhere."""
+    now = time.time()
+    job.cluster.tool("kill", "herd1")
+    job.crashed = ["herd1"]
+    wait_for("a second start", 120, lambda: len(job.events("launch")) >= 2)
+    return now
+
+
+def requeued(count):
+    def look(job, notes):
+        restarts = int(job.state()["Restarts"])
+        if restarts != count:
+            raise Failed(f"{restarts} requeues, not {count}")
+        records = job.json("attempts.json")["attempts"]
+        notes.append(f"requeued {restarts}×, {len(records)} attempts on the books")
+
+    return look
+
+
+def shrunk(job, notes):
+    worlds = [e["world"] for e in job.events("attempt_started")]
+    notes.append(f"worlds {worlds}")
+    if worlds[-1] >= worlds[0]:
+        raise Failed(f"the world did not shrink: {worlds}")
+
+
+def three_tries(job, notes):
+    n = len(job.events("attempt_started"))
+    notes.append(f"{n} tries, then stopped; not requeued")
+    if n != 3 or job.events("requeue"):
+        raise Failed(f"{n} tries, {len(job.events('requeue'))} requeues")
+
+
+def not_requeued(job, notes):
+    time.sleep(3)
+    if job.events("requeue") or job.state()["JobState"] != "CANCELLED":
+        raise Failed(f"{job.state()['JobState']}, requeues: {job.events('requeue')}")
+    notes.append("not requeued")
+
+
+def skipped(job, notes):
+    found = job.events("skipped_step")
+    if len(found) != 1:
+        raise Failed(f"{len(found)} skipped steps")
+    notes.append(f"step {found[0]['step']} skipped, not applied")
+
+
+def rejected(job, notes):
+    found = job.events("checkpoint_rejected") or job.events("snapshot_rejected")
+    notes.append("damaged checkpoint passed over, said aloud" if found else "restored from memory")
+
+
+REASONS = {"death": 1.0, "silent": INTERVAL * MISSES + 1.0, "stuck": None, "none": None, "queue": None}
+
+CASES = [
+    Case("SIGKILL of a random rank", kill(None)),
+    Case("SIGKILL of rank 0", kill(0)),
+    Case("SIGSTOP of a rank", stop(1), kind="silent"),
+    Case("SIGSTOP of rank 0 (the monitor)", stop(0), kind="silent"),
+    Case("SIGSTOP for two intervals, then SIGCONT", pause(1, 2 * INTERVAL), kind="none", faults=(0, 0), recovers=False),
+    Case("SIGSTOP, SIGCONT after the eviction", stop_then_continue, kind="silent", after=is_gone),
+    Case("link of a node cut", cut("herd2"), kind="silent", after=heal),
+    Case("node crashed", crash("herd3"), kind="silent"),
+    Case("first node (supervisor) crashed", crash_the_first, kind="queue", spare=False, lost=1, after=requeued(1)),
+    Case("two nodes crashed at once", crash("herd2", "herd3"), kind="silent", faults=(1, 2), lost=None),
+    Case("second node crashed during recovery", crash_then_another, kind="silent", faults=(1, 3), lost=None, spare=False),
+    Case("node crashed, and its spare is dead too", bad_spare, kind="silent"),
+    Case("no spare left: requeue", crash_and_boot, kind="queue", nodes=3, spare=False, after=requeued(1)),
+    Case("no spare left: fewer replicas", crash("herd2"), kind="silent", nodes=3, bitwise=False, spare=False,
+         sets=("launch.shrink=true", "batch={global: 12, micro: 2}"), after=shrunk),
+    Case("a rank skips a collective", order('{"kind": "skip_collective"}'), kind="stuck", spare=False),
+    Case("a collective stalls for 2 s", order('{"kind": "stall_collective", "seconds": 2}'), kind="none", faults=(0, 0), recovers=False),
+    Case("a collective stalls for good", order('{"kind": "stall_collective", "seconds": 1000}'), kind="stuck", spare=False),
+    Case("writing metrics blocks for 10 s", order('{"kind": "sleep_io", "seconds": 10}', rank=0), kind="none", faults=(0, 0), recovers=False),
+    Case("a rank is slow for 20 steps", order('{"kind": "slow", "seconds": 0.3, "steps": 20}'), kind="none", faults=(0, 0), recovers=False),
+    Case("NaN in a gradient", order('{"kind": "nan_gradient"}'), kind="none", faults=(0, 0), recovers=False, bitwise=False, after=skipped),
+    Case("newest checkpoint damaged, rank 0 killed", corrupt_and_kill, lost=None, after=rejected),
+    Case("the same crash in the same step", crash_each_time, kind="none", faults=(3, 3), recovers=False, bitwise=False,
+         exit=40, state="FAILED", spare=False, after=three_tries),
+    Case("time limit (USR1 to the batch script)", slurm("scancel --batch --signal=USR1 {id}"), kind="queue", faults=(0, 0),
+         recovers=False, lost=0, spare=False, after=requeued(1)),
+    Case("preemption (TERM to all)", slurm("scancel --full --signal=TERM {id}"), kind="queue", faults=(0, 0), recovers=False, lost=0,
+         spare=False, after=requeued(1)),
+    Case("scontrol requeue by hand", slurm("scontrol requeue {id}"), kind="queue", faults=(0, 0), recovers=False, lost=0, spare=False,
+         after=requeued(1)),
+    Case("scancel", slurm("scancel {id}"), kind="queue", faults=(0, 0), recovers=False, bitwise=False, exit=75, state="CANCELLED", spare=False,
+         after=not_requeued),
+]
+
+
+class Random:
+    """Random faults for the soak, of kinds that are mended within seconds."""
+
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+        self.dead = {}  # node -> when it may be booted
+
+    KINDS = {"kill": 8, "stop": 3, "exit": 3, "node": 2, "nan": 0, "pause": 2, "skip": 1}
+
+    def pick(self):
+        kinds = [k for k, n in self.KINDS.items() for _ in range(n)]
+        return self.random.choice(kinds)
+
+    def do(self, kind, job):
+        """Does it; whether a restart must follow."""
+        rank = self.random.randrange(job.ranks)
+        if kind == "kill":
+            job.kill_rank(rank)
+        elif kind == "stop":
+            job.kill_rank(rank, signal.SIGSTOP)
+        elif kind == "pause":
+            pid, _ = job.kill_rank(rank, signal.SIGSTOP)
+            threading.Timer(job.interval, os.kill, (pid, signal.SIGCONT)).start()
+            time.sleep(1.5 * job.interval)
+            return False
+        elif kind == "exit":
+            order('{"kind": "exit", "code": 1}', rank)(job)
+        elif kind == "skip":
+            order('{"kind": "skip_collective"}', rank)(job)
+        elif kind == "node":
+            # not the first: the supervisor's loss is a matter of minutes, and a case of its own
+            nodes = sorted({n for _, n in job.rank_processes().values()} - {"herd1"})
+            if not nodes or self.dead:
+                job.kill_rank(rank)
+                return True
+            node = self.random.choice(nodes)
+            job.cluster.tool("kill", node)
+            self.dead[node] = time.time() + 2
+        return True
+
+    def tend(self, cluster):
+        """Dead nodes come back."""
+        for node, due in list(self.dead.items()):
+            if time.time() > due:
+                cluster.tool("boot", node)
+                del self.dead[node]
