@@ -35,6 +35,8 @@ pub enum Exit {
     Store = 22,
     /// Two checkpoints that were compared are not the same.
     Different = 23,
+    /// No step is whole in the memory of the nodes that were asked.
+    NoSnapshot = 24,
     /// Loss or gradient norm was not finite too many steps in a row.
     NonFinite = 30,
     /// Another rank failed or a communication call returned an error.
@@ -66,6 +68,7 @@ impl Exit {
             "check network and credentials, then start again",
         ),
         (Exit::Different, "the two checkpoints compared differ", "look at what was printed"),
+        (Exit::NoSnapshot, "no snapshot in memory is whole", "start again from the newest checkpoint on disk"),
         (
             Exit::NonFinite,
             "loss or gradient norm not finite too many steps in a row",

@@ -13,6 +13,7 @@ use hdf5::file::LibraryVersion;
 use hdf5::plist::dataset_create::{AllocTime, FillTime, Layout};
 use hdf5::types::{FixedAscii, VarLenUnicode};
 use hdf5::Dataset;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -21,8 +22,8 @@ use std::os::fd::AsRawFd;
 /// direct I/O stays possible. One writer owns a file, so stripes need not be respected beyond that.
 pub const ALIGNMENT: u64 = 4096;
 
-/// One dataset to be.
-#[derive(Clone, Debug, PartialEq)]
+/// One slice to be stored: a dataset of a file, a part of a snapshot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spec {
     pub group: Group,
     pub name: String,

@@ -73,6 +73,12 @@ pub struct Meta {
     /// Lowest validation loss so far.
     #[serde(default)]
     pub best_validation: Option<f64>,
+    /// Validation loss after this very step, if it was measured.
+    #[serde(default)]
+    pub validation: Option<f64>,
+    /// The start of the run that wrote it, a random number; 0 where that was no run.
+    #[serde(default)]
+    pub session: u64,
     #[serde(default)]
     pub seed: u64,
     pub model: ModelConfig,
@@ -119,6 +125,8 @@ impl Meta {
             next_sample: 0,
             skipped: 0,
             best_validation: None,
+            validation: None,
+            session: 0,
             seed: 0,
             model,
             tokenizer: String::new(),

@@ -9,14 +9,21 @@
 //! - `map`: HDF5's part, the layout of a file
 //! - `file`: writing the bytes of one file
 //! - `manifest`: the table of all files
-//! - `save`, `read`, `restore`, `prune`: the four things done with checkpoints
+//! - `save`, `read`, `restore`, `prune`: the four things done with checkpoints on disk
+//! - [`keeper`]: what happens to the state between two steps; `background`: saving behind the steps
+//! - [`snapshot`]: the newest steps in memory of the nodes, with a second copy on another
+//! - [`tiers`], `source`: restore over memory, disk and object store; [`flush`]: from memory to disk
 //! - [`weights`]: parameters from a checkpoint or from a Hugging Face directory, alike
 //! - [`hf`]: Hugging Face's layout; [`meta_llama`]: Meta's originals
 //! - [`store`]: the object store
 
+mod background;
 pub mod disk;
 mod file;
+pub mod flush;
 pub mod hf;
+pub mod keeper;
+mod lustre;
 mod manifest;
 mod map;
 mod meta;
@@ -26,15 +33,22 @@ mod read;
 mod restore;
 mod save;
 mod slice;
+pub mod snapshot;
+mod source;
 pub mod store;
 mod team;
+pub mod tiers;
 pub mod weights;
 
 #[cfg(test)]
 mod tests;
 
+pub use map::Spec;
 pub use meta::{Group, Meta, Piece, Saved, SpecialTokens};
-pub use prune::{prune, prune_if, Pruned};
+pub use prune::{prune, prune_if, Keep, Pruned};
 pub use read::{Checkpoint, FileReport};
 pub use restore::{list, newest_valid, newest_valid_alone, Event};
-pub use save::save;
+pub use save::{save, save_by, Rules};
+pub use slice::Span;
+pub use source::{Source, Tally};
+pub use team::Team;

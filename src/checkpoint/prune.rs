@@ -22,26 +22,55 @@ pub struct Pruned {
     pub temporary: Vec<PathBuf>,
 }
 
-/// Keeps the newest `keep` valid checkpoints (0: all) and removes older ones, invalid ones that are older than a valid one,
+/// Which whole checkpoints stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// The newest so many; 0: all.
+    pub newest: usize,
+    /// Those whose step is a multiple of this; 0: none for that reason.
+    pub every: u64,
+    /// The one with the lowest validation loss of its own step.
+    pub best: bool,
+}
+
+impl From<usize> for Keep {
+    fn from(newest: usize) -> Keep {
+        Keep { newest, ..Keep::default() }
+    }
+}
+
+impl Keep {
+    fn stays(&self, c: &Checkpoint, place: usize, best: Option<u64>) -> bool {
+        let step = c.meta().step;
+        let milestone = self.every > 0 && step > 0 && step.is_multiple_of(self.every);
+        self.newest == 0 || place <= self.newest || milestone || best == Some(step)
+    }
+}
+
+/// Keeps the valid checkpoints that `keep` names and removes older ones, invalid ones that are older than a valid one,
 /// and stale temporary directories. Valid means here: manifest whole, every file there in its size. Not collective: call
 /// it on one rank, after a save.
 ///
 /// The manifest goes first, so that a half-removed checkpoint is none.
 ///
 /// `may_remove`, asked with the step, spares checkpoints that are still needed for something else: an upload, an export.
-pub fn prune(checkpoints: &Path, keep: usize, may_remove: &dyn Fn(u64) -> bool) -> Result<Pruned> {
-    prune_if(checkpoints, keep, false, may_remove, &mut |_| true)
+pub fn prune(checkpoints: &Path, keep: impl Into<Keep>, may_remove: &dyn Fn(u64) -> bool) -> Result<Pruned> {
+    prune_if(checkpoints, keep.into(), false, may_remove, &mut |_| true)
 }
 
 /// As [`prune`], but a checkpoint counts as valid only if `whole` says so, asked of the newest until one is; `dry` only
 /// tells what would go.
 pub fn prune_if(
-    checkpoints: &Path, keep: usize, dry: bool, may_remove: &dyn Fn(u64) -> bool,
+    checkpoints: &Path, keep: Keep, dry: bool, may_remove: &dyn Fn(u64) -> bool,
     whole: &mut dyn FnMut(&Checkpoint) -> bool,
 ) -> Result<Pruned> {
     let mut out = Pruned { temporary: stale(checkpoints)?, ..Pruned::default() };
     let (mut kept, mut sure) = (0, false);
-    for (path, opened) in list(checkpoints)? {
+    let all = list(checkpoints)?;
+    let best =
+        all.iter().filter_map(|(_, c)| c.as_ref().ok()).filter_map(|c| Some((c.meta().validation?, c.meta().step)));
+    let best = best.filter(|_| keep.best).min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))).map(|(_, step)| step);
+    for (path, opened) in all {
         let aside = path.to_string_lossy().contains(".old-");
         let stays = match &opened {
             // Until a whole one is found nothing goes: what looks damaged may be all there is.
@@ -52,11 +81,11 @@ pub fn prune_if(
             }
             Err(_) if !sure => true,
             Ok(_) if aside => false,
-            Ok(_) => {
+            Ok(c) => {
                 kept += 1;
-                keep == 0 || kept <= keep
+                keep.stays(c, kept, best)
             }
-            Err(_) => keep == 0,
+            Err(_) => keep.newest == 0,
         };
         let spared = opened.as_ref().is_ok_and(|c| !may_remove(c.meta().step));
         if !stays && !spared {

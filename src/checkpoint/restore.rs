@@ -16,6 +16,8 @@ pub enum Event {
     CheckpointRejected { path: PathBuf, reason: String },
     /// Whole: every byte of every file has been checked.
     CheckpointChosen { path: PathBuf, step: u64, bytes: u64 },
+    /// A step in memory that was tried, or newer than what was taken, and is not whole.
+    SnapshotRejected { step: u64, reason: String },
 }
 
 impl fmt::Display for Event {
@@ -26,6 +28,9 @@ impl fmt::Display for Event {
             }
             Event::CheckpointChosen { path, step, .. } => {
                 write!(f, "checkpoint {} of step {step} is whole", path.display())
+            }
+            Event::SnapshotRejected { step, reason } => {
+                write!(f, "the snapshots of step {step} are passed over: {reason}")
             }
         }
     }

@@ -5,6 +5,7 @@
 
 use super::disk;
 use super::file::Writer;
+use super::lustre::Stripes;
 use super::manifest::{self, FileTable, Manifest};
 use super::map::Spec;
 use super::meta::{Meta, Piece, Saved};
@@ -12,6 +13,7 @@ use super::team::Team;
 use crate::error::{Error, Exit, Result};
 use crate::wire::World;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Saves the pieces of all ranks as `checkpoints/step-NNNNNNNN`, replacing one of the same step. Collective.
@@ -22,6 +24,24 @@ use std::time::Instant;
 pub fn save(checkpoints: &Path, pieces: &[Piece], meta: &Meta, world: &World) -> Result<Saved> {
     let specs = pieces.iter().map(Spec::of).collect();
     save_with(checkpoints, specs, meta, Team(Some(world)), &mut |file| append_all(file, pieces))
+}
+
+/// How the ranks share a filesystem.
+#[derive(Clone)]
+pub struct Rules {
+    pub stripes: Stripes,
+    /// When this rank writes its file: turns go one after the other.
+    pub turn: usize,
+    /// Turns in all, the same on every rank; at least 1.
+    pub turns: usize,
+    /// Asked on rank 0 right before the new checkpoint takes its name: an error leaves everything as it was.
+    pub fence: Arc<dyn Fn() -> Result<()> + Send + Sync>,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Rules { stripes: Stripes::default(), turn: 0, turns: 1, fence: Arc::new(|| Ok(())) }
+    }
 }
 
 fn append_all(file: &mut Writer, pieces: &[Piece]) -> Result<()> {
@@ -39,9 +59,17 @@ pub fn save_alone(checkpoints: &Path, pieces: &[Piece], meta: &Meta) -> Result<S
 pub fn save_with(
     checkpoints: &Path, specs: Vec<Spec>, meta: &Meta, team: Team, fill: &mut dyn FnMut(&mut Writer) -> Result<()>,
 ) -> Result<Saved> {
+    save_by(&Rules::default(), checkpoints, specs, meta, team, fill)
+}
+
+/// As [`save_with`], under `rules`.
+pub fn save_by(
+    rules: &Rules, checkpoints: &Path, specs: Vec<Spec>, meta: &Meta, team: Team,
+    fill: &mut dyn FnMut(&mut Writer) -> Result<()>,
+) -> Result<Saved> {
     let start = Instant::now();
     let names = Names::new(checkpoints, meta);
-    let result = write_all(&names, specs, meta, team, fill);
+    let result = write_all(rules, &names, specs, meta, team, fill);
     match result {
         Ok(bytes) => Ok(Saved { path: names.target, bytes, seconds: start.elapsed().as_secs_f64() }),
         Err(e) if team.rank() != 0 => Err(e),
@@ -78,14 +106,24 @@ pub fn directory(step: u64) -> String {
 }
 
 fn write_all(
-    names: &Names, specs: Vec<Spec>, meta: &Meta, team: Team, fill: &mut dyn FnMut(&mut Writer) -> Result<()>,
+    rules: &Rules, names: &Names, specs: Vec<Spec>, meta: &Meta, team: Team,
+    fill: &mut dyn FnMut(&mut Writer) -> Result<()>,
 ) -> Result<u64> {
-    team.agree(if team.rank() == 0 { prepare(names) } else { Ok(()) })?;
-    let table = team.agree(write_file(names, specs, meta, team.rank(), fill))?;
+    team.agree(if team.rank() == 0 { prepare(names, rules) } else { Ok(()) })?;
+    let (mut specs, mut table) = (Some(specs), Ok(FileTable::default()));
+    for turn in 0..rules.turns {
+        if let Some(specs) = specs.take_if(|_| turn == rules.turn) {
+            table = write_file(names, specs, meta, team.rank(), fill);
+        }
+        if turn + 1 < rules.turns {
+            team.barrier()?;
+        }
+    }
+    let table = team.agree(table)?;
     let packed = serde_json::to_vec(&table).map_err(|e| Error::new(Exit::Internal, format!("file table: {e}")));
     let tables = team.gather(team.agree(packed)?)?;
     team.agree(match tables {
-        Some(tables) => commit(names, meta, tables),
+        Some(tables) => commit(names, rules, meta, tables),
         None => Ok(0),
     })
     .and_then(|bytes| {
@@ -94,12 +132,13 @@ fn write_all(
     })
 }
 
-fn prepare(names: &Names) -> Result<()> {
+fn prepare(names: &Names, rules: &Rules) -> Result<()> {
     let Names { checkpoints, temporary, .. } = names;
     std::fs::create_dir_all(checkpoints).map_err(disk::refused(checkpoints, "create"))?;
     // Of this step and this attempt: a save that was killed.
     disk::remove_dir(temporary)?;
-    std::fs::create_dir(temporary).map_err(disk::refused(temporary, "create"))
+    std::fs::create_dir(temporary).map_err(disk::refused(temporary, "create"))?;
+    rules.stripes.apply(temporary)
 }
 
 fn write_file(
@@ -113,7 +152,7 @@ fn write_file(
 }
 
 /// Rank 0: manifest, sync, rename, sync. Returns the bytes of the whole checkpoint.
-fn commit(names: &Names, meta: &Meta, tables: Vec<Vec<u8>>) -> Result<u64> {
+fn commit(names: &Names, rules: &Rules, meta: &Meta, tables: Vec<Vec<u8>>) -> Result<u64> {
     let tables: Vec<FileTable> = tables
         .iter()
         .map(|t| serde_json::from_slice(t))
@@ -123,6 +162,7 @@ fn commit(names: &Names, meta: &Meta, tables: Vec<Vec<u8>>) -> Result<u64> {
     let bytes = manifest.to_bytes()?;
     disk::write_synced(&names.temporary.join(manifest::NAME), &bytes)?;
     disk::sync_dir(&names.temporary)?;
+    (rules.fence)()?;
     disk::replace(&names.temporary, &names.target, &names.aside)?;
     disk::sync_dir(&names.checkpoints)?;
     // What stood under this name before. Readers ignore it, and `prune` takes what cannot be removed now.

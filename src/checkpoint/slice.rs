@@ -4,9 +4,10 @@
 //! row-major order. Tensor and pipeline axes cut rectangles, the data axis cuts flat ranges.
 
 use super::meta::Piece;
+use serde::{Deserialize, Serialize};
 
 /// Elements `[start, start + len)`, in row-major order of the rectangle (`offset`, `extent`), of a tensor of `shape`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Span {
     pub shape: Vec<usize>,
     pub offset: Vec<usize>,

@@ -16,6 +16,11 @@ impl Team<'_> {
         self.0.map_or(1, World::size)
     }
 
+    /// Returns when every rank is here.
+    pub fn barrier(&self) -> Result<()> {
+        self.0.map_or(Ok(()), World::barrier)
+    }
+
     /// Any rank's error becomes everybody's.
     pub fn agree<T>(&self, mine: Result<T>) -> Result<T> {
         match self.0 {

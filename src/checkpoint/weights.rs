@@ -62,7 +62,7 @@ fn verified(path: &Path) -> Result<Checkpoint> {
 
 fn newest(checkpoints: &Path) -> Result<Checkpoint> {
     let mut warn = |e: &Event| match e {
-        Event::CheckpointRejected { .. } => tracing::warn!("{e}"),
+        Event::CheckpointRejected { .. } | Event::SnapshotRejected { .. } => tracing::warn!("{e}"),
         Event::CheckpointChosen { .. } => tracing::info!("{e}"),
     };
     newest_valid_alone(checkpoints, &mut warn)?.ok_or_else(|| {

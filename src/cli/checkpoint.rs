@@ -49,6 +49,7 @@ enum Command {
     Upload(upload::Args),
     Download(download::Args),
     Prune(prune::Args),
+    Flush(super::flush::Args),
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -63,5 +64,6 @@ pub fn run(args: Args) -> Result<()> {
         Command::Upload(a) => upload::run(&a),
         Command::Download(a) => download::run(&a),
         Command::Prune(a) => prune::run(&a),
+        Command::Flush(a) => super::flush::run(&a),
     }
 }

@@ -9,6 +9,7 @@ mod config;
 mod data;
 mod drill;
 mod exit_codes;
+mod flush;
 mod generate;
 mod launch;
 pub mod logging;

@@ -16,7 +16,7 @@ mod sets;
 mod store;
 mod yaml;
 
-pub use checkpoint::CheckpointSection;
+pub use checkpoint::{CheckpointSection, Partner};
 pub use launch::{AlertKind, AlertsSection, LaunchSection};
 pub use liveness::LivenessSection;
 pub use load::{load, Draft};

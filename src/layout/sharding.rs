@@ -62,10 +62,38 @@ impl Sharding {
     }
 }
 
+/// The lengths of buffers that hold one unit of any of these lengths for a while, ascending: a unit lies in the shortest
+/// that is long enough. A length that a slightly longer one can stand in for makes no buffer of its own: embedding and head
+/// take turns.
+pub fn buffer_lengths(units: impl Iterator<Item = usize>) -> Vec<usize> {
+    let mut all: Vec<usize> = units.collect();
+    all.sort_unstable();
+    let apart = |i: usize| all.get(i + 1).is_none_or(|&longer| longer > all[i] + all[i] / 16);
+    (0..all.len()).filter(|&i| apart(i)).map(|i| all[i]).collect()
+}
+
+/// How many buffers of one length a pass over the units needs at a time: one in use and one whose bytes move, where units
+/// of that length follow one another.
+pub fn buffers_at_once(units: &[UnitLayout], lengths: &[usize], length: usize) -> usize {
+    let in_class = |u: &&UnitLayout| lengths.iter().find(|&&l| l >= u.len) == Some(&length);
+    let blocks = units.iter().filter(in_class).filter(|u| matches!(u.unit, super::Unit::Block(_))).count();
+    blocks.clamp(1, 2)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::layout::Unit;
+
+    #[test]
+    fn embedding_and_head_take_turns_and_blocks_follow_one_another() {
+        let unit = |unit, len| UnitLayout { unit, params: Vec::new(), used: len, len };
+        let blocks = (0..5).map(|i| unit(Unit::Block(i), 320));
+        let units: Vec<_> = [unit(Unit::Embedding, 1000), unit(Unit::Head, 1016)].into_iter().chain(blocks).collect();
+        let lengths = buffer_lengths(units.iter().map(|u| u.len));
+        assert_eq!(lengths, [320, 1016]);
+        assert_eq!([320, 1016].map(|l| buffers_at_once(&units, &lengths, l)), [2, 1]);
+    }
 
     #[test]
     fn every_element_is_counted_once_and_kept_once_a_group() {

@@ -49,7 +49,9 @@ pub fn first_row(w: &Flat, name: &str) -> i64 {
 fn held(w: &Flat, ids: &Tensor) -> (Tensor, Tensor) {
     let first = first_row(w, MATRIX);
     let local = ids - first;
-    let places = local.ge(0).logical_and(&local.lt(w.param(MATRIX).size()[0])).nonzero().squeeze_dim(-1);
+    // From the layout: the backward pass may have no parameters.
+    let rows = w.layout.params.iter().find(|p| p.name.ends_with(MATRIX)).map_or(0, |p| p.extent[0] as i64);
+    let places = local.ge(0).logical_and(&local.lt(rows)).nonzero().squeeze_dim(-1);
     let rows = local.index_select(0, &places);
     (places, rows)
 }

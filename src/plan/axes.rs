@@ -17,6 +17,7 @@ pub fn data_size(p: &ParallelSection, world: usize) -> usize {
 pub fn check(config: &Config, shape: Option<&Shape>, world: usize, out: &mut Vec<Problem>) {
     product(&config.parallel, world, out);
     sequence(config, out);
+    sharding(&config.parallel, world, out);
     schedule(&config.parallel, out);
     if let Some(shape) = shape {
         heads(&config.parallel, shape, out);
@@ -71,6 +72,24 @@ fn product(p: &ParallelSection, world: usize, out: &mut Vec<Problem>) {
             out.push(Problem::new(keys, fact).hint(hint));
         }
         _ => {}
+    }
+}
+
+/// Groups that share a copy of the state share out the replicas.
+fn sharding(p: &ParallelSection, world: usize, out: &mut Vec<Problem>) {
+    let (data, size) = (data_size(p, world), p.shard_size);
+    let replicas = p.context * data;
+    if size > 0 && p.zero == 0 {
+        let fact = format!("groups of {size} replicas, but with parallel.zero 0 nothing is shared out");
+        let hint = "set parallel.zero to 1, 2 or 3, or parallel.shard_size to 0";
+        out.push(Problem::new(["parallel.shard_size", "parallel.zero"], fact).hint(hint));
+    } else if size > 0 && replicas % size != 0 {
+        let fact = format!(
+            "groups of {size} do not share out the context {} × data {data} = {replicas} replicas",
+            p.context
+        );
+        let hint = format!("{}, or 0 for all of them, works", near(size, &divisors(replicas)));
+        out.push(Problem::new(["parallel.shard_size", "parallel.context", "parallel.data"], fact).hint(hint));
     }
 }
 

@@ -38,6 +38,8 @@ pub struct Plan {
     pub accumulation: usize,
     /// CPU threads of this rank.
     pub threads: usize,
+    /// Ranks on this rank's node.
+    pub local_size: usize,
 }
 
 /// What the world and this node offer to one rank.
@@ -110,6 +112,7 @@ impl Plan {
                 0 => ranks.cores.max(1),
                 n => n,
             },
+            local_size: ranks.local_size,
             model,
             config,
         })

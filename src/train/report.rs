@@ -4,6 +4,7 @@ use super::metrics::{memory_peak, Events, Metrics, StepRecord};
 use super::progress::Progress;
 use super::state::State;
 use super::step::Outcome;
+use crate::checkpoint::keeper::Happened;
 use crate::error::{Error, Exit, Result};
 use crate::kernels;
 use crate::plan::flops::{self, PerToken};
@@ -49,6 +50,50 @@ impl Report {
         match &mut self.inner {
             Some(inner) => inner.events.event(kind, fields),
             None => Ok(()),
+        }
+    }
+
+    /// What happened to the state between two steps.
+    pub fn kept(&mut self, what: Happened) -> Result<()> {
+        let dot = |t: Duration| format!("{:.1}", t.as_secs_f64());
+        match what {
+            Happened::Saved(saved, step) => {
+                let (path, bytes, seconds) = (saved.path.display().to_string(), saved.bytes, saved.seconds);
+                self.note(&format!("saved {path}, {:.1} MB in {seconds:.2} s", bytes as f64 / 1e6));
+                self.event("checkpoint", json!({ "step": step, "path": path, "bytes": bytes, "seconds": seconds }))
+            }
+            Happened::SaveFailed { step, error } => {
+                self.note(&format!("WARNING: the checkpoint of step {step} failed, training goes on: {error}"));
+                self.event("checkpoint_failed", json!({ "step": step, "error": error.to_string() }))
+            }
+            Happened::SaveSlow { step, running, took, since_due } => {
+                let (took_s, since) = (dot(took), dot(since_due));
+                self.note(&format!(
+                    "WARNING: no checkpoint of step {step}: that of step {running} is being written for {took_s} s, and one \
+                     was due {since} s ago (hint: raise checkpoint.every)"
+                ));
+                let (took_s, since_s) = (took.as_secs_f64(), since_due.as_secs_f64());
+                let fields = json!({ "step": step, "running": running, "save_s": took_s, "interval_s": since_s });
+                self.event("checkpoint_slow", fields)
+            }
+            Happened::SnapshotSkipped { step, skipped } => {
+                self.event("snapshot_skipped", json!({ "step": step, "skipped": skipped }))
+            }
+            Happened::PartnerFailed { error } => {
+                self.note(&format!("WARNING: a second copy of the snapshots is missing: {error}"));
+                self.event("partner_failed", json!({ "error": error.to_string() }))
+            }
+            Happened::PruneFailed { error } => {
+                self.note(&format!("WARNING: old checkpoints could not be removed: {error}"));
+                self.event("prune_failed", json!({ "error": error.to_string() }))
+            }
+            Happened::OldSnapshotsRemoved { dir } => {
+                self.note(&format!(
+                    "WARNING: no room in {} beside the snapshots of an earlier start, which were removed",
+                    dir.display()
+                ));
+                self.event("old_snapshots_removed", json!({ "dir": dir }))
+            }
         }
     }
 

@@ -1,12 +1,11 @@
 //! The training loop: step, validate, report, save, stop.
 
 use super::behind::Behind;
-use super::report::Report;
 use super::signals::StopFlag;
 use super::start::{self, Started};
 use super::step::{self, Outcome, Stage};
 use super::validate::validate;
-use crate::checkpoint;
+use crate::checkpoint::keeper::Happened;
 use crate::error::{Error, Exit, Result};
 use crate::kernels::memory;
 use crate::liveness::inject::Inject;
@@ -45,7 +44,7 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
 fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Result<End> {
     let progress = liveness.progress();
     let config = &plan.config;
-    let Started { corpus, held_out, model, pipeline, mut state, mut report, meta } =
+    let Started { corpus, held_out, model, pipeline, mut state, mut report, meta, mut keeper } =
         start::start(plan, world, progress)?;
     if let Some(what) = sync::not_compared(&state.units).filter(|_| config.log.sync_check_every > 0) {
         report.note(what);
@@ -74,11 +73,13 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
         progress.step_done(state.step, took);
 
         let finished = state.step == config.train.steps;
+        state.validation = None;
         if let Some(held_out) = &held_out {
             if due(state.step, config.validation.every) || (finished && config.validation.every > 0) {
                 progress.at(Phase::Validate);
                 let loss = validate(plan, world, &model, &pipeline, held_out, &mut state, progress)?;
                 state.best_validation = Some(state.best_validation.map_or(loss, |best| best.min(loss)));
+                state.validation = Some(loss);
                 found.validation_loss = Some(loss);
                 report.event("validation", json!({ "step": state.step, "validation_loss": loss }))?;
             }
@@ -99,26 +100,16 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
 
         let ending = state.step == last || found.stop;
         progress.at(Phase::Save);
-        if due(state.step, config.checkpoint.every) || ending {
-            match state.save(plan, world, meta.clone()) {
-                Ok(saved) => {
-                    let (path, seconds) = (saved.path.display().to_string(), saved.seconds);
-                    report.event(
-                        "checkpoint",
-                        json!({ "step": state.step, "path": path, "bytes": saved.bytes, "seconds": seconds }),
-                    )?;
-                    report.note(&format!("saved {path}, {:.1} MB in {seconds:.2} s", saved.bytes as f64 / 1e6));
-                    behind.committed(state.step, &saved.path, ending);
-                    prune(plan, world, &behind, &report);
-                }
-                // an intermediate save may fail, and training goes on, loudly; the last one may not
-                Err(e) if !ending => {
-                    report.event("checkpoint_failed", json!({ "step": state.step, "error": e.to_string() }))?;
-                    report
-                        .note(&format!("WARNING: the checkpoint of step {} failed, training goes on: {e}", state.step));
-                }
-                Err(e) => return Err(e.context(format!("the last checkpoint, of step {}, is lost", state.step))),
+        let meta = state.describe(plan, &meta);
+        let happened = keeper.after_step(&meta, ending, &mut |take| state.give(take), &mut |rules| {
+            state.save(plan, world, &meta, rules)
+        })?;
+        for what in happened {
+            if let Happened::Saved(saved, step) = &what {
+                behind.committed(*step, &saved.path, ending && *step == state.step);
+                keeper.prune(ending, &|step| behind.may_remove(step), world);
             }
+            report.kept(what)?;
         }
         behind.report(&mut report)?;
         if found.stop {
@@ -131,23 +122,15 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
     behind.finish(matches!(end, End::Finished), &mut report)?;
     report.event(if matches!(end, End::Finished) { "finished" } else { "stopped" }, json!({ "step": state.step }))?;
     report.finish();
+    if matches!(end, End::Finished) {
+        keeper.finish()?;
+    }
     Ok(end)
 }
 
 /// Whether step `step` is one of every `every`.
 fn due(step: u64, every: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
-}
-
-/// Removes old checkpoints. What cannot be removed costs space, not the run.
-fn prune(plan: &Plan, world: &World, behind: &Behind, report: &Report) {
-    if world.rank() == 0 {
-        let may_remove = |step| behind.may_remove(step);
-        let checkpoints = plan.config.run_dir.join("checkpoints");
-        if let Err(e) = checkpoint::prune(&checkpoints, plan.config.checkpoint.keep, &may_remove) {
-            report.note(&format!("WARNING: old checkpoints could not be removed: {e}"));
-        }
-    }
 }
 
 fn stop_if_hopeless(plan: &Plan, found: &Outcome, in_a_row: u64, step: u64) -> Result<()> {

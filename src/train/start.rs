@@ -5,7 +5,11 @@ use super::report::{self, Report};
 use super::state::State;
 use super::validate::validate;
 use crate::attempt;
-use crate::checkpoint::{self, store, weights, Checkpoint, Event, Meta, SpecialTokens};
+use crate::checkpoint::keeper::{From, Keeper, Setup};
+use crate::checkpoint::snapshot::place::{random, run_id};
+use crate::checkpoint::snapshot::table::Table;
+use crate::checkpoint::tiers::{self, Tiers};
+use crate::checkpoint::{store, weights, Event, Meta, Source, SpecialTokens};
 use crate::config::StoreSection;
 use crate::data::{Mixture, Tokenizer};
 use crate::error::{Error, Exit, Result};
@@ -17,6 +21,7 @@ use crate::slurm::{compress, Job};
 use crate::topology::Topology;
 use crate::wire::World;
 use serde_json::json;
+use std::sync::Arc;
 
 /// Everything the loop needs.
 pub struct Started {
@@ -28,6 +33,7 @@ pub struct Started {
     pub report: Report,
     /// What a checkpoint says about the run, counters left at zero.
     pub meta: Meta,
+    pub keeper: Keeper,
 }
 
 /// Opens the data, builds the model, and takes the state from the newest valid checkpoint of the run directory, else from
@@ -55,29 +61,36 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     model.recompute = (config.train.recompute, config.train.recompute_blocks);
     let pipeline = Pipeline::new(plan, wires.pipeline);
     let mut state = State::new(plan, wires.groups)?;
-    let meta = meta(plan, &tokenizer)?;
+    let run = identity(plan, world)?;
+    let session = world.broadcast_bytes(world.agree(random())?.to_le_bytes().to_vec(), 0)?;
+    let session = u64::from_le_bytes(session.try_into().unwrap_or_default()) >> 11;
+    let meta = Meta { session, ..meta(plan, &tokenizer)? };
+    progress.at(Phase::Restore);
     let mut events = Vec::new();
-    let mut newest = || {
-        checkpoint::newest_valid(&config.run_dir.join("checkpoints"), world, &mut |event| {
+    let mut from_store = Vec::new();
+    let mut ask = |than| match &config.checkpoint.store {
+        Some(store) => fetch(store, plan, than, &mut from_store),
+        None => Ok(false),
+    };
+    let mut tiers = Tiers {
+        run_dir: &config.run_dir,
+        snapshot_dir: &config.checkpoint.snapshot_dir,
+        run,
+        fetch: config.checkpoint.store.is_some().then_some(&mut ask),
+    };
+    let restored = tiers::restore(
+        &mut tiers,
+        world,
+        &mut |event| {
             match event {
-                Event::CheckpointRejected { .. } => tracing::error!("{event}"),
                 Event::CheckpointChosen { .. } => tracing::info!("{event}"),
+                _ => tracing::error!("{event}"),
             }
             events.push(event.clone());
-        })
-    };
-    progress.at(Phase::Restore);
-    let mut found = newest()?;
-    let mut from_store = Vec::new();
-    if let Some(store) = &config.checkpoint.store {
-        let than = found.as_ref().map(|c| c.meta().step);
-        let fetched = world.agree(fetch(store, plan, world, than, &mut from_store))?;
-        if world.broadcast_bytes(vec![fetched.into()], 0)? == [1] {
-            found = newest()?;
-        }
-    }
-    if let Some(found) = &found {
-        world.agree(resume(plan, &meta, found, &mut state))?;
+        },
+        &mut |source| resume(plan, &meta, source, &mut state),
+    )?;
+    if restored.is_some() {
         state.publish()?;
     }
     progress.at(Phase::Start);
@@ -96,12 +109,29 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
             Event::CheckpointRejected { path, reason } => {
                 report.event("checkpoint_rejected", json!({ "path": path, "reason": reason }))?
             }
-            Event::CheckpointChosen { path, step, .. } => {
-                report.event("resume", json!({ "step": step, "path": path }))?
+            Event::SnapshotRejected { step, reason } => {
+                report.event("snapshot_rejected", json!({ "step": step, "reason": reason }))?
             }
+            Event::CheckpointChosen { .. } => {}
         }
     }
-    if found.is_none() {
+    if let Some(r) = &restored {
+        let fields = json!({ "step": r.step, "path": r.path, "tiers": r.tally, "attempt": r.attempt });
+        report.event("resume", fields)?;
+    }
+    let run_dir = config.run_dir.clone();
+    let setup = Setup {
+        config: &config.checkpoint,
+        run_dir: &config.run_dir,
+        run,
+        attempt: meta.attempt,
+        meta: &state.describe(plan, &meta),
+        from: restored.as_ref().map(|r| From { session: r.session, step: r.step }),
+        fence: Arc::new(move || attempt::check(&run_dir)),
+    };
+    let keeper = Keeper::new(&setup, world.agree(Table::new(state.specs()))?, world)?;
+    keeper.notes(world)?.iter().for_each(|text| report.note(text));
+    if restored.is_none() {
         world.agree(begin(plan, &mut state))?;
         state.publish()?;
         report.event("start", json!({ "world": world.size(), "weights": config.model.weights }))?;
@@ -111,16 +141,18 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
             report.note(&format!("validation loss before the first step: {loss:.4}"));
         }
     }
-    Ok(Started { corpus, held_out, model, pipeline, state, report, meta })
+    Ok(Started { corpus, held_out, model, pipeline, state, report, meta, keeper })
 }
 
-/// On rank 0: takes what the object store has newer than step `than` into the run directory.
-fn fetch(
-    store: &StoreSection, plan: &Plan, world: &World, than: Option<u64>, events: &mut Vec<store::Event>,
-) -> Result<bool> {
-    if world.rank() > 0 {
-        return Ok(false);
-    }
+/// The run's identity, which rank 0 makes where there is none.
+fn identity(plan: &Plan, world: &World) -> Result<u64> {
+    let mine = if world.rank() == 0 { run_id(&plan.config.run_dir) } else { Ok(0) };
+    let bytes = world.broadcast_bytes(world.agree(mine)?.to_le_bytes().to_vec(), 0)?;
+    Ok(u64::from_le_bytes(bytes.try_into().unwrap_or_default()))
+}
+
+/// Takes what the object store has newer than step `than` into the run directory; whether it had.
+fn fetch(store: &StoreSection, plan: &Plan, than: Option<u64>, events: &mut Vec<store::Event>) -> Result<bool> {
     let checkpoints = plan.config.run_dir.join("checkpoints");
     let path = store::fetch_newer(store, &checkpoints, than, &mut |event| {
         tracing::info!("{event}");
@@ -130,7 +162,7 @@ fn fetch(
 }
 
 /// Goes on from a checkpoint, if it is one of this run.
-fn resume(plan: &Plan, own: &Meta, found: &Checkpoint, state: &mut State) -> Result<()> {
+fn resume(plan: &Plan, own: &Meta, found: &Source, state: &mut State) -> Result<()> {
     plan::check_resume(plan, found.meta())?;
     let (now, then) = (&own.tokenizer_fingerprint, &found.meta().tokenizer_fingerprint);
     if !then.is_empty() && now != then {
@@ -138,7 +170,7 @@ fn resume(plan: &Plan, own: &Meta, found: &Checkpoint, state: &mut State) -> Res
             Exit::Config,
             format!(
                 "{} was made with tokenizer {} ({then}), but data.tokenizer is {} ({now})",
-                found.path().display(),
+                found.name(),
                 found.meta().tokenizer,
                 own.tokenizer
             ),
@@ -146,7 +178,7 @@ fn resume(plan: &Plan, own: &Meta, found: &Checkpoint, state: &mut State) -> Res
         .hint("put the old tokenizer back, or start afresh with another run_dir"));
     }
     state.restore(found)?;
-    tracing::info!("resumed from {}: step {}, {} tokens", found.path().display(), state.step, state.tokens);
+    tracing::info!("resumed from {}: step {}, {} tokens", found.name(), state.step, state.tokens);
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 //! A rank makes, reads and saves only the part of each unit that it owns; what others need of it they get through
 //! [`Sharded::publish`]. So no rank ever has more of the model in memory than training itself asks for.
 
-use crate::checkpoint::{self, weights::Weights, Checkpoint, Group, Meta, Piece};
+use crate::checkpoint::{self, weights::Weights, Group, Meta, Rules, Source, Span, Spec, Team};
 use crate::error::Result;
 use crate::kernels::host::{floats, floats_mut};
 use crate::layout::Param;
@@ -28,6 +28,8 @@ pub struct State {
     /// Steps skipped because something was not finite.
     pub skipped: u64,
     pub best_validation: Option<f64>,
+    /// Validation loss after this very step, if it was measured.
+    pub validation: Option<f64>,
 }
 
 impl State {
@@ -35,7 +37,7 @@ impl State {
     pub fn new(plan: &Plan, groups: Groups) -> Result<State> {
         let units = Sharded::new(&plan.layout, How::of(plan), groups)?;
         let optimizer = Optimizer::new(units.owned(), &plan.config.optim);
-        Ok(State { units, optimizer, step: 0, updates: 0, tokens: 0, skipped: 0, best_validation: None })
+        Ok(State { units, optimizer, step: 0, updates: 0, tokens: 0, skipped: 0, best_validation: None, validation: None })
     }
 
     /// Fresh weights from the seed. This and the two below fill what this rank owns; [`State::publish`] must follow, on
@@ -53,8 +55,64 @@ impl State {
         self.fill(Group::Param, |p, start, out| weights.read_range(&p.name, &p.offset, &p.extent, start, out))
     }
 
-    /// Takes parameters, optimizer state and counters from a checkpoint written on any topology.
-    pub fn restore(&mut self, from: &Checkpoint) -> Result<()> {
+    /// The slices that this rank saves, in the order in which [`State::give`] numbers them.
+    pub fn specs(&self) -> Vec<Spec> {
+        let spec = |s: &SavedPiece| {
+            let Param { name, shape, offset, extent, .. } = s.param.clone();
+            Spec { group: s.group, name, span: Span { shape, offset, extent, start: s.range.start, len: s.range.len() } }
+        };
+        self.saved().iter().map(spec).collect()
+    }
+
+    /// Hands over those slices in host memory, some megabytes at a time where they come from a device.
+    pub fn give(&self, take: &mut dyn FnMut(&[(usize, &[f32])])) -> Result<()> {
+        let saved = self.saved();
+        let (mut first, mut room) = (0, BATCH);
+        for (i, s) in saved.iter().enumerate() {
+            room = room.saturating_sub(s.range.len());
+            if room == 0 || i + 1 == saved.len() {
+                let batch = &saved[first..=i];
+                let hosts: Vec<Tensor> = batch.iter().map(|s| s.data().to_device(Device::Cpu).contiguous()).collect();
+                let slices: Vec<(usize, &[f32])> = hosts.iter().map(floats).zip(first..).map(|(d, n)| (n, d)).collect();
+                take(&slices);
+                (first, room) = (i + 1, BATCH);
+            }
+        }
+        Ok(())
+    }
+
+    /// `meta` with this state's counters.
+    pub fn describe(&self, plan: &Plan, meta: &Meta) -> Meta {
+        Meta {
+            step: self.step,
+            updates: self.updates,
+            tokens: self.tokens,
+            skipped: self.skipped,
+            next_sample: self.step * plan.config.batch.global as u64,
+            best_validation: self.best_validation,
+            validation: self.validation,
+            ..meta.clone()
+        }
+    }
+
+    /// Writes a checkpoint while the caller waits. Collective.
+    pub fn save(&self, plan: &Plan, world: &World, meta: &Meta, rules: &Rules) -> Result<checkpoint::Saved> {
+        let checkpoints = plan.config.run_dir.join("checkpoints");
+        checkpoint::save_by(rules, &checkpoints, self.specs(), meta, Team(Some(world)), &mut |file| {
+            let mut written = Ok(());
+            self.give(&mut |slices| {
+                for (i, data) in slices {
+                    if written.is_ok() {
+                        written = file.append(*i, data);
+                    }
+                }
+            })?;
+            written
+        })
+    }
+
+    /// Takes master weights, optimizer state and counters from a state written on any topology.
+    pub fn restore(&mut self, from: &Source) -> Result<()> {
         for group in Group::ALL {
             self.fill(group, |p, start, out| from.read(group, &p.name, &p.offset, &p.extent, start, out))?;
         }
@@ -64,6 +122,7 @@ impl State {
         self.tokens = meta.tokens;
         self.skipped = meta.skipped;
         self.best_validation = meta.best_validation;
+        self.validation = meta.validation;
         Ok(())
     }
 
@@ -88,20 +147,6 @@ impl State {
         Ok(())
     }
 
-    /// The pieces of a checkpoint that this rank writes, with its counters.
-    pub fn save(&self, plan: &Plan, world: &World, mut meta: Meta) -> Result<checkpoint::Saved> {
-        meta.step = self.step;
-        meta.updates = self.updates;
-        meta.tokens = self.tokens;
-        meta.skipped = self.skipped;
-        meta.next_sample = self.step * plan.config.batch.global as u64;
-        meta.best_validation = self.best_validation;
-        let saved = self.saved();
-        let hosts: Vec<Tensor> = saved.iter().map(|s| s.data().to_device(Device::Cpu).contiguous()).collect();
-        let pieces: Vec<Piece> = saved.iter().zip(&hosts).map(|(s, host)| s.piece(floats(host))).collect();
-        checkpoint::save(&plan.config.run_dir.join("checkpoints"), &pieces, &meta, world)
-    }
-
     /// What this rank saves: over all ranks each element of each tensor once. Tensor and pipeline ranks save what they own
     /// ([`Param::owner`]), replicas each their range of it ([`crate::model::Owned::counted`]).
     pub fn saved(&self) -> Vec<SavedPiece<'_>> {
@@ -115,6 +160,9 @@ impl State {
         out
     }
 }
+
+/// Elements that are brought from a device at a time.
+const BATCH: usize = 16 << 20;
 
 /// Some elements of one tensor that this rank saves.
 pub struct SavedPiece<'a> {
@@ -130,11 +178,5 @@ impl SavedPiece<'_> {
     pub fn data(&self) -> Tensor {
         let flat = self.param.start + self.range.start..self.param.start + self.range.end;
         self.slots.owned.part(self.slots.tensor(self.group), &flat)
-    }
-
-    /// With its elements on the host.
-    pub fn piece<'b>(&'b self, data: &'b [f32]) -> Piece<'b> {
-        let Param { name, shape, offset, extent, .. } = self.param;
-        Piece { group: self.group, name, shape, offset, extent, start: self.range.start, data }
     }
 }

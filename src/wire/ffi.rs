@@ -85,6 +85,33 @@ impl Comm {
         Ok(n as usize)
     }
 
+    /// A message of exactly `N` bytes from whoever sends one, and who did.
+    pub(super) fn recv_any<const N: usize>(&self, tag: c_int, stop: &AtomicBool) -> Result<(usize, [u8; N])> {
+        let mut data = Box::new([0u8; N]);
+        let mut pause = Backoff::default();
+        // SAFETY: the buffer outlives the wait, or is leaked; a status is plain data and an out parameter.
+        unsafe {
+            let mut request = ffi::RSMPI_REQUEST_NULL;
+            let (any, bytes) = (ffi::RSMPI_ANY_SOURCE, ffi::RSMPI_UINT8_T);
+            let to = data.as_mut_ptr().cast();
+            check(ffi::MPI_Irecv(to, N as c_int, bytes, any, tag, self.0, &mut request), "MPI_Irecv")?;
+            loop {
+                let (mut done, mut status): (c_int, ffi::MPI_Status) = (0, std::mem::zeroed());
+                let code = ffi::MPI_Test(&mut request, &mut done, &mut status);
+                if done != 0 {
+                    check(code, "MPI_Test")?;
+                    return Ok((status.MPI_SOURCE as usize, *data));
+                }
+                if code != ffi::MPI_SUCCESS as c_int || stop.load(Ordering::Relaxed) {
+                    std::mem::forget(data);
+                    check(code, "MPI_Test")?;
+                    return Err(stopped("request"));
+                }
+                pause.step();
+            }
+        }
+    }
+
     /// Every rank's `mine`, in rank order. `T` is plain data of the same size everywhere.
     pub(super) fn all_gather<T: bytemuck::Pod>(&self, mine: &[T], stop: &AtomicBool) -> Result<Vec<T>> {
         let mine = mine.to_vec();
@@ -227,14 +254,7 @@ impl Requests {
     pub(super) fn wait(&mut self, stop: &AtomicBool, what: &str) -> Result<()> {
         let mut pause = Backoff::default();
         loop {
-            let mut done: c_int = 0;
-            // SAFETY: `self.0` holds the requests; completed ones become null.
-            let code = unsafe {
-                ffi::MPI_Testall(self.0.len() as c_int, self.0.as_mut_ptr(), &mut done, ffi::RSMPI_STATUSES_IGNORE)
-            };
-            check(code, &format!("MPI_Testall ({what})"))?;
-            if done != 0 {
-                self.0.clear();
+            if self.done().map_err(|e| e.context(what))? {
                 return Ok(());
             }
             if stop.load(Ordering::Relaxed) {

@@ -19,8 +19,10 @@ mod mpi;
 mod nccl;
 mod post;
 mod segment;
+mod serve;
 mod shared;
 mod staged;
+mod stream;
 mod work;
 mod world;
 
@@ -29,8 +31,10 @@ pub use self::nccl::NcclWire;
 pub use carrier::Carrier;
 pub use meters::{Meters, Reading, Table, WIRES};
 pub use post::Post;
+pub use serve::Request;
 pub use shared::shared_bytes;
 pub use staged::StagedWire;
+pub use stream::Incoming;
 pub use work::{Timing, Work};
 pub use world::{leave, Via, World};
 

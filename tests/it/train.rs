@@ -89,7 +89,7 @@ log: {{every: 5, sync_check_every: 5}}
     }
 
     /// Trains into `run_dir` = `name`, expects success, and returns the losses of all steps.
-    fn losses(&self, ranks: usize, name: &str, set: &[&str]) -> Vec<f64> {
+    pub fn losses(&self, ranks: usize, name: &str, set: &[&str]) -> Vec<f64> {
         let dir = format!("run_dir={}", self.path(name).display());
         let all: Vec<&str> = set.iter().copied().chain([dir.as_str()]).collect();
         let out = self.train(ranks, &all);

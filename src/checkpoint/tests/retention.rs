@@ -45,9 +45,9 @@ fn one_that_only_looks_whole_does_not_push_out_a_whole_one() {
     bytes[last] ^= 1;
     fs::write(&file, bytes).unwrap();
     let mut whole = |c: &Checkpoint| c.verify().iter().all(|f| f.problem.is_none());
-    let would = super::prune::prune_if(dir.path(), 1, true, &|_| true, &mut whole).unwrap();
+    let would = super::prune::prune_if(dir.path(), 1.into(), true, &|_| true, &mut whole).unwrap();
     assert_eq!(names(dir.path()).len(), 3);
-    let gone = super::prune::prune_if(dir.path(), 1, false, &|_| true, &mut whole).unwrap();
+    let gone = super::prune::prune_if(dir.path(), 1.into(), false, &|_| true, &mut whole).unwrap();
     assert_eq!(gone, would);
     assert_eq!(names(dir.path()), ["step-00000002", "step-00000003"]);
 }
@@ -94,4 +94,26 @@ fn what_a_crash_between_two_renames_leaves_is_found_and_later_removed() {
     save_step(dir.path(), 7);
     prune(dir.path(), 3, &|_| true).unwrap();
     assert_eq!(names(dir.path()), ["step-00000006", "step-00000007"]);
+}
+
+#[test]
+fn milestones_and_the_best_stay_beside_the_newest() {
+    let dir = tempfile::tempdir().unwrap();
+    for (step, loss) in
+        [(1, Some(0.5)), (2, Some(0.25)), (3, None), (4, Some(0.75)), (5, None), (6, Some(0.3)), (7, None)]
+    {
+        let held = values(Group::Param, &[33]);
+        let piece =
+            Piece { group: Group::Param, name: "w", shape: &[33], offset: &[0], extent: &[33], start: 0, data: &held };
+        save::save_alone(dir.path(), &[piece], &Meta { validation: loss, ..meta(step) }).unwrap();
+    }
+    let steps = || names(dir.path()).iter().map(|n| n[5..].parse().unwrap()).collect::<Vec<u64>>();
+    prune(dir.path(), Keep { newest: 2, every: 4, best: true }, &|_| true).unwrap();
+    assert_eq!(steps(), [2, 4, 6, 7]);
+    prune(dir.path(), Keep { newest: 2, every: 0, best: true }, &|_| true).unwrap();
+    assert_eq!(steps(), [2, 6, 7]);
+    prune(dir.path(), 1, &|_| true).unwrap();
+    assert_eq!(steps(), [7]);
+    prune(dir.path(), Keep { newest: 1, every: 7, best: true }, &|_| true).unwrap();
+    assert_eq!(steps(), [7]);
 }

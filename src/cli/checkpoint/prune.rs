@@ -38,7 +38,7 @@ pub fn run(args: &Args) -> Result<()> {
     let ledger = checkpoints.parent().and_then(Ledger::read);
     let may_remove = |step| ledger.as_ref().is_none_or(|l| l.may_remove(step));
     let mut whole = |c: &Checkpoint| c.verify().iter().all(|f| f.problem.is_none());
-    let gone = prune_if(&checkpoints, args.keep as usize, args.dry_run, &may_remove, &mut whole)?;
+    let gone = prune_if(&checkpoints, (args.keep as usize).into(), args.dry_run, &may_remove, &mut whole)?;
     report(args, &gone.checkpoints, &gone.temporary)
 }
 

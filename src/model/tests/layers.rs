@@ -158,7 +158,8 @@ fn head_equals_autograd_over_several_chunks() {
     // More tokens than two chunks hold, the last chunk shorter.
     let n = 2 * head::MIN_ROWS as i64 + 77;
 
-    let head = Head { chunk_bytes: 1, ..Head::new(&m, &Axes::solo()) };
+    let mut head = Head::new(&m, &Axes::solo());
+    head.chunk_bytes = 1;
     assert_eq!(head::chunk_rows(n as usize, 101, 4, head.chunk_bytes), 384);
     let out = Projection::new(w, None);
     let x = noise(&[n, 36], 2);

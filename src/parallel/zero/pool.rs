@@ -1,39 +1,58 @@
 //! Whole-unit buffers that exist while they are needed.
 //!
-//! A buffer given back serves the next unit of about the same length: blocks share buffers, and so do embedding and head.
-//! After the first step no buffer is made.
+//! A buffer given back serves the next unit of about the same length: blocks share two buffers, and embedding and head one.
+//! How many there are depends on the order of the calls alone, never on the speed of a wire; after the first step none is
+//! made.
 
 use crate::error::Result;
+use crate::layout::sharding::{buffer_lengths, buffers_at_once};
+use crate::layout::UnitLayout;
+use std::sync::Arc;
 use tch::Tensor;
 
 pub(super) struct Pool {
     free: Vec<Tensor>,
-    /// Lengths of buffers that are made, ascending.
-    classes: Vec<usize>,
+    kinds: Vec<Kind>,
 }
 
-/// A buffer in use: the first `len` elements of one of the pool's.
+/// Buffers of one length.
+struct Kind {
+    len: usize,
+    /// Beyond so many it is better to wait for one that is on its way back.
+    enough: usize,
+    made: usize,
+}
+
+/// A buffer in use: the first elements of one of the pool's.
 pub(super) struct Buffer {
     whole: Tensor,
     pub tensor: Tensor,
 }
 
 impl Pool {
-    /// For units of these lengths.
-    pub fn new(lens: impl Iterator<Item = usize>) -> Pool {
-        let mut lens: Vec<usize> = lens.collect();
-        lens.sort_unstable();
-        // A length that a slightly longer one can stand in for makes no class of its own.
-        let classes = (0..lens.len()).filter(|&i| lens.get(i + 1).is_none_or(|next| !near(lens[i], *next)));
-        Pool { classes: classes.map(|i| lens[i]).collect(), free: Vec::new() }
+    pub fn new(units: &[Arc<UnitLayout>]) -> Pool {
+        let units: Vec<UnitLayout> = units.iter().map(|u| (**u).clone()).collect();
+        let lengths = buffer_lengths(units.iter().map(|u| u.len));
+        let kind = |&len: &usize| Kind { len, enough: buffers_at_once(&units, &lengths, len), made: 0 };
+        Pool { kinds: lengths.iter().map(kind).collect(), free: Vec::new() }
+    }
+
+    /// Whether a unit of `len` elements should wait for a buffer, if one is on its way back.
+    pub fn should_wait(&self, len: usize) -> bool {
+        let kind = self.kind(len);
+        !self.free.iter().any(|t| t.numel() == self.kinds[kind].len) && self.kinds[kind].made >= self.kinds[kind].enough
     }
 
     /// A buffer of `len` elements with anything in them; `make` makes one of a given length where none is free.
     pub fn take(&mut self, len: usize, make: impl FnOnce(usize) -> Result<Tensor>) -> Result<Buffer> {
-        let class = self.classes.iter().copied().find(|&c| c >= len).unwrap_or(len);
-        let whole = match self.free.iter().position(|t| t.numel() == class) {
+        let kind = self.kind(len);
+        let kind = &mut self.kinds[kind];
+        let whole = match self.free.iter().position(|t| t.numel() == kind.len) {
             Some(i) => self.free.swap_remove(i),
-            None => make(class)?,
+            None => {
+                kind.made += 1;
+                make(kind.len)?
+            }
         };
         Ok(Buffer { tensor: whole.narrow(0, 0, len as i64), whole })
     }
@@ -41,21 +60,24 @@ impl Pool {
     pub fn give(&mut self, buffer: Buffer) {
         self.free.push(buffer.whole);
     }
-}
 
-/// Whether a unit of `len` elements may lie in a buffer of `longer`.
-fn near(len: usize, longer: usize) -> bool {
-    longer <= len + len / 16
+    fn kind(&self, len: usize) -> usize {
+        self.kinds.iter().position(|k| k.len >= len).expect("a unit of the pool")
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::Unit;
     use tch::{Device, Kind};
 
     #[test]
     fn buffers_are_made_once_and_shared_by_units_of_one_size() {
-        let mut pool = Pool::new([1000, 320, 320, 320, 1016].into_iter());
+        let unit = |unit, len| Arc::new(UnitLayout { unit, params: Vec::new(), used: len, len });
+        let mut units = vec![unit(Unit::Embedding, 1000), unit(Unit::Head, 1016)];
+        units.extend((0..4).map(|i| unit(Unit::Block(i), 320)));
+        let mut pool = Pool::new(&units);
         let mut made = Vec::new();
         for _ in 0..3 {
             let mut take = |pool: &mut Pool, len: usize| {
@@ -67,8 +89,11 @@ mod tests {
             };
             let head = take(&mut pool, 1016);
             assert_eq!(head.tensor.numel(), 1016);
+            assert!(pool.should_wait(1000));
             let (a, b) = (take(&mut pool, 320), take(&mut pool, 320));
+            assert!(pool.should_wait(320));
             [head, a, b].into_iter().for_each(|x| pool.give(x));
+            assert!(!pool.should_wait(320));
             let embedding = take(&mut pool, 1000);
             assert_eq!(embedding.tensor.numel(), 1000);
             pool.give(embedding);

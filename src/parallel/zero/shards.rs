@@ -1,9 +1,9 @@
 //! Gradients of stages 2 and 3: a rank keeps the sum of its part alone.
 //!
 //! A whole unit's buffer exists from the first hold that writes to it until the unit is complete for a micro-batch; then it
-//! is reduced into the part of each rank while the next unit's backward pass goes on. At most one reduction is under way
-//! when a buffer is taken, so that the number of buffers does not depend on the speed of the wire: two for the blocks and
-//! one for embedding and head. A schedule that splits the backward pass keeps the buffers of the units in between as well.
+//! is reduced into the part of each rank while the next unit's backward pass goes on. Where enough buffers exist the next
+//! unit waits for one to come back: two for the blocks and one for embedding and head ([`super::pool`]). A schedule that
+//! splits the backward pass keeps the buffers of the units in between as well.
 
 use super::pool::{Buffer, Pool};
 use super::{miscounted, How};
@@ -59,7 +59,7 @@ impl Shards {
         };
         Ok(Shards {
             units: layouts.iter().map(unit).collect(),
-            pool: Pool::new(layouts.iter().map(|u| u.len)),
+            pool: Pool::new(layouts),
             device: how.device,
             micro_batches: 0,
             overlap: how.overlap,
@@ -81,9 +81,12 @@ impl Shards {
 
     pub fn hold(&mut self, i: usize, usage: Use, flat: &mut Flat, spent: &mut CommTiming) -> Result<Accumulate> {
         if self.units[i].buffer.is_none() {
-            self.settle(1, spent)?;
+            let len = self.units[i].layout.len;
+            while self.pool.should_wait(len) && !self.reducing.is_empty() {
+                self.settle(self.reducing.len() - 1, spent)?;
+            }
             let (wire, device) = (&self.shard, self.device);
-            let buffer = self.pool.take(self.units[i].layout.len, |len| match device {
+            let buffer = self.pool.take(len, |len| match device {
                 Device::Cpu => wire.tensor(len, Kind::Float),
                 _ => Ok(Tensor::zeros([len as i64], (Kind::Float, device))),
             })?;

@@ -82,7 +82,7 @@ impl Weights {
                 });
             }
         }
-        let pool = Pool::new(layouts.iter().map(|u| u.len));
+        let pool = Pool::new(layouts);
         let (order, overlap) = (Order::default(), how.overlap);
         Ok(Weights { units, order, lie, pool, dtype, device, overlap, wire, written: None })
     }

@@ -1,0 +1,113 @@
+//! Saving behind the steps: a thread of its own writes a checkpoint from a slot that nobody changes meanwhile.
+
+use super::meta::{Meta, Saved};
+use super::prune::{prune, Keep};
+use super::save::{save_by, Rules};
+use super::snapshot::slot::Slot;
+use super::team::Team;
+use crate::error::{Error, Exit, Result};
+use crate::wire::World;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{channel, Receiver, Sender};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The writer of one run; at most one save is under way.
+pub struct Writer {
+    jobs: Sender<Job>,
+    done: Receiver<Ended>,
+    prune_failed: Receiver<Error>,
+    running: Option<(u64, Instant)>,
+}
+
+enum Job {
+    Save(Arc<Slot>, Box<Meta>),
+    /// On rank 0: old checkpoints go, but for these steps.
+    Prune(Keep, Vec<u64>),
+}
+
+/// A save that has ended.
+pub struct Ended {
+    pub step: u64,
+    pub result: Result<Saved>,
+}
+
+impl Writer {
+    /// `world` is the thread's own; every rank has a writer.
+    pub fn start(world: World, checkpoints: PathBuf, rules: Rules) -> Result<Writer> {
+        let (jobs, queue) = channel();
+        let (report, done) = channel();
+        let (complain, prune_failed) = channel();
+        let thread = std::thread::Builder::new().name("herd-save".into()).spawn(move || {
+            polite();
+            for job in queue {
+                match job {
+                    Job::Save(slot, meta) => {
+                        let result = save_slot(&checkpoints, &slot, &meta, &world, &rules);
+                        drop(slot);
+                        let _ = report.send(Ended { step: meta.step, result });
+                    }
+                    Job::Prune(keep, spared) => {
+                        if let Err(e) = prune(&checkpoints, keep, &|step| !spared.contains(&step)) {
+                            let _ = complain.send(e);
+                        }
+                    }
+                }
+            }
+        });
+        thread.map_err(|e| Error::new(Exit::Internal, format!("cannot start a thread that saves: {e}")))?;
+        Ok(Writer { jobs, done, prune_failed, running: None })
+    }
+
+    /// Starts a save. All ranks do, none while one is under way anywhere.
+    pub fn save(&mut self, slot: Arc<Slot>, meta: Meta) {
+        self.running = Some((meta.step, Instant::now()));
+        // A thread that is gone shows when the end is waited for.
+        let _ = self.jobs.send(Job::Save(slot, Box::new(meta)));
+    }
+
+    /// Removes old checkpoints behind the steps, but for those of the steps `spared`.
+    pub fn prune(&self, keep: Keep, spared: Vec<u64>) {
+        let _ = self.jobs.send(Job::Prune(keep, spared));
+    }
+
+    /// Why old checkpoints could not be removed, since the last call.
+    pub fn prune_failed(&self) -> Option<Error> {
+        self.prune_failed.try_recv().ok()
+    }
+
+    /// Step of the save under way on this rank and how long it has been.
+    pub fn running(&self) -> Option<(u64, Duration)> {
+        self.running.map(|(step, began)| (step, began.elapsed()))
+    }
+
+    /// A save that has ended since the last call.
+    pub fn poll(&mut self) -> Option<Ended> {
+        self.running?;
+        let ended = self.done.try_recv().ok()?;
+        self.running = None;
+        Some(ended)
+    }
+
+    /// The end of the save under way, if there is one.
+    pub fn wait(&mut self) -> Option<Ended> {
+        let (step, _) = self.running.take()?;
+        let gone = || Error::new(Exit::Internal, "the thread that saves has ended");
+        Some(self.done.recv().unwrap_or_else(|_| Ended { step, result: Err(gone()) }))
+    }
+}
+
+/// Saves what a slot holds. Collective over `world`.
+fn save_slot(checkpoints: &Path, slot: &Slot, meta: &Meta, world: &World, rules: &Rules) -> Result<Saved> {
+    let specs = slot.table().specs.clone();
+    let n = specs.len();
+    save_by(rules, checkpoints, specs, meta, Team(Some(world)), &mut |file| {
+        (0..n).try_for_each(|i| file.append(i, slot.slice(i)))
+    })
+}
+
+/// Leaves the cores to threads that compute. Advice: where it is not taken, a save costs more of the step.
+fn polite() {
+    // SAFETY: on Linux this changes the calling thread alone (setpriority(2), C library/kernel differences).
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) };
+}

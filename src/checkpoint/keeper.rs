@@ -1,0 +1,468 @@
+//! What happens to the state between two steps: snapshots, their second copies, and checkpoints on disk.
+//!
+//! All ranks decide alike, from the step's number and from one small exchange about what is still under way anywhere. So
+//! the slots that may be overwritten are the same on every rank, and some step is always whole on all of them.
+
+use super::background::{Ended, Writer};
+use super::lustre::Stripes;
+use super::meta::{Meta, Saved};
+use super::prune::{prune, Keep};
+use super::restore::candidates;
+use super::save::Rules;
+use super::snapshot::nodes::{check_room, Nodes};
+use super::snapshot::partner::{Kept, Pairs, Partner};
+use super::snapshot::place::Place;
+use super::snapshot::slot::{Header, Owner, Slot};
+use super::snapshot::table::Table;
+use super::snapshot::Shelf;
+use crate::config::CheckpointSection;
+use crate::error::{Error, Exit, Result};
+use crate::wire::{Op, World};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Hands over the slices of the rank's state: calls its argument with (number of the slice, elements), each slice once.
+pub type Give<'a> = &'a mut dyn FnMut(&mut dyn FnMut(&[(usize, &[f32])])) -> Result<()>;
+
+/// Something a person may want to read about.
+#[derive(Debug)]
+pub enum Happened {
+    /// A checkpoint was written, in the background or not.
+    Saved(Saved, u64),
+    /// A checkpoint could not be written; training goes on.
+    SaveFailed {
+        step: u64,
+        error: Error,
+    },
+    /// A checkpoint was due while the last one was being written, and was left out.
+    SaveSlow {
+        step: u64,
+        running: u64,
+        took: Duration,
+        since_due: Duration,
+    },
+    /// A snapshot was due while the copy of the last one was under way, or no slot was free.
+    SnapshotSkipped {
+        step: u64,
+        skipped: u64,
+    },
+    /// The second copy did not arrive; the one before it stays.
+    PartnerFailed {
+        error: Error,
+    },
+    PruneFailed {
+        error: Error,
+    },
+    /// There was no room beside what an earlier start left, which was removed.
+    OldSnapshotsRemoved {
+        dir: PathBuf,
+    },
+}
+
+/// Everything that a run keeps of its state.
+pub struct Keeper {
+    config: CheckpointSection,
+    checkpoints: PathBuf,
+    world: World,
+    owner: Owner,
+    place: Option<Place>,
+    shelf: Option<Shelf>,
+    partner: Option<Partner>,
+    writer: Option<Writer>,
+    rules: Rules,
+    /// Slot of the snapshot whose copy is under way.
+    sending: Option<usize>,
+    skipped: u64,
+    last_save: Instant,
+    last_due: Instant,
+    /// What earlier starts left goes after the first snapshot that is whole everywhere.
+    old: bool,
+    /// Time of the last snapshot's copy to the partner.
+    pub partner_time: Option<Duration>,
+    pending: Vec<Happened>,
+}
+
+/// Where the run came from: its snapshot must not be overwritten before there is another.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct From {
+    pub session: u64,
+    pub step: u64,
+}
+
+/// What the run is and where.
+pub struct Setup<'a> {
+    pub config: &'a CheckpointSection,
+    pub run_dir: &'a Path,
+    /// The run's identity.
+    pub run: u64,
+    /// Number of this start.
+    pub attempt: u64,
+    /// A description as long as those to come.
+    pub meta: &'a Meta,
+    /// Snapshot that the state was restored from.
+    pub from: Option<From>,
+    /// Asked before a checkpoint takes its name.
+    pub fence: Arc<dyn Fn() -> Result<()> + Send + Sync>,
+}
+
+impl Keeper {
+    /// Allocates the slots and starts the threads that are needed. Collective.
+    ///
+    /// Errors: [`Exit::Storage`], on every rank, when snapshots do not fit the node's memory filesystem.
+    pub fn new(setup: &Setup, table: Table, world: &World) -> Result<Keeper> {
+        let config = setup.config.clone();
+        let checkpoints = setup.run_dir.join("checkpoints");
+        let table = Arc::new(table);
+        let tables = world.all_gather_bytes(&table.hash.to_le_bytes())?;
+        let owner = Owner {
+            run: setup.run,
+            session: setup.meta.session,
+            attempt: setup.attempt,
+            rank: world.rank() as u64,
+            world: world.size() as u64,
+            layout: xxh3_64(&tables.concat()),
+        };
+        let turns = match config.writers_per_node {
+            0 => (0, 1),
+            n => {
+                let all = world.all_reduce_f64(&[world.local_size() as f64], Op::Max)?;
+                (world.local_rank() / n, (all[0] as usize).div_ceil(n))
+            }
+        };
+        let rules = Rules {
+            stripes: Stripes { count: config.stripe_count, size_mib: config.stripe_size_mib },
+            turn: turns.0,
+            turns: turns.1,
+            fence: setup.fence.clone(),
+        };
+        let writer = match periodic(&config) && config.background {
+            true => Some(Writer::start(world.duplicate()?, checkpoints.clone(), rules.clone())?),
+            false => None,
+        };
+        let now = Instant::now();
+        let mut keeper = Keeper {
+            checkpoints,
+            world: world.duplicate()?,
+            owner,
+            place: None,
+            shelf: None,
+            partner: None,
+            rules,
+            sending: None,
+            skipped: 0,
+            last_save: now,
+            last_due: now,
+            old: true,
+            partner_time: None,
+            pending: Vec::new(),
+            writer,
+            config,
+        };
+        let meta = serde_json::to_vec(setup.meta).map_or(0, |m| m.len());
+        if keeper.config.snapshot_every > 0 {
+            keeper.open_snapshots(setup, table, meta, world)?;
+        } else if keeper.writer.is_some() {
+            let slot = world.agree(Slot::private(table, meta))?;
+            keeper.shelf = Some(Shelf::new(vec![slot], None, owner));
+        }
+        Ok(keeper)
+    }
+
+    fn open_snapshots(&mut self, setup: &Setup, table: Arc<Table>, meta: usize, world: &World) -> Result<()> {
+        let dir = &self.config.snapshot_dir;
+        let nodes = Nodes::find(dir, world)?;
+        let place = world.agree(Place::of(dir, setup.run_dir, setup.run))?;
+        world.agree(place.create())?;
+        // Two that alternate; a save under way holds a third.
+        let count = if self.writer.is_some() { 3 } else { 2 };
+        let size = Slot::size(&table, meta);
+        // Images are as long as their senders say: the descriptions may differ in length between ranks, not in time.
+        let pairs = Pairs::find(self.config.partner, &nodes, size, world)?;
+        let came_from = setup.from;
+        let stays = move |h: &Header| came_from.is_some_and(|f| (f.session, f.step) == (h.session, h.step));
+        self.make_room(&place, &nodes, count, size, pairs.as_ref(), &stays, world)?;
+
+        let mut slots = Vec::new();
+        let mut safe = None;
+        for i in 0..count {
+            let slot = world.agree(Slot::open(&place.own(world.rank(), i), table.clone(), meta))?;
+            if Header::parse(slot.bytes(), slot.bytes().len() as u64).is_some_and(|h| stays(&h)) {
+                safe = Some(i);
+            }
+            slots.push(slot);
+        }
+        // Another rank may hold its part of that snapshot in another slot, or nothing: one choice for all would not do.
+        self.shelf = Some(Shelf::new(slots, safe, self.owner));
+        if let Some(Pairs { to, from }) = pairs {
+            let open = |&(r, size): &(usize, usize)| Kept::open(&place, r, size, &stays);
+            let kept = world.agree(from.iter().map(open).collect::<Result<Vec<Kept>>>())?;
+            self.partner = Some(Partner::start(world.duplicate()?, to, kept)?);
+        }
+        self.place = Some(place);
+        Ok(())
+    }
+
+    /// Frees what is not needed any more and checks that the slots fit.
+    #[allow(clippy::too_many_arguments)]
+    fn make_room(
+        &mut self, place: &Place, nodes: &Nodes, count: usize, size: usize, pairs: Option<&Pairs>,
+        stays: &dyn Fn(&Header) -> bool, world: &World,
+    ) -> Result<()> {
+        let leader = nodes.leader[world.rank()] == world.rank();
+        let found = world.agree(place.scan())?;
+        let needed: Vec<PathBuf> = found.iter().filter(|f| stays(&f.header)).map(|f| f.path.clone()).collect();
+        let mut mine: Vec<(PathBuf, u64)> = (0..count).map(|i| (place.own(world.rank(), i), size as u64)).collect();
+        for &(r, size) in pairs.iter().flat_map(|p| &p.from) {
+            mine.extend((0..2).map(|i| (place.partner_of(r, i), size as u64)));
+        }
+        let clean = |keep: &dyn Fn(&Path) -> bool| if leader { place.clean(keep) } else { Ok(()) };
+        world.agree(clean(&|p| needed.iter().any(|n| n == p)))?;
+        let need = || -> u64 {
+            let there = |(p, n): &(PathBuf, u64)| p.metadata().is_ok_and(|m| m.len() == *n);
+            mine.iter().filter(|f| !there(f)).map(|f| f.1).sum()
+        };
+        let free = world.agree(place.free())?;
+        match check_room(nodes, need(), free, &self.config.snapshot_dir, world) {
+            Err(e) if e.exit == Exit::Storage && !self.nothing_left(&needed, world)? => {
+                // The state is in the processes again: better a while without its snapshot than no training.
+                world.agree(clean(&|_| false))?;
+                let free = world.agree(place.free())?;
+                self.pending.push(Happened::OldSnapshotsRemoved { dir: place.dir.clone() });
+                check_room(nodes, need(), free, &self.config.snapshot_dir, world)
+            }
+            other => other,
+        }
+    }
+
+    /// What a person may want to know at the start: leftovers of other runs, a second copy that cannot be. Collective.
+    pub fn notes(&self, world: &World) -> Result<Vec<String>> {
+        let mut notes = Vec::new();
+        if let Some(place) = &self.place {
+            let mine = if world.local_rank() == 0 { place.leftovers()? } else { Vec::new() };
+            for l in mine {
+                notes.push(format!(
+                    "{}: {} holds {:.1} MB of snapshots of another run that nobody uses (`rm -r` frees them)",
+                    world.host(),
+                    l.dir.display(),
+                    l.bytes as f64 / 1e6
+                ));
+            }
+            if self.partner.is_none() && self.config.partner != crate::config::Partner::Off {
+                notes.push("snapshots have no second copy: all ranks are on one node".into());
+            }
+        }
+        let all = world.all_gather_bytes(notes.join("\n").as_bytes())?;
+        let mut lines: Vec<String> = all
+            .iter()
+            .flat_map(|b| String::from_utf8_lossy(b).lines().map(str::to_string).collect::<Vec<_>>())
+            .collect();
+        lines.dedup();
+        Ok(lines)
+    }
+
+    fn nothing_left(&self, needed: &[PathBuf], world: &World) -> Result<bool> {
+        Ok(world.all_reduce_f64(&[needed.len() as f64], Op::Max)?[0] == 0.0)
+    }
+
+    /// After step `meta.step`: snapshot, second copy and checkpoint as they are due. Collective.
+    ///
+    /// `ending`: the run ends with this step, so the checkpoint is written here and now, and its loss is an error.
+    pub fn after_step(
+        &mut self, meta: &Meta, ending: bool, give: Give, save_now: &mut dyn FnMut(&Rules) -> Result<Saved>,
+    ) -> Result<Vec<Happened>> {
+        let step = meta.step;
+        let mut out = std::mem::take(&mut self.pending);
+        if ending {
+            self.settle(&mut out)?;
+            let result = save_now(&self.rules);
+            self.report(Ended { step, result }, true, &mut out)?;
+            return Ok(out);
+        }
+        if let Some(ended) = self.writer.as_mut().and_then(Writer::poll) {
+            self.report(ended, false, &mut out)?;
+        }
+        let complaint = self.writer.as_ref().and_then(Writer::prune_failed);
+        out.extend(complaint.map(|error| Happened::PruneFailed { error }));
+        let timed = self.config.every_minutes > 0.0;
+        let snapshot = due(step, self.config.snapshot_every);
+        let save = due(step, self.config.every);
+        if !(timed || snapshot || save) {
+            return Ok(out);
+        }
+        let late = timed && self.last_save.elapsed().as_secs_f64() >= 60.0 * self.config.every_minutes;
+        let Agreed { copying, saving, late } = self.agree(late, &mut out)?;
+        let save = save || late;
+        if save {
+            // From one that was due to the next, so that a slow disk is told once an interval.
+            self.last_save = Instant::now();
+        }
+        match &mut self.writer {
+            None if save => {
+                let result = save_now(&self.rules);
+                self.report(Ended { step, result }, false, &mut out)?;
+            }
+            _ => {}
+        }
+        let behind = save && self.writer.is_some();
+        if behind && saving {
+            let (running, took) = self.writer.as_ref().and_then(Writer::running).unwrap_or_default();
+            out.push(Happened::SaveSlow { step, running, took, since_due: self.last_due.elapsed() });
+        }
+        if behind {
+            self.last_due = Instant::now();
+        }
+        let behind = behind && !saving;
+        if !(snapshot || behind) {
+            return Ok(out);
+        }
+        self.snapshot(meta, snapshot, behind, copying, give, &mut out)?;
+        Ok(out)
+    }
+
+    fn snapshot(
+        &mut self, meta: &Meta, snapshot: bool, save: bool, copying: bool, give: Give, out: &mut Vec<Happened>,
+    ) -> Result<()> {
+        let Some(shelf) = &mut self.shelf else { return Ok(()) };
+        let slot = shelf.free().filter(|_| save || !copying);
+        let Some(slot) = slot else {
+            self.skipped += 1;
+            out.push(Happened::SnapshotSkipped { step: meta.step, skipped: self.skipped });
+            return Ok(());
+        };
+        shelf.write(slot, meta, give)?;
+        if snapshot && !copying {
+            match &mut self.partner {
+                Some(partner) => {
+                    partner.send(shelf.get(slot));
+                    self.sending = Some(slot);
+                }
+                None => shelf.set_safe(slot),
+            }
+        }
+        if let (true, Some(writer)) = (save, &mut self.writer) {
+            writer.save(shelf.get(slot), meta.clone());
+        }
+        Ok(())
+    }
+
+    /// What is under way on any rank. A copy that has arrived everywhere makes its snapshot the safe one.
+    fn agree(&mut self, late: bool, out: &mut Vec<Happened>) -> Result<Agreed> {
+        let (copying, copied) = self.partner.as_mut().map_or((false, None), Partner::poll);
+        let failed = self.note_copy(copied, out)?;
+        if let Some(ended) = self.writer.as_mut().and_then(Writer::poll) {
+            self.report(ended, false, out)?;
+        }
+        let saving = self.writer.as_ref().is_some_and(|w| w.running().is_some());
+        let late = late && self.world.rank() == 0;
+        let all = self.world.all_reduce_f64(&[copying, failed, saving, late].map(|b| b as u8 as f64), Op::Max)?;
+        let [copying, failed, saving, late] = [0, 1, 2, 3].map(|i| all[i] > 0.0);
+        if !copying {
+            self.settle_copy(failed)?;
+        }
+        Ok(Agreed { copying, saving, late })
+    }
+
+    fn note_copy(&mut self, copied: Option<Result<Duration>>, out: &mut Vec<Happened>) -> Result<bool> {
+        match copied {
+            None => Ok(false),
+            Some(Ok(time)) => {
+                self.partner_time = Some(time);
+                Ok(false)
+            }
+            Some(Err(error)) if error.exit == Exit::Peer => Err(error),
+            Some(Err(error)) => {
+                out.push(Happened::PartnerFailed { error });
+                Ok(true)
+            }
+        }
+    }
+
+    /// No copy is under way anywhere.
+    fn settle_copy(&mut self, failed: bool) -> Result<()> {
+        if let (Some(slot), Some(shelf), false) = (self.sending.take(), &mut self.shelf, failed) {
+            shelf.set_safe(slot);
+        }
+        // Every rank has come here after its first snapshot of this start, so that one is whole: older ones may go.
+        let whole = self.shelf.as_ref().is_some_and(|s| s.is_ours());
+        if let (true, true, Some(place)) = (self.old, whole, &self.place) {
+            self.old = false;
+            // What this start uses is held by living processes, and stays.
+            if self.world.local_rank() == 0 {
+                place.clean(&|_| false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes old checkpoints after a save, behind the steps that follow unless `now`. `may_remove` is asked for each
+    /// step. What cannot be removed costs space, not the run.
+    pub fn prune(&mut self, now: bool, may_remove: &dyn Fn(u64) -> bool, world: &World) {
+        if world.rank() > 0 {
+            return;
+        }
+        let keep = self.keep();
+        let failed = match (&self.writer, candidates(&self.checkpoints)) {
+            (Some(writer), Ok(all)) if !now => {
+                writer.prune(keep, all.iter().map(|c| c.step).filter(|&s| !may_remove(s)).collect());
+                None
+            }
+            (_, Err(e)) => Some(e),
+            _ => prune(&self.checkpoints, keep, may_remove).err(),
+        };
+        self.pending.extend(failed.map(|error| Happened::PruneFailed { error }));
+    }
+
+    fn keep(&self) -> Keep {
+        Keep { newest: self.config.keep, every: self.config.keep_every, best: self.config.keep_best }
+    }
+
+    /// Waits for what is under way.
+    fn settle(&mut self, out: &mut Vec<Happened>) -> Result<()> {
+        let copied = self.partner.as_mut().and_then(Partner::wait);
+        self.note_copy(copied, out)?;
+        if let Some(ended) = self.writer.as_mut().and_then(Writer::wait) {
+            self.report(ended, false, out)?;
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, ended: Ended, last: bool, out: &mut Vec<Happened>) -> Result<()> {
+        let Ended { step, result } = ended;
+        match result {
+            Ok(saved) => out.push(Happened::Saved(saved, step)),
+            Err(e) if last => return Err(e.context(format!("the last checkpoint, of step {step}, is lost"))),
+            Err(e) if e.exit == Exit::Peer => return Err(e),
+            Err(error) => out.push(Happened::SaveFailed { step, error }),
+        }
+        Ok(())
+    }
+
+    /// The run is done: its snapshots are needed no more. Collective.
+    pub fn finish(self) -> Result<()> {
+        self.world.barrier()?;
+        match &self.place {
+            Some(place) if self.world.local_rank() == 0 => place.remove(),
+            _ => Ok(()),
+        }
+    }
+}
+
+struct Agreed {
+    /// A copy to a partner is under way on some rank.
+    copying: bool,
+    /// A save is under way on some rank.
+    saving: bool,
+    /// `every_minutes` have passed on rank 0.
+    late: bool,
+}
+
+fn periodic(config: &CheckpointSection) -> bool {
+    config.every > 0 || config.every_minutes > 0.0
+}
+
+/// Whether step `step` is one of every `every`.
+fn due(step: u64, every: u64) -> bool {
+    every > 0 && step.is_multiple_of(every)
+}

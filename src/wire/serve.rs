@@ -1,0 +1,79 @@
+//! Asking another rank for bytes that only its node has. Answered by a thread of that rank.
+
+use super::ffi::Requests;
+use super::World;
+use crate::error::{Error, Exit, Result};
+
+const ASK: i32 = 8;
+const ANSWER: i32 = 9;
+
+/// What is asked for: `len` bytes from `at` of the answering rank's item `item`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    pub item: u64,
+    pub at: u64,
+    pub len: u64,
+}
+
+/// Items a client may not have: it says that nobody will ask any more.
+const END: u64 = u64::MAX;
+
+impl World {
+    /// Answers requests until [`World::end_serving`] on this rank. `read` fills the answer. Runs in a thread of its own,
+    /// on a `World` of its own ([`World::duplicate`]) that it shares with the rank's own questions.
+    pub fn serve(&self, read: &mut dyn FnMut(Request, &mut [u8]) -> std::io::Result<()>) -> Result<()> {
+        loop {
+            let (who, bytes) = self.comm.recv_any::<24>(ASK, &self.stop)?;
+            let field = |i: usize| u64::from_le_bytes(bytes[8 * i..8 * i + 8].try_into().unwrap_or_default());
+            let request = Request { item: field(0), at: field(1), len: field(2) };
+            if request.item == END {
+                return Ok(());
+            }
+            // One byte more: whether it could be read.
+            let mut answer = vec![0; request.len as usize + 1];
+            let (body, status) = answer.split_at_mut(request.len as usize);
+            status[0] = read(request, body).is_ok() as u8;
+            let mut req = Requests::default();
+            // SAFETY: the answer lives until the wait returns, or for ever.
+            let sent = unsafe { req.send(&self.comm, answer.as_ptr(), answer.len(), who, ANSWER) };
+            if let Err(e) = sent.and_then(|()| req.wait(&self.stop, "answer")) {
+                std::mem::forget(answer);
+                return Err(e);
+            }
+        }
+    }
+
+    /// Ends this rank's [`World::serve`]. Call it when no rank has questions left, after a barrier.
+    pub fn end_serving(&self) -> Result<()> {
+        self.question(Request { item: END, at: 0, len: 0 }, self.rank())
+    }
+
+    /// Bytes of `rank`, which serves. Errors: [`Exit::Peer`]; [`Exit::Checkpoint`] when that rank cannot read them.
+    pub fn ask(&self, request: Request, rank: usize) -> Result<Vec<u8>> {
+        let mut answer = vec![0u8; request.len as usize + 1];
+        let mut req = Requests::default();
+        // SAFETY: the buffer lives until the wait returns, or for ever.
+        let started = unsafe { req.recv(&self.comm, answer.as_mut_ptr(), answer.len(), rank, ANSWER) };
+        let asked = started.and_then(|()| self.question(request, rank));
+        if let Err(e) = asked.and_then(|()| req.wait(&self.stop, "answer")) {
+            std::mem::forget(answer);
+            return Err(e);
+        }
+        match answer.pop() {
+            Some(1) => Ok(answer),
+            _ => Err(Error::new(Exit::Checkpoint, format!("rank {rank} cannot read its node's snapshot"))),
+        }
+    }
+
+    fn question(&self, r: Request, rank: usize) -> Result<()> {
+        let bytes: Vec<u8> = [r.item, r.at, r.len].iter().flat_map(|f| f.to_le_bytes()).collect();
+        let mut req = Requests::default();
+        // SAFETY: the bytes live until the wait returns, or for ever.
+        let sent = unsafe { req.send(&self.comm, bytes.as_ptr(), bytes.len(), rank, ASK) };
+        if let Err(e) = sent.and_then(|()| req.wait(&self.stop, "question")) {
+            std::mem::forget(bytes);
+            return Err(e);
+        }
+        Ok(())
+    }
+}
