@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 /// Brings the newest step of the object store that is newer than the given one into the `checkpoints` directory; whether
-/// there was one. Called on rank 0 alone.
-pub type Fetch<'a> = &'a mut dyn FnMut(Option<u64>) -> Result<bool>;
+/// there was one. Collective: the same answer on every rank.
+pub type Fetch<'a> = &'a mut dyn FnMut(Option<u64>, &World) -> Result<bool>;
 
 /// Where to look.
 pub struct Tiers<'a> {
@@ -84,7 +84,11 @@ pub fn restore(
         if !asked {
             asked = true;
             let near = set.map(|s| s.step).max(checkpoint.map(|c| c.meta().step));
-            if fetch(tiers, near, world)? {
+            let came = match &mut tiers.fetch {
+                Some(fetch) => fetch(near, world)?,
+                None => false,
+            };
+            if came {
                 (disk, on_disk) = (None, disk_steps(&checkpoints, world)?);
                 continue;
             }
@@ -153,16 +157,6 @@ fn sum(t: Tally, world: &World) -> Result<Tally> {
     let all = world.all_reduce_f64(&mine, crate::wire::Op::Sum)?;
     let n = |i: usize| all[i] as u64;
     Ok(Tally { node: n(0), node_partner: n(1), remote: n(2), remote_partner: n(3), disk: n(4) })
-}
-
-/// Asks the object store for what is newer than `near`; the same answer on every rank.
-fn fetch(tiers: &mut Tiers, near: Option<u64>, world: &World) -> Result<bool> {
-    let mine = match &mut tiers.fetch {
-        Some(fetch) if world.rank() == 0 => fetch(near),
-        _ => Ok(false),
-    };
-    let came = world.agree(mine)?;
-    Ok(world.broadcast_bytes(vec![came.into()], 0)? == [1])
 }
 
 /// Steps that have a directory on disk, whole or not.

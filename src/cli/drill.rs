@@ -52,7 +52,10 @@ pub fn run(args: Args) -> Result<()> {
     };
     let mut failed = 0;
     if !args.json {
-        super::print(&format!("{:<20}{:>5}{:>10}{:>10}{:>6}{:>7}  what\n", "fault", "rank", "noticed", "training", "lost", "equal"))?;
+        super::print(&format!(
+            "{:<20}{:>5}{:>10}{:>10}{:>6}{:>7}  what\n",
+            "fault", "rank", "noticed", "training", "lost", "equal"
+        ))?;
     }
     for kind in &args.faults {
         let outcome = drill.perform(*kind)?;
@@ -78,5 +81,11 @@ fn line(o: &Outcome) -> String {
         (n, d) => format!("{}/{n}", n - d),
     };
     let lost = o.steps_lost.map_or("–".to_string(), |n| n.to_string());
-    format!("{name:<20}{:>5}{:>10}{:>10}{lost:>6}{equal:>7}  {}\n", o.rank, span(o.detected_s), span(o.restarted_s), o.fact)
+    format!(
+        "{name:<20}{:>5}{:>10}{:>10}{lost:>6}{equal:>7}  {}\n",
+        o.rank,
+        span(o.detected_s),
+        span(o.restarted_s),
+        o.fact
+    )
 }

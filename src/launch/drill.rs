@@ -155,7 +155,9 @@ impl Drill {
     }
 
     /// Watches the run from the fault to the steps after it.
-    fn follow(&self, kind: Kind, ordered: bool, before: u64, events: &mut Tail) -> (Option<f64>, Option<f64>, Option<u64>, String) {
+    fn follow(
+        &self, kind: Kind, ordered: bool, before: u64, events: &mut Tail,
+    ) -> (Option<f64>, Option<f64>, Option<u64>, String) {
         let mut began = (!ordered).then(Instant::now);
         let (mut detected, mut fact) = (None, String::new());
         let end = Instant::now() + self.patience;
@@ -205,10 +207,16 @@ impl Drill {
     /// Ranks of an attempt, as its start says.
     fn world(&self, attempt: u64) -> Result<usize> {
         let started = |e: &Value| e["kind"] == "attempt_started" && e["attempt"].as_u64() == Some(attempt);
-        let world = json_lines(&self.run_dir.join("events.jsonl"))?.iter().rev().find(|e| started(e)).map(|e| e["world"].clone());
+        let world = json_lines(&self.run_dir.join("events.jsonl"))?
+            .iter()
+            .rev()
+            .find(|e| started(e))
+            .map(|e| e["world"].clone());
         match world.and_then(|w| w.as_u64()) {
             Some(n) if n > 0 => Ok(n as usize),
-            _ => Err(Error::new(Exit::Usage, format!("events.jsonl does not say how many ranks attempt {attempt} has"))),
+            _ => {
+                Err(Error::new(Exit::Usage, format!("events.jsonl does not say how many ranks attempt {attempt} has")))
+            }
         }
     }
 
@@ -217,7 +225,8 @@ impl Drill {
         let bits = |v: &Value| Some((v["step"].as_u64()?, v["loss"].as_f64()?.to_bits()));
         let now: HashMap<u64, u64> = json_lines(&self.run_dir.join("metrics.jsonl"))?.iter().filter_map(bits).collect();
         let then = json_lines(&self.run_dir.join("metrics.superseded.jsonl"))?;
-        let pairs: Vec<(u64, u64)> = then.iter().filter_map(bits).filter_map(|(s, l)| Some((l, *now.get(&s)?))).collect();
+        let pairs: Vec<(u64, u64)> =
+            then.iter().filter_map(bits).filter_map(|(s, l)| Some((l, *now.get(&s)?))).collect();
         Ok((pairs.len(), pairs.iter().filter(|(a, b)| a != b).count()))
     }
 
@@ -239,7 +248,8 @@ fn json_lines(path: &Path) -> Result<Vec<Value>> {
 /// Changes one byte in the middle of the largest file of the newest checkpoint.
 fn corrupt_newest(dir: &Path) -> Result<()> {
     let newest = checkpoint::list(dir)?.into_iter().next().map(|(path, _)| path).ok_or_else(|| {
-        Error::new(Exit::Usage, format!("{} holds no checkpoint yet", dir.display())).hint("set checkpoint.every, or wait")
+        Error::new(Exit::Usage, format!("{} holds no checkpoint yet", dir.display()))
+            .hint("set checkpoint.every, or wait")
     })?;
     let read = std::fs::read_dir(&newest).map_err(|e| Error::io(&newest, "read", &e, Exit::Storage))?;
     let files = read.flatten().filter_map(|e| Some((e.metadata().ok()?.len(), e.path())));
@@ -273,8 +283,12 @@ fn fill(run_dir: &Path, limit: u64) -> Result<Ballast> {
     if free > limit {
         return Err(Error::new(
             Exit::Usage,
-            format!("the filesystem of {} has {:.1} GiB free, more than --fill-limit {:.1} GiB",
-                run_dir.display(), free as f64 / (1u64 << 30) as f64, limit as f64 / (1u64 << 30) as f64),
+            format!(
+                "the filesystem of {} has {:.1} GiB free, more than --fill-limit {:.1} GiB",
+                run_dir.display(),
+                free as f64 / (1u64 << 30) as f64,
+                limit as f64 / (1u64 << 30) as f64
+            ),
         )
         .hint("other people may use it: drill a run on a small filesystem of your own"));
     }

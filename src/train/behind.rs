@@ -2,15 +2,22 @@
 //! for Hugging Face. Training never waits for either, and their failures are events.
 
 use super::report::Report;
+use crate::checkpoint;
 use crate::checkpoint::hf::{Dtype, ExportEvent, Exporter};
-use crate::checkpoint::store::{Event, Uploader};
-use crate::config::{CheckpointSection, Precision};
+use crate::checkpoint::store::{fetch_newer, Event, Uploader};
+use crate::config::{CheckpointSection, Precision, StoreSection};
 use crate::error::Result;
+use crate::liveness::Progress;
 use crate::plan::Plan;
 use crate::wire::World;
 use serde_json::json;
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// What a run that is stopped gives its uploads.
+const MOMENT: Duration = Duration::from_secs(2);
+/// Between two looks at whether they are done.
+const LOOK: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
 pub struct Behind {
@@ -38,6 +45,11 @@ impl Behind {
             0 => None,
             every => Some((Exporter::start(&run.join("exports"), dtype, *export_keep)?, *every)),
         };
+        if let Some((exporter, every)) = &exporter {
+            if let Some((step, path)) = not_exported(run, *every)? {
+                exporter.committed(step, &path);
+            }
+        }
         Ok(Behind { uploader, exporter })
     }
 
@@ -69,19 +81,76 @@ impl Behind {
     }
 
     /// The run ends. `done`: all its steps are; then uploads get the time that the configuration gives them, else (the job
-    /// goes on later) only a moment, and the next start goes on.
-    pub fn finish(self, done: bool, report: &mut Report) -> Result<()> {
-        if let Some((exporter, _)) = self.exporter {
-            exporter.finish().iter().try_for_each(|e| exported(e, report))?;
+    /// goes on later) only a moment, and the next start goes on. Collective over all ranks.
+    pub fn finish(self, done: bool, report: &mut Report, world: &World, progress: &Progress) -> Result<()> {
+        let began = Instant::now();
+        let limit = |drain: Duration| if done { drain } else { drain.min(MOMENT) };
+        wait_together(world, progress, || {
+            let exported = self.exporter.as_ref().is_none_or(|(e, _)| e.idle() || (!done && began.elapsed() >= MOMENT));
+            let uploaded = self.uploader.as_ref().is_none_or(|(u, d)| u.idle() || began.elapsed() >= limit(*d));
+            exported && uploaded
+        })?;
+        match self.exporter {
+            Some((exporter, _)) if exporter.idle() => {
+                exporter.finish().iter().try_for_each(|e| exported(e, report))?;
+            }
+            // Its thread goes with the process; the next start begins again.
+            Some((exporter, _)) => {
+                exporter.events().iter().try_for_each(|e| exported(e, report))?;
+                report.event("export_pending", json!({}))?;
+            }
+            None => {}
         }
         match self.uploader {
-            Some((uploader, drain)) => {
-                let limit = if done { drain } else { drain.min(Duration::from_secs(2)) };
-                uploader.finish(limit).iter().try_for_each(|e| stored(e, report))
-            }
+            Some((uploader, _)) => uploader.finish(Duration::ZERO).iter().try_for_each(|e| stored(e, report)),
             None => Ok(()),
         }
     }
+}
+
+/// The newest checkpoint that is due for an export, if the run died before it was made.
+fn not_exported(run: &Path, every: u64) -> Result<Option<(u64, PathBuf)>> {
+    let all = checkpoint::list(&run.join("checkpoints"))?.into_iter();
+    let newest =
+        all.filter_map(|(path, c)| Some((c.ok()?.meta().step, path))).find(|(step, _)| step.is_multiple_of(every));
+    let exported = |path: &Path| path.file_name().is_some_and(|name| run.join("exports").join(name).exists());
+    Ok(newest.filter(|(step, path)| *step > 0 && !exported(path)))
+}
+
+/// Waits on all ranks until `done` on rank 0, with signs of life: the watch over the ranks must not take it for a standstill.
+fn wait_together(world: &World, progress: &Progress, mut done: impl FnMut() -> bool) -> Result<()> {
+    loop {
+        let over = world.rank() == 0 && done();
+        progress.tick();
+        if world.broadcast_bytes(vec![over.into()], 0)? == [1] {
+            return Ok(());
+        }
+        if world.rank() == 0 {
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+/// Takes what the object store has newer than step `than` into the run directory, on rank 0 while the others wait. Whether
+/// there was something. Collective over all ranks.
+pub fn fetch(
+    section: &StoreSection, plan: &Plan, world: &World, progress: &Progress, than: Option<u64>, events: &mut Vec<Event>,
+) -> Result<bool> {
+    let checkpoints = plan.config.run_dir.join("checkpoints");
+    let fetched = std::thread::scope(|scope| {
+        let work = (world.rank() == 0).then(|| {
+            scope.spawn(|| {
+                fetch_newer(section, &checkpoints, than, &mut |event| {
+                    tracing::info!("{event}");
+                    events.push(event.clone());
+                })
+            })
+        });
+        wait_together(world, progress, || work.as_ref().is_none_or(|w| w.is_finished()))?;
+        // A panic ends the process before anybody could join.
+        world.agree(work.and_then(|w| w.join().ok()).unwrap_or(Ok(None)))
+    })?;
+    Ok(world.broadcast_bytes(vec![fetched.is_some().into()], 0)? == [1])
 }
 
 /// One event of the object store tier, in the log and for the person who watches.

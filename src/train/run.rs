@@ -119,7 +119,7 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
     state.units.settle()?;
     progress.at(Phase::End);
     let end = if state.step == config.train.steps { End::Finished } else { End::Stopped };
-    behind.finish(matches!(end, End::Finished), &mut report)?;
+    behind.finish(matches!(end, End::Finished), &mut report, world, progress)?;
     report.event(if matches!(end, End::Finished) { "finished" } else { "stopped" }, json!({ "step": state.step }))?;
     report.finish();
     if matches!(end, End::Finished) {

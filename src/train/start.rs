@@ -9,8 +9,7 @@ use crate::checkpoint::keeper::{From, Keeper, Setup};
 use crate::checkpoint::snapshot::place::{random, run_id};
 use crate::checkpoint::snapshot::table::Table;
 use crate::checkpoint::tiers::{self, Tiers};
-use crate::checkpoint::{store, weights, Event, Meta, Source, SpecialTokens};
-use crate::config::StoreSection;
+use crate::checkpoint::{weights, Event, Meta, Source, SpecialTokens};
 use crate::data::{Mixture, Tokenizer};
 use crate::error::{Error, Exit, Result};
 use crate::liveness::{Phase, Progress};
@@ -68,8 +67,8 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     progress.at(Phase::Restore);
     let mut events = Vec::new();
     let mut from_store = Vec::new();
-    let mut ask = |than| match &config.checkpoint.store {
-        Some(store) => fetch(store, plan, than, &mut from_store),
+    let mut ask = |than, world: &World| match &config.checkpoint.store {
+        Some(store) => behind::fetch(store, plan, world, progress, than, &mut from_store),
         None => Ok(false),
     };
     let mut tiers = Tiers {
@@ -149,16 +148,6 @@ fn identity(plan: &Plan, world: &World) -> Result<u64> {
     let mine = if world.rank() == 0 { run_id(&plan.config.run_dir) } else { Ok(0) };
     let bytes = world.broadcast_bytes(world.agree(mine)?.to_le_bytes().to_vec(), 0)?;
     Ok(u64::from_le_bytes(bytes.try_into().unwrap_or_default()))
-}
-
-/// Takes what the object store has newer than step `than` into the run directory; whether it had.
-fn fetch(store: &StoreSection, plan: &Plan, than: Option<u64>, events: &mut Vec<store::Event>) -> Result<bool> {
-    let checkpoints = plan.config.run_dir.join("checkpoints");
-    let path = store::fetch_newer(store, &checkpoints, than, &mut |event| {
-        tracing::info!("{event}");
-        events.push(event.clone());
-    })?;
-    Ok(path.is_some())
 }
 
 /// Goes on from a checkpoint, if it is one of this run.

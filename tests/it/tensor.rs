@@ -135,7 +135,8 @@ fn head_in_chunks_on_3_ranks() {
     });
 }
 
-/// Half precision: the wire sums bf16 in fp32, so the axis costs about one more rounding a sum.
+/// Half precision: the wire sums bf16 in fp32, so the axis costs about one more rounding a
+/// sum; two runs that are each within 5e-2 of fp32 (as one rank is, in the model's own tests) may differ by this much.
 #[test]
 fn bf16_on_2_ranks() {
     if !ranks(2, "tensor::bf16_on_2_ranks") {
@@ -143,6 +144,6 @@ fn bf16_on_2_ranks() {
     }
     shard::on_axes(|axes, topo| {
         let grid = Grid::new(&model(4, false), axes, topo, Kind::BFloat16);
-        shard::whole_model(&grid, 4, 7, &Documents::whole(), 4e-2);
+        shard::whole_model(&grid, 4, 7, &Documents::whole(), 8e-2);
     });
 }

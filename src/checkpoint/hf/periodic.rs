@@ -83,6 +83,12 @@ impl Exporter {
         q.under_way != Some(step) && q.waiting.as_ref().is_none_or(|(s, _)| *s != step)
     }
 
+    /// Whether nothing waits and nothing is under way.
+    pub fn idle(&self) -> bool {
+        let q = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        q.waiting.is_none() && q.under_way.is_none()
+    }
+
     /// What happened since the last call.
     pub fn events(&self) -> Vec<ExportEvent> {
         let mut q = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);

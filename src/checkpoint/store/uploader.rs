@@ -101,6 +101,12 @@ impl Uploader {
         std::mem::take(&mut self.shared.lock().events)
     }
 
+    /// Whether nothing waits and nothing is under way.
+    pub fn idle(&self) -> bool {
+        let state = self.shared.lock();
+        state.waiting.is_none() && state.under_way.is_none()
+    }
+
     /// Waits up to `limit` for what is pending, stops the thread, and returns the last events.
     pub fn finish(mut self, limit: Duration) -> Vec<Event> {
         self.shared.lock().closing = true;
