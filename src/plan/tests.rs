@@ -83,7 +83,7 @@ fn every_clash_names_its_factors_and_what_would_work() {
         (
             "parallel.pipeline=2 parallel.schedule=interleaved parallel.chunks=3 model.shape.num_hidden_layers=5",
             2,
-            &["parallel.chunks", "5 layers", "pipeline 2 × chunks 3", "pipeline at most 1", "chunks at most 2", "6 layers"],
+            &["parallel.chunks", "5 layers", "pipeline 2 × chunks 3", "chunks at most 2", "6 layers"],
         ),
         (
             "parallel.pipeline=2 parallel.chunks=2 model.shape.num_hidden_layers=4",
