@@ -11,6 +11,9 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+/// Saves between the steps: of a run as quick as these, background saves would leave some out.
+const BETWEEN: &str = "checkpoint.background=false";
+
 #[test]
 fn a_run_uploads_behind_training_and_comes_back_from_the_store_alone() {
     let server = Server::start();
@@ -25,7 +28,7 @@ fn a_run_uploads_behind_training_and_comes_back_from_the_store_alone() {
             true => Fault::Status(503),
             false => Fault::None,
         });
-    let store = ["checkpoint.store.url=s3://herd/run", "checkpoint.keep=2", "checkpoint.store.keep=2"];
+    let store = [BETWEEN, "checkpoint.store.url=s3://herd/run", "checkpoint.keep=2", "checkpoint.store.keep=2"];
     let mut c = run.command(2, &[&store[..], &["train.stop_at=12"]].concat());
     let out = credentials(&mut c, proxy.port).env("HERD_LOG", "trace").output().unwrap();
     assert_eq!(out.status.code(), Some(Exit::Requeue.code()), "{}", text(&out));
@@ -75,12 +78,12 @@ fn a_run_uploads_behind_training_and_comes_back_from_the_store_alone() {
 fn what_is_not_safe_in_the_store_stays_here() {
     let run = Run::new();
     // Nobody listens on port 1.
-    let set = ["checkpoint.store.url=s3://herd/x", "checkpoint.keep=1", "checkpoint.store.attempts=1"];
+    let set = [BETWEEN, "checkpoint.store.url=s3://herd/x", "checkpoint.keep=1", "checkpoint.store.attempts=1"];
     let fresh = ["train.stop_at=4"];
     // The store is down from the start, and nothing is here: refuse, do not start afresh.
     let out = credentials(&mut run.command(0, &[&set[..], &fresh].concat()), 1).output().unwrap();
     assert_eq!(out.status.code(), Some(Exit::Store.code()), "{}", text(&out));
-    let out = run.train(0, &["train.stop_at=4"]);
+    let out = run.train(0, &[BETWEEN, "train.stop_at=4"]);
     assert_eq!(out.status.code(), Some(Exit::Requeue.code()));
     let out =
         credentials(&mut run.command(0, &[&set[..], &["checkpoint.store.drain_s=20"]].concat()), 1).output().unwrap();
@@ -110,7 +113,7 @@ fn a_damaged_copy_is_passed_over_for_an_older_one() {
     let url = format!("file://{}", place.display());
     let set =
         [format!("checkpoint.store.url={url}"), "checkpoint.store.every=8".into(), "checkpoint.store.keep=0".into()];
-    let set: Vec<&str> = set.iter().map(String::as_str).collect();
+    let set: Vec<&str> = set.iter().map(String::as_str).chain([BETWEEN]).collect();
     let out = run.train(0, &set);
     assert!(out.status.success(), "{}", text(&out));
     // Multiples of 8, and the last.
@@ -156,7 +159,7 @@ fn a_damaged_copy_is_passed_over_for_an_older_one() {
 #[test]
 fn exports_of_a_run_load_and_old_ones_go() {
     let run = Run::new();
-    let set = ["checkpoint.export_every=8", "checkpoint.export_keep=1", "checkpoint.every=4"];
+    let set = [BETWEEN, "checkpoint.export_every=8", "checkpoint.export_keep=1", "checkpoint.every=4"];
     let out = run.train(2, &set);
     assert!(out.status.success(), "{}", text(&out));
     let dir = run.path("run");
