@@ -73,7 +73,7 @@ class Drill:
             self.cluster = None
 
     def job(self, name, case, **more):
-        keys = dict(steps=case.steps, ranks=case.ranks, sets=case.sets, nodes=case.nodes)
+        keys = dict(steps=case.steps, ranks=case.ranks, sets=case.sets, nodes=case.ask or case.nodes)
         return lab.Job(self.cluster, FOLDER / name, self.herd, **{**keys, **more})
 
     def reference(self, case):

@@ -26,7 +26,8 @@ class Case:
     spare: bool = True  # counts for recover_with_spare_s_max
     exit: int = 0
     state: str = "COMPLETED"
-    nodes: int = 6
+    nodes: int = 6  # of the cluster
+    ask: int = 0  # of the job, where fewer
     ranks: int = 3
     steps: int = 60
     sets: tuple = ()
@@ -99,6 +100,11 @@ def cut(node):
         return now
 
     return do
+
+
+def heal_late(job, notes):
+    job.cluster.tool("heal", job.cut)
+    requeued(1)(job, notes)
 
 
 def heal(job, notes):
@@ -269,8 +275,8 @@ CASES = [
     Case("SIGSTOP, SIGCONT after the eviction", stop_then_continue, kind="silent", after=is_gone),
     Case("link of a node cut", cut("herd2"), kind="silent", after=heal),
     Case("node crashed", crash("herd3"), kind="silent"),
-    Case("first node (supervisor) crashed", crash_the_first, kind="queue", spare=False, lost=1, after=requeued(1)),
-    Case("link of the first node cut; its supervisor lives on", cut_the_first, kind="queue", faults=(1, 2), spare=False, after=requeued(1)),
+    Case("first node (supervisor) crashed", crash_the_first, kind="queue", ask=4, spare=False, lost=1, after=requeued(1)),
+    Case("link of the first node cut; its supervisor lives on", cut_the_first, kind="queue", ask=4, faults=(1, 2), spare=False, after=heal_late),
     Case("two nodes crashed at once", crash("herd2", "herd3"), kind="silent", faults=(1, 2), lost=None),
     Case("second node crashed during recovery", crash_then_another, kind="silent", faults=(1, 3), lost=None, spare=False),
     Case("node crashed, and its spare is dead too", bad_spare, kind="silent"),
