@@ -7,3 +7,4 @@ python=${HERD_PYTHON:-build/deps/python/bin/python}
 "$python" benchmarks/train.py "$@"
 "$python" benchmarks/memory.py "$@"
 "$python" benchmarks/checkpoint.py "$@"
+"$python" benchmarks/checkpoint_convert.py "$@"

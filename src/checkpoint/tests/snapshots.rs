@@ -91,7 +91,10 @@ fn killed_at_every_slice_of_a_snapshot() {
         let mut slot = open(Path::new(&dir), 1);
         // SAFETY: ends this process.
         let die = |i| if i == at { unsafe { libc::raise(libc::SIGKILL) } } else { 0 };
-        write(&mut slot, 3, |i| { die(i); }).unwrap();
+        write(&mut slot, 3, |i| {
+            die(i);
+        })
+        .unwrap();
         return;
     }
     let slices = table().specs.len();
