@@ -44,7 +44,8 @@ fn main() -> Result<()> {
 fn outside(quick: bool) -> Result<()> {
     let real = start(2, &format!("real {quick}"))?;
     let of = |what: &str| {
-        let zero_bubble = real.iter().filter(|r| r["schedule"] == "zero_bubble").map(|r| r[what].as_f64().unwrap_or(0.0));
+        let zero_bubble =
+            real.iter().filter(|r| r["schedule"] == "zero_bubble").map(|r| r[what].as_f64().unwrap_or(0.0));
         let all: Vec<f64> = zero_bubble.collect();
         all.iter().sum::<f64>() / all.len().max(1) as f64
     };
@@ -201,11 +202,8 @@ fn tell(
     world: &World, (compute, name): (&str, &str), micros: usize, chunks: usize, costs: Option<Costs>,
     (origin, report): (f64, &Report),
 ) -> Result<()> {
-    let mine: Vec<(Action, f64, f64)> = report
-        .ran
-        .iter()
-        .map(|r| (r.action, origin + r.start.as_secs_f64(), origin + r.end.as_secs_f64()))
-        .collect();
+    let mine: Vec<(Action, f64, f64)> =
+        report.ran.iter().map(|r| (r.action, origin + r.start.as_secs_f64(), origin + r.end.as_secs_f64())).collect();
     let broken = |e: serde_json::Error| Error::new(Exit::Internal, e.to_string());
     let all = world.all_gather_bytes(&serde_json::to_vec(&mine).map_err(broken)?)?;
     if world.rank() > 0 {

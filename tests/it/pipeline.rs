@@ -18,13 +18,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind as Dtype, Tensor};
 
-const SCHEDULES: [(Kind, usize); 5] = [
-    (Kind::GPipe, 1),
-    (Kind::OneFOneB, 1),
-    (Kind::Interleaved, 2),
-    (Kind::Interleaved, 3),
-    (Kind::ZeroBubble, 1),
-];
+const SCHEDULES: [(Kind, usize); 5] =
+    [(Kind::GPipe, 1), (Kind::OneFOneB, 1), (Kind::Interleaved, 2), (Kind::Interleaved, 3), (Kind::ZeroBubble, 1)];
 
 /// Checks that every parcel is the one that was asked for, and works at an uneven pace.
 struct Postman {
@@ -159,7 +154,8 @@ fn gradients(n: usize) {
         let want = alone(&m, micros);
         for (kind, per_stage) in SCHEDULES {
             for recompute in [Recompute::None, Recompute::Full] {
-                let what = format!("{n} stages, {kind:?} {per_stage}, {micros} micro-batches, {recompute:?}, tied {tied}");
+                let what =
+                    format!("{n} stages, {kind:?} {per_stage}, {micros} micro-batches, {recompute:?}, tied {tied}");
                 equals_one_rank(&what, &m, &topo, &wire, (kind, per_stage, micros, recompute), &want);
             }
         }
@@ -184,7 +180,8 @@ fn equals_one_rank(
     let mut model = Llama::new(m, S, Device::Cpu, &Axes::solo());
     model.recompute = (recompute, 0);
     let own = Chunk::list(&own);
-    let (progress, inject) = (Progress::default(), Inject::new(std::path::Path::new("/nowhere"), stage, Arc::default()));
+    let (progress, inject) =
+        (Progress::default(), Inject::new(std::path::Path::new("/nowhere"), stage, Arc::default()));
     let between = Between { rows: S, hidden: m.hidden_size, dtype: Dtype::Float, device: Device::Cpu };
     let mut completed = Vec::new();
     let mut on_complete = |unit| {
@@ -267,7 +264,10 @@ fn a_dead_stage_does_not_hold_its_neighbour() {
         let list = |s| schedules::list(Kind::OneFOneB, s, 2, 4, 1);
         let e = Executor::new(wire, 2, list).run(&mut Postman { chunks: 2, done: 0 }).unwrap_err();
         let took = began.elapsed();
-        assert!(e.exit == Exit::Peer && took > Duration::from_millis(150) && took < Duration::from_secs(5), "{e} {took:?}");
+        assert!(
+            e.exit == Exit::Peer && took > Duration::from_millis(150) && took < Duration::from_secs(5),
+            "{e} {took:?}"
+        );
         eprintln!("left in time");
     } else {
         std::thread::sleep(Duration::from_secs(8));
