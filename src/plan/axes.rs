@@ -84,10 +84,8 @@ fn sharding(p: &ParallelSection, world: usize, out: &mut Vec<Problem>) {
         let hint = "set parallel.zero to 1, 2 or 3, or parallel.shard_size to 0";
         out.push(Problem::new(["parallel.shard_size", "parallel.zero"], fact).hint(hint));
     } else if size > 0 && replicas % size != 0 {
-        let fact = format!(
-            "groups of {size} do not share out the context {} × data {data} = {replicas} replicas",
-            p.context
-        );
+        let fact =
+            format!("groups of {size} do not share out the context {} × data {data} = {replicas} replicas", p.context);
         let hint = format!("{}, or 0 for all of them, works", near(size, &divisors(replicas)));
         out.push(Problem::new(["parallel.shard_size", "parallel.context", "parallel.data"], fact).hint(hint));
     }
