@@ -73,12 +73,13 @@ class Drill:
             self.cluster = None
 
     def job(self, name, case, **more):
-        keys = dict(steps=case.steps, ranks=case.ranks, sets=case.sets, nodes=case.nodes)
+        keys = dict(steps=case.steps, ranks=case.ranks, sets=case.sets, nodes=case.ask or case.nodes)
         return lab.Job(self.cluster, FOLDER / name, self.herd, **{**keys, **more})
 
     def reference(self, case):
         """Losses of the undisturbed run."""
-        key = (case.steps, case.ranks, case.sets)
+        plain = tuple(s for s in case.sets if not s.startswith(("checkpoint.", "launch.")))
+        key = (case.steps, case.ranks, plain)
         if key not in self.references:
             job = self.job(f"reference-{len(self.references)}", case).submit()
             if job.finish() != 0 or job.step() != case.steps:

@@ -2,7 +2,7 @@
 
 use super::history::{Class, Record};
 use super::supervise::Supervisor;
-use super::{own_program, rollcall};
+use super::own_program;
 use crate::config::AlertKind;
 use crate::error::{Exit, Result};
 use crate::slurm::{control, process, StepLine};
@@ -124,7 +124,7 @@ impl Supervisor {
             return;
         }
         let hosts_file = self.run_dir.join("launch/hosts-flush");
-        let absent = rollcall::absent(&self.job, &self.job.nodes, &hosts_file, Duration::from_secs(3));
+        let absent = self.roll_call(&self.job.nodes);
         let nodes: Vec<String> = self.job.nodes.iter().filter(|n| !absent.contains(n)).cloned().collect();
         if nodes.is_empty() {
             return;

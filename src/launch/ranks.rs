@@ -5,7 +5,8 @@ use super::rollcall::{drain, set_nonblocking};
 use super::watch::{Signs, Tail};
 use crate::error::{Error, Exit, Result};
 use crate::liveness::verdict;
-use crate::slurm::{control, messages, process, Job, StepLine};
+use crate::slurm::messages::{self, Message};
+use crate::slurm::{control, process, Job, StepLine};
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -105,16 +106,23 @@ impl Ranks {
         None
     }
 
-    /// Ends what is left, on the nodes that live: the srun client here, the tasks through the controller, in a thread that
-    /// the caller may wait for or not.
-    pub fn end(mut self, job: &Job) -> JoinHandle<()> {
-        let killer = control::kill_step_beside(job, &self.step);
-        // the client stays a moment to say what it knows, then goes: it may wait for a dead node for minutes
-        if process::within(&mut self.child, Duration::from_millis(300)).is_none() {
+    /// Nodes that were found dead while the ranks were starting.
+    pub fn lost(&mut self, nodes: &[String]) {
+        let why = || "no answer".to_string();
+        self.seen.said.extend(nodes.iter().map(|n| Message::LaunchFailed { node: n.clone(), why: why() }));
+    }
+
+    /// Kills the tasks on the nodes that live, through the controller, in a thread that the caller may wait for or not.
+    pub fn begin_to_end(&self, job: &Job) -> JoinHandle<()> {
+        control::kill_step_beside(job, &self.step)
+    }
+
+    /// Ends the srun client. It stays a moment to say what it knows, then goes: it may wait for a dead node for minutes.
+    pub fn end(mut self) {
+        if process::within(&mut self.child, Duration::from_millis(200)).is_none() {
             process::end(&mut self.child);
         }
         self.relay();
-        killer
     }
 
     /// Gathers further evidence for a moment.

@@ -1,7 +1,7 @@
 //! Which nodes take a step, asked of all at once: an empty `srun` whose tasks print their node's name. A node that lives
 //! answers within a fraction of a second; Slurm itself takes 12 s to say that one does not, and minutes to mark it down.
 
-use crate::slurm::{process, Job, StepLine};
+use crate::slurm::{control, process, Job, StepLine};
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::fd::AsRawFd;
@@ -16,16 +16,24 @@ const ONE_BY_ONE: usize = 64;
 
 /// The nodes that do not answer within `limit`, in the order given. What srun had to say is logged where nobody answers.
 pub fn absent(job: &Job, nodes: &[String], hosts_file: &Path, limit: Duration) -> Vec<String> {
+    // Slurm refuses a step as a whole when one of its nodes is down
+    let down = control::nodes_down(nodes);
+    let nodes: Vec<String> = nodes.iter().filter(|n| !down.contains(n)).cloned().collect();
+    if nodes.is_empty() {
+        return down;
+    }
     let missing = |here: &BTreeSet<String>| -> Vec<String> {
         nodes.iter().filter(|n| !here.contains(*n)).cloned().collect()
     };
-    let mut here = answers(job, &[nodes.to_vec()], hosts_file, limit);
+    let mut here = answers(job, std::slice::from_ref(&nodes), hosts_file, limit);
     let late = missing(&here);
-    if !late.is_empty() && nodes.len() > TREE_WIDTH && late.len() <= ONE_BY_ONE {
+    let unclear = nodes.len() > TREE_WIDTH || here.is_empty();
+    if nodes.len() > 1 && !late.is_empty() && unclear && late.len() <= ONE_BY_ONE {
         let singles: Vec<Vec<String>> = late.iter().map(|n| vec![n.clone()]).collect();
         here.extend(answers(job, &singles, hosts_file, limit));
     }
-    missing(&here)
+    let absent = missing(&here);
+    down.into_iter().chain(absent).collect()
 }
 
 /// Starts one step for each group and gathers what they print.

@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 /// How long all nodes may take to answer a roll call, and what each of them adds.
 const ROLL_CALL: Duration = Duration::from_secs(3);
 const ROLL_CALL_NODE: Duration = Duration::from_millis(10);
+/// How often nodes are asked while the ranks start.
+const START_CALL: Duration = Duration::from_secs(4);
 /// How often a controller that does not answer is asked again, and for how long.
 const CONTROLLER_AWAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 /// How often the run directory is asked whether another supervisor has taken over.
@@ -60,6 +62,8 @@ enum Found {
     TooFew { alive: Vec<String> },
     /// Another supervisor has taken over meanwhile.
     Overtaken,
+    /// A signal came meanwhile.
+    Asked,
 }
 
 impl Supervisor {
@@ -122,18 +126,17 @@ impl Supervisor {
                 }
                 Found::TooFew { alive } => return self.too_few(&alive),
                 Found::Overtaken => return self.overtaken(),
+                Found::Asked => return self.requeue("a signal came between two attempts", false),
             };
-            let Some(seen) = self.attempt(&placement)? else {
+            let Some(found) = self.attempt(&placement)? else {
                 return self.overtaken();
             };
-            let found = classify(&seen);
-            self.close(&found)?;
             decision = self.consider(found.exit);
         }
     }
 
-    /// One attempt from its number to its end; `None` when another supervisor has taken the run over.
-    fn attempt(&mut self, placement: &Placement) -> Result<Option<Seen>> {
+    /// One attempt from its number to what its end means; `None` when another supervisor has taken the run over.
+    fn attempt(&mut self, placement: &Placement) -> Result<Option<Finding>> {
         if !self.claim_number()? {
             return Ok(None);
         }
@@ -154,7 +157,7 @@ impl Supervisor {
         self.begin_record(placement)?;
 
         let mut asked_them = false;
-        let mut looked = Instant::now();
+        let (mut looked, mut called) = (Instant::now(), Instant::now());
         let seen = loop {
             if let Some(seen) = ranks.poll() {
                 break seen;
@@ -168,23 +171,34 @@ impl Supervisor {
             if looked.elapsed() > FENCE {
                 looked = Instant::now();
                 if watch::overtaken(&self.run_dir, self.number) {
-                    ranks.end(&self.job);
                     return Ok(None);
                 }
                 self.note_alerts();
             }
+            // until the ranks have met, nobody else watches their nodes
+            if ranks.resumed_at().is_none() && called.elapsed() > START_CALL {
+                let absent = self.roll_call(nodes);
+                if absent.len() < nodes.len() {
+                    ranks.lost(&absent);
+                }
+                called = Instant::now();
+            }
         };
         self.note_recovery(&ranks)?;
-        let killer = ranks.end(&self.job);
-        if seen.is_fault() {
+        let at_stop = self.launch.config.train.stop_at.is_some_and(|s| watch::last_step(&self.run_dir) >= s);
+        let found = classify(&Seen { at_stop, ..seen });
+        // the ranks are ended while the books are kept
+        let killer = ranks.begin_to_end(&self.job);
+        self.close(&found)?;
+        ranks.end();
+        if found.class.is_fault() {
             // ranks on nodes that live are gone within this moment, and their memory with them
             let end = Instant::now() + Duration::from_millis(500);
             while !killer.is_finished() && Instant::now() < end {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
-        let at_stop = self.launch.config.train.stop_at.is_some_and(|s| watch::last_step(&self.run_dir) >= s);
-        Ok(Some(Seen { at_stop, ..seen }))
+        Ok(Some(found))
     }
 
     /// Takes the next number for this supervisor alone: of two that try, the filesystem lets one create the file.
@@ -352,9 +366,7 @@ impl Supervisor {
                 return Ok(Found::TooFew { alive });
             };
             placement.spares.truncate(self.launch.spares.unwrap_or(usize::MAX));
-            let limit = ROLL_CALL + ROLL_CALL_NODE * need as u32;
-            let hosts_file = self.run_dir.join("launch/hosts-rollcall");
-            let absent = rollcall::absent(&self.job, &placement.active, &hosts_file, limit);
+            let absent = self.roll_call(&placement.active);
             if absent.is_empty() {
                 return Ok(Found::Nodes(placement));
             }
@@ -365,7 +377,7 @@ impl Supervisor {
                 }
                 tracing::warn!("no node answers: is the controller away, or this node cut off?");
                 if !self.pause(CONTROLLER_AWAY.0) {
-                    return Ok(Found::TooFew { alive: self.job.nodes.clone() });
+                    return Ok(Found::Asked);
                 }
                 continue;
             }
@@ -374,6 +386,12 @@ impl Supervisor {
             self.blame(&absent, "no_answer", true)?;
             away.extend(absent);
         }
+    }
+
+    /// Those of `nodes` that do not answer.
+    pub(super) fn roll_call(&self, nodes: &[String]) -> Vec<String> {
+        let limit = ROLL_CALL + ROLL_CALL_NODE * nodes.len() as u32;
+        rollcall::absent(&self.job, nodes, &self.run_dir.join("launch/hosts-rollcall"), limit)
     }
 
     /// Goes on with fewer replicas on the nodes that live, where the configuration allows it.

@@ -27,7 +27,7 @@ pub(super) struct Judge {
     /// Ranks that reported here past the one they should report to, and when they last did.
     turned: BTreeMap<usize, Duration>,
     /// When ranks were first seen to be stuck.
-    stuck_since: Option<Duration>,
+    stuck_since: Option<(Vec<usize>, Duration)>,
     slow: Slow,
 }
 
@@ -101,17 +101,23 @@ impl Judge {
         silence(watch, now, reason, ranks, age, heard + 1)
     }
 
-    /// Ranks that have stood still for a whole round of reports, and who is to blame.
+    /// Ranks that have been to blame for two whole rounds of reports. Less would be hasty: at the moment at which a long
+    /// write ends, the one that wrote is heard as awake while those that waited for it are still heard as standing.
     fn standstill(&mut self, watch: &Watch, now: Duration, probes: &[Option<Probe>]) -> Option<Blame> {
-        if !probes.iter().flatten().any(Probe::is_stuck) {
+        let stuck = probes.iter().flatten().any(Probe::is_stuck);
+        let blame = stuck.then(|| stuck::blame(&watch.wires, probes)).flatten();
+        let Some(blame) = blame else {
             self.stuck_since = None;
             return None;
-        }
-        let since = *self.stuck_since.get_or_insert(now);
-        match now > since && now >= since + watch.timing.interval {
-            true => stuck::blame(&watch.wires, probes),
-            false => None,
-        }
+        };
+        let since = match &self.stuck_since {
+            Some((ranks, since)) if *ranks == blame.ranks => *since,
+            _ => {
+                self.stuck_since = Some((blame.ranks.clone(), now));
+                now
+            }
+        };
+        (now > since && now >= since + 2 * watch.timing.interval).then_some(blame)
     }
 }
 

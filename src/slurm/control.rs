@@ -25,6 +25,16 @@ fn field<'a>(shown: &'a str, key: &str) -> Option<&'a str> {
     shown.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
 }
 
+/// Those of `nodes` that Slurm has marked down; none where it does not answer.
+pub fn nodes_down(nodes: &[String]) -> Vec<String> {
+    let list = super::compress(nodes);
+    let shown = output(command("sinfo", &["-h", "-N", "-o", "%N %t", "-n", &list]), LIMIT).unwrap_or_default();
+    let down = shown.lines().filter_map(|l| l.trim().split_once(' ')).filter(|(_, state)| state.starts_with("down"));
+    let mut down: Vec<String> = down.map(|(node, _)| node.to_string()).collect();
+    down.dedup();
+    down
+}
+
 /// Puts the running job back into the queue: Slurm ends it with SIGTERM and starts it again when the credentials of this
 /// run have expired, 120 s on most sites (scontrol(1), requeue).
 pub fn requeue(job: &Job) -> Result<()> {

@@ -26,7 +26,8 @@ class Case:
     spare: bool = True  # counts for recover_with_spare_s_max
     exit: int = 0
     state: str = "COMPLETED"
-    nodes: int = 6
+    nodes: int = 6  # of the cluster
+    ask: int = 0  # of the job, where fewer
     ranks: int = 3
     steps: int = 60
     sets: tuple = ()
@@ -99,6 +100,11 @@ def cut(node):
         return now
 
     return do
+
+
+def heal_late(job, notes):
+    job.cluster.tool("heal", job.cut)
+    requeued(1)(job, notes)
 
 
 def heal(job, notes):
@@ -269,8 +275,8 @@ CASES = [
     Case("SIGSTOP, SIGCONT after the eviction", stop_then_continue, kind="silent", after=is_gone),
     Case("link of a node cut", cut("herd2"), kind="silent", after=heal),
     Case("node crashed", crash("herd3"), kind="silent"),
-    Case("first node (supervisor) crashed", crash_the_first, kind="queue", spare=False, lost=1, after=requeued(1)),
-    Case("link of the first node cut; its supervisor lives on", cut_the_first, kind="queue", faults=(1, 2), spare=False, after=requeued(1)),
+    Case("first node (supervisor) crashed", crash_the_first, kind="queue", ask=4, spare=False, lost=1, after=requeued(1)),
+    Case("link of the first node cut; its supervisor lives on", cut_the_first, kind="queue", ask=4, faults=(1, 2), spare=False, after=heal_late),
     Case("two nodes crashed at once", crash("herd2", "herd3"), kind="silent", faults=(1, 2), lost=None),
     Case("second node crashed during recovery", crash_then_another, kind="silent", faults=(1, 3), lost=None, spare=False),
     Case("node crashed, and its spare is dead too", bad_spare, kind="silent"),
@@ -283,7 +289,8 @@ CASES = [
     Case("writing metrics blocks for 10 s", order('{"kind": "sleep_io", "seconds": 10}', rank=0), kind="none", faults=(0, 0), recovers=False),
     Case("a rank is slow for 20 steps", order('{"kind": "slow", "seconds": 0.3, "steps": 20}'), kind="none", faults=(0, 0), recovers=False),
     Case("NaN in a gradient", order('{"kind": "nan_gradient"}'), kind="none", faults=(0, 0), recovers=False, bitwise=False, after=skipped),
-    Case("newest checkpoint damaged, rank 0 killed", corrupt_and_kill, lost=None, after=rejected),
+    Case("newest checkpoint damaged, rank 0 killed", corrupt_and_kill, lost=None,
+         sets=("checkpoint.snapshot_every=0", "checkpoint.every=1"), after=rejected),
     Case("the same crash in the same step", crash_each_time, kind="none", faults=(3, 3), recovers=False, bitwise=False,
          exit=40, state="FAILED", spare=False, after=three_tries),
     Case("time limit (USR1 to the batch script)", slurm("scancel --batch --signal=USR1 {id}"), kind="queue", faults=(0, 0),

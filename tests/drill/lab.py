@@ -26,7 +26,7 @@ batch: {{global: 12, micro: {micro}}}
 train: {{steps: {steps}, precision: fp32, device: cpu, threads: 1}}
 optim: {{warmup_steps: 10}}
 parallel: {{data: {ranks}}}
-checkpoint: {{every: {every}, keep: 3}}
+checkpoint: {{every: {every}, keep: 3, snapshot_every: 1}}
 log: {{tensorboard: false, sync_check_every: 0}}
 liveness: {{interval_s: {interval}, misses: 3, grace_s: 2, progress_floor_s: 5, first_step_s: 60}}
 launch: {{start_timeout_s: 30, node_failures: 1000000, window_attempts: 1000000, max_attempts: 1000000, node_pause_s: 5}}
@@ -98,7 +98,7 @@ def processes(words):
 class Job:
     """A training run in a folder of its own, and the Slurm job that runs it through a demo-like batch script."""
 
-    def __init__(self, cluster, folder, herd, *, steps, ranks, every=1, micro=None, sequence=64, interval=1.0, sets=(), sbatch=(), nodes=None):
+    def __init__(self, cluster, folder, herd, *, steps, ranks, every=20, micro=None, sequence=64, interval=1.0, sets=(), sbatch=(), nodes=None):
         self.cluster, self.folder, self.herd = cluster, Path(folder), herd
         self.ranks, self.steps, self.sets, self.sbatch = ranks, steps, list(sets), list(sbatch)
         self.nodes, self.interval = nodes or cluster.nodes, interval

@@ -9,11 +9,11 @@ use std::process::Command;
 fn the_70b_script_fits_a_cluster_of_enough_nodes() {
     let script = root().join("slurm/llama3_70b.sbatch");
     let script = script.to_str().unwrap();
-    let cluster = Cluster::up(&["--nodes", "1", "--declare", "gpu[001-016]"]);
+    let cluster = Cluster::up(&["--nodes", "1", "--declare", "gpu[001-017]"]);
     let out = cluster.output("run", &["sbatch", "--test-only", script]);
     assert!(out.status.success(), "{}", text(&out));
-    // 16 nodes, all of their 128 CPUs.
-    assert!(text(&out).contains("2048 processors on nodes gpu[001-016]"), "{}", text(&out));
+    // 16 nodes and a spare, all of their 128 CPUs.
+    assert!(text(&out).contains("2176 processors on nodes gpu[001-017]"), "{}", text(&out));
 
     cluster.ok("up", &["--nodes", "1", "--declare", "gpu[001-008]"]);
     let out = cluster.output("run", &["sbatch", "--test-only", script]);
