@@ -65,7 +65,11 @@ impl Written {
                 before.vectors || before.matrices
             }
         };
-        if add { Accumulate::Add } else { Accumulate::Replace }
+        if add {
+            Accumulate::Add
+        } else {
+            Accumulate::Replace
+        }
     }
 
     /// Clears the gradients that nobody has written.

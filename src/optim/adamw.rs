@@ -53,9 +53,8 @@ impl Optimizer {
 
     /// Sum of squares over the gradients that this rank counts, in f64: over all ranks every parameter once.
     pub fn grad_sum_squares(&self) -> f64 {
-        let squares = |o: &Owned| -> f64 {
-            o.counted_runs().iter().map(|run| kernels::sum_squares(&o.part(&o.grad, run))).sum()
-        };
+        let squares =
+            |o: &Owned| -> f64 { o.counted_runs().iter().map(|run| kernels::sum_squares(&o.part(&o.grad, run))).sum() };
         self.slots.iter().map(|s| squares(&s.owned)).sum()
     }
 

@@ -169,7 +169,8 @@ impl Units for Sharded {
     fn hold(&mut self, unit: Unit, usage: Use) -> Result<Held> {
         let i = self.place(unit)?;
         let param = self.weights.hold(i, usage, &mut self.spent)?;
-        let mut flat = Flat { layout: self.layouts[i].clone(), param, grad: Tensor::empty([0], (Kind::Float, Device::Cpu)) };
+        let mut flat =
+            Flat { layout: self.layouts[i].clone(), param, grad: Tensor::empty([0], (Kind::Float, Device::Cpu)) };
         if usage == Use::Forward {
             return Ok(Held { flat, grads: Accumulate::Add });
         }
@@ -197,6 +198,7 @@ impl Units for Sharded {
 
 /// `unit` had another number of complete micro-batches than the step has.
 fn miscounted(unit: Unit, completed: usize, micro_batches: usize) -> Error {
-    let fact = format!("the gradient of {unit:?} was complete {completed} times in a step of {micro_batches} micro-batches");
+    let fact =
+        format!("the gradient of {unit:?} was complete {completed} times in a step of {micro_batches} micro-batches");
     Error::new(Exit::Internal, fact)
 }

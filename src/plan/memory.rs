@@ -62,8 +62,8 @@ impl Memory {
         let (units, e) = (&plan.layout.units, plan.dtype.elt_size_in_bytes() as u128);
         let all: u128 = units.iter().map(|u| u.len as u128).sum();
         let part = all / sharding.group as u128;
-        let puts_off = plan.config.parallel.schedule == PipelineSchedule::ZeroBubble
-            && plan.topology.size(Axis::Pipeline) > 1;
+        let puts_off =
+            plan.config.parallel.schedule == PipelineSchedule::ZeroBubble && plan.topology.size(Axis::Pipeline) > 1;
         Memory {
             parameters: clip(match sharding.stage {
                 3 if shares_memory(plan, &sharding) => part * e,

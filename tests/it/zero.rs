@@ -89,8 +89,7 @@ fn train(world: &World, tied: bool, dtype: Kind, cut: Cut, replicas: usize, made
 
     let llama = Llama::new(&model_config, SEQUENCE, Device::Cpu, &Axes::solo());
     let chunk = Chunk::whole(llama.layers);
-    let options =
-        StepOptions { grad_scale: 1.0 / (BATCH * SEQUENCE) as f64, z_loss: 1e-4, grads: Accumulate::Replace };
+    let options = StepOptions { grad_scale: 1.0 / (BATCH * SEQUENCE) as f64, z_loss: 1e-4, grads: Accumulate::Replace };
     let rows = BATCH / replicas / cut.micro_batches;
     let _guard = tch::no_grad_guard();
     let (mut losses, mut norms, mut spent) = (Vec::new(), Vec::new(), CommTiming::default());
@@ -141,7 +140,8 @@ fn train(world: &World, tied: bool, dtype: Kind, cut: Cut, replicas: usize, made
 /// Rows `first..first + rows` of the global batch of a step: tokens and targets [rows, SEQUENCE].
 fn batch(step: u64, first: usize, rows: usize) -> (Tensor, Tensor) {
     let ids = |shift: usize| {
-        let at = |i: usize| ((first * SEQUENCE + i + shift) * 31 + step as usize * 17 + (first + i / SEQUENCE) * 7) % 101;
+        let at =
+            |i: usize| ((first * SEQUENCE + i + shift) * 31 + step as usize * 17 + (first + i / SEQUENCE) * 7) % 101;
         Tensor::from_slice(&(0..rows * SEQUENCE).map(|i| at(i) as i64).collect::<Vec<_>>())
             .view([rows as i64, SEQUENCE as i64])
     };
@@ -273,7 +273,10 @@ fn a_step_moves_what_theory_says() {
             // Neither reads the embedding nor makes the head's logits a second time; the last block is kept between its
             // passes where nothing comes in between.
             assert_eq!(spent.bytes, want, "{cut:?}");
-            assert!(spent.busy > Duration::ZERO && spent.hidden == spent.busy.saturating_sub(spent.exposed), "{spent:?}");
+            assert!(
+                spent.busy > Duration::ZERO && spent.hidden == spent.busy.saturating_sub(spent.exposed),
+                "{spent:?}"
+            );
             assert!(spent.buckets > 0);
         }
     }

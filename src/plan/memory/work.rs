@@ -112,6 +112,12 @@ impl Work<'_> {
                 Action::Backward { .. } | Action::BackwardInput { .. } => {
                     let again = self.block(Recompute::None) - self.block(chunk.mode);
                     let back = again + self.feed_forward().max(self.attention());
+                    // Blocks whose weight gradients wait have their whole lists by the time of the first block.
+                    let waiting = match action {
+                        Action::BackwardInput { .. } => (chunk.put_off - chunk.kept).saturating_sub(again),
+                        _ => 0,
+                    };
+                    let back = back + waiting;
                     now.working = if chunk.head { back.max(self.head()) } else { back };
                     if now.activations + now.working > worst.activations + worst.working {
                         worst = now;
