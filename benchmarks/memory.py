@@ -3,7 +3,7 @@
     python benchmarks/memory.py             # records memory_error_max in results/train.json
     python benchmarks/memory.py --quick     # one tiny case, records nothing
 
-The formula is in docs/numerics.md; `herd config check --json` prints it for a configuration, and `memory_peak` in
+The formula is in docs/memory.md; `herd config check --json` prints it for a configuration, and `memory_peak` in
 metrics.jsonl is what the tensors of a step really took at their highest point. The figure is the largest relative
 difference over all cases. The whole process (its largest resident size, libraries and checkpoint included) is shown too.
 """
@@ -32,6 +32,7 @@ class Case:
     batch: int = 2
     micro: int = 2
     shape: dict = field(default_factory=dict)
+    parallel: dict = field(default_factory=dict)
 
 
 # Chosen so that each term of the formula is the large one somewhere: state, activations, logits, accumulation.
@@ -46,6 +47,13 @@ CASES = [
     Case("bf16_vocabulary", batch=4, micro=4, shape={"vocab_size": 60000, "num_hidden_layers": 2}),
     Case("bf16_tied", shape={"tie_word_embeddings": True}),
     Case("bf16_2ranks", ranks=2, micro=1),
+    *(Case(f"zero{z}_4ranks", ranks=4, batch=4, micro=1, parallel={"zero": z}) for z in (1, 2, 3)),
+    Case("hybrid_4ranks", ranks=4, batch=4, micro=1, parallel={"zero": 3, "shard_size": 2}),
+    *(
+        Case(f"{name}_{recompute}", ranks=2, batch=4, micro=1, recompute=recompute, parallel=parallel)
+        for name, parallel in (("tensor2", {"tensor": 2}), ("pipeline2", {"pipeline": 2}))
+        for recompute in ("none", "selective", "full")
+    ),
 ]
 QUICK = [Case("tiny", sequence=64, batch=2, shape=common.TINY_SHAPE)]
 
@@ -65,11 +73,12 @@ def measure(case, folder, herd):
         precision=case.precision,
         recompute=case.recompute,
         ranks=case.ranks,
-        threads=2 // case.ranks,
+        threads=max(1, 2 // case.ranks),
         sequence=case.sequence,
         batch=case.batch,
     )
     document["batch"]["micro"] = case.micro
+    document["parallel"] = {**case.parallel, "data": 0}
     config = folder / f"{case.name}.yaml"
     config.write_text(json.dumps(document, indent=2))
     predicted = formula(herd, config, case.ranks)

@@ -97,7 +97,7 @@ fn write(
     let mut images = Vec::new();
     let mut opened = Ok(());
     for &entry in chosen.iter().filter(|e| e.leader == me) {
-        match Image::open(entry, Some(&inventory.files[entry.item as usize]), world) {
+        match Image::open(entry, Some(&inventory.files[entry.item as usize]), None) {
             Ok(image) => images.push(image),
             Err(e) => {
                 damaged.push(entry.id());

@@ -166,7 +166,7 @@ impl Memory<'_> {
         self.opened += 1;
         let Some(&entry) = self.copies[writer].first() else { return Ok(None) };
         let here = (entry.leader == self.leader).then(|| &*self.inventory.files[entry.item as usize]);
-        let image = Image::open(entry, here, self.world).inspect_err(|e| {
+        let image = Image::open(entry, here, Some(self.world)).inspect_err(|e| {
             if e.exit == Exit::Checkpoint {
                 self.damaged.push(entry.id());
             }

@@ -9,6 +9,7 @@ mod crash;
 mod damage;
 mod pieces;
 mod retention;
+mod snapshots;
 
 pub(super) fn model() -> ModelConfig {
     serde_json::from_value(serde_json::json!({

@@ -43,8 +43,11 @@ pub fn init(console: bool, run_dir: Option<&Path>, rank: usize) -> Result<()> {
     Ok(())
 }
 
+/// The object store's client tells of every request that it tries again.
+const DEFAULT: &str = "info,object_store=warn";
+
 fn filter() -> Result<EnvFilter> {
-    let text = std::env::var("HERD_LOG").ok().filter(|s| !s.is_empty()).unwrap_or_else(|| "info".into());
+    let text = std::env::var("HERD_LOG").ok().filter(|s| !s.is_empty()).unwrap_or_else(|| DEFAULT.into());
     let wrong = |e: &dyn std::fmt::Display| {
         Error::new(Exit::Usage, format!("HERD_LOG={text}: {e}"))
             .hint("use error, warn, info, debug, trace, or module=level")

@@ -55,7 +55,7 @@ impl Liveness {
         let number = world.broadcast_bytes(claimed.to_le_bytes().to_vec(), 0)?;
         let number = u64::from_le_bytes(number.try_into().unwrap_or_default());
         attempt::adopt(number);
-        let progress = Arc::new(Progress::default());
+        let progress = Arc::new(Progress::new(world.meters()));
         let closing = Arc::new(AtomicBool::new(false));
         let places = if config.enabled { world.places()? } else { Vec::new() };
         let _ = MYSELF.set(Myself {

@@ -2,7 +2,9 @@
 
 use super::Phase;
 use crate::config::LivenessSection;
+use crate::wire::Meters;
 use std::sync::atomic::{AtomicU64, AtomicU8, Ordering::Relaxed};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Steps that the limit is made from.
@@ -11,6 +13,9 @@ const RECENT: usize = 32;
 /// The progress of this process.
 pub struct Progress {
     origin: Instant,
+    meters: Arc<Meters>,
+    /// What callers had waited for wires when the phase began, nanoseconds.
+    waited: AtomicU64,
     phase: AtomicU8,
     /// Steps finished.
     step: AtomicU64,
@@ -44,9 +49,18 @@ pub struct Status {
 }
 
 impl Default for Progress {
+    /// For a process without wires.
     fn default() -> Self {
+        Progress::new(Arc::default())
+    }
+}
+
+impl Progress {
+    pub fn new(meters: Arc<Meters>) -> Progress {
         Progress {
             origin: Instant::now(),
+            meters,
+            waited: AtomicU64::default(),
             phase: AtomicU8::default(),
             step: AtomicU64::default(),
             count: AtomicU64::default(),
@@ -57,9 +71,7 @@ impl Default for Progress {
             finished: AtomicU64::default(),
         }
     }
-}
 
-impl Progress {
     fn now(&self) -> u64 {
         self.origin.elapsed().as_nanos() as u64
     }
@@ -69,8 +81,11 @@ impl Progress {
         let now = self.now();
         let before = Phase::from_u8(self.phase.swap(phase as u8, Relaxed));
         let since = self.changed.swap(now, Relaxed);
+        let waited = self.meters.waited().as_nanos() as u64;
+        let waited_before = self.waited.swap(waited, Relaxed);
         if before.is_own_work() {
-            self.own.store(self.own.load(Relaxed) + now.saturating_sub(since), Relaxed);
+            let own = now.saturating_sub(since).saturating_sub(waited - waited_before);
+            self.own.store(self.own.load(Relaxed) + own, Relaxed);
         }
         self.count.store(self.count.load(Relaxed) + 1, Relaxed);
     }

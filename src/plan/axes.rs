@@ -167,10 +167,10 @@ fn layers(p: &ParallelSection, shape: &Shape, out: &mut Vec<Problem>) {
         }
     };
     let mut fits = Vec::new();
-    if layers / chunks > 0 {
+    if layers / chunks > 1 || (chunks == 1 && layers > 0) {
         fits.push(format!("parallel.pipeline at most {}", layers / chunks));
     }
-    if chunks > 1 && layers / stages > 0 {
+    if chunks > 1 && layers / stages > 1 {
         fits.push(format!("parallel.chunks at most {}", layers / stages));
     }
     fits.push(format!("{} layers", stages.saturating_mul(chunks)));

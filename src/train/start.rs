@@ -115,7 +115,7 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
         }
     }
     if let Some(r) = &restored {
-        let fields = json!({ "step": r.step, "path": r.path, "tiers": r.tally, "saved_by_attempt": r.attempt });
+        let fields = json!({ "step": r.step, "path": r.path, "tiers": r.tally, "from_attempt": r.attempt });
         report.event("resume", fields)?;
     }
     let run_dir = config.run_dir.clone();

@@ -64,12 +64,13 @@ impl World {
         let all: std::result::Result<Vec<Facts>, _> =
             self.all_gather_bytes(&packed)?.iter().map(|b| serde_json::from_slice(b)).collect();
         let all = all.map_err(|e| Error::new(Exit::Internal, format!("facts about devices: {e}")))?;
-        let carrier = match choose(&all)? {
+        let kind = choose(&all).map_err(|e| Error { agreed: true, ..e })?;
+        let carrier = match kind {
             Kind::Host => Carrier::Host(Via::Fastest),
             Kind::Nccl => Carrier::Nccl(device),
             Kind::Staged => Carrier::Staged(device, Via::Fastest),
         };
-        if let (Kind::Staged, 0, Some(words)) = (choose(&all)?, self.rank(), shared(&all)) {
+        if let (Kind::Staged, 0, Some(words)) = (kind, self.rank(), shared(&all)) {
             tracing::warn!(
                 "{words}: tensors go through host memory, which is slow; give every rank a device of its own"
             );

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Wires that are metered: the control plane, then the others in the order in which they are made, which is the same on
 /// all ranks. Further ones work without a meter.
@@ -18,6 +18,8 @@ pub struct Meters {
     left: [AtomicU32; WIRES],
     /// Wire that a caller waits for, from 1, and in the upper half the rank on it whose message it waits for, from 1.
     blocked: AtomicU64,
+    /// Nanoseconds that callers have waited.
+    waited: AtomicU64,
     /// The next collective of tensors is left out.
     skip: AtomicBool,
     /// The next collective is entered this many milliseconds late.
@@ -58,6 +60,11 @@ impl Meters {
             blocked_wire: blocked as u32,
             blocked_peer: (blocked >> 32) as u32,
         }
+    }
+
+    /// Time that callers have spent waiting for wires.
+    pub fn waited(&self) -> Duration {
+        Duration::from_nanos(self.waited.load(Ordering::Relaxed))
     }
 
     /// The wires made since the first `known` of them.
@@ -151,7 +158,9 @@ impl Meter {
     pub(super) fn blocked<T>(&self, peer: Option<usize>, wait: impl FnOnce() -> T) -> T {
         let wire = if self.wire < WIRES { self.wire as u64 + 1 } else { 0 };
         self.all.blocked.store(wire | peer.map_or(0, |p| p as u64 + 1) << 32, Ordering::Relaxed);
+        let began = Instant::now();
         let out = wait();
+        self.all.waited.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
         self.all.blocked.store(0, Ordering::Relaxed);
         out
     }

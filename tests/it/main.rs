@@ -21,6 +21,7 @@ mod pipeline;
 mod shard;
 mod slurm;
 mod store;
+mod tiers;
 mod tensor;
 mod train;
 mod train_errors;

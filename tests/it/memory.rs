@@ -21,6 +21,7 @@ model:
 data: {{tokenizer: bytes, sequence_length: 128, train: [{{path: {at}/corpus_train}}]}}
 batch: {{global: 8, micro: 1}}
 train: {{steps: 3, precision: bf16, device: cpu, threads: 1}}
+optim: {{warmup_steps: 1}}
 checkpoint: {{every: 0}}
 log: {{every: 1, tensorboard: false, sync_check_every: 0}}
 liveness: {{enabled: false}}

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod install;
+mod memory;
 mod nodes;
 mod recovery;
 mod training;

@@ -61,7 +61,7 @@ batch: {{global: 8, micro: 2}}
 train: {{steps: 20, precision: fp32, device: cpu, threads: 1}}
 optim: {{lr: 3.0e-3, min_lr: 3.0e-4, warmup_steps: 4}}
 validation: {{every: 10, sequences: 16}}
-checkpoint: {{every: 4, keep: 0}}
+checkpoint: {{every: 4, keep: 0, background: false}}
 log: {{every: 5, sync_check_every: 5}}
 "
         )
@@ -112,7 +112,7 @@ fn sources(dir: &Path) -> Vec<PathBuf> {
     out
 }
 
-fn lines(run: &Path, file: &str) -> Vec<Value> {
+pub fn lines(run: &Path, file: &str) -> Vec<Value> {
     let all = fs::read_to_string(run.join(file)).unwrap_or_default();
     all.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
 }
@@ -129,7 +129,7 @@ pub fn losses(run: &Path) -> Vec<f64> {
     by_step.into_values().collect()
 }
 
-fn bits(values: &[f64]) -> Vec<u64> {
+pub fn bits(values: &[f64]) -> Vec<u64> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 

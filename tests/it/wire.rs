@@ -33,11 +33,18 @@ pub(super) fn same(a: &Tensor, b: &Tensor) -> bool {
 
 /// Runs `body` in a world whose ranks all lie on the data axis, over every way to move bytes.
 pub(super) fn on_wires(body: impl Fn(&World, &Arc<dyn Wire>)) {
+    on(&WAYS, body);
+}
+
+/// Over the host wires, then over the staged one with its copies made on the CPU.
+const WAYS: [Carrier; 3] =
+    [Carrier::Host(Via::Fastest), Carrier::Host(Via::Messages), Carrier::Staged(Device::Cpu, Via::Fastest)];
+
+fn on(ways: &[Carrier], body: impl Fn(&World, &Arc<dyn Wire>)) {
     tch::set_num_threads(1);
     let world = World::init().unwrap();
     let topo = Topology::data(world.rank(), world.size());
-    let ways = [Carrier::Host(Via::Fastest), Carrier::Host(Via::Messages), Carrier::Staged(Device::Cpu, Via::Fastest)];
-    for way in ways {
+    for &way in ways {
         let wire: Arc<dyn Wire> = world.wire_group_on(&topo.group(Axis::Data), way).unwrap().into();
         assert_eq!((wire.rank(), wire.size()), (world.rank(), world.size()));
         body(&world, &wire);
@@ -203,7 +210,8 @@ fn queued_collectives_run_in_order() {
     if !ranks(2, "wire::queued_collectives_run_in_order") {
         return;
     }
-    on_wires(|_, wire| {
+    // The staged wire takes its copy of a tensor when an operation starts: there a queue on one tensor is no chain.
+    on(&WAYS[..2], |_, wire| {
         let t = tensor(Kind::Int64, wire.rank(), 1000);
         let works: Vec<_> = (0..100)
             .map(|i| match i % 10 {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 
-const BATCH: usize = 12;
+const BATCH: usize = 24;
 const SEQUENCE: usize = 16;
 const STEPS: u64 = 5;
 const LR: f64 = 1e-3;
@@ -167,7 +167,8 @@ fn stages(sizes: &[usize]) {
     for tied in [false, true] {
         let alone = train(&world, tied, Kind::Float, PLAIN, 1, &mut made);
         for micro_batches in 1..=3 {
-            if !BATCH.is_multiple_of(replicas * micro_batches) {
+            // What a tied matrix adds shows with one number of them.
+            if tied && micro_batches != 2 {
                 continue;
             }
             let mut by_stage: HashMap<(u8, usize), Result_> = HashMap::new();
@@ -183,12 +184,10 @@ fn stages(sizes: &[usize]) {
                         println!("tied {tied} {cut:?}: loss {loss:.1e} norm {norm:.1e} weights {apart:.1e}");
                     }
                     assert!(loss < 1e-6 && norm < 1e-6 && apart < 2e-3, "{cut:?}: {loss} {norm} {apart}");
-                    // Over the other wire: sums are in rank order on both.
-                    let before = by_stage.entry((stage, size)).or_insert(got);
-                    if via == Via::Messages {
-                        let again = train(&world, tied, Kind::Float, cut, replicas, &mut made);
-                        assert!(same_bits(before, &again), "{cut:?} depends on the wire");
-                    }
+                    // Sums are in rank order on both.
+                    let before = by_stage.get(&(stage, size));
+                    assert!(before.is_none_or(|b| same_bits(b, &got)), "{cut:?} depends on the wire");
+                    by_stage.insert((stage, size), got);
                 }
             }
             let at = |stage, size| &by_stage[&(stage, size)];
@@ -307,7 +306,7 @@ fn copies_over_the_tensor_axis() {
     units.begin(1);
     for u in layout.units.iter().rev() {
         let held = units.hold(u.unit, Use::Backward).unwrap();
-        let _ = held.flat.grad.shallow_clone().fill_(1.0 + world.rank() as f64);
+        let _ = held.flat.grad.narrow(0, 0, u.used as i64).fill_(1.0 + world.rank() as f64);
         units.release(u.unit, Use::Backward).unwrap();
         units.complete(u.unit).unwrap();
     }

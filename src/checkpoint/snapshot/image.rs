@@ -32,13 +32,16 @@ enum Bytes<'a> {
 }
 
 impl<'a> Image<'a> {
-    /// `file`: its path where it lies on this node; else it is read through `world`.
+    /// `file`: its path where it lies on this node; else it is read through `world`, in which its node serves.
     ///
     /// Errors: [`Exit::Checkpoint`] when it is damaged or gone, [`Exit::Peer`].
-    pub fn open(entry: Entry, file: Option<&Path>, world: &'a World) -> Result<Image<'a>> {
-        let bytes = match file {
-            Some(path) => Bytes::Here(File::open(path).map_err(|e| Error::io(path, "read", &e, Exit::Checkpoint))?),
-            None => Bytes::There(world),
+    pub fn open(entry: Entry, file: Option<&Path>, world: Option<&'a World>) -> Result<Image<'a>> {
+        let bytes = match (file, world) {
+            (Some(path), _) => {
+                Bytes::Here(File::open(path).map_err(|e| Error::io(path, "read", &e, Exit::Checkpoint))?)
+            }
+            (None, Some(world)) => Bytes::There(world),
+            (None, None) => return Err(Error::new(Exit::Internal, "a snapshot that lies nowhere")),
         };
         let h = &entry.header;
         let part = |p: Part| bytes.read(&entry, p.at, p.len);

@@ -2,8 +2,8 @@
 
 use super::places::{checkpoints_of, place, say, Place};
 use crate::checkpoint::store::{self, Ledger};
-use crate::checkpoint::{prune_if, Checkpoint};
-use crate::error::Result;
+use crate::checkpoint::{prune_if, Checkpoint, Keep};
+use crate::error::{Error, Exit, Result};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// its upload.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  herd checkpoint prune runs/demo --keep 2 --dry-run\n  herd checkpoint prune runs/demo --keep 2\n  herd checkpoint prune s3://bucket/demo --keep 5"
+    after_help = "Examples:\n  herd checkpoint prune runs/demo --keep 2 --dry-run\n  herd checkpoint prune runs/demo --keep 2 --keep-every 1000 --keep-best\n  herd checkpoint prune s3://bucket/demo --keep 5"
 )]
 pub struct Args {
     /// A run directory, its `checkpoints`, or a URL.
@@ -19,6 +19,12 @@ pub struct Args {
     /// Newest whole checkpoints to keep.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     keep: u64,
+    /// Keep also every checkpoint whose step is a multiple of this.
+    #[arg(long, default_value_t = 0)]
+    keep_every: u64,
+    /// Keep also the one with the lowest validation loss.
+    #[arg(long)]
+    keep_best: bool,
     /// Only say what would go.
     #[arg(long)]
     dry_run: bool,
@@ -29,6 +35,10 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     if let Place::Store(remote, _) = place(&args.run)? {
+        if args.keep_every > 0 || args.keep_best {
+            return Err(Error::new(Exit::Usage, "--keep-every and --keep-best are for run directories only")
+                .hint("in an object store only the newest are kept: --keep"));
+        }
         let steps = store::retain(&remote, args.keep as usize, args.dry_run)?;
         let gone: Vec<PathBuf> = steps.iter().map(|s| remote.step_url(*s).into()).collect();
         return report(args, &gone, &[]);
@@ -38,7 +48,8 @@ pub fn run(args: &Args) -> Result<()> {
     let ledger = checkpoints.parent().and_then(Ledger::read);
     let may_remove = |step| ledger.as_ref().is_none_or(|l| l.may_remove(step));
     let mut whole = |c: &Checkpoint| c.verify().iter().all(|f| f.problem.is_none());
-    let gone = prune_if(&checkpoints, (args.keep as usize).into(), args.dry_run, &may_remove, &mut whole)?;
+    let keep = Keep { newest: args.keep as usize, every: args.keep_every, best: args.keep_best };
+    let gone = prune_if(&checkpoints, keep, args.dry_run, &may_remove, &mut whole)?;
     report(args, &gone.checkpoints, &gone.temporary)
 }
 

@@ -120,7 +120,7 @@ impl Weights {
         }
         self.units[i].holds += 1;
         if let (true, Some(next)) = (self.overlap, self.order.next()) {
-            self.gather(next, spent)?;
+            let _ = self.gather(next, spent)?;
         }
         Ok(whole)
     }

@@ -40,8 +40,9 @@ static_assert(offsetof(ncclConfig_t, version) == 12 && offsetof(ncclConfig_t, bl
 
 namespace {
 
-std::mutex mutex; // of everything below
-std::condition_variable changed;
+// Never destroyed: streams still wait when the process ends.
+std::mutex& mutex = *new std::mutex; // of everything below
+std::condition_variable& changed = *new std::condition_variable;
 using Lock = std::unique_lock<std::mutex>;
 using Clock = std::chrono::steady_clock;
 
@@ -92,7 +93,7 @@ struct Group {
   std::map<long, std::map<int, Part>> calls;
   std::map<long, int> computed, left;
 };
-std::map<std::string, std::shared_ptr<Group>> groups;
+auto& groups = *new std::map<std::string, std::shared_ptr<Group>>;
 int next_id = 1, failures = 0;
 
 enum What { AllReduce, ReduceScatter, AllGather, Broadcast, SendRecv };
