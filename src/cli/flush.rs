@@ -53,10 +53,13 @@ fn work(args: &Args, world: &World) -> Result<()> {
         Some(dir) => Ok(dir.clone()),
         None => configured(&args.run),
     })?;
-    let done = flush::flush(&args.run, &dir, &Rules::default(), world)?;
-    if args.remove {
+    let done = flush::flush(&args.run, &dir, &Rules::default(), world);
+    // parts that make no whole step are of no use to anybody either
+    let settled = done.as_ref().err().is_none_or(|e| e.exit == Exit::NoSnapshot);
+    if args.remove && settled {
         world.agree(if world.local_rank() == 0 { flush::remove(&args.run, &dir) } else { Ok(()) })?;
     }
+    let done = done?;
     if world.rank() != 0 {
         return Ok(());
     }

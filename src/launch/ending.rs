@@ -134,11 +134,12 @@ impl Supervisor {
         let mut command = line.command();
         command.args([own_program(), "checkpoint".into(), "flush".into(), self.run_dir.display().to_string(), "--remove".into()]);
         let said = match process::output(command, FLUSH) {
-            Ok(said) => said,
-            // also: no step is whole in memory any more; what is on disk counts
+            Ok(said) => said.split_whitespace().collect::<Vec<_>>().join(" "),
+            Err(e) if e.fact.contains(&format!("code {}:", Exit::NoSnapshot.code())) => {
+                "no whole step in memory; what is on disk counts".into()
+            }
             Err(e) => e.to_string(),
         };
-        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
         tracing::info!("snapshots: {said}");
         let _ = self.say("flush", json!({ "nodes": nodes, "without": absent, "result": said }));
     }

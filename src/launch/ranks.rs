@@ -96,7 +96,7 @@ impl Ranks {
             self.settle();
             return Some(self.seen.clone());
         }
-        if self.signs.from.is_none() && self.began.elapsed() > self.start_limit {
+        if !self.signs.met && self.began.elapsed() > self.start_limit {
             self.seen.no_start_s = Some(self.start_limit.as_secs_f64());
         }
         if self.seen.is_fault() {
@@ -104,6 +104,11 @@ impl Ranks {
             return Some(self.seen.clone());
         }
         None
+    }
+
+    /// Whether the ranks have found each other, and so watch each other's nodes.
+    pub fn have_met(&self) -> bool {
+        self.signs.met
     }
 
     /// Nodes that were found dead while the ranks were starting.

@@ -176,7 +176,7 @@ impl Supervisor {
                 self.note_alerts();
             }
             // until the ranks have met, nobody else watches their nodes
-            if ranks.resumed_at().is_none() && called.elapsed() > START_CALL {
+            if !ranks.have_met() && called.elapsed() > START_CALL {
                 let absent = self.roll_call(nodes);
                 if absent.len() < nodes.len() {
                     ranks.lost(&absent);

@@ -47,7 +47,8 @@ impl Tail {
 /// What the ranks of one attempt have said of themselves.
 #[derive(Debug, Default)]
 pub struct Signs {
-    /// The ranks have met and know where to go on: the step they go on after.
+    pub met: bool,
+    /// The step they go on after, once they know it.
     pub from: Option<u64>,
     pub finished: bool,
     pub stopped: bool,
@@ -63,8 +64,9 @@ impl Signs {
             match event["kind"].as_str() {
                 Some("finished") => self.finished = true,
                 Some("stopped") => self.stopped = true,
-                Some("start") => self.from = Some(0),
-                Some("resume") => self.from = event["step"].as_u64(),
+                Some("slurm_job") => self.met = true,
+                Some("start") => (self.met, self.from) = (true, Some(0)),
+                Some("resume") => (self.met, self.from) = (true, event["step"].as_u64()),
                 _ => {}
             }
         }

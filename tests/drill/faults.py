@@ -29,7 +29,7 @@ class Case:
     nodes: int = 6  # of the cluster
     ask: int = 0  # of the job, where fewer
     ranks: int = 3
-    steps: int = 60
+    steps: int = 400
     sets: tuple = ()
     after: object = None  # job, notes -> None: further checks; adds words to notes
     note: str = ""
