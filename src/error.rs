@@ -80,7 +80,11 @@ impl Exit {
             "a newer attempt of the run has started, or this process was given up",
             "ignore: the run goes on",
         ),
-        (Exit::GaveUp, "the supervisor gave up: no progress, or all starts are spent", "stop; `herd status RUN` says why"),
+        (
+            Exit::GaveUp,
+            "the supervisor gave up: no progress, or all starts are spent",
+            "stop; `herd status RUN` says why",
+        ),
         (Exit::Requeue, "stopped by a signal after saving", "requeue to continue"),
     ];
 

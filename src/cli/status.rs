@@ -79,7 +79,11 @@ fn human(args: &Args, s: &Status) -> String {
         ),
     );
     if !s.faults.is_empty() {
-        let _ = writeln!(out, "\n{:<17}{:>8}{:>9}  {:<12}{:>8}{:>6}  what", "fault at", "attempt", "step", "class", "mended", "lost");
+        let _ = writeln!(
+            out,
+            "\n{:<17}{:>8}{:>9}  {:<12}{:>8}{:>6}  what",
+            "fault at", "attempt", "step", "class", "mended", "lost"
+        );
         for f in s.faults.iter().skip(s.faults.len().saturating_sub(SHOWN)) {
             let class = f.class.map_or("?".into(), |c| format!("{c:?}").to_lowercase());
             let mended = f.recovered_s.map_or("–".into(), |t| format!("{t:.1} s"));

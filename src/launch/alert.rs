@@ -48,7 +48,8 @@ impl Alerts {
         let Some(left_out) = self.limit.admit(Instant::now()) else { return };
         let mut body = Map::new();
         let name = self.about.get("run").and_then(Value::as_str).unwrap_or_default();
-        let more = if left_out > 0 { format!(" ({left_out} alerts before this one were left out)") } else { String::new() };
+        let more =
+            if left_out > 0 { format!(" ({left_out} alerts before this one were left out)") } else { String::new() };
         body.insert("text".into(), json!(format!("herd: {name}: {text}{more}")));
         body.insert("kind".into(), json!(kind));
         body.insert("time".into(), json!(jiff::Timestamp::now()));

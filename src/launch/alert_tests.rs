@@ -104,6 +104,9 @@ fn programs_get_the_event_and_a_hanging_one_is_given_up() {
 fn a_flood_is_cut_off_and_counted() {
     let mut limit = RateLimit::new(2);
     let now = Instant::now();
-    assert_eq!((limit.admit(now), limit.admit(now), limit.admit(now), limit.admit(now)), (Some(0), Some(0), None, None));
+    assert_eq!(
+        (limit.admit(now), limit.admit(now), limit.admit(now), limit.admit(now)),
+        (Some(0), Some(0), None, None)
+    );
     assert_eq!(limit.admit(now + Duration::from_secs(3601)), Some(2));
 }

@@ -138,8 +138,14 @@ fn of_nodes(seen: &Seen) -> Option<Finding> {
         }
     }
     let fact = facts.join("; ");
-    (!nodes.is_empty())
-        .then(|| Finding { class: Class::Node, reason: "node_lost".into(), fact, nodes, ranks: vec![], exit: Exit::Peer })
+    (!nodes.is_empty()).then(|| Finding {
+        class: Class::Node,
+        reason: "node_lost".into(),
+        fact,
+        nodes,
+        ranks: vec![],
+        exit: Exit::Peer,
+    })
 }
 
 /// The first task that a signal ended, and the others that ended likewise.
@@ -186,7 +192,8 @@ fn of_codes(seen: &Seen) -> Finding {
     let symptom = |code: i32| [Exit::Peer.code(), Exit::Fenced.code()].contains(&code) || code > 128;
     let first = tasks.min_by_key(|(code, ..)| symptom(*code));
     let (code, nodes, ranks) = first.unwrap_or((seen.code.unwrap_or(-1), vec![], vec![]));
-    let who = if ranks.is_empty() { "the step".to_string() } else { format!("{} on {}", say(&ranks), nodes.join(", ")) };
+    let who =
+        if ranks.is_empty() { "the step".to_string() } else { format!("{} on {}", say(&ranks), nodes.join(", ")) };
     let exit = exit_of(code);
     let meaning = Exit::TABLE.iter().find(|row| row.0.code() == code).map_or("", |row| row.1);
     let fact = match (code, seen.code) {

@@ -55,18 +55,37 @@ fn what_slurm_says() {
         (&["n2: task 1: Killed", "n3: task 2: Killed"], Class::Process, "n2 n3", "signal"),
         (&["n2: task 1: Out Of Memory"], Class::Process, "n2", "out_of_memory"),
         (&["n1: task 0: Exited with exit code 10"], Class::User, "", "code_10"),
-        (&["n1: task 0: Exited with exit code 31", "n2: task 1: Exited with exit code 14"], Class::Node, "n2", "code_14"),
+        (
+            &["n1: task 0: Exited with exit code 31", "n2: task 1: Exited with exit code 14"],
+            Class::Node,
+            "n2",
+            "code_14",
+        ),
         (&["n1: task 0: Exited with exit code 31"], Class::Unknown, "", "code_31"),
         (&["n1: task 0: Exited with exit code 21"], Class::Storage, "", "code_21"),
         (&["n1: task 0: Exited with exit code 1"], Class::Process, "n1", "code_1"),
-        (&["Task launch for StepId=1.6 failed on node n3: Communication connection failure"], Class::Node, "n3", "node_lost"),
+        (
+            &["Task launch for StepId=1.6 failed on node n3: Communication connection failure"],
+            Class::Node,
+            "n3",
+            "node_lost",
+        ),
         (&["Node failure on n3"], Class::Node, "n3", "node_lost"),
-        (&["Unable to create step for job 1: Requested node configuration is not available"], Class::Unknown, "", "refused"),
+        (
+            &["Unable to create step for job 1: Requested node configuration is not available"],
+            Class::Unknown,
+            "",
+            "refused",
+        ),
     ];
     for (lines, class, nodes, reason) in table {
         let seen = said(lines);
         let found = classify(&seen);
-        assert_eq!((found.class, found.nodes.join(" ").as_str(), found.reason.as_str()), (*class, *nodes, *reason), "{lines:?}");
+        assert_eq!(
+            (found.class, found.nodes.join(" ").as_str(), found.reason.as_str()),
+            (*class, *nodes, *reason),
+            "{lines:?}"
+        );
         assert!(seen.is_fault(), "{lines:?}");
     }
     assert_eq!(classify(&said(&["n1: task 0: Exited with exit code 10"])).exit, Exit::Config);
@@ -96,7 +115,10 @@ fn what_the_ranks_say() {
         assert_eq!((found.class, found.nodes.join(" ").as_str()), (class, nodes), "{reason:?}");
         assert!(seen.is_fault());
     }
-    assert_eq!(classify(&Seen { verdicts: vec![verdict(0, MissedProbes, "n1", true)], ..Default::default() }).reason, "missed_probes");
+    assert_eq!(
+        classify(&Seen { verdicts: vec![verdict(0, MissedProbes, "n1", true)], ..Default::default() }).reason,
+        "missed_probes"
+    );
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! How a supervisor leaves: done, given up, requeued, followed by a successor, or overtaken.
 
 use super::history::{Class, Record};
-use super::supervise::Supervisor;
 use super::own_program;
+use super::supervise::Supervisor;
 use crate::config::AlertKind;
 use crate::error::{Exit, Result};
 use crate::slurm::{control, process, StepLine};
@@ -29,7 +29,12 @@ impl Supervisor {
             Exit::Requeue => tracing::info!("{why}"),
             _ => {
                 tracing::error!("the run has stopped: {why}");
-                self.alerts.tell(AlertKind::Stopped, "", &format!("the run has stopped: {why}"), json!({ "exit": exit.code() }));
+                self.alerts.tell(
+                    AlertKind::Stopped,
+                    "",
+                    &format!("the run has stopped: {why}"),
+                    json!({ "exit": exit.code() }),
+                );
             }
         }
         self.finish_alerts();
@@ -58,7 +63,12 @@ impl Supervisor {
         }
         self.empty_memory();
         if for_want_of_nodes {
-            self.alerts.tell(AlertKind::Requeued, &self.number.to_string(), &format!("back in the queue: {why}"), Value::Null);
+            self.alerts.tell(
+                AlertKind::Requeued,
+                &self.number.to_string(),
+                &format!("back in the queue: {why}"),
+                Value::Null,
+            );
         }
         self.say("requeue", json!({ "job": self.job.address(), "why": why }))?;
         self.finish_alerts();
@@ -130,9 +140,22 @@ impl Supervisor {
             return;
         }
         let mpi = &self.launch.config.launch.mpi;
-        let line = StepLine { job: &self.job, name: "herd-flush", nodes: &nodes, ranks_per_node: 1, mpi, hosts_file: &hosts_file };
+        let line = StepLine {
+            job: &self.job,
+            name: "herd-flush",
+            nodes: &nodes,
+            ranks_per_node: 1,
+            mpi,
+            hosts_file: &hosts_file,
+        };
         let mut command = line.command();
-        command.args([own_program(), "checkpoint".into(), "flush".into(), self.run_dir.display().to_string(), "--remove".into()]);
+        command.args([
+            own_program(),
+            "checkpoint".into(),
+            "flush".into(),
+            self.run_dir.display().to_string(),
+            "--remove".into(),
+        ]);
         let said = match process::output(command, FLUSH) {
             Ok(said) => said.split_whitespace().collect::<Vec<_>>().join(" "),
             Err(e) if e.fact.contains(&format!("code {}:", Exit::NoSnapshot.code())) => {

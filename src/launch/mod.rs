@@ -45,7 +45,9 @@ impl Launch {
     /// Fits the plan to the job. `spares`: from the command line.
     ///
     /// Errors ([`Exit::World`]): the ranks do not fill whole nodes, or the job has too few nodes.
-    pub fn new(config: Config, path: PathBuf, arguments: Vec<String>, spares: Option<usize>, job: &Job) -> Result<Launch> {
+    pub fn new(
+        config: Config, path: PathBuf, arguments: Vec<String>, spares: Option<usize>, job: &Job,
+    ) -> Result<Launch> {
         let parallel = &config.parallel;
         let ranks_per_node = config.launch.ranks_per_node.or(job.tasks_per_node).unwrap_or(1);
         let ranks_per_replica = parallel.tensor * parallel.context * parallel.pipeline;

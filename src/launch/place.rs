@@ -15,10 +15,7 @@ pub struct Placement {
 /// Fills `need` slots from the allocation. `before`: who held them in the last attempt, empty at first. Paused nodes are
 /// taken only where good ones do not suffice. `None` when there are not enough.
 pub fn place(
-    allocation: &[String],
-    before: &[String],
-    need: usize,
-    standing: impl Fn(&str) -> Standing,
+    allocation: &[String], before: &[String], need: usize, standing: impl Fn(&str) -> Standing,
 ) -> Option<Placement> {
     let good = |n: &str| standing(n) == Standing::Good;
     let mut slots: Vec<Option<String>> = (0..need)

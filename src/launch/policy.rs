@@ -30,9 +30,7 @@ pub fn decide(config: &LaunchSection, attempts: &[Record], exit: Exit, now: Time
         Some(Class::Stopped) if config.requeue => {
             return Decision::Requeue { why: format!("stopped after step {} on a signal", last.last_step) }
         }
-        Some(Class::Stopped) => {
-            return stop(Exit::Requeue, "stopped on a signal, and launch.requeue is false".into())
-        }
+        Some(Class::Stopped) => return stop(Exit::Requeue, "stopped on a signal, and launch.requeue is false".into()),
         Some(Class::User) => return stop(exit, last.fact.clone()),
         _ => {}
     }

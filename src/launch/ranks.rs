@@ -38,7 +38,9 @@ pub struct Ranks {
 
 impl Ranks {
     /// Starts `program` as the ranks of attempt `number`.
-    pub fn start(number: u64, line: &StepLine, program: &[String], extra: &[String], run_dir: &Path, start_limit: Duration) -> Result<Ranks> {
+    pub fn start(
+        number: u64, line: &StepLine, program: &[String], extra: &[String], run_dir: &Path, start_limit: Duration,
+    ) -> Result<Ranks> {
         if !line.in_order() {
             crate::durable::write_atomic(line.hosts_file, line.hosts().as_bytes())?;
         }

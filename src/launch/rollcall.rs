@@ -22,9 +22,8 @@ pub fn absent(job: &Job, nodes: &[String], hosts_file: &Path, limit: Duration) -
     if nodes.is_empty() {
         return down;
     }
-    let missing = |here: &BTreeSet<String>| -> Vec<String> {
-        nodes.iter().filter(|n| !here.contains(*n)).cloned().collect()
-    };
+    let missing =
+        |here: &BTreeSet<String>| -> Vec<String> { nodes.iter().filter(|n| !here.contains(*n)).cloned().collect() };
     let mut here = answers(job, std::slice::from_ref(&nodes), hosts_file, limit);
     let late = missing(&here);
     let unclear = nodes.len() > TREE_WIDTH || here.is_empty();
@@ -40,7 +39,8 @@ pub fn absent(job: &Job, nodes: &[String], hosts_file: &Path, limit: Duration) -
 fn answers(job: &Job, groups: &[Vec<String>], hosts_file: &Path, limit: Duration) -> BTreeSet<String> {
     let mut here = BTreeSet::new();
     let mut said = Vec::new();
-    let mut steps: Vec<(Child, Vec<u8>)> = groups.iter().filter_map(|g| Some((ask(job, g, hosts_file)?, vec![]))).collect();
+    let mut steps: Vec<(Child, Vec<u8>)> =
+        groups.iter().filter_map(|g| Some((ask(job, g, hosts_file)?, vec![]))).collect();
     let (end, wanted) = (Instant::now() + limit, groups.iter().map(Vec::len).sum());
     while here.len() < wanted && Instant::now() < end {
         let mut open = false;

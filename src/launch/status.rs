@@ -136,7 +136,17 @@ fn state(history: &History, events: &[Value]) -> (State, String) {
     let last = events.iter().rev().find(|e| {
         matches!(
             e["kind"].as_str(),
-            Some("launch" | "launch_ended" | "requeue" | "not_requeued" | "successor" | "finished" | "stopped" | "start" | "resume")
+            Some(
+                "launch"
+                    | "launch_ended"
+                    | "requeue"
+                    | "not_requeued"
+                    | "successor"
+                    | "finished"
+                    | "stopped"
+                    | "start"
+                    | "resume"
+            )
         )
     });
     let running = || match history.attempts.last().filter(|a| a.ended.is_none()) {

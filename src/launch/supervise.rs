@@ -14,8 +14,8 @@ use super::{rollcall, watch, Launch};
 use crate::attempt;
 use crate::config::AlertKind;
 use crate::error::{Error, Exit, Result};
-use crate::slurm::{compress, control, Job, StepLine};
 use crate::events::Events;
+use crate::slurm::{compress, control, Job, StepLine};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{json, Value};
 use std::path::PathBuf;
@@ -59,7 +59,9 @@ struct Fault {
 /// What a search for nodes came to.
 enum Found {
     Nodes(Placement),
-    TooFew { alive: Vec<String> },
+    TooFew {
+        alive: Vec<String>,
+    },
     /// Another supervisor has taken over meanwhile.
     Overtaken,
     /// A signal came meanwhile.
@@ -153,7 +155,8 @@ impl Supervisor {
         };
         let limit = Duration::from_secs_f64(self.launch.config.launch.start_timeout_s);
         let program = self.launch.rank_command(self.shrunk_to, &self.history.skip_steps);
-        let mut ranks = Ranks::start(self.number, &line, &program, &self.launch.config.launch.srun, &self.run_dir, limit)?;
+        let mut ranks =
+            Ranks::start(self.number, &line, &program, &self.launch.config.launch.srun, &self.run_dir, limit)?;
         self.begin_record(placement)?;
 
         let mut asked_them = false;
@@ -293,8 +296,10 @@ impl Supervisor {
                 Failure { time: Timestamp::now(), job: self.job.id, attempt: self.number, reason: reason.to_string() };
             if self.book.ledger.record(node, failure, pause, limit) {
                 let failures = &self.book.ledger.nodes[node].failures;
-                let past: Vec<String> =
-                    failures.iter().map(|f| format!("{} at {} (job {})", f.reason, f.time.strftime("%F %T"), f.job)).collect();
+                let past: Vec<String> = failures
+                    .iter()
+                    .map(|f| format!("{} at {} (job {})", f.reason, f.time.strftime("%F %T"), f.job))
+                    .collect();
                 let text = format!("node {node} has failed {} times and is given up: {}", past.len(), past.join("; "));
                 tracing::error!("{text}");
                 let value = json!({ "node": node, "failures": failures });
@@ -421,7 +426,8 @@ impl Supervisor {
         let (seconds, lost) = (fault.noticed.elapsed().as_secs_f64(), fault.step.saturating_sub(from));
         self.fault = None;
         tracing::info!("training again after {seconds:.1} s, from step {from}: {lost} steps are done again");
-        let value = json!({ "attempt": self.number, "step": step, "resumed_at": from, "steps_lost": lost, "seconds": seconds });
+        let value =
+            json!({ "attempt": self.number, "step": step, "resumed_at": from, "steps_lost": lost, "seconds": seconds });
         self.say("recovered", value)
     }
 

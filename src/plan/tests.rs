@@ -91,7 +91,11 @@ fn every_clash_names_its_factors_and_what_would_work() {
             &["parallel.schedule", "2 chunks a stage", "chunks 1", "schedule interleaved"],
         ),
         ("parallel.pipeline=2 parallel.schedule=interleaved", 2, &["each of the 2 stages", "chunks 2", "1f1b"]),
-        ("parallel.schedule=interleaved parallel.chunks=2", 1, &["2 chunks a stage", "pipeline 1", "pipeline 2 or more"]),
+        (
+            "parallel.schedule=interleaved parallel.chunks=2",
+            1,
+            &["2 chunks a stage", "pipeline 1", "pipeline 2 or more"],
+        ),
         ("batch.global=10 batch.micro=4", 1, &["10 sequences", "4 × 1", "batch.global 8 or 12", "batch.micro 2 or 5"]),
         ("batch.global=3", 5, &["micro-batch 2 × 5 data-parallel ranks = 10", "batch.global 10 works"]),
         ("optim.warmup_steps=2000", 1, &["optim.warmup_steps: 2000", "1000"]),
