@@ -159,7 +159,7 @@ fn real(
     let (progress, inject) = (Progress::default(), Inject::new(std::path::Path::new("."), stage, world.meters()));
     let executor = executor(wire, kind, micros, per_stage);
     let between = Between { rows: sequence, hidden, dtype: Dtype::BFloat16, device: Device::Cpu };
-    let mut once = || {
+    let once = || {
         let (mut complete, sequences) = (|_| Ok(()), |_| 1);
         let mut units = Resident::new(&params, Accumulate::Replace, &mut complete);
         let mut load = |micro: usize| {

@@ -246,7 +246,7 @@ fn place(unit: Unit, params: Vec<(String, Vec<usize>)>, cut: &Cut, owner: bool, 
         .map(|(name, shape)| {
             let kind = if shape.len() == 2 { Kind::Matrix } else { Kind::Vector };
             let (offset, extent, copies) = cut.slice(&name, &shape);
-            let owner = owner && cut.rank % copies == 0;
+            let owner = owner && cut.rank.is_multiple_of(copies);
             let param = Param { name, kind, shape, offset, extent, start, copies, owner };
             start += param.len();
             param

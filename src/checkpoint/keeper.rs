@@ -24,8 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Hands over the slices of the rank's state: calls its argument with (number of the slice, elements), each slice once.
-pub type Give<'a> = &'a mut dyn FnMut(&mut dyn FnMut(&[(usize, &[f32])])) -> Result<()>;
+pub use super::snapshot::slot::Give;
 
 /// Something a person may want to read about.
 #[derive(Debug)]

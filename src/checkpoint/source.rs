@@ -61,6 +61,9 @@ struct Memory<'a> {
     damaged: Vec<(u64, u64)>,
 }
 
+/// Why nothing can be read, and the copies that were found damaged.
+pub type Damaged = (Error, Vec<(u64, u64)>);
+
 impl<'a> Source<'a> {
     pub fn disk(checkpoint: &'a Checkpoint) -> Source<'a> {
         Source { memory: None, meta: checkpoint.meta().clone(), disk: Some(checkpoint), tally: RefCell::default() }
@@ -70,7 +73,7 @@ impl<'a> Source<'a> {
     /// answers for its snapshots. `Err` holds what was found damaged.
     pub fn memory(
         set: &Set, inventory: &'a Inventory, served: &'a World, disk: Option<&'a Checkpoint>,
-    ) -> std::result::Result<Source<'a>, (Error, Vec<(u64, u64)>)> {
+    ) -> std::result::Result<Source<'a>, Box<Damaged>> {
         let (rank, size, old) = (served.rank(), served.size(), set.copies.len());
         let leader = inventory.nodes.leader[rank] as u64;
         let mut copies = set.copies.clone();
@@ -90,7 +93,7 @@ impl<'a> Source<'a> {
         };
         let meta = match memory.any_meta() {
             Ok(meta) => meta,
-            Err(e) => return Err((e, memory.damaged)),
+            Err(e) => return Err(Box::new((e, memory.damaged))),
         };
         Ok(Source { memory: Some(RefCell::new(memory)), disk, meta, tally: RefCell::default() })
     }

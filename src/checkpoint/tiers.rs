@@ -135,7 +135,7 @@ fn from_memory(
     let source = Source::memory(set, inventory, &server.world, disk);
     let (mine, damaged) = match &source {
         Ok(source) => (apply(source), source.damaged()),
-        Err((e, damaged)) => (Err(e.clone()), damaged.clone()),
+        Err(failed) => (Err(failed.0.clone()), failed.1.clone()),
     };
     match (world.agree(mine), source) {
         (Ok(()), Ok(source)) => {
@@ -151,7 +151,7 @@ fn from_memory(
         }
         (Err(e), _) if e.exit == Exit::Checkpoint => Ok(Attempt::Damaged(damaged, e.fact)),
         (Err(e), _) => Err(e),
-        (Ok(()), Err((e, _))) => Err(e),
+        (Ok(()), Err(failed)) => Err(failed.0),
     }
 }
 

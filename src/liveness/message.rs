@@ -94,7 +94,7 @@ impl Message {
             0 => Message::Probe(bytemuck::try_pod_read_unaligned(body).ok()?),
             1 => {
                 let size = std::mem::size_of::<Probe>();
-                if body.len() % size != 0 {
+                if !body.len().is_multiple_of(size) {
                     return None;
                 }
                 Message::Report(body.chunks_exact(size).map(bytemuck::pod_read_unaligned).collect())

@@ -57,7 +57,7 @@ impl Chunk {
         let mut before = 0;
         let chunk = |units: &&Vec<Unit>| {
             let blocks = || units.iter().filter_map(|u| if let Unit::Block(i) = u { Some(*i) } else { None });
-            let blocks = blocks().next().unwrap_or(0)..blocks().last().map_or(0, |i| i + 1);
+            let blocks = blocks().next().unwrap_or(0)..blocks().next_back().map_or(0, |i| i + 1);
             before += blocks.len();
             Chunk {
                 embedding: units.first() == Some(&Unit::Embedding),

@@ -96,7 +96,7 @@ impl Positions {
 /// The places of a sequence of `len` tokens that rank `rank` of `size` on the context axis holds, in its order.
 pub fn chunks(len: usize, rank: usize, size: usize) -> Vec<Range<usize>> {
     if size == 1 {
-        return vec![0..len];
+        return std::iter::once(0..len).collect();
     }
     let each = len / (2 * size);
     [rank, 2 * size - 1 - rank].map(|i| i * each..(i + 1) * each).to_vec()

@@ -36,20 +36,24 @@ fn product(p: &ParallelSection, world: usize, out: &mut Vec<Problem>) {
         let mut fits = Vec::new();
         for (name, own) in [("tensor", p.tensor), ("context", p.context), ("pipeline", p.pipeline)] {
             let rest = inner / own * fixed_data;
-            if world % rest == 0 && world / rest != own {
+            if world.is_multiple_of(rest) && world / rest != own {
                 fits.push(format!("parallel.{name} {}", world / rest));
             }
         }
         fits
     };
     match p.data {
-        0 if world % inner != 0 => {
+        0 if !world.is_multiple_of(inner) => {
             let fact = format!("{axes} = {inner} ranks a replica, which do not divide the world of {world}");
             let mut hint = format!("start {} ranks", multiples(world, inner));
             let per_axis =
                 [("tensor", p.tensor), ("context", p.context), ("pipeline", p.pipeline)].map(|(name, own)| {
                     let rest = inner / own;
-                    (name, own, if world % rest == 0 { near(own, &divisors(world / rest)) } else { String::new() })
+                    (
+                        name,
+                        own,
+                        if world.is_multiple_of(rest) { near(own, &divisors(world / rest)) } else { String::new() },
+                    )
                 });
             for (name, own, fits) in per_axis {
                 if own > 1 && !fits.is_empty() {
@@ -62,7 +66,7 @@ fn product(p: &ParallelSection, world: usize, out: &mut Vec<Problem>) {
         data if inner * data != world => {
             let fact = format!("{axes} × data {data} = {} ranks, but the world has {world}", inner * data);
             let mut fits = alternatives(data);
-            if world % inner == 0 {
+            if world.is_multiple_of(inner) {
                 fits.insert(0, format!("parallel.data {} (or 0, whatever the world has)", world / inner));
             }
             let hint = match fits.is_empty() {
@@ -83,7 +87,7 @@ fn sharding(p: &ParallelSection, world: usize, out: &mut Vec<Problem>) {
         let fact = format!("groups of {size} replicas, but with parallel.zero 0 nothing is shared out");
         let hint = "set parallel.zero to 1, 2 or 3, or parallel.shard_size to 0";
         out.push(Problem::new(["parallel.shard_size", "parallel.zero"], fact).hint(hint));
-    } else if size > 0 && replicas % size != 0 {
+    } else if size > 0 && !replicas.is_multiple_of(size) {
         let fact =
             format!("groups of {size} do not share out the context {} × data {data} = {replicas} replicas", p.context);
         let hint = format!("{}, or 0 for all of them, works", near(size, &divisors(replicas)));
@@ -117,7 +121,7 @@ fn sequence(config: &Config, out: &mut Vec<Problem>) {
 fn heads(p: &ParallelSection, shape: &Shape, out: &mut Vec<Problem>) {
     let (m, t) = (&shape.model, p.tensor);
     let (q, kv) = (m.num_attention_heads, m.num_key_value_heads);
-    let fits = |t: usize| q % t == 0 && (kv % t == 0 || t % kv == 0);
+    let fits = |t: usize| q.is_multiple_of(t) && (kv.is_multiple_of(t) || t.is_multiple_of(kv));
     if t == 1 || fits(t) {
         return;
     }

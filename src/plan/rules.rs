@@ -28,7 +28,7 @@ pub fn check(config: &Config, shape: Option<&Shape>, ranks: &Ranks) -> Vec<Probl
 /// Exports and uploads of checkpoints.
 fn copies(config: &Config, out: &mut Vec<Problem>) {
     let c = &config.checkpoint;
-    if c.export_every > 0 && (c.every == 0 || c.export_every % c.every != 0) {
+    if c.export_every > 0 && (c.every == 0 || !c.export_every.is_multiple_of(c.every)) {
         let fact =
             format!("every {} steps, but checkpoints, which are what is exported, every {}", c.export_every, c.every);
         let hint = match c.every {

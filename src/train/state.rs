@@ -3,6 +3,7 @@
 //! A rank makes, reads and saves only the part of each unit that it owns; what others need of it they get through
 //! [`Sharded::publish`]. So no rank ever has more of the model in memory than training itself asks for.
 
+use crate::checkpoint::snapshot::slot::Take;
 use crate::checkpoint::{self, weights::Weights, Group, Meta, Rules, Source, Span, Spec, Team};
 use crate::error::Result;
 use crate::kernels::host::{floats, floats_mut};
@@ -78,7 +79,7 @@ impl State {
     }
 
     /// Hands over those slices in host memory, some megabytes at a time where they come from a device.
-    pub fn give(&self, take: &mut dyn FnMut(&[(usize, &[f32])])) -> Result<()> {
+    pub fn give(&self, take: Take) -> Result<()> {
         let saved = self.saved();
         let (mut first, mut room) = (0, BATCH);
         for (i, s) in saved.iter().enumerate() {

@@ -147,9 +147,9 @@ impl Drop for Mail {
 impl Urgency for Desk {
     fn help(&self) {
         match self.state.try_lock() {
-            Ok(mut state) => state.step(),
-            Err(_) => return std::hint::spin_loop(),
-        };
+            Ok(mut state) => drop(state.step()),
+            Err(_) => std::hint::spin_loop(),
+        }
     }
 
     fn waiting(&self, more: bool) {

@@ -7,6 +7,9 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
+/// Told of each part as it comes: (number of the stream, bytes of it, what is in them).
+pub type Arrived<'a> = &'a mut dyn FnMut(usize, Range<usize>, &[u8]);
+
 /// Bytes of one message: small enough that what arrives is still in cache when it is looked at.
 const CHUNK: usize = 1 << 20;
 /// Messages of one stream under way.
@@ -35,9 +38,7 @@ impl World {
     /// ([`World::duplicate`]); at most one stream goes from one rank to another.
     ///
     /// After an error the memory of `out` and `ins` may still be read and written: it must never be freed.
-    pub fn exchange(
-        &self, out: Option<(&[u8], usize)>, ins: &mut [Incoming], arrived: &mut dyn FnMut(usize, Range<usize>, &[u8]),
-    ) -> Result<()> {
+    pub fn exchange(&self, out: Option<(&[u8], usize)>, ins: &mut [Incoming], arrived: Arrived) -> Result<()> {
         let mut sending = out.map(|(bytes, to)| Flow::new(to, bytes.as_ptr().cast_mut(), bytes.len()));
         let mut coming: Vec<Flow> =
             ins.iter_mut().map(|i| Flow::new(i.from, i.into.as_mut_ptr(), i.into.len())).collect();

@@ -112,6 +112,7 @@ fn broken_files_are_refused(directory: &Path) {
 
 /// Peak resident bytes of a child that succeeds.
 fn peak(c: &mut std::process::Command) -> u64 {
+    #[allow(clippy::zombie_processes)] // wait4 below takes it
     let child = c.spawn().unwrap();
     let (mut status, mut usage) = (0, unsafe { std::mem::zeroed::<libc::rusage>() });
     // SAFETY: the child is ours and nobody else waits for it; both out-parameters live through the call.

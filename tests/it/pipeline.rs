@@ -42,7 +42,7 @@ impl Compute for Postman {
             (p, t) => panic!("{action:?} wants {p:?} and got {:?}", t.map(|t| t.size())),
         }
         self.done += 1;
-        if (self.done + 3 * action.chunk()) % 5 == 0 {
+        if (self.done + 3 * action.chunk()).is_multiple_of(5) {
             std::thread::sleep(Duration::from_millis(2));
         }
         Ok(action.output(self.chunks).map(|p| self.parcel(p)))
@@ -204,12 +204,10 @@ fn equals_one_rank(
     training.run(&mut passes).unwrap();
     let last = stage + 1 == n;
     assert_eq!(passes.sums, if last { want.0 } else { LossSums::default() }, "{what}");
-    drop(passes);
     let work = Work { model: &model, units: &mut units, load: &mut load, sequences: &sequences, progress: &progress };
     let mut passes = Evaluation { stage: Stage { work, chunks: &own, stages: n, between }, sums: LossSums::default() };
     evaluation.run(&mut passes).unwrap();
     assert_eq!(passes.sums, if last { want.1 } else { LossSums::default() }, "{what}");
-    drop(passes);
     drop(units);
 
     assert_eq!(completed.len(), micros * p.units.len(), "{what}: {completed:?}");

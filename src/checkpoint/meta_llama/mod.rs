@@ -211,7 +211,7 @@ fn slices(shape: &[usize], held: &[Vec<usize>]) -> Option<Vec<(usize, Span)>> {
     let dim = (0..shape.len()).find(|&d| held[0][d] != shape[d])?;
     let rest_fits = (0..shape.len()).all(|d| d == dim || held[0][d] == shape[d]);
     let part = held[0][dim];
-    if !rest_fits || part == 0 || shape[dim] % part != 0 || n % (shape[dim] / part) != 0 {
+    if !rest_fits || part == 0 || !shape[dim].is_multiple_of(part) || !n.is_multiple_of(shape[dim] / part) {
         return None;
     }
     let parts = shape[dim] / part;

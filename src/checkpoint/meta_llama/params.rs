@@ -64,10 +64,10 @@ impl Params {
             return Err(wrong(format!("{key} is {n}, not from 1 to {most}")));
         }
         let kv = p.kv_heads();
-        if kv == 0 || p.n_heads % kv != 0 {
+        if kv == 0 || !p.n_heads.is_multiple_of(kv) {
             return Err(wrong(format!("n_heads {} is not a multiple of n_kv_heads {kv}", p.n_heads)));
         }
-        if p.dim % p.n_heads != 0 || (p.dim / p.n_heads) % 2 != 0 {
+        if !p.dim.is_multiple_of(p.n_heads) || !(p.dim / p.n_heads).is_multiple_of(2) {
             return Err(wrong(format!("dim {} over n_heads {} is no even number", p.dim, p.n_heads)));
         }
         let other = [

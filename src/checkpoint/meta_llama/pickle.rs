@@ -158,7 +158,7 @@ impl Machine {
                     self.set_items(vec![key, value])?;
                 }
                 b'u' => {
-                    let items = self.to_mark()?;
+                    let items = self.take_to_mark()?;
                     self.set_items(items)?;
                 }
                 b'a' => {
@@ -166,7 +166,7 @@ impl Machine {
                     self.append(vec![item])?;
                 }
                 b'e' => {
-                    let items = self.to_mark()?;
+                    let items = self.take_to_mark()?;
                     self.append(items)?;
                 }
                 b'0' => drop(self.pop()?),
@@ -187,7 +187,7 @@ impl Machine {
         self.stack.pop().ok_or_else(|| "the pickle takes more than it put".into())
     }
 
-    fn to_mark(&mut self) -> Step<Vec<Value>> {
+    fn take_to_mark(&mut self) -> Step<Vec<Value>> {
         let at = self.stack.iter().rposition(|v| matches!(v, Value::Mark));
         let at = at.ok_or("the pickle has no mark where it needs one")?;
         let items = self.stack.split_off(at + 1);
@@ -206,7 +206,7 @@ impl Machine {
     }
 
     fn tuple_to_mark(&mut self) -> Step<()> {
-        let items = self.to_mark()?;
+        let items = self.take_to_mark()?;
         self.stack.push(Value::Tuple(Rc::new(items)));
         Ok(())
     }

@@ -18,7 +18,7 @@ pub mod table;
 
 use super::meta::Meta;
 use crate::error::{Error, Exit, Result};
-use slot::{Owner, Slot};
+use slot::{Give, Owner, Slot};
 use std::sync::Arc;
 
 /// A rank's slots. A slot in use elsewhere (a save, a copy to the partner) is shared, and never written.
@@ -43,9 +43,7 @@ impl Shelf {
     }
 
     /// Writes a snapshot into a free slot.
-    pub fn write(
-        &mut self, i: usize, meta: &Meta, give: &mut dyn FnMut(&mut dyn FnMut(&[(usize, &[f32])])) -> Result<()>,
-    ) -> Result<()> {
+    pub fn write(&mut self, i: usize, meta: &Meta, give: Give) -> Result<()> {
         match Arc::get_mut(&mut self.slots[i]) {
             Some(slot) => slot.write(&self.owner, meta, give),
             None => Err(Error::new(Exit::Internal, format!("snapshot slot {i} is written while it is read"))),

@@ -24,6 +24,11 @@ use std::sync::atomic::{fence, Ordering};
 use std::sync::{Arc, Mutex};
 use xxhash_rust::xxh3::xxh3_64;
 
+/// Takes slices as (number in the table, elements).
+pub type Take<'a> = &'a mut dyn FnMut(&[(usize, &[f32])]);
+/// Hands slices over by calling its argument.
+pub type Give<'a> = &'a mut dyn FnMut(Take) -> Result<()>;
+
 pub const PAGE: usize = 4096;
 /// The meta part has room to grow, in steps so large that starts of one run agree on it.
 fn room(meta: usize) -> usize {
@@ -179,9 +184,7 @@ impl Slot {
 
     /// Writes a snapshot: `give` hands over slices as (number in the table, elements) by calling its argument, in any
     /// order, each once. Whatever was in the slot is gone from the start on.
-    pub fn write(
-        &mut self, owner: &Owner, meta: &Meta, give: &mut dyn FnMut(&mut dyn FnMut(&[(usize, &[f32])])) -> Result<()>,
-    ) -> Result<()> {
+    pub fn write(&mut self, owner: &Owner, meta: &Meta, give: Give) -> Result<()> {
         let meta_bytes = serde_json::to_vec(meta)
             .map_err(|e| Error::new(Exit::Internal, format!("a snapshot's description cannot be written: {e}")))?;
         if meta_bytes.len() > self.meta_room {
