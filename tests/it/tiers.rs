@@ -236,7 +236,7 @@ int fsync(int fd) {
 #[test]
 fn a_save_that_is_slower_than_its_interval_is_reported() {
     let kept = Kept::new("slow");
-    let set = ["train.steps=40", "checkpoint.every=1", "checkpoint.snapshot_every=0"];
+    let set = ["train.steps=40", "checkpoint.every=1", "checkpoint.snapshot_every=0", "checkpoint.background=true"];
     let library = slow_disk(kept.memory.path());
     let out = kept.command(2, &set).env("LD_PRELOAD", library).output().unwrap();
     assert!(out.status.success(), "{}", text(&out));
@@ -273,7 +273,13 @@ impl Drop for Unmount {
 fn a_full_disk_behind_the_steps_is_loud_and_only_the_last_save_counts() {
     let kept = Kept::new("full");
     let Some(_disk) = small_disk(&kept.dir().join("checkpoints"), 2 << 20) else { return };
-    let set = ["train.steps=60", "checkpoint.every=6", "checkpoint.keep=0", "checkpoint.snapshot_every=0"];
+    let set = [
+        "train.steps=60",
+        "checkpoint.every=6",
+        "checkpoint.keep=0",
+        "checkpoint.snapshot_every=0",
+        "checkpoint.background=true",
+    ];
     let out = kept.command(2, &set).output().unwrap();
     assert_eq!(out.status.code(), Some(Exit::Storage.code()), "{}", text(&out));
     let (saved, failed) = (events(&kept.dir(), "checkpoint"), events(&kept.dir(), "checkpoint_failed"));

@@ -17,6 +17,8 @@ const THREE: &[&str] = &[
     "--set",
     "checkpoint.every=1",
     "--set",
+    "checkpoint.background=false",
+    "--set",
     "liveness.interval_s=1",
 ];
 
@@ -40,7 +42,7 @@ fn json(run: &Run, name: &str) -> Value {
 fn a_spare_takes_over_and_the_losses_are_the_same() {
     let before = interfaces();
     let steps = 120;
-    let cluster = Cluster::up(&["--nodes", "4", "--cred-expire", "5"]);
+    let cluster = Cluster::up(&["--nodes", "4", "--set", "SlurmdTimeout=15", "--cred-expire", "5"]);
     let whole = Run::new(steps);
     let job = submit(&whole, &cluster, &[]);
     assert_eq!(whole.ends(&cluster, &job), 0, "{}", whole.said());

@@ -189,7 +189,8 @@ fn after_the_crash_of_a_node_the_job_goes_on_from_its_checkpoint() {
     assert_eq!(whole.ends(&cluster, &job), 0, "{}", whole.said());
 
     let run = Run::new(steps);
-    let job = run.submit(&cluster, &[], &[]);
+    // Without a spare, Slurm itself is to requeue the job (docs/limits.md: what --no-kill does then).
+    let job = run.submit(&cluster, &["--no-kill=off"], &[]);
     run.reaches(&cluster, &job, 60);
     cluster.ok("kill", &["herd2"]);
     wait_until("the job is back in the queue", Duration::from_secs(120), || {
