@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import common
 from common import Failed
@@ -55,7 +56,6 @@ def make_model(directory, layers):
     config.update(max_position_embeddings=8192, rms_norm_eps=1e-5, rope_theta=500000.0, torch_dtype="bfloat16")
     config.update(bos_token_id=1, eos_token_id=2)
     (directory / "config.json").write_text(json.dumps(config))
-    return total
 
 
 def drop_cache(directory):
@@ -126,14 +126,19 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--herd")
+    parser.add_argument("--make", nargs=2, metavar=("DIR", "LAYERS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.make:
+        return make_model(Path(args.make[0]), int(args.make[1]))
     herd = common.herd_binary(args.herd)
     rounds, layers, gib = (1, 1, 0.1) if args.quick else (args.rounds, 18, 1.9)
     work = common.SCRATCH / "convert"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        total = make_model(work / "hf", layers)
+        # In a process of its own: a child starts with the peak of the process that forked it.
+        subprocess.run([sys.executable, __file__, "--make", work / "hf", str(layers)], check=True)
+        total = size_of(work / "hf")
         oracle = common.ROOT / "tests" / "oracle" / "checkpoint_meta.py"
         subprocess.run([sys.executable, oracle, "big", work / "meta", str(gib)], check=True)
         found = {"import": [], "export": [], "meta_import": []}
