@@ -15,7 +15,9 @@ const THREE: &[&str] = &[
     "--set",
     "batch={global: 12, micro: 4}",
     "--set",
-    "checkpoint.every=1",
+    "checkpoint.every=20",
+    "--set",
+    "checkpoint.snapshot_every=1",
     "--set",
     "liveness.interval_s=1",
 ];
@@ -39,7 +41,7 @@ fn json(run: &Run, name: &str) -> Value {
 #[test]
 fn a_spare_takes_over_and_the_losses_are_the_same() {
     let before = interfaces();
-    let steps = 120;
+    let steps = 600;
     let cluster = Cluster::up(&["--nodes", "4", "--cred-expire", "5"]);
     let whole = Run::new(steps);
     let job = submit(&whole, &cluster, &[]);
