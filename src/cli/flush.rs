@@ -3,7 +3,7 @@
 use super::outcome;
 use crate::checkpoint::{flush, Rules};
 use crate::error::{Error, Exit, Result};
-use crate::wire::{leave, World};
+use crate::wire::World;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -34,16 +34,10 @@ pub fn run(args: &Args) -> Result<()> {
     let world = World::init()?;
     match work(args, &world) {
         Ok(()) => world.finalize(),
-        Err(e) if e.agreed || world.size() == 1 || e.exit == Exit::NoSnapshot => {
-            if world.rank() == 0 {
-                outcome::say(&e);
-            }
-            world.finalize()?;
-            std::process::exit(e.exit.code())
-        }
         Err(e) => {
-            outcome::say(&e);
-            leave(e.exit.code())
+            // every rank finds alike that no step is whole
+            let agreed = e.agreed || world.size() == 1 || e.exit == Exit::NoSnapshot;
+            outcome::end(world, Error { agreed, ..e })
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Exit, Result};
 use crate::liveness::{self, Reason};
+use crate::wire::{leave, World};
 use std::io::Write;
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
@@ -24,6 +25,22 @@ pub fn finish(result: Result<()>) -> ExitCode {
 /// Prints an error for a person. A closed stderr changes nothing about how the process ends.
 pub fn say(e: &Error) {
     let _ = writeln!(std::io::stderr(), "herd: error: {e}");
+}
+
+/// Ends a rank of `world` with `e`; never returns, unless MPI cannot be ended in order.
+///
+/// An error that all ranks share ([`Error::agreed`]): one speaks, and all are here to end MPI in order. An error of this rank
+/// alone: the others are taken along, and nobody is waited for.
+pub fn end(world: World, e: Error) -> Result<()> {
+    if !e.agreed {
+        say(&e);
+        leave(e.exit.code())
+    }
+    if world.rank() == 0 {
+        say(&e);
+    }
+    world.finalize()?;
+    std::process::exit(e.exit.code())
 }
 
 /// A panic in any thread prints one line and ends the process at once with [`Exit::Internal`]: unwinding could wait for

@@ -5,7 +5,7 @@ use crate::error::{Exit, Result};
 use crate::kernels::{device, memory};
 use crate::plan::{Plan, Ranks};
 use crate::train::{self, End};
-use crate::wire::{leave, World};
+use crate::wire::World;
 use std::path::PathBuf;
 
 /// Train a model; started once per rank by srun or mpirun.
@@ -35,31 +35,12 @@ pub fn run(args: Args) -> Result<()> {
             world.finalize()?;
             std::process::exit(Exit::Requeue.code())
         }
-        // an error that all ranks share: one speaks, and all are here to end MPI in order
-        Err(e) if e.agreed => {
-            if world.rank() == 0 {
-                outcome::say(&e);
-            }
-            world.finalize()?;
-            std::process::exit(e.exit.code())
-        }
-        // an error of this rank alone: the others are taken along, and nobody is waited for
-        Err(e) => {
-            outcome::say(&e);
-            leave(e.exit.code())
-        }
+        Err(e) => outcome::end(world, e),
     }
 }
 
 fn train(args: &Args, world: &World) -> Result<End> {
-    let ranks = Ranks {
-        rank: world.rank(),
-        size: world.size(),
-        local_rank: world.local_rank(),
-        local_size: world.local_size(),
-        cuda_devices: device::cuda_device_count(),
-        cores: cores(world.local_size()),
-    };
+    let ranks = Ranks::of(world, device::cuda_device_count(), cores(world.local_size()));
     let plan = world.agree(Plan::read(&args.config, &args.set, &ranks))?;
     logging::init(world.rank() == 0, Some(&plan.config.run_dir), world.rank())?;
     tch::set_num_threads(plan.threads as i32);

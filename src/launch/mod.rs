@@ -5,11 +5,13 @@
 //! remember is in the run directory: `ledger` (nodes), `history` (attempts).
 
 mod alert;
+mod books;
 mod classify;
 pub mod drill;
 mod ending;
 pub mod history;
 pub mod ledger;
+mod nodes;
 mod place;
 mod policy;
 mod ranks;

@@ -16,6 +16,7 @@ use crate::config::{self, load, Config, DeviceChoice, Draft, ModelConfig, Precis
 use crate::error::{Exit, Result};
 use crate::layout::{stages, Layout, Unit};
 use crate::topology::{Axis, Topology};
+use crate::wire::World;
 use std::path::Path;
 use tch::{Device, Kind};
 
@@ -57,6 +58,20 @@ pub struct Ranks {
     pub cuda_devices: usize,
     /// CPU cores that this rank may use.
     pub cores: usize,
+}
+
+impl Ranks {
+    /// This process's place in `world`, on a node with so many CUDA devices; `cores` are this rank's.
+    pub fn of(world: &World, cuda_devices: usize, cores: usize) -> Ranks {
+        Ranks {
+            rank: world.rank(),
+            size: world.size(),
+            local_rank: world.local_rank(),
+            local_size: world.local_size(),
+            cuda_devices,
+            cores,
+        }
+    }
 }
 
 impl Plan {

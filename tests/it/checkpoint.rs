@@ -1,6 +1,6 @@
 //! Tests of `checkpoint`: MPI ranks that share a save, the real binary, a full disk, and transformers and h5py as oracles.
 
-use crate::support::{herd, mpirun, python, root, text};
+use crate::support::{herd, mpirun, python, root, said, text};
 use herd::checkpoint::{newest_valid, save, Checkpoint, Group, Meta, Piece};
 use herd::config::ModelConfig;
 use herd::error::Exit;
@@ -221,15 +221,11 @@ fn transformers_models(dir: &Path) {
 }
 
 fn oracle(args: &[&str]) -> String {
-    let out = python().args(args).output().unwrap();
-    assert!(out.status.success(), "{args:?}: {}", text(&out));
-    text(&out)
+    said(python().args(args))
 }
 
 fn run(args: &[&str]) -> String {
-    let out = herd().args(args).output().unwrap();
-    assert!(out.status.success(), "{args:?}: {}", text(&out));
-    text(&out)
+    said(herd().args(args))
 }
 
 #[test]

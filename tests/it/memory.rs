@@ -31,14 +31,7 @@ liveness: {{enabled: false}}
 
 /// Peak of a run's last steps on this rank, as its formula has it and as it was.
 fn run(dir: &Path, name: &str, sets: &[&str], world: &World) -> (Memory, u64) {
-    let ranks = Ranks {
-        rank: world.rank(),
-        size: world.size(),
-        local_rank: world.local_rank(),
-        local_size: world.local_size(),
-        cuda_devices: 0,
-        cores: 1,
-    };
+    let ranks = Ranks::of(world, 0, 1);
     let run_dir = format!("run_dir={}/{}", dir.display(), name.replace(' ', "-"));
     let sets: Vec<String> = sets.iter().map(|s| s.to_string()).chain([run_dir]).collect();
     let plan = Plan::read(&dir.join("run.yaml"), &sets, &ranks).unwrap();

@@ -1,21 +1,17 @@
 //! Import of Meta's originals: Meta's own forward pass in PyTorch is the oracle, transformers reads what herd exports.
 
-use crate::support::{herd, python, text};
+use crate::support::{herd, python, said};
 use herd::checkpoint::weights;
 use herd::error::Exit;
 use std::fs;
 use std::path::Path;
 
 fn oracle(args: &[&str]) -> String {
-    let out = python().arg("tests/oracle/checkpoint_meta.py").args(args).output().unwrap();
-    assert!(out.status.success(), "{args:?}: {}", text(&out));
-    text(&out)
+    said(python().arg("tests/oracle/checkpoint_meta.py").args(args))
 }
 
 fn run(args: &[&str]) -> String {
-    let out = herd().args(args).output().unwrap();
-    assert!(out.status.success(), "{args:?}: {}", text(&out));
-    text(&out)
+    said(herd().args(args))
 }
 
 #[test]

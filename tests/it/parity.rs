@@ -230,14 +230,7 @@ fn inside(dir: &Path) {
         1 => (0..MODELS.len()).map(alone).collect(),
         n => chosen().into_iter().filter(|c| c.world() == n).collect(),
     };
-    let ranks = Ranks {
-        rank: world.rank(),
-        size: world.size(),
-        local_rank: world.local_rank(),
-        local_size: world.local_size(),
-        cuda_devices: 0,
-        cores: 1,
-    };
+    let ranks = Ranks::of(&world, 0, 1);
     for cell in cells {
         let began = Instant::now();
         let result =

@@ -51,6 +51,13 @@ pub fn text(out: &Output) -> String {
     String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr)
 }
 
+/// What a command that must succeed printed, on both streams.
+pub fn said(c: &mut Command) -> String {
+    let out = c.output().unwrap();
+    assert!(out.status.success(), "{c:?}: {}", text(&out));
+    text(&out)
+}
+
 /// The Python with torch and transformers: the oracle.
 pub fn python() -> Command {
     let path =

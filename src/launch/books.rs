@@ -1,0 +1,149 @@
+//! What the supervisor writes down about its attempts: history, ledger of nodes, events, alerts.
+
+use super::classify::Finding;
+use super::history::{Class, Record};
+use super::ledger::Failure;
+use super::place::Placement;
+use super::policy::Decision;
+use super::ranks::Ranks;
+use super::supervise::{Fault, Supervisor};
+use super::watch;
+use crate::config::AlertKind;
+use crate::error::{Exit, Result};
+use jiff::{SignedDuration, Timestamp};
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+impl Supervisor {
+    pub(super) fn begin_record(&mut self, placement: &Placement) -> Result<()> {
+        let record = Record {
+            attempt: self.number,
+            job: self.job.id,
+            restarts: self.job.restarts,
+            nodes: placement.active.clone(),
+            shrunk_to: self.shrunk_to,
+            started: Timestamp::now(),
+            ended: None,
+            last_step: 0,
+            class: None,
+            reason: String::new(),
+            fact: String::new(),
+            blamed: vec![],
+        };
+        self.slots = placement.active.clone();
+        self.history.attempts.push(record);
+        self.history.write(&self.run_dir)?;
+        let (nodes, spares) = (placement.active.join(","), placement.spares.join(","));
+        let world = placement.active.len() * self.launch.ranks_per_node;
+        tracing::info!("attempt {}: {world} ranks on {nodes}; spares: {spares}", self.number);
+        self.say("attempt_started", json!({ "attempt": self.number, "nodes": nodes, "spares": spares, "world": world }))
+    }
+
+    /// Writes down how the attempt ended: history, ledger, events, alerts.
+    pub(super) fn close(&mut self, found: &Finding) -> Result<()> {
+        let (now, step) = (Timestamp::now(), watch::last_step(&self.run_dir));
+        if let Some(record) = self.history.attempts.last_mut() {
+            record.ended = Some(now);
+            record.last_step = step;
+            record.class = Some(found.class);
+            (record.reason, record.fact) = (found.reason.clone(), found.fact.clone());
+            record.blamed = found.nodes.clone();
+        }
+        self.history.write(&self.run_dir)?;
+        if !found.class.is_fault() {
+            return Ok(());
+        }
+        if self.fault.is_none() {
+            self.fault = Some(Fault { noticed: Instant::now(), step });
+        }
+        tracing::warn!("attempt {}: {}", self.number, found.fact);
+        let value = json!({
+            "attempt": self.number, "step": step, "class": found.class, "reason": found.reason, "fact": found.fact,
+            "nodes": found.nodes, "ranks": found.ranks,
+        });
+        self.say("fault", value.clone())?;
+        self.alerts.tell(AlertKind::Fault, &self.number.to_string(), &found.fact, value);
+        let pause = found.class == Class::Node;
+        self.blame(&found.nodes, &found.reason, pause)
+    }
+
+    /// Counts a failure against nodes; one past its limit is given up, and the operators are told its history.
+    pub(super) fn blame(&mut self, nodes: &[String], reason: &str, pause: bool) -> Result<()> {
+        if nodes.is_empty() {
+            return Ok(());
+        }
+        let config = &self.launch.config.launch;
+        let pause = pause.then(|| SignedDuration::from_secs_f64(config.node_pause_s));
+        let limit = config.node_failures;
+        for node in nodes {
+            let failure =
+                Failure { time: Timestamp::now(), job: self.job.id, attempt: self.number, reason: reason.to_string() };
+            if self.book.ledger.record(node, failure, pause, limit) {
+                let failures = &self.book.ledger.nodes[node].failures;
+                let past: Vec<String> = failures
+                    .iter()
+                    .map(|f| format!("{} at {} (job {})", f.reason, f.time.strftime("%F %T"), f.job))
+                    .collect();
+                let text = format!("node {node} has failed {} times and is given up: {}", past.len(), past.join("; "));
+                tracing::error!("{text}");
+                let value = json!({ "node": node, "failures": failures });
+                self.say("node_given_up", value.clone())?;
+                self.alerts.tell(AlertKind::NodeGivenUp, node, &text, value);
+            }
+        }
+        self.book.save()
+    }
+
+    /// The first decision: an attempt that nobody has closed was left by a supervisor that is lost.
+    pub(super) fn after_the_last_supervisor(&mut self) -> Result<Decision> {
+        let step = watch::last_step(&self.run_dir);
+        let again = Decision::Again { wait: Duration::ZERO, skip: None };
+        let Some(record) = self.history.attempts.last_mut().filter(|r| r.ended.is_none()) else { return Ok(again) };
+        record.ended = Some(Timestamp::now());
+        record.last_step = step;
+        record.class = Some(Class::Supervisor);
+        record.reason = "supervisor_lost".into();
+        record.fact = format!("the supervisor of attempt {} left no word", record.attempt);
+        let host = record.nodes.first().filter(|_| record.job == self.job.id).cloned();
+        let (attempt, fact) = (record.attempt, record.fact.clone());
+        self.history.write(&self.run_dir)?;
+        let value = json!({
+            "attempt": attempt, "step": step, "class": Class::Supervisor, "reason": "supervisor_lost", "fact": fact,
+            "nodes": host.iter().collect::<Vec<_>>(), "ranks": [],
+        });
+        self.say("fault", value)?;
+        // Slurm starts a job again by itself when the node of its batch script is lost.
+        self.blame(&host.into_iter().collect::<Vec<_>>(), "supervisor_lost", false)?;
+        self.fault = Some(Fault { noticed: Instant::now(), step });
+        Ok(self.consider(Exit::GaveUp))
+    }
+
+    /// The first step after a fault: how long it took, and what was lost.
+    pub(super) fn note_recovery(&mut self, ranks: &Ranks) -> Result<()> {
+        let (Some(fault), Some(from)) = (&self.fault, ranks.resumed_at()) else { return Ok(()) };
+        let step = watch::last_step(&self.run_dir);
+        if step <= from {
+            return Ok(());
+        }
+        let (seconds, lost) = (fault.noticed.elapsed().as_secs_f64(), fault.step.saturating_sub(from));
+        self.fault = None;
+        tracing::info!("training again after {seconds:.1} s, from step {from}: {lost} steps are done again");
+        let value =
+            json!({ "attempt": self.number, "step": step, "resumed_at": from, "steps_lost": lost, "seconds": seconds });
+        self.say("recovered", value)
+    }
+
+    pub(super) fn note_alerts(&mut self) {
+        for sent in self.alerts.results() {
+            self.note_alert(sent);
+        }
+    }
+
+    pub(super) fn note_alert(&mut self, sent: super::alert::Sent) {
+        match &sent.failure {
+            None => tracing::info!("alert {:?} sent by {}", sent.kind, sent.channel),
+            Some(why) => tracing::warn!("alert {:?} by {} failed: {why}", sent.kind, sent.channel),
+        }
+        let _ = self.say("alert", json!({ "about": sent.kind, "by": sent.channel, "failure": sent.failure }));
+    }
+}

@@ -1,0 +1,93 @@
+//! Which nodes the next attempt runs on: those that answer, in their slots, or fewer where the run may shrink.
+
+use super::ledger::Standing;
+use super::place::{fewer_replicas, place, Placement};
+use super::supervise::Supervisor;
+use super::{rollcall, watch};
+use crate::config::AlertKind;
+use crate::error::Result;
+use jiff::Timestamp;
+use serde_json::{json, Value};
+use std::time::{Duration, Instant};
+
+/// How long all nodes may take to answer a roll call, and what each of them adds.
+const ROLL_CALL: Duration = Duration::from_secs(3);
+const ROLL_CALL_NODE: Duration = Duration::from_millis(10);
+/// How often a controller that does not answer is asked again, and for how long.
+const CONTROLLER_AWAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
+
+/// What a search for nodes came to.
+pub(super) enum Found {
+    Nodes(Placement),
+    TooFew {
+        alive: Vec<String>,
+    },
+    /// Another supervisor has taken over meanwhile.
+    Overtaken,
+    /// A signal came meanwhile.
+    Asked,
+}
+
+impl Supervisor {
+    /// Nodes that answer, for as many slots as the plan needs.
+    pub(super) fn find_nodes(&mut self) -> Result<Found> {
+        let need = self.launch.nodes_for(self.shrunk_to);
+        let mut away: Vec<String> = Vec::new();
+        let began = Instant::now();
+        loop {
+            let now = Timestamp::now();
+            let ledger = &self.book.ledger;
+            let standing = |n: &str| match away.iter().any(|a| a == n) {
+                true => Standing::GivenUp,
+                false => ledger.standing(n, now),
+            };
+            let Some(mut placement) = place(&self.job.nodes, &self.slots, need, standing) else {
+                let alive = self.job.nodes.iter().filter(|n| standing(n) < Standing::GivenUp).cloned().collect();
+                return Ok(Found::TooFew { alive });
+            };
+            placement.spares.truncate(self.launch.spares.unwrap_or(usize::MAX));
+            let absent = self.roll_call(&placement.active);
+            if absent.is_empty() {
+                return Ok(Found::Nodes(placement));
+            }
+            if absent.len() == need && need > 1 && began.elapsed() < CONTROLLER_AWAY.1 {
+                // nobody at all: the controller is away, or this node is cut off and Slurm has begun anew elsewhere
+                if watch::overtaken(&self.run_dir, self.number) {
+                    return Ok(Found::Overtaken);
+                }
+                tracing::warn!("no node answers: is the controller away, or this node cut off?");
+                if !self.pause(CONTROLLER_AWAY.0) {
+                    return Ok(Found::Asked);
+                }
+                continue;
+            }
+            tracing::warn!("no answer from {}", absent.join(", "));
+            self.say("no_answer", json!({ "nodes": absent, "attempt": self.number + 1 }))?;
+            self.blame(&absent, "no_answer", true)?;
+            away.extend(absent);
+        }
+    }
+
+    /// Those of `nodes` that do not answer.
+    pub(super) fn roll_call(&self, nodes: &[String]) -> Vec<String> {
+        let limit = ROLL_CALL + ROLL_CALL_NODE * nodes.len() as u32;
+        rollcall::absent(&self.job, nodes, &self.run_dir.join("launch/hosts-rollcall"), limit)
+    }
+
+    /// Goes on with fewer replicas on the nodes that live, where the configuration allows it.
+    pub(super) fn shrink(&mut self, alive: &[String]) -> bool {
+        let config = &self.launch.config;
+        let now = self.shrunk_to.unwrap_or(self.launch.replicas);
+        let ranks = alive.len() * self.launch.ranks_per_node;
+        let others = self.launch.ranks_per_replica;
+        let whole_nodes = |d: &usize| (d * others).is_multiple_of(self.launch.ranks_per_node);
+        let fewer = fewer_replicas(ranks, others, now, config.batch.global, config.batch.micro).filter(whole_nodes);
+        let Some(replicas) = fewer.filter(|_| config.launch.shrink) else { return false };
+        let text = format!("{} nodes are left: going on with {replicas} of {now} replicas", alive.len());
+        tracing::warn!("{text}");
+        self.shrunk_to = Some(replicas);
+        let _ = self.say("shrunk", json!({ "replicas": replicas, "before": now, "nodes": alive }));
+        self.alerts.tell(AlertKind::Shrunk, &replicas.to_string(), &text, Value::Null);
+        true
+    }
+}
