@@ -103,6 +103,8 @@ class Bench:
         found = self.speed(figure, run, [s["time"] for s in steps])
         measured = steps[self.args.warmup :]
         found["exposed"] = statistics.median(s["comm_exposed_s"] / s["step_s"] for s in measured)
+        # Of the rank that writes, bubble included: a stage that waits for its neighbour does not say for what.
+        found["pipeline_wait"] = statistics.median(s.get("pipeline_wait_s", 0.0) / s["step_s"] for s in measured)
         return found
 
     def figure(self, figure):
@@ -125,6 +127,7 @@ class Bench:
             ours=round(statistics.median(s["tokens_per_second"] for s in ours), 3),
             theirs=round(statistics.median(s["tokens_per_second"] for s in theirs), 3),
             exposed_communication_share=round(statistics.median(s["exposed"] for s in ours), 4),
+            pipeline_wait_share=round(statistics.median(s["pipeline_wait"] for s in ours), 4),
             goal=f"at least {figure.goal:g}",
             reached=value >= figure.goal,
             disturbed=round(max(s["disturbed"] for s in ours + theirs), 3),
