@@ -13,8 +13,13 @@ use std::time::{Duration, Instant};
 const TREE_WIDTH: usize = 48;
 /// How many nodes are asked one by one.
 const ONE_BY_ONE: usize = 64;
+/// A node is absent when the others have long answered: on a busy cluster all are late. The limit stretches to this many
+/// times what the latest answer took, up to `LONGEST`.
+const TIMES_THE_LATEST: u32 = 4;
+const LONGEST: Duration = Duration::from_secs(30);
 
-/// The nodes that do not answer within `limit`, in the order given. What srun had to say is logged where nobody answers.
+/// The nodes that do not answer within `limit`, or much later than the others, in the order given. What srun had to say is
+/// logged where nobody answers.
 pub fn absent(job: &Job, nodes: &[String], hosts_file: &Path, limit: Duration) -> Vec<String> {
     // Slurm refuses a step as a whole when one of its nodes is down
     let down = control::nodes_down(nodes);
@@ -41,9 +46,10 @@ fn answers(job: &Job, groups: &[Vec<String>], hosts_file: &Path, limit: Duration
     let mut said = Vec::new();
     let mut steps: Vec<(Child, Vec<u8>)> =
         groups.iter().filter_map(|g| Some((ask(job, g, hosts_file)?, vec![]))).collect();
-    let (end, wanted) = (Instant::now() + limit, groups.iter().map(Vec::len).sum());
-    while here.len() < wanted && Instant::now() < end {
-        let mut open = false;
+    let (began, wanted) = (Instant::now(), groups.iter().map(Vec::len).sum());
+    let mut limit = limit;
+    while here.len() < wanted && began.elapsed() < limit {
+        let (mut open, before) = (false, here.len());
         for (child, text) in &mut steps {
             if let Some(err) = child.stderr.as_mut() {
                 drain(err, &mut said);
@@ -54,6 +60,9 @@ fn answers(job: &Job, groups: &[Vec<String>], hosts_file: &Path, limit: Duration
                 false => child.stdout = None,
             }
             here.extend(String::from_utf8_lossy(text).lines().map(|l| l.trim().to_string()).filter(|l| !l.is_empty()));
+        }
+        if here.len() > before {
+            limit = limit.max((began.elapsed() * TIMES_THE_LATEST).min(LONGEST));
         }
         if !open {
             break;

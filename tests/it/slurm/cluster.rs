@@ -55,7 +55,9 @@ impl Cluster {
             .arg(exe)
             .args(["--exact", name, "--nocapture", "--test-threads=1"])
             .env(INSIDE, "1")
-            .env("OMP_NUM_THREADS", "1");
+            .env("OMP_NUM_THREADS", "1")
+            // as herd launch does
+            .env("SLURM_PMIX_FENCE", "tree");
         c.output().unwrap()
     }
 

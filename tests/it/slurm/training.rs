@@ -5,7 +5,7 @@ use crate::support::{herd, root, text};
 use herd::error::Exit;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Where a run lies whose batch script is the demo's and whose configuration is small.
 pub struct Run {
@@ -83,9 +83,26 @@ impl Run {
         });
     }
 
+    /// All there is to know about a job that went wrong.
+    fn story(&self, cluster: &Cluster, job: &str) -> String {
+        let file = |name: &str| std::fs::read_to_string(self.path().join("run").join(name)).unwrap_or_default();
+        let shown = cluster.run(&format!("scontrol show job {job}; sinfo -N -l; squeue -s"));
+        format!(
+            "{shown}\n{}\nat step {}\n{}\n{}",
+            self.said(),
+            self.step(),
+            file("events.jsonl"),
+            file("attempts.json")
+        )
+    }
+
     /// Waits for the end of the job; its exit code.
     pub fn ends(&self, cluster: &Cluster, job: &str) -> i32 {
-        wait_until("the job ends", Duration::from_secs(300), || ended(cluster, job));
+        let began = Instant::now();
+        while !ended(cluster, job) {
+            assert!(began.elapsed() < Duration::from_secs(300), "not ended within 300 s: {}", self.story(cluster, job));
+            std::thread::sleep(Duration::from_millis(100));
+        }
         let shown = cluster.run(&format!("scontrol show job {job}"));
         let code = shown.split("ExitCode=").nth(1).and_then(|rest| rest.split(':').next());
         code.and_then(|c| c.parse().ok()).unwrap_or_else(|| panic!("no exit code in\n{shown}"))
