@@ -12,6 +12,8 @@ use std::time::Duration;
 
 /// How long snapshots may take from memory to disk.
 const FLUSH: Duration = Duration::from_secs(300);
+/// After the first rank of a flush has ended, how long the others may take.
+const FLUSH_TOGETHER_S: u64 = 15;
 
 impl Supervisor {
     /// The end: `exit` becomes the job's exit code.
@@ -148,19 +150,24 @@ impl Supervisor {
             mpi,
             hosts_file: &hosts_file,
         };
-        let mut command = line.command();
-        command.args([
-            own_program(),
-            "checkpoint".into(),
-            "flush".into(),
-            self.run_dir.display().to_string(),
-            "--remove".into(),
-        ]);
-        let said = match process::output(command, FLUSH) {
+        let flush = || {
+            let mut command = line.command();
+            // nothing watches over these ranks: when one dies, the others would wait for it
+            command.arg(format!("--wait={FLUSH_TOGETHER_S}"));
+            let run_dir = self.run_dir.display().to_string();
+            command.args([own_program(), "checkpoint".into(), "flush".into(), run_dir, "--remove".into()]);
+            process::output(command, FLUSH)
+        };
+        let no_snapshot = format!("code {}:", Exit::NoSnapshot.code());
+        let decided = |r: &Result<String>| r.as_ref().map_or_else(|e| e.fact.contains(&no_snapshot), |_| true);
+        let mut result = flush();
+        if !decided(&result) {
+            tracing::warn!("snapshots: {}; once more", result.as_ref().map_or_else(|e| e.to_string(), |_| String::new()));
+            result = flush();
+        }
+        let said = match result {
             Ok(said) => said.split_whitespace().collect::<Vec<_>>().join(" "),
-            Err(e) if e.fact.contains(&format!("code {}:", Exit::NoSnapshot.code())) => {
-                "no whole step in memory; what is on disk counts".into()
-            }
+            Err(e) if e.fact.contains(&no_snapshot) => "no whole step in memory; what is on disk counts".into(),
             Err(e) => e.to_string(),
         };
         tracing::info!("snapshots: {said}");
