@@ -7,7 +7,7 @@ use super::place::Placement;
 use super::policy::Decision;
 use super::ranks::Ranks;
 use super::supervise::{Fault, Supervisor};
-use super::watch;
+use super::{standby, watch};
 use crate::config::AlertKind;
 use crate::error::{Exit, Result};
 use jiff::{SignedDuration, Timestamp};
@@ -98,13 +98,20 @@ impl Supervisor {
     pub(super) fn after_the_last_supervisor(&mut self) -> Result<Decision> {
         let step = watch::last_step(&self.run_dir);
         let again = Decision::Again { wait: Duration::ZERO, skip: None };
+        if let Some(lost) = self.lost.clone() {
+            self.fault = Some(Fault { noticed: Instant::now(), step });
+            self.say("taken_over", json!({ "job": self.job.id, "lost": lost, "by": standby::here(&self.job) }))?;
+        }
         let Some(record) = self.history.attempts.last_mut().filter(|r| r.ended.is_none()) else { return Ok(again) };
         record.ended = Some(Timestamp::now());
         record.last_step = step;
         record.class = Some(Class::Supervisor);
         record.reason = "supervisor_lost".into();
-        record.fact = format!("the supervisor of attempt {} left no word", record.attempt);
-        let host = record.nodes.first().filter(|_| record.job == self.job.id).cloned();
+        record.fact = match &self.lost {
+            Some(node) => format!("node {node} is lost, and the supervisor of attempt {} with it", record.attempt),
+            None => format!("the supervisor of attempt {} left no word", record.attempt),
+        };
+        let host = self.lost.clone().or_else(|| record.nodes.first().filter(|_| record.job == self.job.id).cloned());
         let (attempt, fact) = (record.attempt, record.fact.clone());
         self.history.write(&self.run_dir)?;
         let value = json!({
@@ -113,7 +120,7 @@ impl Supervisor {
         });
         self.say("fault", value)?;
         // Slurm starts a job again by itself when the node of its batch script is lost.
-        self.blame(&host.into_iter().collect::<Vec<_>>(), "supervisor_lost", false)?;
+        self.blame(&host.into_iter().collect::<Vec<_>>(), "supervisor_lost", self.lost.is_some())?;
         self.fault = Some(Fault { noticed: Instant::now(), step });
         Ok(self.consider(Exit::GaveUp))
     }

@@ -5,12 +5,13 @@
 
 use super::alert::Alerts;
 use super::classify::{classify, Finding, Seen};
-use super::history::History;
+use super::history::{History, Record};
 use super::ledger::Book;
 use super::nodes::Found;
 use super::place::Placement;
 use super::policy::{decide, Decision};
 use super::ranks::{Ranks, TICK};
+use super::standby::Standby;
 use super::{watch, Launch};
 use crate::attempt;
 use crate::error::{Error, Exit, Result};
@@ -43,6 +44,9 @@ pub struct Supervisor {
     /// Slots of the last attempt of this job.
     pub(super) slots: Vec<String>,
     pub(super) fault: Option<Fault>,
+    /// The node of the supervisor whose place this one takes within the job.
+    pub(super) lost: Option<String>,
+    standby: Option<Standby>,
 }
 
 /// A fault that is being mended.
@@ -64,14 +68,18 @@ impl Supervisor {
             ("run_dir".into(), json!(run_dir)),
             ("job".into(), json!(job.address())),
         ];
+        let same_job = |r: &&Record| r.job == job.id && r.restarts == job.restarts;
+        let before = history.attempts.last().filter(same_job);
         let s = Supervisor {
             book: Book::open(&run_dir, config.launch.ledger.as_deref())?,
             events: Events::open(&run_dir)?,
             alerts: Alerts::new(&config.alerts, about.into_iter().collect()),
             number: attempt::newest(&run_dir)?.map_or(0, |a| a.attempt),
-            shrunk_to: None,
-            slots: Vec::new(),
+            shrunk_to: before.and_then(|r| r.shrunk_to),
+            slots: before.map_or_else(Vec::new, |r| r.nodes.clone()),
             fault: None,
+            lost: None,
+            standby: None,
             history,
             launch,
             job,
@@ -81,6 +89,11 @@ impl Supervisor {
         attempt::adopt(s.number);
         s.refuse_a_second_job()?;
         Ok(s)
+    }
+
+    /// In the place of the supervisor on node `lost`.
+    pub fn after(self, lost: &str) -> Supervisor {
+        Supervisor { lost: Some(lost.to_string()), ..self }
     }
 
     /// Runs the ranks until the run is done, stops, or the job goes back into the queue.
@@ -113,6 +126,7 @@ impl Supervisor {
                 Found::Overtaken => return self.overtaken(),
                 Found::Asked => return self.requeue("a signal came between two attempts", false),
             };
+            self.keep_standby(&placement);
             let Some(found) = self.attempt(&placement)? else {
                 return self.overtaken();
             };
@@ -160,6 +174,7 @@ impl Supervisor {
                     return Ok(None);
                 }
                 self.note_alerts();
+                self.keep_standby(placement);
             }
             // until the ranks have met, nobody else watches their nodes
             if !ranks.have_met() && called.elapsed() > START_CALL {
@@ -212,6 +227,13 @@ impl Supervisor {
         self.number = number;
         attempt::adopt(number);
         Ok(true)
+    }
+
+    fn keep_standby(&mut self, placement: &Placement) {
+        if self.launch.config.launch.standby {
+            let nodes = [&placement.active[..], &placement.spares].concat();
+            Standby::keep(&mut self.standby, &self.job, &nodes, &self.run_dir.join("launch/hosts-standby"));
+        }
     }
 
     /// What the policy says about the attempts that count.

@@ -39,7 +39,7 @@ parse_up() {
 faketime_library() { compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' | head -1; }
 skew_of() {
     printf 'LD_PRELOAD=%s\n' "$(faketime_library)"
-    printf '%s\n' "FAKETIME=$1" FAKETIME_DONT_FAKE_MONOTONIC=1 FAKETIME_DISABLE_SHM=1 NO_FAKE_STAT=1
+    printf '%s\n' "FAKETIME=$1" FAKETIME_DONT_FAKE_MONOTONIC=1 NO_FAKE_STAT=1
 }
 
 positive() {
