@@ -137,7 +137,7 @@ class Drill:
         if case.recovers:
             done = lambda: [m for m in job.events("recovered") if not moment or lab.seconds(m["time"]) > moment]  # noqa: E731
             lab.wait_for("recovery", 120, lambda: done() or job.fail_if_ended())
-        if case.after in (faults.heal, faults.is_gone):
+        if case.after in (faults.heal, faults.heal_first, faults.is_gone):
             case.after(job, row.notes)
         code = job.finish(180)
         state = job.state()["JobState"]
@@ -171,7 +171,7 @@ class Drill:
         limit = faults.REASONS.get(case.kind)
         if limit and row.detect is not None and row.detect > limit + self.args.slack:
             raise lab.Failed(f"noticed after {row.detect:.2f} s, limit {limit} s")
-        if case.after and case.after not in (faults.heal, faults.is_gone):
+        if case.after and case.after not in (faults.heal, faults.heal_first, faults.is_gone):
             case.after(job, row.notes)
         verify = subprocess.run([str(self.herd), "checkpoint", "verify", str(job.run_dir)], capture_output=True, text=True)
         if verify.returncode != 0:

@@ -126,6 +126,9 @@ fn a_cause_comes_before_a_symptom_whoever_names_it() {
     let lost = verdict(0, Reason::PeerLost, "", false);
     let seen = Seen { verdicts: vec![lost.clone()], ..said(&["n2: task 1: Killed"]) };
     assert_eq!(classify(&seen).nodes, ["n2"]);
+    // Of two that were killed, the one that had complained of the other is not to blame.
+    let seen = Seen { verdicts: vec![lost.clone()], ..said(&["n0: task 0: Killed", "n2: task 1: Killed"]) };
+    assert_eq!(classify(&seen).nodes, ["n2"]);
     let silent = verdict(2, Reason::MissedProbes, "n1", true);
     let seen = Seen { verdicts: vec![lost.clone(), silent], ..said(&["n3: task 3: Killed"]) };
     assert_eq!((classify(&seen).class, classify(&seen).nodes), (Class::Node, vec!["n1".to_string()]));

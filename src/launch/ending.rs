@@ -1,13 +1,15 @@
 //! How a supervisor leaves: done, given up, requeued, followed by a successor, or overtaken.
 
-use super::history::{Class, Record};
+use super::history::{Class, History, Record};
 use super::own_program;
+use super::ranks::TICK;
 use super::supervise::Supervisor;
 use crate::config::AlertKind;
 use crate::error::{Exit, Result};
 use crate::slurm::{control, process, StepLine};
 use jiff::Timestamp;
 use serde_json::{json, Value};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// How long snapshots may take from memory to disk.
@@ -125,6 +127,15 @@ impl Supervisor {
 
     /// A newer attempt is under way elsewhere: nothing may be written any more.
     pub(super) fn overtaken(self) -> Result<Exit> {
+        let last = History::read(&self.run_dir)?.attempts.pop();
+        if last.is_some_and(|r| r.job == self.job.id && r.restarts == self.job.restarts) {
+            // the end of the batch script would end the job, and with it what the deputy has started
+            tracing::error!("the deputy has taken over the run; this one is silent until Slurm ends it");
+            while !self.asked.load(Ordering::Relaxed) {
+                std::thread::sleep(TICK);
+            }
+            return Ok(Exit::Fenced);
+        }
         tracing::error!("another supervisor has taken over the run; this one leaves");
         Ok(Exit::Fenced)
     }
@@ -162,7 +173,10 @@ impl Supervisor {
         let decided = |r: &Result<String>| r.as_ref().map_or_else(|e| e.fact.contains(&no_snapshot), |_| true);
         let mut result = flush();
         if !decided(&result) {
-            tracing::warn!("snapshots: {}; once more", result.as_ref().map_or_else(|e| e.to_string(), |_| String::new()));
+            tracing::warn!(
+                "snapshots: {}; once more",
+                result.as_ref().map_or_else(|e| e.to_string(), |_| String::new())
+            );
             result = flush();
         }
         let said = match result {

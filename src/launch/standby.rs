@@ -154,7 +154,8 @@ pub fn wait(launch: Launch, job: Job, asked: Arc<AtomicBool>, supervisor: &str) 
 fn take_over(launch: Launch, job: Job, asked: Arc<AtomicBool>, lost: &str) -> Result<Exit> {
     speak_into(&launch.config.run_dir.join("launch/deputy.log"))?;
     // srun reads how this step was bound and sized from the environment
-    let of_this_step = ["SLURM_STEP_", "SLURM_CPU_BIND", "SLURM_MEM_BIND", "SLURM_SRUN_", "SLURM_LAUNCH_", "SLURM_TASK_"];
+    let of_this_step =
+        ["SLURM_STEP_", "SLURM_CPU_BIND", "SLURM_MEM_BIND", "SLURM_SRUN_", "SLURM_LAUNCH_", "SLURM_TASK_"];
     let names: Vec<_> = std::env::vars_os().map(|(name, _)| name).collect();
     for name in names.iter().filter(|n| of_this_step.iter().any(|p| n.to_string_lossy().starts_with(p))) {
         // SAFETY: the thread that reads standard input reads no variables, and there is no other.
@@ -165,7 +166,10 @@ fn take_over(launch: Launch, job: Job, asked: Arc<AtomicBool>, lost: &str) -> Re
     let exit = Supervisor::open(launch, job, asked)?.after(lost).run()?;
     // with its batch script lost, nothing but this ends the job
     if matches!(control::job_state(&address), Ok(Some(state)) if state == "RUNNING") && exit != Exit::Fenced {
-        tracing::info!("the run has ended with code {}; the job is cancelled, since its batch script is lost", exit.code());
+        tracing::info!(
+            "the run has ended with code {}; the job is cancelled, since its batch script is lost",
+            exit.code()
+        );
         control::cancel(&address)?;
     }
     Ok(exit)
@@ -206,7 +210,10 @@ mod tests {
     #[test]
     fn the_deputy_gets_the_same_command() {
         let of = |line: &str| with_option(line.split(' ').map(str::to_string), "n1").join(" ");
-        assert_eq!(of("launch c.yaml --set a=launch -- --quiet"), "launch --standby=n1 c.yaml --set a=launch -- --quiet");
+        assert_eq!(
+            of("launch c.yaml --set a=launch -- --quiet"),
+            "launch --standby=n1 c.yaml --set a=launch -- --quiet"
+        );
         assert_eq!(of("launch --standby=n0 c.yaml"), "launch --standby=n1 c.yaml");
     }
 }
