@@ -108,7 +108,7 @@ class Drill:
         key = (case.steps, case.ranks, plain)
         if key not in self.references:
             job = self.job(f"reference-{len(self.references)}", case, sbatch=()).submit()
-            if job.finish() != 0 or job.step() != case.steps:
+            if job.finish(900) != 0 or job.step() != case.steps:
                 raise lab.Failed(f"the undisturbed run ended at step {job.step()}:\n{job.log.read_text()[-2000:]}")
             self.references[key] = job.losses()
         return self.references[key]
@@ -418,15 +418,16 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--stages", default=",".join(STAGES), help=f"of {', '.join(STAGES)}")
     p.add_argument("--only", help="cases whose name matches this regular expression, and no other stage; records nothing")
+    p.add_argument("--record", action="store_true", help="with --only: put the rows into the table")
     p.add_argument("--part", default="1/1", metavar="K/N", help="the Kth of N parts of the cases")
     p.add_argument("--soak", type=int, default=200, help="random faults")
-    p.add_argument("--soak-steps", type=int, default=4000)
+    p.add_argument("--soak-steps", type=int, default=7000)
     p.add_argument("--seed", type=int, default=5)
     p.add_argument("--slack", type=float, default=0.0, help="seconds added to limits, for a busy machine; records nothing")
     p.add_argument("--folder", type=Path, default=FOLDER, help="for runs and their logs; emptied first")
     p.add_argument("--herd", help="binary (default target/release/herd)")
     args = p.parse_args()
-    stages = ["cases"] if args.only else args.stages.split(",")
+    stages = ["cases"] if args.only is not None else args.stages.split(",")
     drill = Drill(args)
     rows, commands, soak, idle, large = rows_before(), None, None, None, None
     new, failed = [], False
@@ -452,7 +453,7 @@ def main():
     found = entries(table if new else [], commands, soak, idle, large)
     for e in found:
         print(f"{e['name']:32}{e['value']:10.4g}  {e['unit']}")
-    if not args.only and not args.slack:
+    if (args.record or not args.only) and not args.slack:
         common.write_results(found, RESULTS)
         write_page(table if new else [], commands, soak)
         report.write()

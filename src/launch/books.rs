@@ -32,7 +32,7 @@ impl Supervisor {
         };
         self.slots = placement.active.clone();
         self.history.attempts.push(record);
-        self.history.write(&self.run_dir)?;
+        self.write_history()?;
         let (nodes, spares) = (placement.active.join(","), placement.spares.join(","));
         let world = placement.active.len() * self.launch.ranks_per_node;
         tracing::info!("attempt {}: {world} ranks on {nodes}; spares: {spares}", self.number);
@@ -49,7 +49,7 @@ impl Supervisor {
             (record.reason, record.fact) = (found.reason.clone(), found.fact.clone());
             record.blamed = found.nodes.clone();
         }
-        self.history.write(&self.run_dir)?;
+        self.write_history()?;
         if !found.class.is_fault() {
             return Ok(());
         }
@@ -91,7 +91,7 @@ impl Supervisor {
                 self.alerts.tell(AlertKind::NodeGivenUp, node, &text, value);
             }
         }
-        self.book.save()
+        self.patiently(|s| s.book.save())
     }
 
     /// The first decision: an attempt that nobody has closed was left by a supervisor that is lost.
@@ -113,7 +113,7 @@ impl Supervisor {
         };
         let host = self.lost.clone().or_else(|| record.nodes.first().filter(|_| record.job == self.job.id).cloned());
         let (attempt, fact) = (record.attempt, record.fact.clone());
-        self.history.write(&self.run_dir)?;
+        self.write_history()?;
         let value = json!({
             "attempt": attempt, "step": step, "class": Class::Supervisor, "reason": "supervisor_lost", "fact": fact,
             "nodes": host.iter().collect::<Vec<_>>(), "ranks": [],

@@ -23,7 +23,7 @@ impl Supervisor {
         self.empty_memory();
         // the next start by a person has a budget of its own
         self.history.counted_from = self.history.attempts.len();
-        self.history.write(&self.run_dir)?;
+        self.write_history()?;
         self.say("launch_ended", json!({ "exit": exit.code(), "why": why }))?;
         match exit {
             Exit::Ok => {
@@ -104,7 +104,7 @@ impl Supervisor {
             fact: why.clone(),
             blamed: vec![],
         });
-        self.history.write(&self.run_dir)?;
+        self.write_history()?;
         if let super::policy::Decision::Stop { exit, why } = self.consider(Exit::GaveUp) {
             return self.leave(exit, &why);
         }

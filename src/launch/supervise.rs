@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 
 /// How often nodes are asked while the ranks start.
 const START_CALL: Duration = Duration::from_secs(4);
+/// How long after a filesystem has refused to write it is asked again.
+const STORAGE_AGAIN: Duration = Duration::from_secs(1);
 /// How often the run directory is asked whether another supervisor has taken over.
 const FENCE: Duration = Duration::from_secs(1);
 
@@ -136,7 +138,7 @@ impl Supervisor {
 
     /// One attempt from its number to what its end means; `None` when another supervisor has taken the run over.
     fn attempt(&mut self, placement: &Placement) -> Result<Option<Finding>> {
-        if !self.claim_number()? {
+        if !self.patiently(Supervisor::claim_number)? {
             return Ok(None);
         }
         let nodes = &placement.active;
@@ -272,6 +274,29 @@ impl Supervisor {
 
     /// One line in `events.jsonl`.
     pub(super) fn say(&mut self, kind: &str, fields: Value) -> Result<()> {
-        self.events.event(kind, fields)
+        self.patiently(|s| s.events.event(kind, fields.clone()))
+    }
+
+    /// Writes `attempts.json`.
+    pub(super) fn write_history(&mut self) -> Result<()> {
+        self.patiently(|s| s.history.write(&s.run_dir))
+    }
+
+    /// Does again what the filesystem refuses, each second for `liveness.storage_s`: a disk that is full may be freed, and
+    /// the allocation with all that it holds in memory is worth the wait.
+    pub(super) fn patiently<T>(&mut self, mut work: impl FnMut(&mut Supervisor) -> Result<T>) -> Result<T> {
+        let limit = Duration::from_secs_f64(self.launch.config.liveness.storage_s);
+        let began = Instant::now();
+        loop {
+            match work(self) {
+                Err(e) if e.exit == Exit::Storage && began.elapsed() < limit && !self.asked.load(Ordering::Relaxed) => {
+                    if began.elapsed() < STORAGE_AGAIN {
+                        tracing::warn!("{e}; trying again for {} s", limit.as_secs_f64());
+                    }
+                    std::thread::sleep(STORAGE_AGAIN);
+                }
+                done => return done,
+            }
+        }
     }
 }

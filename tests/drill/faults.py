@@ -375,7 +375,7 @@ CASES = [
     Case("link of a node cut", cut("herd2"), kind="silent", after=heal),
     Case("node crashed", crash("herd3"), kind="silent"),
     Case("first node (supervisor) crashed", crash("herd1"), kind="silent", state="CANCELLED", after=taken_over),
-    Case("link of the first node cut; its supervisor lives on", cut("herd1"), kind="silent", faults=(1, 2), state="CANCELLED", steps=800,
+    Case("link of the first node cut; its supervisor lives on", cut("herd1"), kind="silent", faults=(1, 2), exit=32, state="CANCELLED", steps=800,
          after=heal_first),
     Case("two nodes crashed at once, every slice is left somewhere", crash("herd2", "herd4"), kind="silent", faults=(1, 2), ranks=4),
     Case("two nodes crashed at once, every holder of a slice", crash("herd2", "herd3"), kind="silent", faults=(1, 2), lost=None, after=from_disk),

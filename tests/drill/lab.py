@@ -169,7 +169,13 @@ class Job:
             text = (self.run_dir / name).read_bytes()
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in text.split(b"\n")[:-1] if line]
+        lines = []
+        for line in text.split(b"\n")[:-1]:
+            try:
+                lines.append(json.loads(line))
+            except ValueError:  # torn by a full disk
+                continue
+        return lines
 
     def json(self, name):
         return json.loads((self.run_dir / name).read_text())
