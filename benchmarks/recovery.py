@@ -56,7 +56,7 @@ class Row:
             return "–" if t is None else f"{t:.2f} s"
 
         equal = {None: "–", True: "yes", False: "**no**"}[self.equal]
-        what = "; ".join(self.notes) if not self.failure else f"**failed**: {self.failure}"
+        what = "; ".join(self.notes or ["no verdict, training went on"]) if not self.failure else f"**failed**: {self.failure}"
         return f"| {self.case.name} | {span(self.detect)} | {span(self.recover)} | {'–' if self.lost is None else self.lost} | {equal} | {what} |"
 
 

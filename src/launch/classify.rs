@@ -156,7 +156,9 @@ fn of_signal(seen: &Seen) -> Option<Finding> {
     let complained = |rank: &usize| seen.verdicts.iter().any(|v| v.reason == Reason::PeerLost && v.accuser == *rank);
     for m in &seen.said {
         let Message::Tasks { nodes, ranks, how: How::Signal(signal) } = m else { continue };
-        if FROM_OUTSIDE.contains(&signal.as_str()) || ranks.iter().all(complained) {
+        // srun kills the step when it gets the signal that this supervisor got
+        let with_srun = seen.asked && signal == "Killed";
+        if FROM_OUTSIDE.contains(&signal.as_str()) || with_srun || ranks.iter().all(complained) {
             continue;
         }
         let out_of_memory = memory || signal == "Out Of Memory";

@@ -90,6 +90,9 @@ fn what_slurm_says() {
     }
     assert_eq!(classify(&said(&["n1: task 0: Exited with exit code 10"])).exit, Exit::Config);
     assert!(!said(&["n1: task 0: Terminated"]).is_fault(), "srun's end will say more");
+    // A signal to all of a job's processes makes srun kill the step before the ranks have saved: no node's fault.
+    let killed = classify(&Seen { asked: true, code: Some(137), ..said(&["n[1-2]: tasks 0-1: Killed"]) });
+    assert_eq!((killed.class, killed.nodes.len()), (Class::Unknown, 0));
 }
 
 #[test]
