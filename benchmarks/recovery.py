@@ -1,16 +1,20 @@
 """Every fault on the private Slurm, done to real jobs and measured; then a soak of random faults.
 
-    make drill                                            # everything: half an hour on two cores
-    python benchmarks/recovery.py --only 'node crashed'   # cases whose name holds the words; nothing is recorded
-    python benchmarks/recovery.py --soak 20 --no-cases
+    make drill                                            # everything: an hour on two cores
+    python benchmarks/recovery.py --only 'node crashed'   # cases whose name matches; nothing is recorded
+    python benchmarks/recovery.py --part 2/3 --stages cases   # a part of the cases; the table keeps the other rows
+    python benchmarks/recovery.py --soak 20 --stages soak
 
 Writes benchmarks/results/recovery.json and the tables in docs/recovery.md. Times are from the moment of the fault to the
 line in events.jsonl, by one clock: all nodes are on this host.
 """
 
 import argparse
+import json
 import os
+import re
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -35,54 +39,76 @@ PEERS = {
 class Row:
     """What came of one case."""
 
-    def __init__(self, case):
+    KEPT = ("failure", "detect", "recover", "lost", "equal", "notes", "herd", "date")
+
+    def __init__(self, case, **kept):
         self.case, self.notes, self.failure = case, [], None
         self.detect = self.recover = self.lost = None
         self.equal = None
+        self.herd, self.date = common.versions()["herd"], time.strftime("%F", time.gmtime())
+        self.__dict__.update(kept)
+
+    def keep(self):
+        return {"case": self.case.name, **{k: getattr(self, k) for k in self.KEPT}}
 
     def line(self):
         def span(t):
             return "–" if t is None else f"{t:.2f} s"
 
         equal = {None: "–", True: "yes", False: "**no**"}[self.equal]
-        what = "; ".join(self.notes) if not self.failure else f"**failed**: {self.failure}"
+        what = "; ".join(self.notes or ["no verdict, training went on"]) if not self.failure else f"**failed**: {self.failure}"
         return f"| {self.case.name} | {span(self.detect)} | {span(self.recover)} | {'–' if self.lost is None else self.lost} | {equal} | {what} |"
+
+
+def rows_before():
+    """The rows of earlier runs: {name: row}."""
+    cases = {c.name: c for c in faults.CASES}
+    kept = next((e.get("rows", []) for e in common.read_results(RESULTS) if e["name"] == "faults"), [])
+    return {r["case"]: Row(cases[r["case"]], **{k: r[k] for k in Row.KEPT}) for r in kept if r["case"] in cases}
 
 
 class Drill:
     def __init__(self, args):
         self.args = args
         self.herd = common.herd_binary(args.herd)
-        self.cluster = None
+        self.cluster, self.form, self.disk = None, None, None
         self.references = {}
-        shutil.rmtree(FOLDER, ignore_errors=True)
-        FOLDER.mkdir(parents=True)
+        self.folder = args.folder.resolve()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
 
-    def up(self, nodes):
+    def up(self, nodes, options=faults.Case.cluster, disk=False):
         """A fresh cluster, or the one that is up with all its nodes."""
-        if self.cluster and self.cluster.nodes != nodes:
-            self.cluster.down()
-            self.cluster = None
+        if self.cluster and self.form != (nodes, options, disk):
+            self.down()
         if not self.cluster:
-            self.cluster = lab.Cluster(FOLDER / "cluster", nodes, "--cred-expire", "5", "--set", "SlurmdTimeout=15")
+            self.disk = lab.Disk(self.folder / "disk") if disk else None
+            self.form = (nodes, options, disk)
+            self.cluster = lab.Cluster(self.folder / "cluster", nodes, *options)
         return self.cluster
 
     def down(self):
         if self.cluster:
             self.cluster.down()
             self.cluster = None
+        if self.disk:
+            self.disk.remove()
+            self.disk = None
 
     def job(self, name, case, **more):
-        keys = dict(steps=case.steps, ranks=case.ranks, sets=case.sets, nodes=case.ask or case.nodes)
-        return lab.Job(self.cluster, FOLDER / name, self.herd, **{**keys, **more})
+        keys = dict(steps=case.steps, ranks=case.ranks, sets=case.sets, sbatch=case.sbatch, nodes=case.ask or case.nodes)
+        folder = self.disk.path / name if self.disk else self.folder / name
+        job = lab.Job(self.cluster, folder, self.herd, **{**keys, **more})
+        job.disk, job.cut, job.crashed = self.disk, None, []
+        return job
 
     def reference(self, case):
         """Losses of the undisturbed run."""
-        plain = tuple(s for s in case.sets if not s.startswith(("checkpoint.", "launch.")))
+        plain = tuple(s for s in case.sets if not s.startswith(("checkpoint.", "launch.", "liveness.")))
         key = (case.steps, case.ranks, plain)
         if key not in self.references:
-            job = self.job(f"reference-{len(self.references)}", case).submit()
-            if job.finish() != 0 or job.step() != case.steps:
+            job = self.job(f"reference-{len(self.references)}", case, sbatch=()).submit()
+            if job.finish(900) != 0 or job.step() != case.steps:
                 raise lab.Failed(f"the undisturbed run ended at step {job.step()}:\n{job.log.read_text()[-2000:]}")
             self.references[key] = job.losses()
         return self.references[key]
@@ -91,11 +117,10 @@ class Drill:
         row = Row(case)
         job = None
         try:
-            self.up(case.nodes)
+            self.up(case.nodes, case.cluster, case.disk)
             reference = self.reference(case)
             job = self.job(f"case-{number:02}", case).submit()
             job.reach(faults.AT)
-            job.cut, job.crashed = None, []
             moment = case.do(job)
             self.judge(case, row, job, moment, reference)
         except (lab.Failed, OSError, KeyError) as e:
@@ -103,24 +128,33 @@ class Drill:
         finally:
             if job:
                 self.clean(job)
+            if row.failure:
+                self.down()  # what it left behind is not the next one's fault
         print(row.line(), flush=True)
         return row
 
     def judge(self, case, row, job, moment, reference):
         if case.recovers:
-            lab.wait_for("recovery", 120, lambda: job.events("recovered") or job.fail_if_ended())
-        if case.after in (faults.heal, faults.is_gone):
+            done = lambda: [m for m in job.events("recovered") if not moment or lab.seconds(m["time"]) > moment]  # noqa: E731
+            lab.wait_for("recovery", 120, lambda: done() or job.fail_if_ended())
+        if case.after in (faults.heal, faults.heal_first, faults.is_gone):
             case.after(job, row.notes)
         code = job.finish(180)
         state = job.state()["JobState"]
         if (code, state) != (case.exit, case.state):
             raise lab.Failed(f"the job ended {state} with {code}, not {case.state} with {case.exit}: {job.log.read_text()[-1500:]}")
-        found, mended = job.events("fault"), job.events("recovered")
+        strays = [f for f in job.events("fault") if "Segmentation fault" in f["fact"]]
+        found, mended = [f for f in job.events("fault") if f not in strays], job.events("recovered")
+        if strays:  # docs/limits.md, Recovery
+            row.notes.append(f"{len(strays)} start{'s'[: len(strays) > 1]} died in MPI_Init and {'was' if len(strays) == 1 else 'were'} repeated")
+            mended = [m for m in mended if not moment or lab.seconds(m["time"]) > moment]
+        # where the supervisor itself is lost, the ranks' own verdict comes first
+        first = (job.events("verdict") if job.events("taken_over") else found) or found
         if not case.faults[0] <= len(found) <= case.faults[1]:
             raise lab.Failed(f"{len(found)} faults noted: {[f['fact'] for f in found]}")
         if found and moment:
-            row.detect = lab.seconds(found[0]["time"]) - moment
-            row.notes.insert(0, found[0]["fact"])
+            row.detect = lab.seconds(first[0]["time"]) - moment
+            row.notes.insert(0, first[0]["fact"])
         if mended and moment:
             row.recover = lab.seconds(mended[-1]["time"]) - moment
             row.lost = sum(m["steps_lost"] for m in mended)
@@ -137,9 +171,9 @@ class Drill:
         limit = faults.REASONS.get(case.kind)
         if limit and row.detect is not None and row.detect > limit + self.args.slack:
             raise lab.Failed(f"noticed after {row.detect:.2f} s, limit {limit} s")
-        if case.after and case.after not in (faults.heal, faults.is_gone):
+        if case.after and case.after not in (faults.heal, faults.heal_first, faults.is_gone):
             case.after(job, row.notes)
-        verify = lab.subprocess.run([str(self.herd), "checkpoint", "verify", str(job.run_dir)], capture_output=True, text=True)
+        verify = subprocess.run([str(self.herd), "checkpoint", "verify", str(job.run_dir)], capture_output=True, text=True)
         if verify.returncode != 0:
             raise lab.Failed(f"damaged checkpoints: {verify.stdout}{verify.stderr}")
         leftovers(job, self.cluster)
@@ -159,6 +193,29 @@ class Drill:
         except lab.Failed:
             self.down()  # a node that does not come back: the next case gets a new cluster
 
+    # --- herd drill ---
+
+    def commands(self):
+        """Every fault that `herd drill` knows, done by it to one live job: its outcomes, and how the job ended."""
+        self.up(4, disk=True)
+        case = faults.Case("herd drill", None, nodes=4, steps=1_000_000)
+        job = self.job("command", case).submit()
+        outcomes = []
+        try:
+            for kind, options in faults.COMMANDS:
+                job.reach(job.step() + 25, 120)
+                line = ["drill", str(job.run_dir), kind, "--json", "--patience", "120", *options]
+                done = self.cluster.tool("run", str(self.herd), *line, check=False)
+                try:
+                    outcomes.append(json.loads(done.splitlines()[-1]))
+                except (ValueError, IndexError):
+                    outcomes.append(dict(kind=kind, as_expected=False, fact=done))
+                print(json.dumps(outcomes[-1]), flush=True)
+        finally:
+            self.cluster.run(f"scancel {job.id}", check=False)
+            self.clean(job)
+        return outcomes
+
     # --- soak ---
 
     def soak(self, count, rows):
@@ -167,7 +224,6 @@ class Drill:
         case = faults.Case("soak", None, ranks=3, nodes=4, steps=self.args.soak_steps)
         reference = self.reference(case)
         job = self.job("soak", case, interval=0.3, sets=("launch.no_progress=10",)).submit()
-        job.cut, job.crashed = None, []
         chance, done, kinds = faults.Random(self.args.seed), 0, {}
         job.reach(5)
         began = time.time()
@@ -193,7 +249,7 @@ class Drill:
             time.sleep(0.2)
         code = job.finish(1800)
         equal = code == 0 and job.losses() == reference
-        status = lab.json.loads(lab.subprocess.run([str(self.herd), "status", "--json", str(job.run_dir)], capture_output=True, text=True).stdout)
+        status = json.loads(subprocess.run([str(self.herd), "status", "--json", str(job.run_dir)], capture_output=True, text=True).stdout)
         leftovers(job, cluster)
         self.clean(job)
         predicted = model(status, kinds, rows)
@@ -206,7 +262,6 @@ class Drill:
         case = faults.Case("idle", None, ranks=3, nodes=4, steps=1_000_000)
         self.up(4)
         job = self.job("idle", case).submit()
-        job.cut, job.crashed = None, []
         job.reach(20)
         pids = [pid for pid, _ in job.rank_processes().values()]
         supervisor = [p for p, env in lab.processes([" launch ", str(job.config)]) if "SLURM_JOB_ID" in env]
@@ -215,6 +270,16 @@ class Drill:
         second, t1 = spent(pids, supervisor), time.time()
         self.clean(job)
         return (second - first) / ((t1 - t0) * len(pids))
+
+
+def monitor():
+    """The monitor of 2,048 nodes, by the code that runs, fed with simulated reports: (share of a core, kB/s of messages)."""
+    line = ["cargo", "test", "--release", "--locked", "--lib", "a_monitor_of_2048_nodes", "--", "--nocapture"]
+    done = subprocess.run(line, cwd=common.ROOT, capture_output=True, text=True)
+    found = re.search(r"([\d.]+)% of a core, ([\d.]+) kB/s", done.stdout)
+    if not found:
+        raise lab.Failed(f"{' '.join(line)}: {done.stdout[-1000:]}{done.stderr[-1000:]}")
+    return float(found[1]) / 100, float(found[2])
 
 
 def spent(pids, supervisor):
@@ -236,7 +301,8 @@ def leftovers(job, cluster):
     """No process of the run on any node, nothing in the nodes' shared memory."""
     lab.wait_for("the processes of the run end", 15, lambda: not lab.processes([str(job.config), " train "]))
     for node in (cluster.tool("run", "cat", str(cluster.path / "nodes.list"))).split():
-        left = cluster.on(node, "ls -A /dev/shm", check=False)
+        # libfaketime shares its start time with its children there
+        left = cluster.on(node, "ls -A /dev/shm | grep -v faketime_", check=False)
         if left:
             raise lab.Failed(f"left in /dev/shm of {node}: {left}")
 
@@ -266,13 +332,13 @@ def model(status, kinds, rows):
     return status["training_s"] / (status["training_s"] + lost + rest)
 
 
-def entries(rows, soak, idle):
+def entries(rows, commands, soak, idle, large):
     worst = lambda key, pick: max((getattr(r, key) for r in rows if pick(r) and getattr(r, key) is not None), default=0.0)  # noqa: E731
     out = []
     if rows:
         failed = [r.case.name for r in rows if r.failure]
         out += [
-            common.entry("faults", len(rows), "kinds of faults drilled", PEERS["none"]),
+            common.entry("faults", len(rows), "kinds of faults drilled", PEERS["none"], rows=[r.keep() for r in rows]),
             common.entry("faults_failed", len(failed), "of them that did not go as they should", PEERS["none"], which=failed, goal=0, reached=not failed),
         ]
         silent = worst("detect", lambda r: r.case.kind == "silent") / faults.INTERVAL
@@ -285,6 +351,9 @@ def entries(rows, soak, idle):
             common.entry("recover_with_spare_s_max", spare, "seconds from a fault to the next finished step, on a spare or in place", PEERS["recover"], goal=15, reached=spare <= 15),
             common.entry("steps_lost_max", lost, "steps done again after one fault", PEERS["none"], goal=1, reached=lost <= 1),
         ]
+    if commands:
+        bad = [c["kind"] for c in commands if not c["as_expected"]]
+        out.append(common.entry("drill_commands", len(commands), "faults done to a live job by `herd drill`", PEERS["none"], which=bad, goal="all as expected", reached=not bad))
     if soak:
         ratio = soak["status"]["effective_time_ratio"]
         out += [
@@ -294,15 +363,28 @@ def entries(rows, soak, idle):
         ]
     if idle is not None:
         out.append(common.entry("idle_cost", idle, "CPU time of liveness and supervision over step time, 1 s probes", PEERS["none"], goal=0.005, reached=idle < 0.005))
+    if large:
+        out += [
+            common.entry("monitor_2048_share", large[0], "of one core: the monitor of 2,048 nodes × 8 ranks, simulated probes every 5 s", PEERS["none"]),
+            common.entry("monitor_2048_kb_s", large[1], "kB/s of messages to and from that monitor", PEERS["none"]),
+        ]
     return out
 
 
-def write_page(rows, soak):
+def write_page(rows, commands, soak):
     """The tables of docs/recovery.md."""
     page = PAGE.read_text()
     if rows:
         head = ["| fault | noticed after | training again after | steps done again | losses equal | what was seen |", "| --- | ---: | ---: | ---: | --- | --- |"]
         page = between(page, "faults", [*head, *[r.line() for r in rows]])
+    if commands:
+        lines = ["| `herd drill RUN …` | noticed after | training again after | steps lost | done twice, equal | what it said |", "| --- | ---: | ---: | ---: | ---: | --- |"]
+        for c in commands:
+            span = lambda key, c=c: "–" if c.get(key) is None else f"{c[key]:.2f} s"  # noqa: E731
+            equal = f"{c['compared'] - c['different']}/{c['compared']}" if c.get("compared") else "–"
+            lost = "–" if c.get("steps_lost") is None else c["steps_lost"]
+            lines.append(f"| `{c['kind']}` | {span('detected_s')} | {span('restarted_s')} | {lost} | {equal} | {c['fact'] or '–'} |")
+        page = between(page, "commands", lines)
     if soak:
         s = soak["status"]
         kinds = ", ".join(f"{n} × {k}" for k, n in sorted(soak["kinds"].items()))
@@ -322,42 +404,60 @@ def between(page, name, lines):
     return "\n".join([head + begin, "", *lines, "", end + rest.split(end)[1]])
 
 
+STAGES = ("cases", "commands", "soak", "idle", "monitor")
+
+
+def part(cases, text):
+    """`K/N`: the Kth of N parts of the cases; those of one cluster stay together."""
+    k, n = (int(x) for x in text.split("/"))
+    cases = sorted(cases, key=lambda c: (c.disk, c.cluster != faults.Case.cluster, c.cluster, -c.nodes))
+    return cases[len(cases) * (k - 1) // n : len(cases) * k // n]
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--only", default="", help="cases whose name holds these words; records nothing")
-    p.add_argument("--no-cases", action="store_true")
-    p.add_argument("--soak", type=int, default=200, help="random faults; 0 for none")
-    p.add_argument("--soak-steps", type=int, default=4000)
+    p.add_argument("--stages", default=",".join(STAGES), help=f"of {', '.join(STAGES)}")
+    p.add_argument("--only", help="cases whose name matches this regular expression, and no other stage; records nothing")
+    p.add_argument("--record", action="store_true", help="with --only: put the rows into the table")
+    p.add_argument("--part", default="1/1", metavar="K/N", help="the Kth of N parts of the cases")
+    p.add_argument("--soak", type=int, default=200, help="random faults")
+    p.add_argument("--soak-steps", type=int, default=7000)
     p.add_argument("--seed", type=int, default=5)
-    p.add_argument("--slack", type=float, default=0.0, help="seconds added to limits, for a busy machine")
-    p.add_argument("--no-idle", action="store_true")
+    p.add_argument("--slack", type=float, default=0.0, help="seconds added to limits, for a busy machine; records nothing")
+    p.add_argument("--folder", type=Path, default=FOLDER, help="for runs and their logs; emptied first")
     p.add_argument("--herd", help="binary (default target/release/herd)")
     args = p.parse_args()
+    stages = ["cases"] if args.only is not None else args.stages.split(",")
     drill = Drill(args)
-    rows, soak, idle = [], None, None
+    rows, commands, soak, idle, large = rows_before(), None, None, None, None
+    new, failed = [], False
     try:
-        if not args.no_cases:
-            chosen = [c for c in faults.CASES if args.only in c.name]
-            # few clusters: cases of one size together
-            for number, case in sorted(enumerate(chosen), key=lambda x: (-x[1].nodes, x[0])):
-                rows.append(drill.case(number, case))
-            order = [c.name for c in chosen]
-            rows.sort(key=lambda r: order.index(r.case.name))
-        if args.soak and not args.only:
-            soak = drill.soak(args.soak, rows)
-        if not args.no_idle and not args.only:
+        if "cases" in stages:
+            # few clusters: cases of one kind together
+            for number, case in enumerate(part(faults.CASES, args.part)):
+                if re.search(args.only or "", case.name):
+                    new.append(drill.case(number, case))
+        rows.update((r.case.name, r) for r in new)
+        table = [rows[c.name] for c in faults.CASES if c.name in rows]
+        if "commands" in stages:
+            commands = drill.commands()
+        if "soak" in stages:
+            soak = drill.soak(args.soak, table)
+        if "idle" in stages:
             idle = drill.idle_cost()
+        if "monitor" in stages:
+            large = monitor()
     finally:
         drill.down()
-    found = entries(rows, soak, idle)
+    failed = any(r.failure for r in new) or (soak and not soak["equal"]) or any(not c["as_expected"] for c in commands or [])
+    found = entries(table if new else [], commands, soak, idle, large)
     for e in found:
         print(f"{e['name']:32}{e['value']:10.4g}  {e['unit']}")
-    if not args.only:
+    if (args.record or not args.only) and not args.slack:
         common.write_results(found, RESULTS)
-        write_page(rows, soak)
+        write_page(table if new else [], commands, soak)
         report.write()
-    if any(r.failure for r in rows) or (soak and not soak["equal"]):
-        sys.exit(1)
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

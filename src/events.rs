@@ -12,6 +12,8 @@ pub struct Events {
     file: File,
     path: PathBuf,
     dir: PathBuf,
+    /// The last line may be there in part: on a full disk.
+    torn: bool,
 }
 
 impl Events {
@@ -19,7 +21,7 @@ impl Events {
     /// [`Exit::Storage`].
     pub fn open(dir: &Path) -> Result<Events> {
         let path = dir.join("events.jsonl");
-        Ok(Events { file: append(&path)?, path, dir: dir.to_path_buf() })
+        Ok(Events { file: append(&path)?, path, dir: dir.to_path_buf(), torn: false })
     }
 
     /// Appends `{"time": RFC 3339, "kind": kind, "attempt": n, …fields}`; `fields` is a JSON object or null.
@@ -35,7 +37,13 @@ impl Events {
         if let Value::Object(fields) = fields {
             line.extend(fields);
         }
-        write_line(&mut self.file, &self.path, &Value::Object(line))
+        if self.torn {
+            let ended = self.file.write_all(b"\n");
+            ended.map_err(|e| Error::io(&self.path, "write to", &e, Exit::Storage))?;
+        }
+        let written = write_line(&mut self.file, &self.path, &Value::Object(line));
+        self.torn = written.is_err();
+        written
     }
 }
 

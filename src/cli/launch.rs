@@ -3,7 +3,7 @@
 use super::logging;
 use crate::config;
 use crate::error::{Error, Exit, Result};
-use crate::launch::{Launch, Supervisor};
+use crate::launch::{standby, Launch, Supervisor};
 use crate::slurm::Job;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -26,6 +26,9 @@ pub struct Args {
     /// Nodes that wait for a fault (default: launch.spares, else all that the plan does not need)
     #[arg(long, value_name = "N")]
     pub spares: Option<usize>,
+    /// Wait beside the supervisor on this node, and take its place when the node is lost; herd launch starts it by itself
+    #[arg(long, value_name = "NODE", hide = true)]
+    pub standby: Option<String>,
     /// Further arguments of `herd train`
     #[arg(last = true, value_name = "ARGUMENTS")]
     pub train: Vec<String>,
@@ -37,6 +40,7 @@ pub fn run(args: Args) -> Result<()> {
         return Err(Error::new(Exit::World, "herd launch runs inside a Slurm job, and SLURM_JOB_ID is not set")
             .hint("submit slurm/llama3_demo.sbatch; without Slurm, start the ranks by mpirun herd train"));
     };
+    let job = if args.standby.is_some() { standby::whole(job)? } else { job };
     let config = config::load(&args.config, &args.set)?;
     let sets = args.set.iter().flat_map(|s| ["--set".to_string(), s.clone()]);
     let arguments = sets.chain(args.train).collect();
@@ -47,7 +51,11 @@ pub fn run(args: Args) -> Result<()> {
             .map_err(|e| Error::new(Exit::Internal, format!("cannot install signal handlers: {e}")))?;
     }
     let launch = Launch::new(config, args.config, arguments, args.spares, &job)?;
-    match Supervisor::open(launch, job, asked)?.run()? {
+    let exit = match &args.standby {
+        Some(node) => standby::wait(launch, job, asked, node)?,
+        None => Supervisor::open(launch, job, asked)?.run()?,
+    };
+    match exit {
         Exit::Ok => Ok(()),
         exit => std::process::exit(exit.code()),
     }

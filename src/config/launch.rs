@@ -20,6 +20,8 @@ pub struct LaunchSection {
     /// Without a spare, go on with fewer data-parallel replicas (same global batch, more accumulation) instead of
     /// requeueing.
     pub shrink: bool,
+    /// A deputy on another node takes the supervisor's place when the supervisor's node is lost.
+    pub standby: bool,
     /// Put the job back into the queue when it cannot go on here: time limit, preemption, no node left.
     pub requeue: bool,
     /// Instead of a requeue after lost nodes, submit a successor with `sbatch --exclude`.
@@ -70,6 +72,7 @@ impl Default for LaunchSection {
             ranks_per_node: None,
             spares: None,
             shrink: false,
+            standby: true,
             requeue: true,
             successor: false,
             mpi: "pmix".into(),

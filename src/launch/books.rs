@@ -7,7 +7,7 @@ use super::place::Placement;
 use super::policy::Decision;
 use super::ranks::Ranks;
 use super::supervise::{Fault, Supervisor};
-use super::watch;
+use super::{standby, watch};
 use crate::config::AlertKind;
 use crate::error::{Exit, Result};
 use jiff::{SignedDuration, Timestamp};
@@ -32,7 +32,7 @@ impl Supervisor {
         };
         self.slots = placement.active.clone();
         self.history.attempts.push(record);
-        self.history.write(&self.run_dir)?;
+        self.write_history()?;
         let (nodes, spares) = (placement.active.join(","), placement.spares.join(","));
         let world = placement.active.len() * self.launch.ranks_per_node;
         tracing::info!("attempt {}: {world} ranks on {nodes}; spares: {spares}", self.number);
@@ -49,7 +49,7 @@ impl Supervisor {
             (record.reason, record.fact) = (found.reason.clone(), found.fact.clone());
             record.blamed = found.nodes.clone();
         }
-        self.history.write(&self.run_dir)?;
+        self.write_history()?;
         if !found.class.is_fault() {
             return Ok(());
         }
@@ -91,29 +91,36 @@ impl Supervisor {
                 self.alerts.tell(AlertKind::NodeGivenUp, node, &text, value);
             }
         }
-        self.book.save()
+        self.patiently(|s| s.book.save())
     }
 
     /// The first decision: an attempt that nobody has closed was left by a supervisor that is lost.
     pub(super) fn after_the_last_supervisor(&mut self) -> Result<Decision> {
         let step = watch::last_step(&self.run_dir);
         let again = Decision::Again { wait: Duration::ZERO, skip: None };
+        if let Some(lost) = self.lost.clone() {
+            self.fault = Some(Fault { noticed: Instant::now(), step });
+            self.say("taken_over", json!({ "job": self.job.id, "lost": lost, "by": standby::here(&self.job) }))?;
+        }
         let Some(record) = self.history.attempts.last_mut().filter(|r| r.ended.is_none()) else { return Ok(again) };
         record.ended = Some(Timestamp::now());
         record.last_step = step;
         record.class = Some(Class::Supervisor);
         record.reason = "supervisor_lost".into();
-        record.fact = format!("the supervisor of attempt {} left no word", record.attempt);
-        let host = record.nodes.first().filter(|_| record.job == self.job.id).cloned();
+        record.fact = match &self.lost {
+            Some(node) => format!("node {node} is lost, and the supervisor of attempt {} with it", record.attempt),
+            None => format!("the supervisor of attempt {} left no word", record.attempt),
+        };
+        let host = self.lost.clone().or_else(|| record.nodes.first().filter(|_| record.job == self.job.id).cloned());
         let (attempt, fact) = (record.attempt, record.fact.clone());
-        self.history.write(&self.run_dir)?;
+        self.write_history()?;
         let value = json!({
             "attempt": attempt, "step": step, "class": Class::Supervisor, "reason": "supervisor_lost", "fact": fact,
             "nodes": host.iter().collect::<Vec<_>>(), "ranks": [],
         });
         self.say("fault", value)?;
         // Slurm starts a job again by itself when the node of its batch script is lost.
-        self.blame(&host.into_iter().collect::<Vec<_>>(), "supervisor_lost", false)?;
+        self.blame(&host.into_iter().collect::<Vec<_>>(), "supervisor_lost", self.lost.is_some())?;
         self.fault = Some(Fault { noticed: Instant::now(), step });
         Ok(self.consider(Exit::GaveUp))
     }

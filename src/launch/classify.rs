@@ -152,9 +152,13 @@ fn of_nodes(seen: &Seen) -> Option<Finding> {
 fn of_signal(seen: &Seen) -> Option<Finding> {
     let mut found: Option<Finding> = None;
     let memory = seen.said.contains(&Message::OutOfMemory);
+    // who could still complain of a peer died of what MPI or Slurm does to the rest
+    let complained = |rank: &usize| seen.verdicts.iter().any(|v| v.reason == Reason::PeerLost && v.accuser == *rank);
     for m in &seen.said {
         let Message::Tasks { nodes, ranks, how: How::Signal(signal) } = m else { continue };
-        if FROM_OUTSIDE.contains(&signal.as_str()) {
+        // srun kills the step when it gets the signal that this supervisor got
+        let with_srun = seen.asked && signal == "Killed";
+        if FROM_OUTSIDE.contains(&signal.as_str()) || with_srun || ranks.iter().all(complained) {
             continue;
         }
         let out_of_memory = memory || signal == "Out Of Memory";

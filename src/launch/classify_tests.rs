@@ -90,6 +90,9 @@ fn what_slurm_says() {
     }
     assert_eq!(classify(&said(&["n1: task 0: Exited with exit code 10"])).exit, Exit::Config);
     assert!(!said(&["n1: task 0: Terminated"]).is_fault(), "srun's end will say more");
+    // A signal to all of a job's processes makes srun kill the step before the ranks have saved: no node's fault.
+    let killed = classify(&Seen { asked: true, code: Some(137), ..said(&["n[1-2]: tasks 0-1: Killed"]) });
+    assert_eq!((killed.class, killed.nodes.len()), (Class::Unknown, 0));
 }
 
 #[test]
@@ -125,6 +128,9 @@ fn what_the_ranks_say() {
 fn a_cause_comes_before_a_symptom_whoever_names_it() {
     let lost = verdict(0, Reason::PeerLost, "", false);
     let seen = Seen { verdicts: vec![lost.clone()], ..said(&["n2: task 1: Killed"]) };
+    assert_eq!(classify(&seen).nodes, ["n2"]);
+    // Of two that were killed, the one that had complained of the other is not to blame.
+    let seen = Seen { verdicts: vec![lost.clone()], ..said(&["n0: task 0: Killed", "n2: task 1: Killed"]) };
     assert_eq!(classify(&seen).nodes, ["n2"]);
     let silent = verdict(2, Reason::MissedProbes, "n1", true);
     let seen = Seen { verdicts: vec![lost.clone(), silent], ..said(&["n3: task 3: Killed"]) };

@@ -103,10 +103,9 @@ impl Drill {
         if rank >= world {
             return Err(Error::new(Exit::Usage, format!("--rank {rank}: the run has ranks 0 to {}", world - 1)));
         }
-        let before = last_step(&self.run_dir);
+        let mut before = last_step(&self.run_dir);
         let mut events = Tail::from_end(self.run_dir.join("events.jsonl"));
         let node = rank / per_node * per_node..(rank / per_node + 1) * per_node;
-        let mut ballast = None;
         let order = |fault: Fault| self.order(rank, &fault);
         let all = |fault: Fault| node.clone().try_for_each(|r| self.order(r, &fault));
         let seconds = self.seconds;
@@ -125,7 +124,12 @@ impl Drill {
                 corrupt_newest(&self.run_dir.join("checkpoints"))?;
                 order(Fault::Kill)?
             }
-            Kind::FillDisk => ballast = Some(fill(&self.run_dir, self.fill_limit)?),
+            Kind::FillDisk => {
+                let ballast = fill(&self.run_dir, self.fill_limit)?;
+                std::thread::sleep(Duration::from_secs_f64(seconds));
+                drop(ballast);
+                before = last_step(&self.run_dir);
+            }
             Kind::TimeLimit => {
                 let line = ["--batch", "--signal=USR1", &live.job.to_string()];
                 process::output(process::command("scancel", &line), Duration::from_secs(10))?;
@@ -137,7 +141,6 @@ impl Drill {
         }
         let ordered = !matches!(kind, Kind::FillDisk | Kind::TimeLimit | Kind::Requeue);
         let seen = self.follow(kind, ordered, before, &mut events);
-        drop(ballast);
         let (compared, different) = self.redone()?;
         let (detected, restarted, lost, fact) = seen;
         let as_expected = different == 0 && (restarted.is_some() || !kind.restarts()) && !fact.starts_with("FAILED");

@@ -1,17 +1,21 @@
 //! How a supervisor leaves: done, given up, requeued, followed by a successor, or overtaken.
 
-use super::history::{Class, Record};
+use super::history::{Class, History, Record};
 use super::own_program;
+use super::ranks::TICK;
 use super::supervise::Supervisor;
 use crate::config::AlertKind;
 use crate::error::{Exit, Result};
 use crate::slurm::{control, process, StepLine};
 use jiff::Timestamp;
 use serde_json::{json, Value};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// How long snapshots may take from memory to disk.
 const FLUSH: Duration = Duration::from_secs(300);
+/// After the first rank of a flush has ended, how long the others may take.
+const FLUSH_TOGETHER_S: u64 = 15;
 
 impl Supervisor {
     /// The end: `exit` becomes the job's exit code.
@@ -19,7 +23,7 @@ impl Supervisor {
         self.empty_memory();
         // the next start by a person has a budget of its own
         self.history.counted_from = self.history.attempts.len();
-        self.history.write(&self.run_dir)?;
+        self.write_history()?;
         self.say("launch_ended", json!({ "exit": exit.code(), "why": why }))?;
         match exit {
             Exit::Ok => {
@@ -100,7 +104,7 @@ impl Supervisor {
             fact: why.clone(),
             blamed: vec![],
         });
-        self.history.write(&self.run_dir)?;
+        self.write_history()?;
         if let super::policy::Decision::Stop { exit, why } = self.consider(Exit::GaveUp) {
             return self.leave(exit, &why);
         }
@@ -123,6 +127,15 @@ impl Supervisor {
 
     /// A newer attempt is under way elsewhere: nothing may be written any more.
     pub(super) fn overtaken(self) -> Result<Exit> {
+        let last = History::read(&self.run_dir)?.attempts.pop();
+        if last.is_some_and(|r| r.job == self.job.id && r.restarts == self.job.restarts) {
+            // the end of the batch script would end the job, and with it what the deputy has started
+            tracing::error!("the deputy has taken over the run; this one is silent until Slurm ends it");
+            while !self.asked.load(Ordering::Relaxed) {
+                std::thread::sleep(TICK);
+            }
+            return Ok(Exit::Fenced);
+        }
         tracing::error!("another supervisor has taken over the run; this one leaves");
         Ok(Exit::Fenced)
     }
@@ -148,19 +161,27 @@ impl Supervisor {
             mpi,
             hosts_file: &hosts_file,
         };
-        let mut command = line.command();
-        command.args([
-            own_program(),
-            "checkpoint".into(),
-            "flush".into(),
-            self.run_dir.display().to_string(),
-            "--remove".into(),
-        ]);
-        let said = match process::output(command, FLUSH) {
+        let flush = || {
+            let mut command = line.command();
+            // nothing watches over these ranks: when one dies, the others would wait for it
+            command.arg(format!("--wait={FLUSH_TOGETHER_S}"));
+            let run_dir = self.run_dir.display().to_string();
+            command.args([own_program(), "checkpoint".into(), "flush".into(), run_dir, "--remove".into()]);
+            process::output(command, FLUSH)
+        };
+        let no_snapshot = format!("code {}:", Exit::NoSnapshot.code());
+        let decided = |r: &Result<String>| r.as_ref().map_or_else(|e| e.fact.contains(&no_snapshot), |_| true);
+        let mut result = flush();
+        if !decided(&result) {
+            tracing::warn!(
+                "snapshots: {}; once more",
+                result.as_ref().map_or_else(|e| e.to_string(), |_| String::new())
+            );
+            result = flush();
+        }
+        let said = match result {
             Ok(said) => said.split_whitespace().collect::<Vec<_>>().join(" "),
-            Err(e) if e.fact.contains(&format!("code {}:", Exit::NoSnapshot.code())) => {
-                "no whole step in memory; what is on disk counts".into()
-            }
+            Err(e) if e.fact.contains(&no_snapshot) => "no whole step in memory; what is on disk counts".into(),
             Err(e) => e.to_string(),
         };
         tracing::info!("snapshots: {said}");

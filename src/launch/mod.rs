@@ -1,6 +1,6 @@
 //! The supervisor behind `herd launch`: starts the ranks, watches them, starts them again.
 //!
-//! `supervise` is the loop, `ranks` one start of the ranks, `ending` how it leaves. What they decide by is pure:
+//! `supervise` is the loop, `ranks` one start of the ranks, `ending` how it leaves, `standby` who goes on when its node is lost. What they decide by is pure:
 //! `classify` (what was seen → what it means), `policy` (whether to start again), `place` (on which nodes). What they
 //! remember is in the run directory: `ledger` (nodes), `history` (attempts).
 
@@ -16,6 +16,7 @@ mod place;
 mod policy;
 mod ranks;
 mod rollcall;
+pub mod standby;
 pub mod status;
 mod supervise;
 pub mod watch;

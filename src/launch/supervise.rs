@@ -5,12 +5,13 @@
 
 use super::alert::Alerts;
 use super::classify::{classify, Finding, Seen};
-use super::history::History;
+use super::history::{History, Record};
 use super::ledger::Book;
 use super::nodes::Found;
 use super::place::Placement;
 use super::policy::{decide, Decision};
 use super::ranks::{Ranks, TICK};
+use super::standby::Standby;
 use super::{watch, Launch};
 use crate::attempt;
 use crate::error::{Error, Exit, Result};
@@ -25,6 +26,8 @@ use std::time::{Duration, Instant};
 
 /// How often nodes are asked while the ranks start.
 const START_CALL: Duration = Duration::from_secs(4);
+/// How long after a filesystem has refused to write it is asked again.
+const STORAGE_AGAIN: Duration = Duration::from_secs(1);
 /// How often the run directory is asked whether another supervisor has taken over.
 const FENCE: Duration = Duration::from_secs(1);
 
@@ -43,6 +46,9 @@ pub struct Supervisor {
     /// Slots of the last attempt of this job.
     pub(super) slots: Vec<String>,
     pub(super) fault: Option<Fault>,
+    /// The node of the supervisor whose place this one takes within the job.
+    pub(super) lost: Option<String>,
+    standby: Option<Standby>,
 }
 
 /// A fault that is being mended.
@@ -64,14 +70,18 @@ impl Supervisor {
             ("run_dir".into(), json!(run_dir)),
             ("job".into(), json!(job.address())),
         ];
+        let same_job = |r: &&Record| r.job == job.id && r.restarts == job.restarts;
+        let before = history.attempts.last().filter(same_job);
         let s = Supervisor {
             book: Book::open(&run_dir, config.launch.ledger.as_deref())?,
             events: Events::open(&run_dir)?,
             alerts: Alerts::new(&config.alerts, about.into_iter().collect()),
             number: attempt::newest(&run_dir)?.map_or(0, |a| a.attempt),
-            shrunk_to: None,
-            slots: Vec::new(),
+            shrunk_to: before.and_then(|r| r.shrunk_to),
+            slots: before.map_or_else(Vec::new, |r| r.nodes.clone()),
             fault: None,
+            lost: None,
+            standby: None,
             history,
             launch,
             job,
@@ -81,6 +91,11 @@ impl Supervisor {
         attempt::adopt(s.number);
         s.refuse_a_second_job()?;
         Ok(s)
+    }
+
+    /// In the place of the supervisor on node `lost`.
+    pub fn after(self, lost: &str) -> Supervisor {
+        Supervisor { lost: Some(lost.to_string()), ..self }
     }
 
     /// Runs the ranks until the run is done, stops, or the job goes back into the queue.
@@ -113,6 +128,7 @@ impl Supervisor {
                 Found::Overtaken => return self.overtaken(),
                 Found::Asked => return self.requeue("a signal came between two attempts", false),
             };
+            self.keep_standby(&placement);
             let Some(found) = self.attempt(&placement)? else {
                 return self.overtaken();
             };
@@ -122,7 +138,7 @@ impl Supervisor {
 
     /// One attempt from its number to what its end means; `None` when another supervisor has taken the run over.
     fn attempt(&mut self, placement: &Placement) -> Result<Option<Finding>> {
-        if !self.claim_number()? {
+        if !self.patiently(Supervisor::claim_number)? {
             return Ok(None);
         }
         let nodes = &placement.active;
@@ -160,6 +176,7 @@ impl Supervisor {
                     return Ok(None);
                 }
                 self.note_alerts();
+                self.keep_standby(placement);
             }
             // until the ranks have met, nobody else watches their nodes
             if !ranks.have_met() && called.elapsed() > START_CALL {
@@ -214,6 +231,13 @@ impl Supervisor {
         Ok(true)
     }
 
+    fn keep_standby(&mut self, placement: &Placement) {
+        if self.launch.config.launch.standby {
+            let nodes = [&placement.active[..], &placement.spares].concat();
+            Standby::keep(&mut self.standby, &self.job, &nodes, &self.run_dir.join("launch/hosts-standby"));
+        }
+    }
+
     /// What the policy says about the attempts that count.
     pub(super) fn consider(&self, exit: Exit) -> Decision {
         let counted = self.history.counted_from.min(self.history.attempts.len());
@@ -250,6 +274,29 @@ impl Supervisor {
 
     /// One line in `events.jsonl`.
     pub(super) fn say(&mut self, kind: &str, fields: Value) -> Result<()> {
-        self.events.event(kind, fields)
+        self.patiently(|s| s.events.event(kind, fields.clone()))
+    }
+
+    /// Writes `attempts.json`.
+    pub(super) fn write_history(&mut self) -> Result<()> {
+        self.patiently(|s| s.history.write(&s.run_dir))
+    }
+
+    /// Does again what the filesystem refuses, each second for `liveness.storage_s`: a disk that is full may be freed, and
+    /// the allocation with all that it holds in memory is worth the wait.
+    pub(super) fn patiently<T>(&mut self, mut work: impl FnMut(&mut Supervisor) -> Result<T>) -> Result<T> {
+        let limit = Duration::from_secs_f64(self.launch.config.liveness.storage_s);
+        let began = Instant::now();
+        loop {
+            match work(self) {
+                Err(e) if e.exit == Exit::Storage && began.elapsed() < limit && !self.asked.load(Ordering::Relaxed) => {
+                    if began.elapsed() < STORAGE_AGAIN {
+                        tracing::warn!("{e}; trying again for {} s", limit.as_secs_f64());
+                    }
+                    std::thread::sleep(STORAGE_AGAIN);
+                }
+                done => return done,
+            }
+        }
     }
 }

@@ -41,6 +41,11 @@ pub fn requeue(job: &Job) -> Result<()> {
     output(command("scontrol", &["requeue", &job.address()]), LIMIT).map(|_| ())
 }
 
+/// Ends the job.
+pub fn cancel(address: &str) -> Result<()> {
+    output(command("scancel", &[address]), LIMIT).map(|_| ())
+}
+
 /// Kills every task of the job's step called `name`, from a thread of its own: towards a dead node `scancel` takes as long
 /// as Slurm's message timeout, and the nodes that live are done long before.
 pub fn kill_step_beside(job: &Job, name: &str) -> std::thread::JoinHandle<()> {

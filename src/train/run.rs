@@ -54,6 +54,7 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
     let last = config.train.stop_at.unwrap_or(config.train.steps).min(config.train.steps);
     let behind = world.agree(Behind::start(plan, world))?;
     let mut skipped_in_a_row = 0;
+    let mut asked = false;
     if state.step >= last {
         report.note(&format!("nothing to do: the run stands at step {} of {last}", state.step));
     }
@@ -112,7 +113,8 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
             report.kept(what)?;
         }
         behind.report(&mut report)?;
-        if found.stop {
+        asked = found.stop;
+        if asked {
             break;
         }
     }
@@ -122,7 +124,8 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
     behind.finish(matches!(end, End::Finished), &mut report, world, progress)?;
     report.event(if matches!(end, End::Finished) { "finished" } else { "stopped" }, json!({ "step": state.step }))?;
     report.finish();
-    if matches!(end, End::Finished) {
+    // a job that is being cancelled has no later moment to free memory in, and the state is on disk
+    if matches!(end, End::Finished) || asked {
         keeper.finish()?;
     }
     Ok(end)

@@ -5,7 +5,7 @@ import random
 import signal
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lab import Failed, processes, seconds, wait_for
 
@@ -31,9 +31,10 @@ class Case:
     ranks: int = 3
     steps: int = 400
     sets: tuple = ()
+    sbatch: tuple = ()
+    cluster: tuple = ("--cred-expire", "5", "--set", "SlurmdTimeout=15")
+    disk: bool = False  # on a filesystem of its own, which can be made to block
     after: object = None  # job, notes -> None: further checks; adds words to notes
-    note: str = ""
-    seen: list = field(default_factory=list)
 
 
 def kill(rank):
@@ -82,13 +83,7 @@ def stop_then_continue(job):
 
 
 def is_gone(job, notes):
-    def gone():
-        try:
-            return open(f"/proc/{job.woken}/stat").read().rsplit(")", 1)[1].split()[0] == "Z"
-        except FileNotFoundError:
-            return True
-
-    wait_for("the process that woke up ends", 10, gone)
+    wait_for("the process that woke up ends", 10, lambda: not alive(job.woken))
     notes.append("the old process is gone, and wrote nothing")
 
 
@@ -100,11 +95,6 @@ def cut(node):
         return now
 
     return do
-
-
-def heal_late(job, notes):
-    job.cluster.tool("heal", job.cut)
-    requeued(1)(job, notes)
 
 
 def heal(job, notes):
@@ -120,10 +110,13 @@ def rank_nodes(job):
 
 def crash(*nodes):
     def do(job):
-        now = time.time()
-        for node in nodes:
-            job.cluster.tool("kill", node)
         job.crashed = list(nodes)
+        now = time.time()
+        killers = [threading.Thread(target=job.cluster.tool, args=("kill", node)) for node in nodes]
+        for k in killers:
+            k.start()
+        for k in killers:
+            k.join()
         return now
 
     return do
@@ -156,9 +149,10 @@ def order(text, rank=1):
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(text)
+        before = len(job.events("drill"))
         temporary.rename(path)
-        taken = wait_for("the order is taken", 30, lambda: job.events("drill"))
-        return seconds(taken[-1]["time"])
+        taken = wait_for("the order is taken", 30, lambda: job.events("drill")[before:])
+        return seconds(taken[0]["time"])
 
     return do
 
@@ -184,6 +178,109 @@ def corrupt_and_kill(job):
     return kill(0)(job)
 
 
+def freeze(seconds):
+    """Whoever writes to the filesystem of the run, and only whoever writes, hangs in the kernel for that long."""
+
+    def do(job):
+        now = time.time()
+        with job.disk.frozen():
+            time.sleep(seconds)
+        return now
+
+    return do
+
+
+def freeze_too_long(job):
+    """Longer than liveness.storage_s: ranks that do not hang in the kernel leave while the filesystem still blocks."""
+    now = time.time()
+    with job.disk.frozen():
+        first = job.rank_processes()
+        left = lambda: [r for r, (pid, _) in first.items() if not alive(pid)]  # noqa: E731
+        job.left_s = None
+        end = time.monotonic() + 40
+        while time.monotonic() < end:
+            if job.left_s is None and len(left()) >= len(first) - 1:
+                job.left_s = time.time() - now
+            time.sleep(0.1)
+    return now
+
+
+def left_meanwhile(job, notes):
+    if job.left_s is None:
+        raise Failed("ranks stayed while the filesystem blocked")
+    notes.append(f"the others had left {job.left_s:.1f} s after it began to block")
+
+
+def alive(pid):
+    """Whether a process runs: a zombie does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as f:
+            return f.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+SKEWED = ("--set", "SlurmdTimeout=15", "--skew", "herd2=+60", "--skew", "herd3=-60")
+
+
+def skewed(job):
+    """Clocks of two nodes are wrong: shown by what their ranks write, then ten quiet seconds, then a death."""
+    job.shifts = []
+    for rank in (1, 2):
+        now = time.time()
+        job.shifts.append(order('{"kind": "slow", "seconds": 0.01, "steps": 1}', rank)(job) - now)
+    time.sleep(10)
+    if job.events("fault"):
+        raise Failed(f"a false verdict: {job.events('fault')[0]['fact']}")
+    return kill(1)(job)
+
+
+def shifts_seen(job, notes):
+    a, b = job.shifts
+    if not (50 < a < 70 and -70 < b < -50):
+        raise Failed(f"clocks were off by {a:.1f} and {b:.1f} s, not by ±60 s")
+    notes.append(f"clocks off by {a:+.0f} and {b:+.0f} s, no false verdict in 10 s")
+
+
+PREEMPTIBLE = ("--cred-expire", "5", "--set", "SlurmdTimeout=15", "--set", "PreemptType=preempt/partition_prio",
+               "--set", "PreemptMode=REQUEUE")
+
+
+def preempt(job):
+    """A job of a partition with a higher priority needs the nodes."""
+    job.cluster.run("scontrol show partition urgent >/dev/null 2>&1 || scontrol create PartitionName=urgent Nodes=ALL PriorityTier=10; "
+                    "scontrol update PartitionName=batch GraceTime=30")
+    now = time.time()
+    job.cluster.run(f"sbatch -p urgent -N{job.nodes} -o /dev/null --exclusive --wrap 'sleep 3'")
+    wait_for("the preemption", 60, lambda: job.state().get("Restarts") == "1")
+    return now
+
+
+def time_limit(job):
+    """Two minutes are all it has; the warning comes a minute before, or up to a minute earlier."""
+    order('{"kind": "slow", "seconds": 0.5, "steps": 1000000}')(job)
+    wait_for("the warning", 130, lambda: job.events("asked_to_stop"), every=0.2)
+    wait_for("the requeue", 60, lambda: job.state().get("Restarts") == "1", every=0.2)
+    return None
+
+
+def stopped_once(job, notes):
+    """Saved at the step at which it stopped, requeued once."""
+    stopped, resumed = job.events("stopped"), job.events("resume")
+    if len(stopped) != 1 or resumed[-1]["step"] != stopped[0]["step"]:
+        raise Failed(f"stopped at {[e['step'] for e in stopped]}, went on from {[e['step'] for e in resumed]}")
+    notes.append(f"saved at step {stopped[0]['step']}")
+    requeued(1)(job, notes)
+
+
+def from_disk(job, notes):
+    """A slice was nowhere in memory any more."""
+    resumed, mended = job.events("resume")[-1], job.events("recovered")[-1]
+    if resumed["step"] % 20 or "step-" not in str(resumed["path"]):
+        raise Failed(f"went on from {resumed}")
+    notes.append(f"back to the checkpoint on disk of step {resumed['step']}; said: {mended['steps_lost']} steps are done again")
+
+
 def slurm(text):
     def do(job):
         now = time.time()
@@ -202,22 +299,24 @@ def crash_and_boot(job):
     return now
 
 
-def crash_the_first(job):
-    """The node of the supervisor: Slurm notices, and starts the job again elsewhere."""
-    now = time.time()
-    job.cluster.tool("kill", "herd1")
-    job.crashed = ["herd1"]
-    wait_for("a second start", 120, lambda: len(job.events("launch")) >= 2)
-    return now
+def heal_first(job, notes):
+    """The link is back while the deputy's attempt runs: the old supervisor must not disturb it, nor end the job."""
+    job.cluster.tool("heal", job.cut)
+    job.cut = None
+    before = job.step()
+    job.reach(before + 100)
+    taken_over(job, notes, running=True)
+    notes.append("the link came back meanwhile, and the old supervisor kept still")
 
 
-def cut_the_first(job):
-    """The supervisor lives on, but nobody hears it: Slurm starts the job again elsewhere."""
-    now = time.time()
-    job.cluster.tool("cut", "herd1")
-    job.cut = "herd1"
-    wait_for("a second start", 120, lambda: len(job.events("launch")) >= 2)
-    return now
+def taken_over(job, notes, running=False):
+    """The supervisor's deputy has gone on in its place, in the same job, and has ended the job that lost its batch script."""
+    found = job.events("taken_over")
+    if len(found) != 1 or found[0]["lost"] != "herd1" or not (running or job.events("finished")):
+        raise Failed(f"taken over: {found}")
+    if job.events("requeue") or int(job.state()["Restarts"]):
+        raise Failed("it was requeued")
+    notes.append(f"the deputy on {found[0]['by']} took over")
 
 
 def requeued(count):
@@ -275,18 +374,24 @@ CASES = [
     Case("SIGSTOP, SIGCONT after the eviction", stop_then_continue, kind="silent", after=is_gone),
     Case("link of a node cut", cut("herd2"), kind="silent", after=heal),
     Case("node crashed", crash("herd3"), kind="silent"),
-    Case("first node (supervisor) crashed", crash_the_first, kind="queue", ask=4, spare=False, lost=1, after=requeued(1)),
-    Case("link of the first node cut; its supervisor lives on", cut_the_first, kind="queue", ask=4, faults=(1, 2), spare=False, after=heal_late),
-    Case("two nodes crashed at once", crash("herd2", "herd3"), kind="silent", faults=(1, 2), lost=None),
+    Case("first node (supervisor) crashed", crash("herd1"), kind="silent", state="CANCELLED", after=taken_over),
+    Case("link of the first node cut; its supervisor lives on", cut("herd1"), kind="silent", faults=(1, 2), exit=32, state="CANCELLED", steps=800,
+         after=heal_first),
+    Case("two nodes crashed at once, every slice is left somewhere", crash("herd2", "herd4"), kind="silent", faults=(1, 2), ranks=4),
+    Case("two nodes crashed at once, every holder of a slice", crash("herd2", "herd3"), kind="silent", faults=(1, 2), lost=None, after=from_disk),
     Case("second node crashed during recovery", crash_then_another, kind="silent", faults=(1, 3), lost=None, spare=False),
     Case("node crashed, and its spare is dead too", bad_spare, kind="silent"),
-    Case("no spare left: requeue", crash_and_boot, kind="queue", nodes=3, spare=False, after=requeued(1)),
+    Case("no spare left: requeue", crash_and_boot, kind="queue", nodes=3, recovers=False, spare=False, after=requeued(1)),
     Case("no spare left: fewer replicas", crash("herd2"), kind="silent", nodes=3, bitwise=False, spare=False,
          sets=("launch.shrink=true", "batch={global: 12, micro: 2}"), after=shrunk),
     Case("a rank skips a collective", order('{"kind": "skip_collective"}'), kind="stuck", spare=False),
     Case("a collective stalls for 2 s", order('{"kind": "stall_collective", "seconds": 2}'), kind="none", faults=(0, 0), recovers=False),
     Case("a collective stalls for good", order('{"kind": "stall_collective", "seconds": 1000}'), kind="stuck", spare=False),
     Case("writing metrics blocks for 10 s", order('{"kind": "sleep_io", "seconds": 10}', rank=0), kind="none", faults=(0, 0), recovers=False),
+    Case("the filesystem blocks for a minute", freeze(60), kind="none", faults=(0, 0), recovers=False, disk=True),
+    Case("the filesystem blocks for 40 s, liveness.storage_s is 5", freeze_too_long, kind="stuck", spare=False, disk=True,
+         sets=("liveness.storage_s=5",), after=left_meanwhile),
+    Case("wall clocks of two nodes off by +60 s and -60 s, a rank killed", skewed, cluster=SKEWED, steps=1500, after=shifts_seen),
     Case("a rank is slow for 20 steps", order('{"kind": "slow", "seconds": 0.3, "steps": 20}'), kind="none", faults=(0, 0), recovers=False),
     Case("NaN in a gradient", order('{"kind": "nan_gradient"}'), kind="none", faults=(0, 0), recovers=False, bitwise=False, after=skipped),
     Case("newest checkpoint damaged, rank 0 killed", corrupt_and_kill, lost=None,
@@ -295,12 +400,36 @@ CASES = [
          exit=40, state="FAILED", spare=False, after=three_tries),
     Case("time limit (USR1 to the batch script)", slurm("scancel --batch --signal=USR1 {id}"), kind="queue", faults=(0, 0),
          recovers=False, lost=0, spare=False, after=requeued(1)),
-    Case("preemption (TERM to all)", slurm("scancel --full --signal=TERM {id}"), kind="queue", faults=(0, 0), recovers=False, lost=0,
+    Case("TERM to every process of the job", slurm("scancel --full --signal=TERM {id}"), kind="queue", faults=(0, 1), recovers=False,
          spare=False, after=requeued(1)),
+    Case("time limit of two minutes", time_limit, kind="queue", faults=(0, 0), recovers=False, lost=0, spare=False,
+         sbatch=("--time=2", "--signal=B:USR1@60"), after=stopped_once),
+    Case("preempted by a job of a higher partition", preempt, kind="queue", faults=(0, 0), recovers=False, lost=0, spare=False,
+         cluster=PREEMPTIBLE, after=stopped_once),
     Case("scontrol requeue by hand", slurm("scontrol requeue {id}"), kind="queue", faults=(0, 0), recovers=False, lost=0, spare=False,
          after=requeued(1)),
     Case("scancel", slurm("scancel {id}"), kind="queue", faults=(0, 0), recovers=False, bitwise=False, exit=75, state="CANCELLED", spare=False,
          after=not_requeued),
+]
+
+
+# what `herd drill` can do, with its options; the NaN last, since its step is left out of the run
+COMMANDS = [
+    ("kill-rank", ()),
+    ("stop-rank", ("--rank", "1")),
+    ("pause-rank", ("--seconds", str(2 * INTERVAL))),
+    ("kill-node", ()),
+    ("stop-node", ("--rank", "1")),
+    ("monitor", ()),
+    ("skip-collective", ()),
+    ("stall-collective", ("--seconds", "2")),
+    ("slow", ("--seconds", "0.2")),
+    ("block-io", ("--seconds", "8")),
+    ("corrupt-checkpoint", ()),
+    ("fill-disk", ()),
+    ("time-limit", ()),
+    ("requeue", ()),
+    ("nan-gradient", ()),
 ]
 
 

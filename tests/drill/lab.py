@@ -1,5 +1,6 @@
 """A private Slurm with a small training job on it, for faults to be done to. Standard library only."""
 
+import contextlib
 import datetime
 import json
 import os
@@ -79,6 +80,39 @@ class Cluster:
         self.tool("down", check=False)
 
 
+class Disk:
+    """A small filesystem in a file, for runs whose storage is to block. Mounted before a cluster starts, whose nodes see it."""
+
+    SIZE = 512 << 20
+
+    def __init__(self, path):
+        self.path, self.image = Path(path), Path(path).with_suffix(".img")
+        self.path.mkdir(parents=True)
+        with open(self.image, "wb") as f:
+            f.truncate(self.SIZE)
+        self.call("mkfs.ext4", "-q", "-F", "-m", "0", self.image)
+        # noatime: reading must not write
+        self.call("mount", "-o", "loop,noatime", self.image, self.path)
+
+    def call(self, *line):
+        done = subprocess.run([str(x) for x in line], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise Failed(f"{line[0]}: {done.stderr.strip()}")
+
+    @contextlib.contextmanager
+    def frozen(self):
+        self.call("fsfreeze", "-f", self.path)
+        try:
+            yield
+        finally:
+            self.call("fsfreeze", "-u", self.path)
+
+    def remove(self):
+        """After the cluster has ended, whose nodes hold the mount too."""
+        wait_for("the disk is free", 10, lambda: subprocess.run(["umount", str(self.path)], capture_output=True).returncode == 0, every=0.2)
+        self.image.unlink()
+
+
 def processes(words):
     """(pid, environment) of processes of this host whose command line holds all of words."""
     found = []
@@ -135,7 +169,13 @@ class Job:
             text = (self.run_dir / name).read_bytes()
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in text.split(b"\n")[:-1] if line]
+        lines = []
+        for line in text.split(b"\n")[:-1]:
+            try:
+                lines.append(json.loads(line))
+            except ValueError:  # torn by a full disk
+                continue
+        return lines
 
     def json(self, name):
         return json.loads((self.run_dir / name).read_text())

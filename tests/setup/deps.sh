@@ -12,6 +12,7 @@ packages=(
     libopenmpi-dev openmpi-bin                     # MPI
     slurm-wlm slurm-wlm-basic-plugins munge        # a private Slurm
     iproute2 util-linux procps                     # its nodes: network, namespaces, processes
+    libfaketime e2fsprogs                          # nodes with a wrong clock, a filesystem that blocks: make drill
     python3 python3-venv ca-certificates           # for the wheels below
     bible-kjv bible-kjv-text                       # real text to train on: 4.3 MB, public domain
     shellcheck

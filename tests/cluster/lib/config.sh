@@ -2,13 +2,13 @@
 # The options of `up` and the files Slurm reads: slurm.conf, cgroup.conf, task prolog, munge key, hosts.
 
 NODES=2 CPUS=4 DECLARE='' CRED_EXPIRE='' FORM=''
-SETTINGS=()
+SETTINGS=() SKEWS=()
 
 parse_up() {
     while [ $# -gt 0 ]; do
         local option=$1
         case $option in
-            --nodes | --cpus | --declare | --cred-expire | --set | --form)
+            --nodes | --cpus | --declare | --cred-expire | --set | --form | --skew)
                 [ $# -ge 2 ] || fail "$option needs a value"
                 ;;
             *) fail "unknown option of up: $option" ;;
@@ -20,6 +20,7 @@ parse_up() {
             --cred-expire) CRED_EXPIRE=$(positive "$@") ;;
             --set) [[ $2 == ?*=* ]] || fail "--set wants KEY=VALUE, not '$2'"; SETTINGS+=("$2") ;;
             --form) FORM=$2 ;;
+            --skew) [[ $2 =~ ^[a-z0-9]+=[-+][0-9]+$ ]] || fail "--skew wants NODE=+SECONDS or NODE=-SECONDS, not '$2'"; SKEWS+=("$2") ;;
         esac
         shift 2
     done
@@ -27,7 +28,18 @@ parse_up() {
     for tool in slurmctld slurmd munged sinfo flock setsid; do
         command -v "$tool" >/dev/null || fail "$tool is not installed (hint: make deps)"
     done
+    if [ ${#SKEWS[@]} -gt 0 ] && [ -z "$(faketime_library)" ]; then
+        fail "--skew needs libfaketime (hint: make deps)"
+    fi
     choose_form
+}
+
+# A node's clock is wrong for its slurmd and for all tasks on it. Only the wall clock: what measures time spans is right on
+# a real node too.
+faketime_library() { compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' | head -1; }
+skew_of() {
+    printf 'LD_PRELOAD=%s\n' "$(faketime_library)"
+    printf '%s\n' "FAKETIME=$1" FAKETIME_DONT_FAKE_MONOTONIC=1 NO_FAKE_STAT=1
 }
 
 positive() {
@@ -61,6 +73,11 @@ write_configuration() {
         mkdir -p "$state/nodes/$node/spool" "$state/nodes/$node/tmp"
         chmod 1777 "$state/nodes/$node/tmp"
     done <"$state/nodes.list"
+    local skew
+    for skew in ${SKEWS[@]+"${SKEWS[@]}"}; do
+        grep -qx -- "${skew%%=*}" "$state/nodes.list" || fail "--skew $skew: no such node"
+        skew_of "${skew#*=}" >"$state/nodes/${skew%%=*}/clock"
+    done
     (umask 077 && head -c 1024 /dev/urandom >"$state/munge/key")
     write_task_prolog
     # Slurm 22.05 looks for a cgroup filesystem even where no plugin uses one; 23.11 can be told not to.
@@ -80,6 +97,8 @@ write_task_prolog() {
         while read -r setting; do
             echo "echo \"export ${setting%%=*}=\${${setting%%=*}:-${setting#*=}}\""
         done < <(form mpi_settings)
+        echo "sed 's/^/export /' $short/nodes/\$SLURMD_NODENAME/clock 2>/dev/null"
+        echo 'exit 0'
     } >"$state/etc/task_prolog"
     chmod 755 "$state/etc/task_prolog"
 }

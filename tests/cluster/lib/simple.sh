@@ -59,8 +59,10 @@ simple_on() {
 simple_boot() {
     ! lives "$state/nodes/$1/process" || fail "node $1 is already up"
     rm -rf "${state:?}/nodes/$1"/{tmp,spool}/* # see lib/init
+    local clock=()
+    [ ! -f "$state/nodes/$1/clock" ] || mapfile -t clock <"$state/nodes/$1/clock"
     SLURM_CONF=$state/etc/slurm.conf HERD_NODE=$state/$1 \
-        daemon "$state/nodes/$1/process" "$state/log/slurmd-$1.out" slurmd -D -N "$1"
+        daemon "$state/nodes/$1/process" "$state/log/slurmd-$1.out" env ${clock[@]+"${clock[@]}"} slurmd -D -N "$1"
 }
 
 # Step daemons inherit slurmd's environment; tasks have the job's.

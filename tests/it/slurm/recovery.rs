@@ -1,4 +1,4 @@
-//! `herd launch` under real faults: a node that crashes, rank 0 killed, a crash that repeats itself, a requeue by hand, a
+//! `herd launch` under real faults: a node that crashes, the first node among them, rank 0 killed, a crash that repeats itself, a requeue by hand, a
 //! cancelled job. Every fault of the issue, with times, is in `make drill`.
 
 use super::cluster::*;
@@ -83,6 +83,32 @@ fn a_spare_takes_over_and_the_losses_are_the_same() {
     assert!(ratio > 0.0 && ratio < 1.0 && status["lost_s"].as_f64().unwrap() > 0.0, "{status}");
     cluster.ok("down", &[]);
     assert_nothing_left(cluster.path(), &before);
+}
+
+/// Slurm leaves a job with `--no-kill` running when the node of its batch script is lost: the supervisor's deputy goes on.
+#[test]
+fn the_first_node_crashes_and_the_deputy_goes_on_in_the_same_job() {
+    let steps = 150;
+    let cluster = Cluster::up(&["--nodes", "4", "--set", "SlurmdTimeout=15", "--cred-expire", "5"]);
+    if !cluster.has_namespaces() {
+        eprintln!("skipped: nodes without namespaces do not crash with everything on them");
+        return;
+    }
+    let run = Run::new(steps);
+    let job = submit(&run, &cluster, &[]);
+    run.reaches(&cluster, &job, 20);
+    cluster.ok("kill", &["herd1"]);
+    wait_until("the deputy has taken over", Duration::from_secs(120), || run.events("taken_over").len() == 1);
+    let over = &run.events("taken_over")[0];
+    assert!(over["lost"] == "herd1" && over["by"] == "herd4", "{over}");
+    run.ends(&cluster, &job);
+    // With its batch script lost, only a cancel ends the job.
+    assert_eq!(state(&cluster, &job), "CANCELLED");
+    assert_eq!((run.events("finished").len(), run.events("requeue").len()), (1, 0));
+    assert_whole(&run.losses(), steps);
+    let starts = run.events("attempt_started");
+    assert_eq!((&starts[0]["nodes"], &starts[1]["nodes"]), (&"herd1,herd2,herd3".into(), &"herd4,herd2,herd3".into()));
+    assert!(json(&run, "ledger.json")["nodes"]["herd1"]["paused_until"].is_string());
 }
 
 /// An order to rank 1 to leave with code 1 after step 6, given again for each attempt: a crash that repeats itself.
