@@ -20,7 +20,9 @@ const FLUSH_TOGETHER_S: u64 = 15;
 impl Supervisor {
     /// The end: `exit` becomes the job's exit code.
     pub(super) fn leave(mut self, exit: Exit, why: &str) -> Result<Exit> {
-        self.empty_memory();
+        let absent = self.absent_at_the_end();
+        self.empty_memory(&absent);
+        self.give_back(&absent);
         // the next start by a person has a budget of its own
         self.history.counted_from = self.history.attempts.len();
         self.write_history()?;
@@ -65,7 +67,9 @@ impl Supervisor {
             self.finish_alerts();
             return Ok(Exit::Requeue);
         }
-        self.empty_memory();
+        let absent = self.absent_at_the_end();
+        self.empty_memory(&absent);
+        self.give_back(&absent);
         if for_want_of_nodes {
             self.alerts.tell(
                 AlertKind::Requeued,
@@ -109,7 +113,7 @@ impl Supervisor {
             return self.leave(exit, &why);
         }
         if self.launch.config.launch.successor {
-            self.empty_memory();
+            self.empty_memory(&self.absent_at_the_end());
             match control::submit_successor(&self.job, &avoid, &self.launch.own_command()) {
                 Ok(next) => {
                     let text = format!("{why}; job {next} follows without {}", avoid.join(", "));
@@ -142,12 +146,11 @@ impl Supervisor {
 
     /// Snapshots in the memory of the nodes that live go to disk, where they are newer than what is there, and out of memory:
     /// the next start may be on other nodes. A spare needs none of this; it is for the end of the job.
-    fn empty_memory(&mut self) {
+    fn empty_memory(&mut self, absent: &[String]) {
         if self.launch.config.checkpoint.snapshot_every == 0 {
             return;
         }
         let hosts_file = self.run_dir.join("launch/hosts-flush");
-        let absent = self.roll_call(&self.job.nodes);
         let nodes: Vec<String> = self.job.nodes.iter().filter(|n| !absent.contains(n)).cloned().collect();
         if nodes.is_empty() {
             return;
@@ -186,6 +189,31 @@ impl Supervisor {
         };
         tracing::info!("snapshots: {said}");
         let _ = self.say("flush", json!({ "nodes": nodes, "without": absent, "result": said }));
+    }
+
+    /// Nodes of the job that do not answer; asked only where one has failed, or where snapshots are to be fetched.
+    fn absent_at_the_end(&self) -> Vec<String> {
+        let failed = self.job.nodes.iter().any(|n| self.book.ledger.nodes.contains_key(n));
+        match failed || self.launch.config.checkpoint.snapshot_every > 0 {
+            true => self.roll_call(&self.job.nodes),
+            false => Vec::new(),
+        }
+    }
+
+    /// Dead nodes leave the job, so that it neither stays COMPLETING until Slurm gives them up, nor, if it goes back into the
+    /// queue, comes out of that as one that Slurm 22.05 never starts again (BadConstraints, for a job with `--exclusive`).
+    fn give_back(&mut self, absent: &[String]) {
+        let kept: Vec<String> = self.job.nodes.iter().filter(|n| !absent.contains(n)).cloned().collect();
+        // a job without its first node is ending anyway
+        if absent.is_empty() || self.job.nodes.first().is_none_or(|first| absent.contains(first)) {
+            return;
+        }
+        let result = match control::shrink(&self.job, &kept, &self.run_dir.join("launch")) {
+            Ok(()) => "given back".to_string(),
+            Err(e) => e.to_string(),
+        };
+        tracing::info!("dead nodes {}: {result}", absent.join(", "));
+        let _ = self.say("gave_back", json!({ "nodes": absent, "result": result }));
     }
 
     fn finish_alerts(&mut self) {

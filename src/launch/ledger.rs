@@ -59,15 +59,19 @@ impl Ledger {
         }
     }
 
-    /// Adds a failure. `pause`: not used for that long, where it can be helped. True when this one was the `limit`th, and
+    /// Adds a failure, at most one for an attempt. `pause`: not used for that long, where it can be helped. True when this one was the `limit`th, and
     /// the node is given up from now on.
     pub fn record(&mut self, node: &str, failure: Failure, pause: Option<SignedDuration>, limit: u64) -> bool {
         let entry = self.nodes.entry(node.to_string()).or_default();
+        // a node that was silent and then does not answer has failed once
+        let counted = entry.failures.last().is_some_and(|f| (f.job, f.attempt) == (failure.job, failure.attempt));
         if let Some(pause) = pause {
             let until = failure.time.checked_add(pause).unwrap_or(Timestamp::MAX);
             entry.paused_until = Some(entry.paused_until.map_or(until, |old| old.max(until)));
         }
-        entry.failures.push(failure);
+        if !counted {
+            entry.failures.push(failure);
+        }
         let first_time = !entry.given_up && entry.failures.len() as u64 >= limit;
         entry.given_up |= first_time;
         first_time

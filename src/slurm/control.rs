@@ -3,6 +3,7 @@
 use super::process::{command, output};
 use super::Job;
 use crate::error::{Error, Exit, Result};
+use std::path::Path;
 use std::time::Duration;
 
 /// How long the controller may take to answer. It answers in milliseconds, or it is away.
@@ -39,6 +40,21 @@ pub fn nodes_down(nodes: &[String]) -> Vec<String> {
 /// run have expired, 120 s on most sites (scontrol(1), requeue).
 pub fn requeue(job: &Job) -> Result<()> {
     output(command("scontrol", &["requeue", &job.address()]), LIMIT).map(|_| ())
+}
+
+/// Makes the running job smaller: it keeps `nodes`, its first among them, and Slurm ends what of it is on the others
+/// (scontrol(1), "Job Resizing"). scontrol leaves two scripts for shells that read the job's size, here in `folder`, and
+/// nobody needs them.
+pub fn shrink(job: &Job, nodes: &[String], folder: &Path) -> Result<()> {
+    let update =
+        ["update".to_string(), format!("JobId={}", job.address()), format!("NodeList={}", super::compress(nodes))];
+    let mut scontrol = command("scontrol", &update);
+    scontrol.current_dir(folder);
+    let result = output(scontrol, LIMIT).map(|_| ());
+    for kind in ["sh", "csh"] {
+        let _ = std::fs::remove_file(folder.join(format!("slurm_job_{}_resize.{kind}", job.id)));
+    }
+    result
 }
 
 /// Ends the job.
