@@ -19,7 +19,7 @@ pub struct Writer {
     done: Receiver<Ended>,
     prune_failed: Receiver<Error>,
     running: Option<(u64, Instant)>,
-    /// Somebody waits for the save: it need not spare the cores.
+    /// Saves need not spare the cores: somebody waits, or one took longer than its interval.
     hurry: Arc<AtomicBool>,
 }
 
@@ -29,7 +29,7 @@ const SMALL: usize = 16 << 20;
 const STRIDE: usize = 4 << 20;
 /// Share of a core that a save may use beside steps that are computed on the cores. What a save costs in all is given, so
 /// this says over how many steps it is spread.
-const SHARE: f64 = 0.02;
+const SHARE: f64 = 0.01;
 
 enum Job {
     Save(Arc<Slot>, Box<Meta>),
@@ -78,7 +78,6 @@ impl Writer {
     /// Starts a save. All ranks do, none while one is under way anywhere.
     pub fn save(&mut self, slot: Arc<Slot>, meta: Meta) {
         self.running = Some((meta.step, Instant::now()));
-        self.hurry.store(false, Ordering::Relaxed);
         // A thread that is gone shows when the end is waited for.
         let _ = self.jobs.send(Job::Save(slot, Box::new(meta)));
     }
@@ -98,6 +97,11 @@ impl Writer {
         self.running.map(|(step, began)| (step, began.elapsed()))
     }
 
+    /// From now on no save is held back.
+    pub fn hurry(&self) {
+        self.hurry.store(true, Ordering::Relaxed);
+    }
+
     /// A save that has ended since the last call.
     pub fn poll(&mut self) -> Option<Ended> {
         self.running?;
@@ -109,7 +113,7 @@ impl Writer {
     /// The end of the save under way, if there is one.
     pub fn wait(&mut self) -> Option<Ended> {
         let (step, _) = self.running.take()?;
-        self.hurry.store(true, Ordering::Relaxed);
+        self.hurry();
         let gone = || Error::new(Exit::Internal, "the thread that saves has ended");
         Some(self.done.recv().unwrap_or_else(|_| Ended { step, result: Err(gone()) }))
     }

@@ -60,13 +60,13 @@ impl Writer {
         }
         for block in data.chunks(BLOCK) {
             let bytes: &[u8] = bytemuck::cast_slice(block);
-            self.sums[i].update(bytes);
             let at = self.map.at[i] + 4 * self.written[i] as u64;
             let done = match &mut self.direct {
-                Some(direct) => direct.write(bytes, at).map_err(refused(&self.path, "write"))?,
+                Some(direct) => direct.write(bytes, at, &mut self.sums[i]).map_err(refused(&self.path, "write"))?,
                 None => 0,
             };
             let (rest, at) = (&bytes[done..], at + done as u64);
+            self.sums[i].update(rest);
             self.file.write_all_at(rest, at).map_err(refused(&self.path, "write"))?;
             self.cached += rest.len() as u64;
             if self.cached >= EARLY {

@@ -215,6 +215,7 @@ impl Keeper {
         let behind = save && self.writer.is_some();
         if behind && saving {
             let (running, took) = self.writer.as_ref().and_then(Writer::running).unwrap_or_default();
+            self.writer.iter().for_each(Writer::hurry);
             out.push(Happened::SaveSlow { step, running, took, since_due: self.last_due.elapsed() });
         }
         if behind {
