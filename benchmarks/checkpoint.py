@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 
 import common
+import report
 from common import Failed, Run
 
 RESULTS = common.ROOT / "benchmarks" / "results" / "checkpoint.json"
@@ -160,6 +161,21 @@ class Bench:
         return rounds
 
 
+def record(args, samples, **more):
+    """Says what was found and, unless this is a try, writes it down: what comes later may fail or be ended."""
+    entries = []
+    for name, values in samples.items():
+        unit, peer, goal, higher = FIGURES[name]
+        value, low, high = common.spread(values)
+        reached = value >= goal if higher else value <= goal
+        print(f"{name:24} {value:8.4f}  ({low:.4f} to {high:.4f}; goal {goal}: {'reached' if reached else 'missed'})", flush=True)
+        about = dict(min=round(low, 4), max=round(high, 4), goal=f"{'>=' if higher else '<='} {goal}", reached=reached)
+        entries.append(common.entry(name, value, unit, peer, rounds=len(values), **about, **more))
+    if entries and not args.quick:
+        common.write_results(entries, RESULTS)
+        report.write()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=FIGURES, help="measure this figure (may be repeated)")
@@ -178,33 +194,24 @@ def main():
         bench.folder.mkdir(parents=True, exist_ok=True)
         bench.memory.mkdir()
         common.write_tokens(bench.tokens, bench.shape["vocab_size"])
-        samples = bench.overheads(wanted)
-        more = {n: {} for n in FIGURES}
+        record(args, bench.overheads(wanted))
         if "async_save_overhead" in wanted:
-            samples["async_save_overhead"] = bench.saving()
-        if wanted & {"save_vs_dcp", "save_vs_raw", "load_vs_raw"}:
+            record(args, {"async_save_overhead": bench.saving()})
+        of = {"save_vs_dcp": ("herd_save", "dcp_save"), "save_vs_raw": ("herd_save", "raw_save")}
+        of["load_vs_raw"] = ("herd_load", "raw_load")
+        if wanted & set(of):
             rounds = bench.disk()
-            of = {"save_vs_dcp": ("herd_save", "dcp_save"), "save_vs_raw": ("herd_save", "raw_save")}
-            of["load_vs_raw"] = ("herd_load", "raw_load")
-            for name in wanted & set(of):
+            rates = {way: round(statistics.median(r[way] for r in rounds), 3) for way in rounds[0]}
+            for name in [n for n in of if n in wanted]:
                 ours, theirs = of[name]
-                samples[name] = [r[ours] / r[theirs] for r in rounds]
-                more[name] = {"gb_per_s": {w: round(statistics.median(r[w] for r in rounds), 3) for w in rounds[0]}}
+                shown = {"ours": f"{rates[ours]:.2f} GB/s", "theirs": f"{rates[theirs]:.2f} GB/s", "gb_per_s": rates}
+                record(args, {name: [r[ours] / r[theirs] for r in rounds]}, **shown)
     except Failed as e:
         sys.exit(f"bench: {e}")
     finally:
         shutil.rmtree(bench.memory, ignore_errors=True)
         for name in ("disk", "saving", "plain", "none", "peers", *FIGURES):
             shutil.rmtree(bench.folder / name, ignore_errors=True)
-    entries = []
-    for name, values in samples.items():
-        unit, peer, goal, higher = FIGURES[name]
-        value, low, high = common.spread(values)
-        reached = value >= goal if higher else value <= goal
-        print(f"{name:24} {value:8.4f}  ({low:.4f} to {high:.4f}; goal {goal}: {'reached' if reached else 'missed'})")
-        entries.append(common.entry(name, value, unit, peer, spread=[round(low, 4), round(high, 4)], goal=goal, **more[name]))
-    if not args.quick:
-        common.write_results(entries, RESULTS)
 
 
 if __name__ == "__main__":

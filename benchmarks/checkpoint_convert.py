@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import common
+import report
 from common import Failed
 
 RESULTS = common.ROOT / "benchmarks" / "results" / "checkpoint.json"
@@ -165,6 +166,7 @@ def main():
                 raise Failed(f"{name} took {resident:.0f} MB, more than {LIMIT_MB}")
         if not args.quick:
             common.write_results(entries, RESULTS)
+            report.write()
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

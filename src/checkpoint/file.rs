@@ -1,17 +1,21 @@
 //! Writing one file of a checkpoint: HDF5's map in memory, the data straight to disk in large aligned writes, each block
 //! summed while it is in cache.
 
+use super::direct::Direct;
 use super::disk::{check_size_limit, refused};
 use super::manifest::{Dataset, FileTable, Tensor};
 use super::map::{Map, Spec, ALIGNMENT};
 use crate::error::{Error, Exit, Result};
+use crate::kernels::sum::Sum;
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use xxhash_rust::xxh3::Xxh3;
 
 /// Elements per write: large enough for any filesystem, small enough to be summed and copied from cache.
 const BLOCK: usize = 1 << 20;
+/// After this many bytes the disk is told to begin, so that it works while the rest is summed and copied.
+const EARLY: u64 = 16 << 20;
 
 /// A file being written. Dropping it leaves an incomplete file, which no manifest names.
 pub struct Writer {
@@ -19,8 +23,11 @@ pub struct Writer {
     file: File,
     map: Map,
     specs: Vec<Spec>,
-    sums: Vec<Xxh3>,
+    sums: Vec<Sum>,
     written: Vec<usize>,
+    direct: Option<Direct>,
+    /// Bytes given to the page cache since the disk was last asked to take them.
+    cached: u64,
 }
 
 impl Writer {
@@ -35,8 +42,13 @@ impl Writer {
         check_size_limit(path, need)?;
         let map = Map::new(&specs, meta)?;
         let file = File::create(path).map_err(refused(path, "create"))?;
-        let sums = specs.iter().map(|_| Xxh3::new()).collect();
-        Ok(Writer { path: path.into(), file, map, sums, written: vec![0; specs.len()], specs })
+        let sums = specs.iter().map(|_| Sum::default()).collect();
+        Ok(Writer { path: path.into(), file, map, sums, written: vec![0; specs.len()], specs, direct: None, cached: 0 })
+    }
+
+    /// From now on data goes around the page cache, where the filesystem lets it.
+    pub fn go_direct(&mut self) {
+        self.direct = Direct::open(&self.path);
     }
 
     /// Writes the next elements of dataset `i`.
@@ -48,9 +60,19 @@ impl Writer {
         }
         for block in data.chunks(BLOCK) {
             let bytes: &[u8] = bytemuck::cast_slice(block);
-            self.sums[i].update(bytes);
             let at = self.map.at[i] + 4 * self.written[i] as u64;
-            self.file.write_all_at(bytes, at).map_err(refused(&self.path, "write"))?;
+            let done = match &mut self.direct {
+                Some(direct) => direct.write(bytes, at, &mut self.sums[i]).map_err(refused(&self.path, "write"))?,
+                None => 0,
+            };
+            let (rest, at) = (&bytes[done..], at + done as u64);
+            self.sums[i].update(rest);
+            self.file.write_all_at(rest, at).map_err(refused(&self.path, "write"))?;
+            self.cached += rest.len() as u64;
+            if self.cached >= EARLY {
+                start_writeback(&self.file);
+                self.cached = 0;
+            }
             self.written[i] += block.len();
         }
         Ok(())
@@ -58,7 +80,7 @@ impl Writer {
 
     /// Writes HDF5's own bytes around the data, syncs and closes.
     pub fn finish(self) -> Result<FileTable> {
-        let Writer { path, file, map, specs, sums, written } = self;
+        let Writer { path, file, map, specs, sums, written, .. } = self;
         if let Some((i, spec)) = specs.iter().enumerate().find(|(i, s)| written[*i] != s.span.len) {
             let (n, len) = (written[i], spec.span.len);
             return Err(Error::new(Exit::Internal, format!("{} {} got {n} of {len} elements", spec.group, spec.name)));
@@ -80,7 +102,7 @@ impl Writer {
         let (image, size) = map.finish(&sums)?;
         table.file.size = size;
         table.file.name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut sum = Xxh3::new();
+        let mut sum = Sum::default();
         let mut buffer = Vec::new();
         for (from, to) in table.file.gaps() {
             buffer.resize((to - from) as usize, 0);
@@ -94,4 +116,10 @@ impl Writer {
         file.sync_all().map_err(refused(&path, "sync"))?;
         Ok(table)
     }
+}
+
+/// Has dirty pages written without waiting for them. Advice: the sync at the end is what counts.
+fn start_writeback(file: &File) {
+    // SAFETY: a plain call on an open descriptor; no memory is passed.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }

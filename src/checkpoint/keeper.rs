@@ -105,6 +105,8 @@ pub struct Setup<'a> {
     pub from: Option<From>,
     /// Asked before a checkpoint takes its name.
     pub fence: Arc<dyn Fn() -> Result<()> + Send + Sync>,
+    /// Whether steps are computed on the cores that a save behind them needs too.
+    pub on_cores: bool,
 }
 
 impl Keeper {
@@ -136,9 +138,10 @@ impl Keeper {
             turn: turns.0,
             turns: turns.1,
             fence: setup.fence.clone(),
+            direct: false,
         };
         let writer = match periodic(&config) && config.background {
-            true => Some(Writer::start(world.duplicate()?, checkpoints.clone(), rules.clone())?),
+            true => Some(Writer::start(world.duplicate()?, checkpoints.clone(), rules.clone(), setup.on_cores)?),
             false => None,
         };
         let now = Instant::now();
@@ -212,6 +215,7 @@ impl Keeper {
         let behind = save && self.writer.is_some();
         if behind && saving {
             let (running, took) = self.writer.as_ref().and_then(Writer::running).unwrap_or_default();
+            self.writer.iter().for_each(Writer::hurry);
             out.push(Happened::SaveSlow { step, running, took, since_due: self.last_due.elapsed() });
         }
         if behind {

@@ -7,7 +7,7 @@
 //! - `meta`: what a checkpoint says about its run; [`Piece`], the unit of saving
 //! - `slice`: arithmetic of slices
 //! - `map`: HDF5's part, the layout of a file
-//! - `file`: writing the bytes of one file
+//! - `file`: writing the bytes of one file, `direct`: around the page cache
 //! - `manifest`: the table of all files
 //! - `save`, `read`, `restore`, `prune`: the four things done with checkpoints on disk
 //! - [`keeper`]: what happens to the state between two steps; `background`: saving behind the steps
@@ -18,6 +18,7 @@
 //! - [`store`]: the object store
 
 mod background;
+mod direct;
 pub mod disk;
 mod file;
 pub mod flush;

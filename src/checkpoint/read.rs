@@ -6,11 +6,11 @@ use super::meta::{Group, Meta};
 use super::slice::{copy_runs, cover, runs, Span};
 use super::store::Remote;
 use crate::error::{Error, Exit, Result};
+use crate::kernels::sum::Sum;
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use xxhash_rust::xxh3::Xxh3;
 
 /// Bytes read at a time for checksums.
 const BLOCK: usize = 4 << 20;
@@ -178,7 +178,7 @@ impl Checkpoint {
             let f = File::open(self.path.join(&file.name))?;
             let mut buffer = vec![0; BLOCK];
             for d in &file.datasets {
-                let mut sum = Xxh3::new();
+                let mut sum = Sum::default();
                 add(&mut sum, &f, d.at, d.end(), &mut buffer)?;
                 if sum.digest() != d.xxh3 {
                     let Tensor { group, name, .. } = &self.manifest.tensors[d.tensor];
@@ -189,7 +189,7 @@ impl Checkpoint {
                     )));
                 }
             }
-            let mut sum = Xxh3::new();
+            let mut sum = Sum::default();
             for (from, to) in file.gaps() {
                 add(&mut sum, &f, from, to, &mut buffer)?;
             }
@@ -213,7 +213,7 @@ pub(super) fn manifest_bytes(path: &Path) -> Result<Vec<u8>> {
     })
 }
 
-fn add(sum: &mut Xxh3, file: &File, mut from: u64, to: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+fn add(sum: &mut Sum, file: &File, mut from: u64, to: u64, buffer: &mut [u8]) -> std::io::Result<()> {
     while from < to {
         let n = buffer.len().min((to - from) as usize);
         file.read_exact_at(&mut buffer[..n], from)?;

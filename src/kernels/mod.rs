@@ -14,6 +14,7 @@ pub mod host;
 pub mod memory;
 pub mod parallel;
 pub mod reference;
+pub mod sum;
 #[cfg(test)]
 mod tests;
 

@@ -127,6 +127,7 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
         meta: &state.describe(plan, &meta),
         from: restored.as_ref().map(|r| From { session: r.session, step: r.step }),
         fence: Arc::new(move || attempt::check(&run_dir)),
+        on_cores: !plan.device.is_cuda(),
     };
     let keeper = Keeper::new(&setup, world.agree(Table::new(state.specs()))?, world)?;
     keeper.notes(world)?.iter().for_each(|text| report.note(text));

@@ -150,10 +150,15 @@ impl State {
     fn fill(&mut self, group: Group, mut f: impl FnMut(&Param, usize, &mut [f32]) -> Result<()>) -> Result<()> {
         for slots in &self.optimizer.slots {
             for (param, range) in slots.owned.layout.pieces(&slots.owned.range) {
+                let flat = param.start + range.start..param.start + range.end;
+                let mut part = slots.owned.part(slots.tensor(group), &flat);
+                if part.device() == Device::Cpu {
+                    f(param, range.start, floats_mut(&mut part))?;
+                    continue;
+                }
                 let mut values = Tensor::zeros([range.len() as i64], (Kind::Float, Device::Cpu));
                 f(param, range.start, floats_mut(&mut values))?;
-                let flat = param.start + range.start..param.start + range.end;
-                slots.owned.part(slots.tensor(group), &flat).copy_(&values);
+                part.copy_(&values);
             }
         }
         Ok(())

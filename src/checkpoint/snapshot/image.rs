@@ -7,11 +7,11 @@ use super::table::Table;
 use crate::checkpoint::meta::Meta;
 use crate::checkpoint::slice::{copy_runs, runs, Span};
 use crate::error::{Error, Exit, Result};
+use crate::kernels::sum;
 use crate::wire::{Request, World};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use xxhash_rust::xxh3::xxh3_64;
 
 /// An opened snapshot: its description is whole, its data is checked as it is read.
 pub struct Image<'a> {
@@ -76,7 +76,7 @@ impl<'a> Image<'a> {
             if self.block.as_ref().is_none_or(|b| b.0 != number) {
                 let at = self.entry.header.data.at + range.start as u64;
                 let bytes = self.bytes.read(&self.entry, at, range.len() as u64)?;
-                if xxh3_64(&bytes) != self.sums[number] {
+                if sum::xxh3(&bytes) != self.sums[number] {
                     let spec = &self.table.specs[i];
                     let why = format!("{} {}: block {number} has another checksum", spec.group, spec.name);
                     return Err(damaged(&self.entry, why));

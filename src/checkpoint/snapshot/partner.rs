@@ -9,6 +9,7 @@ use super::slot::{take, Header, Slot, PAGE};
 use super::table::{Table, BLOCK};
 use crate::config::Partner as Rule;
 use crate::error::{Error, Exit, Result};
+use crate::kernels::sum::{self, Sum};
 use crate::wire::{Incoming, World};
 use memmap2::MmapMut;
 use std::fs::File;
@@ -18,7 +19,6 @@ use std::sync::atomic::{fence, Ordering};
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use xxhash_rust::xxh3::xxh3_64;
 
 /// How long a step may be held up for a copy that is under way: nothing beside a step of seconds, and enough for a small
 /// model's snapshots not to be skipped when steps take milliseconds.
@@ -169,7 +169,7 @@ struct Check {
     table: Option<Table>,
     /// Slice and block that are being summed.
     cursor: Cursor,
-    sum: Option<xxhash_rust::xxh3::Xxh3>,
+    sum: Option<Sum>,
     wrong: Option<String>,
 }
 
@@ -232,7 +232,7 @@ impl Check {
             let (now, later) = bytes.split_at(n);
             let whole = n == range.len();
             let sum = match whole {
-                true => Some(xxh3_64(now)),
+                true => Some(sum::xxh3(now)),
                 false => {
                     let sum = self.sum.get_or_insert_with(Default::default);
                     sum.update(now);

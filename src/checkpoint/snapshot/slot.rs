@@ -14,7 +14,7 @@ use super::table::Table;
 use crate::checkpoint::disk::refused;
 use crate::checkpoint::meta::Meta;
 use crate::error::{Error, Exit, Result};
-use crate::kernels::parallel;
+use crate::kernels::{parallel, sum};
 use bytemuck::{Pod, Zeroable};
 use memmap2::{MmapMut, MmapOptions};
 use std::fs::{File, OpenOptions};
@@ -254,9 +254,8 @@ fn copy(table: &Table, parts: &[(usize, &[f32])], data: &mut [u8], sums: &mut [u
     }
     parallel::tasks(jobs.len(), |n| {
         if let Ok(mut job) = jobs[n].lock() {
-            let (source, out, sum) = &mut *job;
-            out.copy_from_slice(source);
-            **sum = xxh3_64(source);
+            let (source, out, total) = &mut *job;
+            **total = sum::copy_xxh3(source, out);
         }
     });
 }
