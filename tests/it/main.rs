@@ -18,6 +18,7 @@ mod metrics;
 mod model;
 mod parity;
 mod pipeline;
+mod reshard;
 mod shard;
 mod slurm;
 mod store;
