@@ -6,6 +6,7 @@ mod checkpoint;
 mod cli;
 mod config;
 mod context;
+mod crash;
 mod data;
 mod data_parallel;
 mod errors;

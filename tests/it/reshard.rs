@@ -27,7 +27,7 @@ const STEPS: u64 = 14;
 /// Samples of a step.
 const GLOBAL: u64 = 8;
 /// Largest relative difference of a loss from the run that was not moved (fp32): the sums are the same, in another order.
-const BAND: f64 = 1e-5;
+const BAND: f64 = 1e-6;
 
 /// A checkpoint of `from`, loaded on `to` (places in [`TOPOLOGIES`]), of the model `model`.
 #[derive(Clone, Copy)]
