@@ -3,6 +3,8 @@
 pub use crate::durable::{refused, sync_dir, write_atomic, write_synced};
 
 use crate::error::{Error, Exit, Result};
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// Removes a directory and everything in it; one that is absent is fine.
@@ -30,15 +32,22 @@ pub fn check_size_limit(path: &Path, bytes: u64) -> Result<()> {
 /// Where the filesystem cannot exchange two names, the old directory is first moved to `aside`, and there is a moment in
 /// which only that name leads to it: readers look there too.
 pub fn replace(new: &Path, path: &Path, aside: &Path) -> Result<()> {
-    use rustix::fs::{renameat_with, RenameFlags, CWD};
     let failed = refused(path, "rename the checkpoint to");
     if !path.exists() {
         return std::fs::rename(new, path).map_err(failed);
     }
-    if renameat_with(CWD, new, CWD, path, RenameFlags::EXCHANGE).is_ok() {
+    if exchanged(new, path) {
         return Ok(());
     }
     remove_dir(aside)?;
     std::fs::rename(path, aside).map_err(&failed)?;
     std::fs::rename(new, path).map_err(failed)
+}
+
+/// Whether two names were exchanged, by the C library's call: tests put a filesystem in its place that cannot.
+fn exchanged(a: &Path, b: &Path) -> bool {
+    let c = |p: &Path| CString::new(p.as_os_str().as_bytes());
+    let (Ok(a), Ok(b)) = (c(a), c(b)) else { return false };
+    // SAFETY: both are strings that end with a zero and live until the call returns.
+    unsafe { libc::renameat2(libc::AT_FDCWD, a.as_ptr(), libc::AT_FDCWD, b.as_ptr(), libc::RENAME_EXCHANGE) == 0 }
 }

@@ -31,6 +31,7 @@ pub fn sample_index(plan: &Plan, step: u64, rank: usize, micro: usize, row: usiz
 pub fn train(plan: &Plan, corpus: &Mixture, step: u64, micro: usize) -> Result<Batch> {
     let rank = plan.topology.coord(Axis::Data);
     let index = |row| sample_index(plan, step, rank, micro, row);
+    (0..plan.micro_batch).for_each(|row| tracing::trace!(step, sample = index(row), "read"));
     collect(plan, (0..plan.micro_batch).map(|row| corpus.sample(index(row))))
 }
 

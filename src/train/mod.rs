@@ -8,6 +8,7 @@ mod behind;
 pub mod metrics;
 pub mod progress;
 mod report;
+mod resave;
 mod run;
 mod signals;
 mod start;
@@ -16,4 +17,5 @@ mod step;
 pub mod tensorboard;
 mod validate;
 
+pub use resave::resave;
 pub use run::{run, End};

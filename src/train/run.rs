@@ -53,6 +53,7 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
     let stage = Stage { plan, world, model: &model, pipeline: &pipeline, corpus: &corpus, progress, inject: &inject };
     let last = config.train.stop_at.unwrap_or(config.train.steps).min(config.train.steps);
     let behind = world.agree(Behind::start(plan, world))?;
+    let checkpoints = config.run_dir.join("checkpoints");
     let mut skipped_in_a_row = 0;
     let mut asked = false;
     if state.step >= last {
@@ -103,7 +104,7 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
         progress.at(Phase::Save);
         let meta = state.describe(plan, &meta);
         let happened = keeper.after_step(&meta, ending, &mut |take| state.give(take), &mut |rules| {
-            state.save(plan, world, &meta, rules)
+            state.save(&checkpoints, world, &meta, rules)
         })?;
         for what in happened {
             if let Happened::Saved(saved, step) = &what {

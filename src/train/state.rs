@@ -14,6 +14,7 @@ use crate::parallel::{Groups, How, Sharded};
 use crate::plan::Plan;
 use crate::wire::World;
 use std::ops::Range;
+use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 /// Parameters, optimizer state and counters of one rank.
@@ -109,10 +110,9 @@ impl State {
         }
     }
 
-    /// Writes a checkpoint while the caller waits. Collective.
-    pub fn save(&self, plan: &Plan, world: &World, meta: &Meta, rules: &Rules) -> Result<checkpoint::Saved> {
-        let checkpoints = plan.config.run_dir.join("checkpoints");
-        checkpoint::save_by(rules, &checkpoints, self.specs(), meta, Team(Some(world)), &mut |file| {
+    /// Writes a checkpoint into the directory `checkpoints` while the caller waits. Collective.
+    pub fn save(&self, checkpoints: &Path, world: &World, meta: &Meta, rules: &Rules) -> Result<checkpoint::Saved> {
+        checkpoint::save_by(rules, checkpoints, self.specs(), meta, Team(Some(world)), &mut |file| {
             let mut written = Ok(());
             self.give(&mut |slices| {
                 for (i, data) in slices {

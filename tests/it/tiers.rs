@@ -10,19 +10,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// A run directory whose snapshots lie in a directory of the test's own, so that tests leave no shared memory.
-struct Kept {
+pub struct Kept {
     run: Run,
     name: String,
     memory: tempfile::TempDir,
 }
 
 impl Kept {
-    fn new(name: &str) -> Kept {
+    pub fn new(name: &str) -> Kept {
         let memory = tempfile::tempdir_in("/dev/shm").unwrap();
         Kept { run: Run::new(), name: name.into(), memory }
     }
 
-    fn dir(&self) -> PathBuf {
+    pub fn dir(&self) -> PathBuf {
         self.run.path(&self.name)
     }
 
@@ -37,7 +37,7 @@ impl Kept {
         all
     }
 
-    fn command(&self, ranks: usize, more: &[&str]) -> Command {
+    pub fn command(&self, ranks: usize, more: &[&str]) -> Command {
         let set = self.set(more);
         self.run.command(ranks, &set.iter().map(String::as_str).collect::<Vec<_>>())
     }
@@ -50,7 +50,7 @@ impl Kept {
     }
 
     /// Kills one rank after `step`; the last step that was reported.
-    fn kill_after(&self, ranks: usize, step: u64, more: &[&str]) -> u64 {
+    pub fn kill_after(&self, ranks: usize, step: u64, more: &[&str]) -> u64 {
         let mut child = self.command(ranks, more).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         wait_for_step(&self.dir(), step, &mut child);
         let pids = herd_pids(child.id());
@@ -248,7 +248,7 @@ fn a_save_that_is_slower_than_its_interval_is_reported() {
 }
 
 /// A small tmpfs at `path`, or `None`, said aloud.
-fn small_disk(path: &Path, bytes: usize) -> Option<Unmount> {
+pub fn small_disk(path: &Path, bytes: usize) -> Option<Unmount> {
     fs::create_dir_all(path).unwrap();
     let done = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"]).arg(path).output();
     match done {
@@ -260,7 +260,7 @@ fn small_disk(path: &Path, bytes: usize) -> Option<Unmount> {
     }
 }
 
-struct Unmount(PathBuf);
+pub struct Unmount(PathBuf);
 
 impl Drop for Unmount {
     fn drop(&mut self) {

@@ -87,17 +87,28 @@ pub fn upload(remote: &Remote, from: &Path, way: &mut Way) -> Result<Uploaded> {
     Ok(Uploaded { step, url: remote.step_url(step), bytes: total, sent, seconds: began.elapsed().as_secs_f64() })
 }
 
-/// Keeps the newest `keep` checkpoints (0: all) of the store and removes what is older: other checkpoints, and data of
+/// Keeps the newest `keep` whole checkpoints (0: all) of the store and removes what is older: other checkpoints, and data of
 /// uploads that were never finished. Returns the steps removed; `dry` only tells them.
-pub fn retain(remote: &Remote, keep: usize, dry: bool) -> Result<Vec<u64>> {
+///
+/// `whole`, asked of the newest until it says yes, is what makes sure that the only whole one never goes.
+pub fn retain(remote: &Remote, keep: usize, dry: bool, whole: &mut dyn FnMut(u64) -> Result<bool>) -> Result<Vec<u64>> {
     let all = remote.listing()?;
-    let kept: Vec<u64> = all.iter().rev().filter(|(_, s)| s.manifest).map(|(step, _)| *step).collect();
-    let Some(&newest) = kept.first() else { return Ok(Vec::new()) };
-    let last = if keep == 0 { 0 } else { *kept.iter().take(keep).next_back().unwrap_or(&newest) };
-    let mut gone = Vec::new();
-    for (step, held) in all {
-        let unfinished = !held.manifest && step < newest;
-        if step < last || unfinished {
+    let Some(newest) = all.iter().rev().find(|(_, s)| s.manifest).map(|(step, _)| *step) else { return Ok(Vec::new()) };
+    let (mut gone, mut kept, mut sure) = (Vec::new(), 0, false);
+    for (step, held) in all.into_iter().rev() {
+        let stays = match held.manifest {
+            false => step > newest,
+            true if !sure => {
+                sure = whole(step)?;
+                kept += usize::from(sure);
+                true
+            }
+            true => {
+                kept += 1;
+                keep == 0 || kept <= keep
+            }
+        };
+        if !stays {
             if !dry {
                 remote.remove(step, &held)?;
             }

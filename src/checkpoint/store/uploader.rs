@@ -187,13 +187,13 @@ fn work(shared: &Shared, remote: &Remote, section: &StoreSection, run: &Path) {
         state.events.push(event);
         drop(state);
         if verified {
-            clean_up(shared, remote, section.keep);
+            clean_up(shared, remote, section.keep, step);
         }
     }
 }
 
-fn clean_up(shared: &Shared, remote: &Remote, keep: usize) {
-    match retain(remote, keep, false) {
+fn clean_up(shared: &Shared, remote: &Remote, keep: usize, uploaded: u64) {
+    match retain(remote, keep, false, &mut |step| Ok(step == uploaded)) {
         Ok(steps) if steps.is_empty() => {}
         Ok(steps) => shared.lock().events.push(Event::RemotePruned { url: remote.url().into(), steps }),
         // Costs space there; the next upload tries again.

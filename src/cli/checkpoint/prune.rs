@@ -39,7 +39,11 @@ pub fn run(args: &Args) -> Result<()> {
             return Err(Error::new(Exit::Usage, "--keep-every and --keep-best are for run directories only")
                 .hint("in an object store only the newest are kept: --keep"));
         }
-        let steps = store::retain(&remote, args.keep as usize, args.dry_run)?;
+        let mut whole = |step| match store::verify(&remote, step) {
+            Err(e) if e.exit == Exit::Store => Err(e),
+            report => Ok(report.is_ok_and(|files| files.iter().all(|f| f.problem.is_none()))),
+        };
+        let steps = store::retain(&remote, args.keep as usize, args.dry_run, &mut whole)?;
         let gone: Vec<PathBuf> = steps.iter().map(|s| remote.step_url(*s).into()).collect();
         return report(args, &gone, &[]);
     }

@@ -9,6 +9,9 @@ use herd::error::Exit;
 use serde_json::{json, Value};
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Saves between the steps: of a run as quick as these, background saves would leave some out.
@@ -72,6 +75,56 @@ fn a_run_uploads_behind_training_and_comes_back_from_the_store_alone() {
     let out = credentials(&mut c, 1).output().unwrap();
     assert!(out.status.success(), "{}", text(&out));
     assert_eq!(events(&there, "store_passed_over").len(), 1);
+}
+
+/// The server dies in the middle of an upload and is away for seconds: training does not notice, and nothing leaves the run
+/// directory before it, or a newer one, is verified there.
+#[test]
+fn a_server_that_dies_under_a_run() {
+    let server = Arc::new(Mutex::new(Server::start()));
+    let run = Run::new();
+    let plain = run.losses(2, "plain", &[BETWEEN]);
+    let (victim, died) = (server.clone(), Arc::new(AtomicBool::new(false)));
+    let once = died.clone();
+    let proxy = Proxy::start(server.lock().unwrap().port(), move |r| {
+        if r.method == "PUT" && r.number > 4 && !once.swap(true, Ordering::SeqCst) {
+            let mut server = victim.lock().unwrap();
+            server.kill();
+            let victim = victim.clone();
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_secs(2));
+                assert!(victim.lock().unwrap().up());
+                // It dies with the thread that started it.
+                std::thread::park_timeout(Duration::from_secs(300));
+            });
+        }
+        Fault::None
+    });
+    let store = [BETWEEN, "checkpoint.store.url=s3://herd/dies", "checkpoint.keep=1", "checkpoint.store.attempts=20"];
+    let mut c = run.command(2, &[&store[..], &["checkpoint.store.drain_s=120"]].concat());
+    let mut child = credentials(&mut c, proxy.port).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let (dir, mut looks) = (run.path("run"), 0);
+    let status = loop {
+        let saved = crate::crash::events(&dir, "checkpoint");
+        let here = names(&dir.join("checkpoints"));
+        let ledger = fs::read(dir.join("uploads.json")).ok().and_then(|b| serde_json::from_slice::<Value>(&b).ok());
+        let newest = ledger.and_then(|l| l["verified"].as_array()?.iter().filter_map(Value::as_u64).max());
+        for step in saved.iter().filter_map(|e| e["step"].as_u64()) {
+            let safe = here.contains(&format!("step-{step:08}")) || newest >= Some(step);
+            assert!(safe, "step {step} is neither here ({here:?}) nor safe in the store ({newest:?})");
+            looks += 1;
+        }
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert!(status.success() && died.load(Ordering::SeqCst) && looks > 0, "{status}");
+    assert_eq!(losses(&dir), plain);
+    let port = server.lock().unwrap().port();
+    assert_eq!(json_of(port, &["list", "s3://herd/dies"])[0]["step"], 20);
+    good(&mut super::command(port, &["verify", "s3://herd/dies"]));
+    server.lock().unwrap().kill();
 }
 
 #[test]
