@@ -51,7 +51,7 @@ parity: deps deps-test build ## every cell of the parallel axes against one rank
 bench: deps deps-test build ## speed side by side with PyTorch; writes benchmarks/results/train.json
 	@benchmarks/run.sh
 
-drill: deps build ## every fault on a private Slurm, then 200 random ones; writes docs/recovery.md and recovery.json
+drill: deps build ## every fault on a private Slurm, `herd drill` on a live job, 200 random faults; writes docs/recovery.md and recovery.json
 	@$(HERD_PYTHON) benchmarks/recovery.py
 
 clean: ## remove what was built; keeps $(DEPS)

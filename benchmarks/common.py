@@ -197,7 +197,7 @@ def sh(*command):
 @functools.cache
 def versions():
     commit = sh("git", "rev-parse", "--short=12", "HEAD") or "unknown"
-    generated = [":!benchmarks/results", ":!docs/benchmarks.md"]
+    generated = [":!benchmarks/results", ":!docs/benchmarks.md", ":!docs/recovery.md"]
     if sh("git", "status", "--porcelain", "--untracked-files=no", "--", ".", *generated):
         commit += "+changes"
 

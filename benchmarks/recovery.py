@@ -220,7 +220,8 @@ class Drill:
 
     def soak(self, count, rows):
         """`count` random faults on one job; entries for the results."""
-        cluster = self.up(4)
+        # a node that Slurm has noticed to be down is no longer the job's; most sites give it 300 s
+        cluster = self.up(4, ("--cred-expire", "5", "--set", "SlurmdTimeout=300"))
         case = faults.Case("soak", None, ranks=3, nodes=4, steps=self.args.soak_steps)
         reference = self.reference(case)
         job = self.job("soak", case, interval=0.3, sets=("launch.no_progress=10",)).submit()
