@@ -34,7 +34,7 @@ impl Direct {
     /// the others.
     pub fn write(&mut self, bytes: &[u8], at: u64, sum: &mut Sum) -> Result<usize> {
         let whole = bytes.len() / PAGE * PAGE;
-        if at % PAGE as u64 != 0 {
+        if !at.is_multiple_of(PAGE as u64) {
             return Ok(0);
         }
         let mut done = 0;

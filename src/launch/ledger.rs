@@ -149,7 +149,7 @@ mod tests {
     }
 
     fn failure(seconds: i64) -> Failure {
-        Failure { time: at(seconds), job: 1, attempt: 2, reason: "silent".into() }
+        Failure { time: at(seconds), job: 1, attempt: seconds as u64, reason: "silent".into() }
     }
 
     #[test]
@@ -157,6 +157,8 @@ mod tests {
         let mut l = Ledger::default();
         let pause = Some(SignedDuration::from_secs(60));
         assert!(!l.record("n1", failure(0), pause, 3));
+        assert!(!l.record("n1", Failure { reason: "no_answer".into(), ..failure(0) }, pause, 3));
+        assert_eq!(l.nodes["n1"].failures.len(), 1, "one incident counts once");
         assert_eq!(l.standing("n1", at(59)), Standing::Paused);
         assert_eq!(l.standing("n1", at(60)), Standing::Good);
         assert!(!l.record("n1", failure(100), None, 3));

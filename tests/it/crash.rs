@@ -155,7 +155,8 @@ fn a_disk_that_refuses_does_not_stop_training() {
     let (base, mut drive) = (Base::new(), Drive::new());
     let memory = tempfile::tempdir_in("/dev/shm").unwrap();
     let snapshots = format!("checkpoint.snapshot_dir={}", memory.path().display());
-    let from_memory = ["checkpoint.background=true", "checkpoint.snapshot_every=1", "checkpoint.partner=off", &snapshots];
+    let from_memory =
+        ["checkpoint.background=true", "checkpoint.snapshot_every=1", "checkpoint.partner=off", &snapshots];
     let faults = ["ENOSPC", "EIO+", "EDQUOT", "EROFS+", "EIO", "ENOSPC+", "EROFS", "EDQUOT+"];
     for (name, more, rank) in [
         ("refused save, rank 0", FOREGROUND, 0),

@@ -192,8 +192,7 @@ fn compare(cell: &Cell, from: &Path, at: &Path) -> Value {
     // Until the checkpoint the samples that the source read, then those of the target.
     let samples = Reads::problem(from, 0..SAVED).or_else(|| Reads::problem(at, SAVED..STEPS));
     let steps = got.len() as u64 == STEPS - SAVED;
-    let ok =
-        different == 0 && counters && steps && loss_error <= BAND && samples.is_none() && (!stays || bitwise);
+    let ok = different == 0 && counters && steps && loss_error <= BAND && samples.is_none() && (!stays || bitwise);
     json!({
         "ok": ok, "different_elements": different, "counters": counters, "steps": steps, "loss_error": loss_error,
         "samples": samples, "bitwise": bitwise, "bitwise_wanted": stays,

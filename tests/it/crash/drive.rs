@@ -60,8 +60,7 @@ impl Drive {
             Ok(_) => 1,
             Err(_) => case.stride,
         };
-        let mut points = 0;
-        for n in (1..5000).step_by(stride) {
+        for (points, n) in (1..5000).step_by(stride).enumerate() {
             let fault = case.faults[(n / stride) % case.faults.len()];
             match self.point(case, fault, n) {
                 Some(row) => self.rows.push(row),
@@ -71,7 +70,6 @@ impl Drive {
                     return;
                 }
             }
-            points += 1;
         }
         panic!("{}: the command never came to its end", case.name);
     }

@@ -97,7 +97,9 @@ fn killed_at_every_request_of_a_prune() {
                 break;
             }
             points += 1;
-            record(&[json!({ "case": "prune of S3", "fault": if before { "before" } else { "after" }, "point": n, "ok": true })]);
+            record(&[
+                json!({ "case": "prune of S3", "fault": if before { "before" } else { "after" }, "point": n, "ok": true }),
+            ]);
             assert_eq!(json_of(port, &["list", &url])[0]["step"], 8);
             good(&mut command(port, &["verify", &url]));
             good(&mut command(port, &["prune", &url, "--keep", "1"]));
