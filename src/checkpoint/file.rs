@@ -47,8 +47,9 @@ impl Writer {
     }
 
     /// From now on data goes around the page cache, where the filesystem lets it.
-    pub fn go_direct(&mut self) {
-        self.direct = Direct::open(&self.path);
+    pub fn go_direct(&mut self) -> Result<()> {
+        self.direct = Direct::open(&self.path).map_err(refused(&self.path, "write"))?;
+        Ok(())
     }
 
     /// Writes the next elements of dataset `i`.
@@ -80,7 +81,8 @@ impl Writer {
 
     /// Writes HDF5's own bytes around the data, syncs and closes.
     pub fn finish(self) -> Result<FileTable> {
-        let Writer { path, file, map, specs, sums, written, .. } = self;
+        let Writer { path, file, map, specs, sums, written, direct, .. } = self;
+        direct.map_or(Ok(()), Direct::finish).map_err(refused(&path, "write"))?;
         if let Some((i, spec)) = specs.iter().enumerate().find(|(i, s)| written[*i] != s.span.len) {
             let (n, len) = (written[i], spec.span.len);
             return Err(Error::new(Exit::Internal, format!("{} {} got {n} of {len} elements", spec.group, spec.name)));

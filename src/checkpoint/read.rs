@@ -1,19 +1,19 @@
 //! Reading: any rectangle and flat range of any tensor, and the check of every byte.
 
-use super::manifest::{self, FileEntry, Manifest, Tensor};
+use super::manifest::{self, Dataset, FileEntry, Manifest, Tensor};
 use super::map;
 use super::meta::{Group, Meta};
-use super::slice::{copy_runs, cover, runs, Span};
+use super::slice::{copy_runs, cover, runs, Run, Span};
 use super::store::Remote;
 use crate::error::{Error, Exit, Result};
 use crate::kernels::sum::Sum;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// Bytes read at a time for checksums.
-const BLOCK: usize = 4 << 20;
+/// Bytes read at a time for checksums: they are summed while they wait in the second-level cache.
+const BLOCK: usize = 256 << 10;
 
 /// A committed checkpoint. Opening it reads the manifest and checks that every file has its size.
 pub struct Checkpoint {
@@ -25,12 +25,24 @@ pub struct Checkpoint {
 /// A tensor's number in the manifest, and its slices as numbers of file and dataset.
 type Stored = (usize, Vec<(usize, usize)>);
 
+/// Bytes that are read before their pages leave the cache.
+const BEHIND: u64 = 4 << 20;
+
 /// What [`Checkpoint::verify`] found out about one file.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct FileReport {
     pub name: String,
     pub bytes: u64,
     /// Absent when every byte is as it was written.
+    pub problem: Option<String>,
+}
+
+/// What reading has found out about a checkpoint on the way.
+#[derive(Debug, Default)]
+pub(super) struct Compared {
+    /// Datasets of which every byte was read and is as it was written, as numbers of file and dataset.
+    whole: HashSet<(usize, usize)>,
+    /// The first one that is not, or cannot be read.
     pub problem: Option<String>,
 }
 
@@ -116,6 +128,15 @@ impl Checkpoint {
     pub fn read(
         &self, group: Group, name: &str, offset: &[usize], extent: &[usize], start: usize, out: &mut [f32],
     ) -> Result<()> {
+        self.read_comparing(group, name, offset, extent, start, out, &mut Compared::default())
+    }
+
+    /// As [`Checkpoint::read`]. What is read of a dataset as a whole is compared with its checksum in passing.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn read_comparing(
+        &self, group: Group, name: &str, offset: &[usize], extent: &[usize], start: usize, out: &mut [f32],
+        compared: &mut Compared,
+    ) -> Result<()> {
         let broken =
             |why: String| Error::new(Exit::Checkpoint, format!("{}: {group} {name}: {why}", self.path.display()));
         let Some((t, slices)) = self.index.get(&(group, name.to_string())) else {
@@ -139,13 +160,27 @@ impl Checkpoint {
                 continue;
             }
             let path = self.path.join(&file.name);
-            let mut copy = || -> std::io::Result<()> {
+            let mut copy = || -> std::io::Result<Option<u64>> {
                 let file = File::open(&path)?;
+                if let [Run { from: 0, to, len }] = found[..] {
+                    if len == dataset.len {
+                        return read_summing(&file, dataset.at, &mut out[to..to + len]).map(Some);
+                    }
+                }
                 copy_runs(&found, out, |from, part| {
                     file.read_exact_at(bytemuck::cast_slice_mut(part), dataset.at + 4 * from as u64)
-                })
+                })?;
+                Ok(None)
             };
-            copy().map_err(|e| Error::io(&path, "read", &e, Exit::Checkpoint))?;
+            let sum = copy().map_err(|e| Error::io(&path, "read", &e, Exit::Checkpoint));
+            let sum = sum.inspect_err(|e| compared.problem = Some(e.fact.clone()))?;
+            if let Some(sum) = sum {
+                if let Some(problem) = self.differs(&file.name, dataset, sum) {
+                    compared.problem = Some(problem.clone());
+                    return Err(Error::new(Exit::Checkpoint, format!("{}: {problem}", self.path.display())));
+                }
+                compared.whole.insert((f, d));
+            }
             filled.extend(found.iter().map(|r| (r.to, r.to + r.len)));
         }
         match cover(filled, out.len()) {
@@ -156,15 +191,21 @@ impl Checkpoint {
 
     /// Reads every byte of every file and compares its checksums.
     pub fn verify(&self) -> Vec<FileReport> {
-        self.files().map(|f| self.verify_file(f)).collect()
+        let none = Compared::default();
+        let report = |(i, f): (usize, &FileEntry)| {
+            let problem = self.problem(i, &none);
+            FileReport { name: f.name.clone(), bytes: f.size, problem }
+        };
+        self.files().enumerate().map(report).collect()
     }
 
-    pub(super) fn verify_file(&self, file: &FileEntry) -> FileReport {
-        let problem = self.size_problem(file).or_else(|| self.sum_problem(file));
-        FileReport { name: file.name.clone(), bytes: file.size, problem }
+    /// What is wrong with file number `i`, if anything. What `compared` has is not read again.
+    pub(super) fn problem(&self, i: usize, compared: &Compared) -> Option<String> {
+        let file = &self.manifest.files[i];
+        self.size_problem(file).or_else(|| self.sum_problem(i, file, compared))
     }
 
-    fn size_problem(&self, file: &FileEntry) -> Option<String> {
+    pub(super) fn size_problem(&self, file: &FileEntry) -> Option<String> {
         match std::fs::metadata(self.path.join(&file.name)) {
             Ok(m) if m.len() == file.size => None,
             Ok(m) => Some(format!("{} has {} bytes, the manifest says {}", file.name, m.len(), file.size)),
@@ -173,20 +214,15 @@ impl Checkpoint {
         }
     }
 
-    fn sum_problem(&self, file: &FileEntry) -> Option<String> {
+    fn sum_problem(&self, i: usize, file: &FileEntry, compared: &Compared) -> Option<String> {
         let check = || -> std::io::Result<Option<String>> {
             let f = File::open(self.path.join(&file.name))?;
             let mut buffer = vec![0; BLOCK];
-            for d in &file.datasets {
+            for (_, d) in file.datasets.iter().enumerate().filter(|(d, _)| !compared.whole.contains(&(i, *d))) {
                 let mut sum = Sum::default();
                 add(&mut sum, &f, d.at, d.end(), &mut buffer)?;
-                if sum.digest() != d.xxh3 {
-                    let Tensor { group, name, .. } = &self.manifest.tensors[d.tensor];
-                    let (is, was) = (map::hex(sum.digest()), map::hex(d.xxh3));
-                    return Ok(Some(format!(
-                        "{}: {group} {name} has checksum {is}, it was {was} when written",
-                        file.name
-                    )));
+                if let Some(problem) = self.differs(&file.name, d, sum.digest()) {
+                    return Ok(Some(problem));
                 }
             }
             let mut sum = Sum::default();
@@ -198,6 +234,12 @@ impl Checkpoint {
                 .then(|| format!("{}: HDF5 structures have checksum {is}, it was {was} when written", file.name)))
         };
         check().unwrap_or_else(|e| Some(format!("{} cannot be read: {e}", file.name)))
+    }
+
+    fn differs(&self, file: &str, d: &Dataset, sum: u64) -> Option<String> {
+        let Tensor { group, name, .. } = &self.manifest.tensors[d.tensor];
+        let (is, was) = (map::hex(sum), map::hex(d.xxh3));
+        (sum != d.xxh3).then(|| format!("{file}: {group} {name} has checksum {is}, it was {was} when written"))
     }
 }
 
@@ -211,6 +253,29 @@ pub(super) fn manifest_bytes(path: &Path) -> Result<Vec<u8>> {
         }
         _ => Error::io(&manifest, "read", &e, Exit::Checkpoint),
     })
+}
+
+/// Reads elements into their place and returns the checksum of their bytes. What was read leaves the page cache at once:
+/// nobody reads it again soon, and its pages serve for what is read next.
+fn read_summing(file: &File, from: u64, out: &mut [f32]) -> std::io::Result<u64> {
+    let mut sum = Sum::default();
+    let (mut at, mut kept, end) = (from, from, from + 4 * out.len() as u64);
+    for part in out.chunks_mut(BLOCK / 4) {
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(part);
+        file.read_exact_at(bytes, at)?;
+        sum.update(bytes);
+        at += bytes.len() as u64;
+        if at - kept >= BEHIND || at == end {
+            forget(file, kept, at);
+            kept = at;
+        }
+    }
+    Ok(sum.digest())
+}
+
+/// Advice: where it is not taken, memory fills up with pages that are of no use.
+fn forget(file: &File, from: u64, to: u64) {
+    let _ = rustix::fs::fadvise(file, from, std::num::NonZeroU64::new(to - from), rustix::fs::Advice::DontNeed);
 }
 
 fn add(sum: &mut Sum, file: &File, mut from: u64, to: u64, buffer: &mut [u8]) -> std::io::Result<()> {

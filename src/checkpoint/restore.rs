@@ -1,6 +1,7 @@
 //! Finding the newest checkpoint that is whole.
 
-use super::read::{manifest_bytes, Checkpoint, FileReport};
+use super::manifest::FileEntry;
+use super::read::{manifest_bytes, Checkpoint, Compared};
 use super::team::Team;
 use crate::error::{Error, Exit, Result};
 use crate::wire::World;
@@ -18,6 +19,12 @@ pub enum Event {
     CheckpointChosen { path: PathBuf, step: u64, bytes: u64 },
     /// A step in memory that was tried, or newer than what was taken, and is not whole.
     SnapshotRejected { step: u64, reason: String },
+}
+
+impl Event {
+    pub(super) fn chosen(c: &Checkpoint) -> Event {
+        Event::CheckpointChosen { path: c.path().into(), step: c.meta().step, bytes: c.bytes() }
+    }
 }
 
 impl fmt::Display for Event {
@@ -99,28 +106,47 @@ fn check_step(c: &Candidate, checkpoint: &Checkpoint) -> Result<()> {
 /// Collective: the ranks share the files out for the check and all return the same one. `report` is told, on every rank,
 /// of each that had to be passed over and of the one chosen.
 pub fn newest_valid(checkpoints: &Path, world: &World, report: &mut dyn FnMut(&Event)) -> Result<Option<Checkpoint>> {
-    newest(checkpoints, Team(Some(world)), report)
+    newest_checked(checkpoints, Team(Some(world)), report)
 }
 
 /// As [`newest_valid`], for a process that belongs to no world.
 pub fn newest_valid_alone(checkpoints: &Path, report: &mut dyn FnMut(&Event)) -> Result<Option<Checkpoint>> {
-    newest(checkpoints, Team(None), report)
+    newest_checked(checkpoints, Team(None), report)
 }
 
-fn newest(checkpoints: &Path, team: Team, report: &mut dyn FnMut(&Event)) -> Result<Option<Checkpoint>> {
-    let found = team.agree(if team.rank() == 0 { candidates(checkpoints) } else { Ok(Vec::new()) })?;
+fn newest_checked(checkpoints: &Path, team: Team, report: &mut dyn FnMut(&Event)) -> Result<Option<Checkpoint>> {
+    let mut passed = Vec::new();
+    loop {
+        let Some(found) = newest_opened(checkpoints, &passed, team, report)? else { return Ok(None) };
+        match check(&found, &Compared::default(), team) {
+            Ok(()) => {
+                report(&Event::chosen(&found));
+                return Ok(Some(found));
+            }
+            Err(e) if e.exit == Exit::Checkpoint => {
+                report(&Event::CheckpointRejected { path: found.path().into(), reason: e.fact });
+                passed.push(found.path().to_path_buf());
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The newest checkpoint that has a whole manifest and all its files with their sizes, but for those in `passed`. Collective
+/// over the team.
+pub(super) fn newest_opened(
+    checkpoints: &Path, passed: &[PathBuf], team: Team, report: &mut dyn FnMut(&Event),
+) -> Result<Option<Checkpoint>> {
+    let mut found = team.agree(if team.rank() == 0 { candidates(checkpoints) } else { Ok(Vec::new()) })?;
+    found.retain(|c| !passed.contains(&c.path));
     for i in 0.. {
         // Rank 0 alone reads directory and manifest: thousands of ranks asking for one file is a storm.
         let candidate = found.get(i);
         let packed = candidate.map(|c| pack(c, &manifest_bytes(&c.path).and_then(|b| parse(c, &b).map(|_| b))));
         let packed = team.broadcast(packed.unwrap_or_default())?;
         let Some((path, manifest)) = unpack(&packed, checkpoints)? else { return Ok(None) };
-        match manifest.and_then(|bytes| check(&path, &bytes, team)) {
-            Ok(checkpoint) => {
-                let (step, bytes) = (checkpoint.meta().step, checkpoint.bytes());
-                report(&Event::CheckpointChosen { path, step, bytes });
-                return Ok(Some(checkpoint));
-            }
+        match manifest.and_then(|bytes| opened(&path, &bytes, team)) {
+            Ok(checkpoint) => return Ok(Some(checkpoint)),
             Err(e) if e.exit == Exit::Checkpoint || e.exit == Exit::Storage => {
                 report(&Event::CheckpointRejected { path, reason: e.fact });
             }
@@ -163,14 +189,30 @@ fn unpack(packed: &[u8], checkpoints: &Path) -> Result<Option<Packed>> {
     Ok(Some((path, manifest)))
 }
 
-/// The checkpoint, if no rank found a problem in its share of the files.
-fn check(path: &Path, manifest: &[u8], team: Team) -> Result<Checkpoint> {
+/// The checkpoint, if no rank finds a file of its share missing or of another size.
+fn opened(path: &Path, manifest: &[u8], team: Team) -> Result<Checkpoint> {
     let checkpoint = Checkpoint::from_manifest(path, manifest)?;
-    let mine = checkpoint.files().skip(team.rank()).step_by(team.size());
-    let problem = mine.map(|f| checkpoint.verify_file(f)).find_map(|FileReport { problem, .. }| problem);
+    let problem = share(&checkpoint, team).find_map(|(_, f)| checkpoint.size_problem(f));
+    agree(problem, team).map(|()| checkpoint)
+}
+
+/// Whether every byte is as it was written: each rank looks at its share of the files, but not again at what it has compared.
+/// Collective over the team.
+///
+/// Errors: [`Exit::Checkpoint`], on every rank.
+pub(super) fn check(checkpoint: &Checkpoint, compared: &Compared, team: Team) -> Result<()> {
+    agree(share(checkpoint, team).find_map(|(i, _)| checkpoint.problem(i, compared)), team)
+}
+
+fn share<'a>(checkpoint: &'a Checkpoint, team: Team<'a>) -> impl Iterator<Item = (usize, &'a FileEntry)> {
+    checkpoint.files().enumerate().skip(team.rank()).step_by(team.size())
+}
+
+/// The first rank's problem, on every rank.
+pub(super) fn agree(problem: Option<String>, team: Team) -> Result<()> {
     let all = team.all_gather(problem.unwrap_or_default().into_bytes())?;
     match all.iter().find(|p| !p.is_empty()) {
         Some(p) => Err(Error::new(Exit::Checkpoint, String::from_utf8_lossy(p))),
-        None => Ok(checkpoint),
+        None => Ok(()),
     }
 }

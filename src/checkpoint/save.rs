@@ -3,6 +3,7 @@
 //! The order is what makes a crash at any moment harmless: files written and synced under a temporary directory name;
 //! manifest written and synced; directory synced; renamed; parent synced. Until the rename nobody sees the directory.
 
+use super::direct;
 use super::disk;
 use super::file::Writer;
 use super::lustre::Stripes;
@@ -36,7 +37,8 @@ pub struct Rules {
     pub turns: usize,
     /// Asked on rank 0 right before the new checkpoint takes its name: an error leaves everything as it was.
     pub fence: Arc<dyn Fn() -> Result<()> + Send + Sync>,
-    /// Whether the data goes around the page cache where the filesystem lets it: less work for the cores, no more speed.
+    /// Whether the data goes around the page cache on any filesystem that lets it, not only where that is faster: it is less
+    /// work for the cores.
     pub direct: bool,
 }
 
@@ -150,8 +152,8 @@ fn write_file(
     let text = serde_json::to_string(meta)
         .map_err(|e| Error::new(Exit::Internal, format!("the checkpoint's description cannot be written: {e}")))?;
     let mut file = Writer::create(&names.temporary.join(format!("rank-{rank:05}.h5")), specs, &text)?;
-    if rules.direct {
-        file.go_direct();
+    if rules.direct || direct::pays(&names.temporary) {
+        file.go_direct()?;
     }
     fill(&mut file)?;
     file.finish()

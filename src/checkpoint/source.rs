@@ -1,7 +1,7 @@
 //! The state of one step, wherever its slices lie: in snapshots on this and other nodes, or on disk.
 
 use super::meta::{Group, Meta};
-use super::read::Checkpoint;
+use super::read::{Checkpoint, Compared};
 use super::slice::{cover, Span};
 use super::snapshot::image::Image;
 use super::snapshot::inventory::{Entry, Inventory, Set};
@@ -43,6 +43,7 @@ pub struct Source<'a> {
     disk: Option<&'a Checkpoint>,
     meta: Meta,
     tally: RefCell<Tally>,
+    compared: RefCell<Compared>,
 }
 
 /// A set of snapshots, opened one by one as they are needed.
@@ -66,7 +67,8 @@ pub type Damaged = (Error, Vec<(u64, u64)>);
 
 impl<'a> Source<'a> {
     pub fn disk(checkpoint: &'a Checkpoint) -> Source<'a> {
-        Source { memory: None, meta: checkpoint.meta().clone(), disk: Some(checkpoint), tally: RefCell::default() }
+        let (tally, compared) = (RefCell::default(), RefCell::default());
+        Source { memory: None, meta: checkpoint.meta().clone(), disk: Some(checkpoint), tally, compared }
     }
 
     /// `disk`: the checkpoint of the same step and start, for what the set lacks. `served`: a world in which every node
@@ -95,7 +97,8 @@ impl<'a> Source<'a> {
             Ok(meta) => meta,
             Err(e) => return Err(Box::new((e, memory.damaged))),
         };
-        Ok(Source { memory: Some(RefCell::new(memory)), disk, meta, tally: RefCell::default() })
+        let (tally, compared) = (RefCell::default(), RefCell::default());
+        Ok(Source { memory: Some(RefCell::new(memory)), disk, meta, tally, compared })
     }
 
     pub fn meta(&self) -> &Meta {
@@ -117,6 +120,11 @@ impl<'a> Source<'a> {
 
     pub fn tally(&self) -> Tally {
         *self.tally.borrow()
+    }
+
+    /// What reading from disk has found out about the files.
+    pub(super) fn into_compared(self) -> Compared {
+        self.compared.into_inner()
     }
 
     /// Snapshots in which this rank found damage.
@@ -142,7 +150,7 @@ impl<'a> Source<'a> {
         match self.disk {
             Some(disk) => {
                 tally.disk += 4 * out.len() as u64;
-                disk.read(group, name, offset, extent, start, out)
+                disk.read_comparing(group, name, offset, extent, start, out, &mut self.compared.borrow_mut())
             }
             None => Err(Error::new(
                 Exit::Checkpoint,

@@ -3,12 +3,13 @@
 //! The newest step that is whole anywhere wins; at one step memory is nearer than disk. What turns out damaged on the way is
 //! left out and the choice made again, so a restore falls back copy by copy, step by step and tier by tier.
 
-use super::read::Checkpoint;
-use super::restore::{candidates, newest_valid, Event};
+use super::read::{Checkpoint, Compared};
+use super::restore::{agree, candidates, check, newest_opened, Event};
 use super::snapshot::collect;
 use super::snapshot::inventory::{agreed_place, Inventory, Set};
 use super::snapshot::nodes::Nodes;
 use super::source::{Source, Tally};
+use super::team::Team;
 use crate::error::{Error, Exit, Result};
 use crate::wire::{Request, World};
 use std::fs::File;
@@ -64,15 +65,17 @@ pub fn restore(
         true => None,
         false => Some(Server::start(&inventory, world)?),
     };
-    // The newest checkpoint whose every byte was checked, once somebody has looked; whether the store was asked.
+    // The newest checkpoint on disk, once somebody has looked. Its bytes are compared as they are read, or before they fill in
+    // for memory; what was damaged is passed over.
     let mut disk: Option<Option<Checkpoint>> = None;
+    let (mut checked, mut passed, mut rejected) = (false, Vec::new(), Vec::new());
     let mut asked = tiers.fetch.is_none();
     let restored = loop {
         let sets = inventory.sets();
         let set = sets.iter().find(|s| s.is_whole() || on_disk.contains(&s.step));
         let newer_on_disk = |s: &Set| !s.is_whole() || on_disk.iter().any(|&d| d > s.step);
         if disk.is_none() && set.is_none_or(newer_on_disk) {
-            disk = Some(newest_valid(&checkpoints, world, report)?);
+            (disk, checked) = (Some(newest_opened(&checkpoints, &passed, Team(Some(world)), report)?), false);
         }
         let checkpoint = disk.iter().flatten().next();
         // Where it is of the very step and start, the disk fills in what a set lacks.
@@ -94,10 +97,16 @@ pub fn restore(
             };
             if came {
                 (disk, on_disk) = (None, disk_steps(&checkpoints, world)?);
+                passed.clear();
                 continue;
             }
         }
-        if let (Some(set), Some(server)) = (set, &server) {
+        let mut why = None;
+        if let Some(c) = set.and_then(&fills).filter(|_| !checked) {
+            why = damage(check(c, &Compared::default(), Team(Some(world))))?;
+            checked = true;
+        }
+        if let (Some(set), Some(server), None) = (set, &server, &why) {
             match from_memory(set, &inventory, server, fills(set), world, apply)? {
                 Attempt::Done(restored) => break Some(restored),
                 Attempt::Damaged(ids, why) => {
@@ -111,10 +120,23 @@ pub fn restore(
                 }
             }
         }
-        break match checkpoint {
-            Some(c) => Some(from_disk(c, world, apply)?),
-            None => None,
-        };
+        let Some(c) = checkpoint else { break None };
+        if why.is_none() {
+            match from_disk(c, world, apply)? {
+                Ok(restored) => {
+                    report(&Event::chosen(c));
+                    break Some(restored);
+                }
+                Err(found) => why = Some(found),
+            }
+        }
+        // The store may have a whole one of this step; but what came from there and is damaged again is left.
+        asked = tiers.fetch.is_none() || rejected.iter().any(|p| p == c.path());
+        report(&Event::CheckpointRejected { path: c.path().into(), reason: why.unwrap_or_default() });
+        passed.push(c.path().to_path_buf());
+        rejected.push(c.path().to_path_buf());
+        on_disk.retain(|&step| step != c.meta().step);
+        disk = None;
     };
     if let Some(server) = server {
         server.end(world)?;
@@ -155,12 +177,32 @@ fn from_memory(
     }
 }
 
-fn from_disk(c: &Checkpoint, world: &World, apply: &mut dyn FnMut(&Source) -> Result<()>) -> Result<Restored> {
+/// `Err` within says what is damaged: compared while it is read, and then what nobody has read.
+fn from_disk(
+    c: &Checkpoint, world: &World, apply: &mut dyn FnMut(&Source) -> Result<()>,
+) -> Result<std::result::Result<Restored, String>> {
     let source = Source::disk(c);
-    world.agree(apply(&source))?;
+    let applied = apply(&source);
+    let tally = source.tally();
+    let compared = source.into_compared();
+    if let Some(why) = damage(agree(compared.problem.clone(), Team(Some(world))))? {
+        return Ok(Err(why));
+    }
+    world.agree(applied)?;
+    if let Some(why) = damage(check(c, &compared, Team(Some(world))))? {
+        return Ok(Err(why));
+    }
     let (step, session, attempt) = (c.meta().step, c.meta().session, c.meta().attempt);
-    let tally = sum(source.tally(), world)?;
-    Ok(Restored { step, session, attempt, path: Some(c.path().into()), tally, seconds: 0.0 })
+    Ok(Ok(Restored { step, session, attempt, path: Some(c.path().into()), tally: sum(tally, world)?, seconds: 0.0 }))
+}
+
+/// What is damaged, if that is what went wrong.
+fn damage(result: Result<()>) -> Result<Option<String>> {
+    match result {
+        Ok(()) => Ok(None),
+        Err(e) if e.exit == Exit::Checkpoint => Ok(Some(e.fact)),
+        Err(e) => Err(e),
+    }
 }
 
 fn sum(t: Tally, world: &World) -> Result<Tally> {

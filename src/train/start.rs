@@ -67,6 +67,7 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     progress.at(Phase::Restore);
     let mut events = Vec::new();
     let mut from_store = Vec::new();
+    let mut touched = false;
     let mut ask = |than, world: &World| match &config.checkpoint.store {
         Some(store) => behind::fetch(store, plan, world, progress, than, &mut from_store),
         None => Ok(false),
@@ -87,10 +88,19 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
             }
             events.push(event.clone());
         },
-        &mut |source| resume(plan, &meta, source, &mut state),
+        &mut |source| {
+            touched = true;
+            resume(plan, &meta, source, &mut state)
+        },
     )?;
-    if restored.is_some() {
-        state.publish()?;
+    match &restored {
+        Some(r) => {
+            let from = r.path.as_ref().map_or("snapshots in memory".into(), |p| p.display().to_string());
+            tracing::info!("resumed from {from}: step {}, {} tokens", state.step, state.tokens);
+            state.publish()?;
+        }
+        None if touched => state.clear(),
+        None => {}
     }
     progress.at(Phase::Start);
     progress.begin(state.step);
@@ -167,9 +177,7 @@ fn resume(plan: &Plan, own: &Meta, found: &Source, state: &mut State) -> Result<
         )
         .hint("put the old tokenizer back, or start afresh with another run_dir"));
     }
-    state.restore(found)?;
-    tracing::info!("resumed from {}: step {}, {} tokens", found.name(), state.step, state.tokens);
-    Ok(())
+    state.restore(found)
 }
 
 /// First weights: given ones, or fresh ones.

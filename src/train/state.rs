@@ -51,6 +51,17 @@ impl State {
         })
     }
 
+    /// As [`State::new`] left it: what was read of a checkpoint that turned out damaged is forgotten.
+    pub fn clear(&mut self) {
+        for slots in &self.optimizer.slots {
+            for group in Group::ALL {
+                let _ = slots.tensor(group).shallow_clone().zero_();
+            }
+        }
+        (self.step, self.updates, self.tokens, self.skipped) = (0, 0, 0, 0);
+        (self.best_validation, self.validation) = (None, None);
+    }
+
     /// Fresh weights from the seed. This and the two below fill what this rank owns; [`State::publish`] must follow, on
     /// every rank.
     pub fn initialise(&mut self, plan: &Plan) -> Result<()> {
