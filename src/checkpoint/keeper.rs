@@ -75,6 +75,8 @@ pub struct Keeper {
     /// Slot of the snapshot whose copy is under way.
     sending: Option<usize>,
     skipped: u64,
+    /// What the ranks found under way before the step's report.
+    agreed: Option<Agreed>,
     last_save: Instant,
     last_due: Instant,
     /// What earlier starts left goes after the first snapshot that is whole everywhere.
@@ -155,6 +157,7 @@ impl Keeper {
             rules,
             sending: None,
             skipped: 0,
+            agreed: None,
             last_save: now,
             last_due: now,
             old: true,
@@ -173,7 +176,30 @@ impl Keeper {
         Ok(keeper)
     }
 
-    /// After step `meta.step`: snapshot, second copy and checkpoint as they are due. Collective.
+    /// Before step `step` is called finished: the copy of the step before it has arrived, or is given a moment to. So a rank
+    /// that is lost takes no step with it but the one that was not yet copied. Collective.
+    pub fn before_report(&mut self, step: u64, ending: bool) -> Result<()> {
+        if ending || !self.is_due(step) {
+            return Ok(());
+        }
+        let late = self.timed() && self.last_save.elapsed().as_secs_f64() >= 60.0 * self.config.every_minutes;
+        let mut out = std::mem::take(&mut self.pending);
+        self.agreed = Some(self.agree(late, &mut out)?);
+        self.pending = out;
+        Ok(())
+    }
+
+    fn timed(&self) -> bool {
+        self.config.every_minutes > 0.0
+    }
+
+    /// Whether anything may be kept of a step.
+    fn is_due(&self, step: u64) -> bool {
+        self.timed() || due(step, self.config.snapshot_every) || due(step, self.config.every)
+    }
+
+    /// After step `meta.step`, and after [`Keeper::before_report`]: snapshot, second copy and checkpoint as they are due.
+    /// Collective.
     ///
     /// `ending`: the run ends with this step, so the checkpoint is written here and now, and its loss is an error.
     pub fn after_step(
@@ -192,15 +218,9 @@ impl Keeper {
         }
         let complaint = self.writer.as_ref().and_then(Writer::prune_failed);
         out.extend(complaint.map(|error| Happened::PruneFailed { error }));
-        let timed = self.config.every_minutes > 0.0;
+        let Some(Agreed { copying, saving, late }) = self.agreed.take() else { return Ok(out) };
         let snapshot = due(step, self.config.snapshot_every);
-        let save = due(step, self.config.every);
-        if !(timed || snapshot || save) {
-            return Ok(out);
-        }
-        let late = timed && self.last_save.elapsed().as_secs_f64() >= 60.0 * self.config.every_minutes;
-        let Agreed { copying, saving, late } = self.agree(late, &mut out)?;
-        let save = save || late;
+        let save = due(step, self.config.every) || late;
         if save {
             // From one that was due to the next, so that a slow disk is told once an interval.
             self.last_save = Instant::now();

@@ -86,6 +86,8 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
                 report.event("validation", json!({ "step": state.step, "validation_loss": loss }))?;
             }
         }
+        let ending = state.step == last || found.stop;
+        keeper.before_report(state.step, ending)?;
         progress.at(Phase::Report);
         inject.storage();
         report.step(plan, &state, &found, took)?;
@@ -100,7 +102,6 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
             sync::sync_check(&mut state.units, world)?;
         }
 
-        let ending = state.step == last || found.stop;
         progress.at(Phase::Save);
         let meta = state.describe(plan, &meta);
         let happened = keeper.after_step(&meta, ending, &mut |take| state.give(take), &mut |rules| {
