@@ -231,9 +231,9 @@ def machine():
 
 
 def command_line():
-    """How this benchmark was started, from the repository's root."""
+    """How this benchmark was started, from the repository's root: where that lies is nobody's business."""
     script = Path(sys.argv[0]).resolve().relative_to(ROOT)
-    return shlex.join(["python", str(script), *sys.argv[1:]])
+    return shlex.join(["python", str(script), *(a.replace(f"{ROOT}/", "") for a in sys.argv[1:])])
 
 
 def entry(name, value, unit, peer, **more):

@@ -4,10 +4,12 @@
 
 Every rank holds half of the bytes as fp32 tensors of one block each. A line of JSON for every way: name, seconds, bytes.
 Saves end when the bytes are on disk (fsync of every file): the time that a crash may no longer undo. Loads start with the
-files out of the page cache."""
+files out of the page cache, and not at once: a load is what a new process does, some seconds after (herd's is), when a host
+that lends memory has taken the free pages back."""
 
 import argparse
 import json
+import mmap
 import os
 import shutil
 import sys
@@ -54,6 +56,7 @@ def rank_main(rank, args):
         dist.barrier()
         if load and rank == 0:
             forget(folder)
+            time.sleep(args.pause)
         dist.barrier()
         began = time.monotonic()
         act()
@@ -77,6 +80,17 @@ def rank_main(rank, args):
                 f.write(t.numpy().data)
             os.fsync(f.fileno())
 
+    def direct_write(folder):
+        """Around the page cache: what the disk takes."""
+        room = mmap.mmap(-1, PIECE)  # aligned
+        fd = os.open(folder / f"direct-{rank}", os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
+        for t in tensors.values():
+            room[:] = memoryview(t.numpy()).cast("B")
+            if os.write(fd, room) != PIECE:
+                raise OSError("a short write")
+        os.fsync(fd)
+        os.close(fd)
+
     def raw_read(folder):
         buffer = torch.empty([PIECE // 4])
         with open(folder / f"raw-{rank}", "rb", buffering=0) as f:
@@ -88,6 +102,7 @@ def rank_main(rank, args):
 
     ways = {
         "raw": (raw_write, raw_read),
+        "direct": (direct_write, None),
         "dcp": (
             lambda f: dcp.save(tensors, checkpoint_id=str(f)),
             lambda f: dcp.load({k: torch.empty_like(t) for k, t in tensors.items()}, checkpoint_id=str(f)),
@@ -120,7 +135,8 @@ def main():
     parser.add_argument("--dir", required=True)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--port", type=int, default=29641)
-    parser.add_argument("--ways", default="raw,dcp,dcp_async,torch_save,safetensors")
+    parser.add_argument("--pause", type=float, default=4.0, help="seconds between emptying the page cache and a load")
+    parser.add_argument("--ways", default="raw,direct,dcp,dcp_async,torch_save,safetensors")
     args = parser.parse_args()
     mp.spawn(rank_main, args=(args,), nprocs=args.ranks)
 
