@@ -16,10 +16,10 @@ export HERD_DEPS := $(deps)
 # $(deps)/bin holds only a cmake that is new enough.
 export PATH := $(deps)/bin:$(PATH):$(cargo_bin):/usr/sbin
 
-.PHONY: help deps deps-test build install demo test lint bench parity drill clean
+.PHONY: help deps deps-test build install demo test lint bench parity checkpoint-faults drill clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## install what building and the demo need (Debian 12, Ubuntu 24.04); nothing that is there already
 	@tests/setup/deps.sh $(deps) base
@@ -47,6 +47,9 @@ lint: ## formatting, clippy, shellcheck
 
 parity: deps deps-test build ## every cell of the parallel axes against one rank; writes docs/parity.md
 	@$(HERD_PYTHON) benchmarks/parity.py
+
+checkpoint-faults: deps deps-test build ## every operation of every save, upload and prune killed; every topology onto every other; writes docs/checkpoints.md
+	@$(HERD_PYTHON) benchmarks/checkpoint_faults.py
 
 bench: deps deps-test build ## speed side by side with PyTorch; writes benchmarks/results/train.json
 	@benchmarks/run.sh

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -225,15 +226,15 @@ class Drill:
         case = faults.Case("soak", None, ranks=3, nodes=4, steps=self.args.soak_steps)
         reference = self.reference(case)
         job = self.job("soak", case, interval=0.3, sets=("launch.no_progress=10",)).submit()
-        chance, done, kinds = faults.Random(self.args.seed), 0, {}
+        chance, done, kinds, took = faults.Random(self.args.seed), 0, {}, {}
         job.reach(5)
         began = time.time()
         while done < count:
             chance.tend(cluster)
             kind = chance.pick()
-            before = len(job.events("recovered"))
+            before, moment = len(job.events("recovered")), time.time()
             try:
-                restart = chance.do(kind, job)
+                kind, restart = chance.do(kind, job)
             except (KeyError, ProcessLookupError):
                 time.sleep(0.1)  # between two attempts
                 continue
@@ -241,6 +242,7 @@ class Drill:
             kinds[kind] = kinds.get(kind, 0) + 1
             if restart:
                 lab.wait_for(f"recovery from {kind}", 120, lambda: len(job.events("recovered")) > before or job.fail_if_ended())
+                took.setdefault(kind, []).append(lab.seconds(job.events("recovered")[-1]["time"]) - moment)
             here = job.step()
             job.reach(here + chance.random.randrange(1, 6))
             if done % 20 == 0:
@@ -253,8 +255,11 @@ class Drill:
         status = json.loads(subprocess.run([str(self.herd), "status", "--json", str(job.run_dir)], capture_output=True, text=True).stdout)
         leftovers(job, cluster)
         self.clean(job)
-        predicted = model(status, kinds, rows)
-        return dict(count=done, kinds=kinds, equal=equal, status=status, predicted=predicted, code=code)
+        predicted = model(status, kinds, costs(rows))
+        took = {kind: statistics.mean(t) for kind, t in took.items()}
+        # with what each kind took in the soak itself: how much of the difference is in single faults
+        own = model(status, kinds, {**costs(rows), **took})
+        return dict(count=done, kinds=kinds, equal=equal, status=status, predicted=predicted, own=own, took=took, code=code)
 
     # --- cost when nothing fails ---
 
@@ -308,26 +313,26 @@ def leftovers(job, cluster):
             raise lab.Failed(f"left in /dev/shm of {node}: {left}")
 
 
-def model(status, kinds, rows):
-    """Effective time ratio by the formula of docs/recovery.md, with the costs of single faults as the cases measured them,
-    scaled to the soak's interval between probes."""
+def costs(rows):
+    """Seconds that a fault of each kind costs, as the single cases measured them, scaled to the soak's probe interval."""
     cost = {r.case.name: (r.detect, r.recover) for r in rows if r.recover}
-
-    def of(name, otherwise):
-        return cost.get(name, otherwise)
-
     quiet = 0.3 * faults.MISSES
-    death = of("SIGKILL of a random rank", (0.3, 2.5))
-    silent = of("SIGSTOP of a rank", (3.5, 6.0))
-    restart = death[1] - death[0]
-    each = {
+    death = cost.get("SIGKILL of a random rank", (0.3, 2.5))
+    silent = cost.get("SIGSTOP of a rank", (3.5, 6.0))
+    node = cost.get("node crashed", (3.5, 6.0))
+    stuck = cost.get("a collective stalls for good", (7.5, 9.5))
+    return {
         "kill": death[1],
         "exit": death[1],
         "stop": quiet + (silent[1] - silent[0]),
-        "node": quiet + (silent[1] - silent[0]),
-        "skip": 5.0 + restart,
+        "node": quiet + (node[1] - node[0]),
+        "skip": 5.0 + (stuck[1] - stuck[0]),
         "pause": 0.3,
     }
+
+
+def model(status, kinds, each):
+    """Effective time ratio by the formula of docs/recovery.md, from the seconds that each kind of fault costs."""
     lost = sum(n * each[k] for k, n in kinds.items())
     rest = max(0.0, status["wall_s"] - status["training_s"] - status["lost_s"])
     return status["training_s"] / (status["training_s"] + lost + rest)
@@ -360,7 +365,8 @@ def entries(rows, commands, soak, idle, large):
         out += [
             common.entry("soak_faults", soak["count"], "random faults to one run", PEERS["none"], kinds=soak["kinds"], goal=200, reached=soak["count"] >= 200),
             common.entry("soak_state_equal", int(soak["equal"]), "1: every loss is that of the undisturbed run, bit for bit", PEERS["none"], goal=1, reached=soak["equal"]),
-            common.entry("soak_effective_time_ratio", ratio, "time in steps that count over all time", "the model in docs/recovery.md", ours=round(ratio, 4), theirs=round(soak["predicted"], 4)),
+            common.entry("soak_effective_time_ratio", ratio, "time in steps that count over all time", "the model in docs/recovery.md", ours=round(ratio, 4), theirs=round(soak["predicted"], 4),
+                         seconds_each={k: round(t, 2) for k, t in soak["took"].items()}, with_those=round(soak["own"], 4)),
         ]
     if idle is not None:
         out.append(common.entry("idle_cost", idle, "CPU time of liveness and supervision over step time, 1 s probes", PEERS["none"], goal=0.005, reached=idle < 0.005))
@@ -393,7 +399,8 @@ def write_page(rows, commands, soak):
             f"{soak['count']} random faults ({kinds}) to a run of {s['steps']} steps on 3 of 4 nodes: {s['attempts']} attempts, "
             f"{s['steps_lost']} steps done again, {s['wall_s'] / 60:.1f} minutes. Losses "
             f"{'equal to the undisturbed run bit for bit' if soak['equal'] else '**differ**'}. Effective training time ratio "
-            f"{s['effective_time_ratio']:.3f}; the model says {soak['predicted']:.3f}."
+            f"{s['effective_time_ratio']:.3f}; the model says {soak['predicted']:.3f}. From a fault to the next finished step it took on "
+            f"average {', '.join(f'{t:.1f} s ({k})' for k, t in sorted(soak['took'].items()))}; with these the model says {soak['own']:.3f}."
         )
         page = between(page, "soak", [text])
     common.replace(PAGE, page)

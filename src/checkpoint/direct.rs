@@ -67,7 +67,8 @@ impl Direct {
         };
         let (writes, queue) = channel();
         let (report, done) = channel();
-        let thread = std::thread::Builder::new().name("herd-disk".into()).spawn(move || serve(&file, &queue, &report))?;
+        let thread =
+            std::thread::Builder::new().name("herd-disk".into()).spawn(move || serve(&file, &queue, &report))?;
         Ok(Some(Direct { writes: Some(writes), done, free, under_way: 0, thread: Some(thread) }))
     }
 

@@ -448,7 +448,7 @@ class Random:
         return self.random.choice(kinds)
 
     def do(self, kind, job):
-        """Does it; whether a restart must follow."""
+        """Does it; what was done, and whether a restart must follow."""
         rank = self.random.randrange(job.ranks)
         if kind == "kill":
             job.kill_rank(rank)
@@ -458,7 +458,7 @@ class Random:
             pid, _ = job.kill_rank(rank, signal.SIGSTOP)
             threading.Timer(job.interval, os.kill, (pid, signal.SIGCONT)).start()
             time.sleep(1.5 * job.interval)
-            return False
+            return kind, False
         elif kind == "exit":
             order('{"kind": "exit", "code": 1}', rank)(job)
         elif kind == "skip":
@@ -468,11 +468,11 @@ class Random:
             nodes = sorted({n for _, n in job.rank_processes().values()} - {"herd1"})
             if not nodes or self.dead:
                 job.kill_rank(rank)
-                return True
+                return "kill", True
             node = self.random.choice(nodes)
             job.cluster.tool("kill", node)
             self.dead[node] = time.time() + 2
-        return True
+        return kind, True
 
     def tend(self, cluster):
         """Dead nodes come back."""

@@ -101,7 +101,7 @@ const BACKGROUND: &[&str] = &["checkpoint.background=true"];
 /// Either rank of a run that saves twice and removes the older checkpoints, between the steps and behind them.
 #[test]
 fn a_run_killed_while_it_saves() {
-    let (base, mut drive) = (Base::new(), Drive::new());
+    let (base, mut drive) = (Base::new(), Drive::on_disk());
     for (name, more, rank) in [
         ("save, rank 0", FOREGROUND, 0),
         ("save, rank 1", FOREGROUND, 1),
@@ -152,7 +152,7 @@ fn a_run_killed_while_it_uploads() {
 /// A disk that is full, over quota, failing or read-only at any operation, for once or from then on.
 #[test]
 fn a_disk_that_refuses_does_not_stop_training() {
-    let (base, mut drive) = (Base::new(), Drive::new());
+    let (base, mut drive) = (Base::new(), Drive::on_disk());
     let memory = tempfile::tempdir_in("/dev/shm").unwrap();
     let snapshots = format!("checkpoint.snapshot_dir={}", memory.path().display());
     let from_memory =

@@ -34,6 +34,26 @@ fn each_file_damaged_in_each_way_is_found_and_the_older_checkpoint_used() {
     }
 }
 
+/// What was read of a checkpoint before its damage was found is forgotten.
+#[test]
+fn a_run_whose_checkpoints_are_all_damaged_starts_as_if_there_had_been_none() {
+    let base = Base::new();
+    let run = base.run.path("lost");
+    for rank in ["rank-00000.h5", "rank-00001.h5"] {
+        let _ = fs::remove_dir_all(&run);
+        copy(&base.half(), &run);
+        damage(&run.join("checkpoints/step-00000004").join(rank), "flipped");
+        let out = base.train(&run, &["checkpoint.keep=0"]).output().unwrap();
+        assert!(out.status.success(), "{}", text(&out));
+        assert_eq!(events(&run, "checkpoint_rejected").len(), 1);
+        assert!(events(&run, "resume").is_empty() && events(&run, "start").len() == 2, "{}", text(&out));
+        let step = "checkpoints/step-00000008";
+        let diff =
+            herd().args(["checkpoint", "diff"]).args([base.whole().join(step), run.join(step)]).output().unwrap();
+        assert!(diff.status.success(), "{rank}: {}", text(&diff));
+    }
+}
+
 fn damage(file: &Path, how: &str) {
     let mut bytes = fs::read(file).unwrap();
     let middle = bytes.len() / 2;

@@ -42,9 +42,18 @@ pub struct Drive {
 }
 
 impl Drive {
+    /// In memory: thousands of syncs.
     pub fn new() -> Drive {
-        // Memory: thousands of syncs.
-        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        Drive::below(Path::new("/dev/shm"))
+    }
+
+    /// On a disk, where saves write around the page cache.
+    pub fn on_disk() -> Drive {
+        Drive::below(Path::new(env!("CARGO_TARGET_TMPDIR")))
+    }
+
+    fn below(place: &Path) -> Drive {
+        let dir = tempfile::tempdir_in(place).unwrap();
         let (source, library) = (dir.path().join("faults.c"), dir.path().join("faults.so"));
         fs::write(&source, FAULTS).unwrap();
         let mut cc = Command::new("cc");
