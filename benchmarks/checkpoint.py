@@ -49,12 +49,12 @@ class Bench:
         self.steps = 12 if args.quick else args.steps
         self.memory = Path("/dev/shm") / f"herd-bench-{os.getpid()}"
 
-    def train(self, name, keep=False, **checkpoint):
+    def train(self, name, keep=False, steps=None, **checkpoint):
         """One run of two ranks; its step ends, its events, and how disturbed it was."""
         run_dir = self.folder / name
         if not keep:
             shutil.rmtree(run_dir, ignore_errors=True)
-        steps = self.steps + self.args.more * keep
+        steps = (steps or self.steps) + self.args.more * keep
         document = common.herd_config(
             run_dir,
             self.tokens,
@@ -74,14 +74,16 @@ class Bench:
         ends = [s["time"] for s in common.read_metrics(run_dir)]
         return ends, events, run
 
-    def step_seconds(self, name, **checkpoint):
-        """Mean step of a run after its warm-up, snapshots and all; mean, because only every k-th step may pay."""
+    def step_seconds(self, name, k=1, **checkpoint):
+        """A step of a run after its warm-up, where every k-th pays: the mean over the k places in an interval of the median at
+        that place, so that a step which something else held up does not count."""
         ends, events, run = self.train(name, **checkpoint)
         skipped = sum(e["kind"] == "snapshot_skipped" for e in events)
         shutil.rmtree(self.folder / name)
-        seconds = (ends[-1] - ends[self.args.warmup - 1]) / (len(ends) - self.args.warmup)
+        steps = [b - a for a, b in zip(ends, ends[1:])][self.args.warmup - 1 :]
+        seconds = statistics.mean(statistics.median(steps[place::k]) for place in range(min(k, len(steps))))
         note = f", {skipped} snapshots left out" if skipped else ""
-        print(f"  {name:14} {seconds * 1e3:8.1f} ms a step{note}  (others used {run.disturbed:.2f} of a core)", flush=True)
+        print(f"  {name:24} {seconds * 1e3:8.1f} ms a step{note}  (others used {run.disturbed:.2f} of a core)", flush=True)
         if skipped and not self.args.quick:
             # A snapshot that was left out cost nothing: the figure would be a lie.
             raise Failed(f"{name}: {skipped} snapshots were left out; the copy takes longer than its interval")
@@ -96,7 +98,7 @@ class Bench:
         for number in range(self.args.rounds):
             print(f"snapshots, round {number + 1} of {self.args.rounds}", flush=True)
             names = ["none", *ks] if number % 2 == 0 else [*reversed(ks), "none"]
-            took = {n: self.step_seconds(n, snapshot_every=ks.get(n, 0)) for n in names}
+            took = {n: self.step_seconds(n, ks.get(n, 1), snapshot_every=ks.get(n, 0)) for n in names}
             for n in ks:
                 samples[n].append(took[n] / took["none"] - 1)
         return samples
@@ -160,13 +162,13 @@ class Bench:
 
     def own_disk(self):
         """GB/s of herd's save at the end of a run, and of its load at the start of the next."""
-        _, events, _ = self.train("disk", snapshot_every=0)
+        _, events, _ = self.train("disk", steps=8, snapshot_every=0)
         saved = [e for e in events if e["kind"] == "checkpoint"][-1]
         self.bytes = saved["bytes"]
         for path in (self.folder / "disk" / "checkpoints").rglob("*.h5"):
             with open(path, "rb") as f:
                 os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        _, events, _ = self.train("disk", keep=True, snapshot_every=0)
+        _, events, _ = self.train("disk", keep=True, steps=8, snapshot_every=0)
         loaded = [e for e in events if e["kind"] == "resume"][-1]
         shutil.rmtree(self.folder / "disk")
         return {name: self.bytes / e["seconds"] / 1e9 for name, e in (("herd_save", saved), ("herd_load", loaded))}
@@ -191,7 +193,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=FIGURES, help="measure this figure (may be repeated)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=64)
     parser.add_argument("--more", type=int, default=2, help="steps after a load")
     parser.add_argument("--warmup", type=int, default=4, help="steps not counted at the start of a run")
     parser.add_argument("--herd", help="binary to measure")

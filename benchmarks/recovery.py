@@ -437,35 +437,44 @@ def main():
     args = p.parse_args()
     stages = ["cases"] if args.only is not None else args.stages.split(",")
     drill = Drill(args)
-    rows, commands, soak, idle, large = rows_before(), None, None, None, None
-    new, failed = [], False
+    rows = rows_before()
+
+    def keep(table=(), commands=None, soak=None, idle=None, large=None):
+        """Writes down what one stage has found: the next may fail."""
+        found = entries(table, commands, soak, idle, large)
+        for e in found:
+            print(f"{e['name']:32}{e['value']:10.4g}  {e['unit']}", flush=True)
+        if (args.record or not args.only) and not args.slack:
+            common.write_results(found, RESULTS)
+            write_page(table, commands, soak)
+            report.write()
+
+    good = True
     try:
         if "cases" in stages:
             # few clusters: cases of one kind together
+            new = []
             for number, case in enumerate(part(faults.CASES, args.part)):
                 if re.search(args.only or "", case.name):
                     new.append(drill.case(number, case))
-        rows.update((r.case.name, r) for r in new)
-        table = [rows[c.name] for c in faults.CASES if c.name in rows]
+            rows.update((r.case.name, r) for r in new)
+            good &= not any(r.failure for r in new)
+            keep(table=[rows[c.name] for c in faults.CASES if c.name in rows])
         if "commands" in stages:
             commands = drill.commands()
+            good &= all(c["as_expected"] for c in commands)
+            keep(commands=commands)
         if "soak" in stages:
-            soak = drill.soak(args.soak, table)
+            soak = drill.soak(args.soak, rows.values())
+            good &= soak["equal"]
+            keep(soak=soak)
         if "idle" in stages:
-            idle = drill.idle_cost()
+            keep(idle=drill.idle_cost())
         if "monitor" in stages:
-            large = monitor()
+            keep(large=monitor())
     finally:
         drill.down()
-    failed = any(r.failure for r in new) or (soak and not soak["equal"]) or any(not c["as_expected"] for c in commands or [])
-    found = entries(table if new else [], commands, soak, idle, large)
-    for e in found:
-        print(f"{e['name']:32}{e['value']:10.4g}  {e['unit']}")
-    if (args.record or not args.only) and not args.slack:
-        common.write_results(found, RESULTS)
-        write_page(table if new else [], commands, soak)
-        report.write()
-    sys.exit(1 if failed else 0)
+    sys.exit(not good)
 
 
 if __name__ == "__main__":

@@ -111,6 +111,7 @@ class Disk:
         """After the cluster has ended, whose nodes hold the mount too."""
         wait_for("the disk is free", 10, lambda: subprocess.run(["umount", str(self.path)], capture_output=True).returncode == 0, every=0.2)
         self.image.unlink()
+        self.path.rmdir()
 
 
 def processes(words):
