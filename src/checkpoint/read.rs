@@ -3,7 +3,7 @@
 use super::manifest::{self, Dataset, FileEntry, Manifest, Tensor};
 use super::map;
 use super::meta::{Group, Meta};
-use super::slice::{copy_runs, cover, runs, Run, Span};
+use super::slice::{copy_runs, cover, runs, Span};
 use super::store::Remote;
 use crate::error::{Error, Exit, Result};
 use crate::kernels::sum::Sum;
@@ -128,14 +128,23 @@ impl Checkpoint {
     pub fn read(
         &self, group: Group, name: &str, offset: &[usize], extent: &[usize], start: usize, out: &mut [f32],
     ) -> Result<()> {
-        self.read_comparing(group, name, offset, extent, start, out, &mut Compared::default())
+        self.read_into(group, name, offset, extent, start, out, None)
     }
 
-    /// As [`Checkpoint::read`]. What is read of a dataset as a whole is compared with its checksum in passing.
+    /// As [`Checkpoint::read`], for a restore: what is read of a dataset as a whole is compared with its checksum in passing,
+    /// and leaves the page cache.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn read_comparing(
         &self, group: Group, name: &str, offset: &[usize], extent: &[usize], start: usize, out: &mut [f32],
         compared: &mut Compared,
+    ) -> Result<()> {
+        self.read_into(group, name, offset, extent, start, out, Some(compared))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn read_into(
+        &self, group: Group, name: &str, offset: &[usize], extent: &[usize], start: usize, out: &mut [f32],
+        mut compared: Option<&mut Compared>,
     ) -> Result<()> {
         let broken =
             |why: String| Error::new(Exit::Checkpoint, format!("{}: {group} {name}: {why}", self.path.display()));
@@ -160,26 +169,29 @@ impl Checkpoint {
                 continue;
             }
             let path = self.path.join(&file.name);
-            let mut copy = || -> std::io::Result<Option<u64>> {
-                let file = File::open(&path)?;
-                if let [Run { from: 0, to, len }] = found[..] {
-                    if len == dataset.len {
-                        return read_summing(&file, dataset.at, &mut out[to..to + len]).map(Some);
-                    }
+            let whole = matches!(found[..], [r] if r.from == 0 && r.len == dataset.len) && compared.is_some();
+            let mut copy = || -> std::io::Result<Option<String>> {
+                let from = File::open(&path)?;
+                if whole {
+                    let to = found[0].to;
+                    let sum = read_summing(&from, dataset.at, &mut out[to..to + dataset.len])?;
+                    return Ok(self.differs(&file.name, dataset, sum));
                 }
-                copy_runs(&found, out, |from, part| {
-                    file.read_exact_at(bytemuck::cast_slice_mut(part), dataset.at + 4 * from as u64)
+                copy_runs(&found, out, |at, part| {
+                    from.read_exact_at(bytemuck::cast_slice_mut(part), dataset.at + 4 * at as u64)
                 })?;
                 Ok(None)
             };
-            let sum = copy().map_err(|e| Error::io(&path, "read", &e, Exit::Checkpoint));
-            let sum = sum.inspect_err(|e| compared.problem = Some(e.fact.clone()))?;
-            if let Some(sum) = sum {
-                if let Some(problem) = self.differs(&file.name, dataset, sum) {
-                    compared.problem = Some(problem.clone());
-                    return Err(Error::new(Exit::Checkpoint, format!("{}: {problem}", self.path.display())));
-                }
-                compared.whole.insert((f, d));
+            let damaged = match copy() {
+                Ok(problem) => problem.map(|p| Error::new(Exit::Checkpoint, format!("{}: {p}", self.path.display()))),
+                Err(e) => Some(Error::io(&path, "read", &e, Exit::Checkpoint)),
+            };
+            if let Some(e) = damaged {
+                compared.iter_mut().for_each(|c| c.problem = Some(e.fact.clone()));
+                return Err(e);
+            }
+            if whole {
+                compared.iter_mut().for_each(|c| drop(c.whole.insert((f, d))));
             }
             filled.extend(found.iter().map(|r| (r.to, r.to + r.len)));
         }
