@@ -186,12 +186,14 @@ impl Checkpoint {
                 Ok(problem) => problem.map(|p| Error::new(Exit::Checkpoint, format!("{}: {p}", self.path.display()))),
                 Err(e) => Some(Error::io(&path, "read", &e, Exit::Checkpoint)),
             };
-            if let Some(e) = damaged {
-                compared.iter_mut().for_each(|c| c.problem = Some(e.fact.clone()));
-                return Err(e);
+            if let Some(c) = &mut compared {
+                c.problem = damaged.as_ref().map(|e| e.fact.clone());
+                if whole && damaged.is_none() {
+                    c.whole.insert((f, d));
+                }
             }
-            if whole {
-                compared.iter_mut().for_each(|c| drop(c.whole.insert((f, d))));
+            if let Some(e) = damaged {
+                return Err(e);
             }
             filled.extend(found.iter().map(|r| (r.to, r.to + r.len)));
         }
