@@ -11,11 +11,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// The writer of one run; at most one save is under way.
 pub struct Writer {
-    jobs: Sender<Job>,
+    /// `None` once no more will come.
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
     done: Receiver<Ended>,
     prune_failed: Receiver<Error>,
     running: Option<(u64, Instant)>,
@@ -71,25 +74,34 @@ impl Writer {
                 }
             }
         });
-        thread.map_err(|e| Error::new(Exit::Internal, format!("cannot start a thread that saves: {e}")))?;
-        Ok(Writer { jobs, done, prune_failed, running: None, hurry })
+        let thread =
+            thread.map_err(|e| Error::new(Exit::Internal, format!("cannot start a thread that saves: {e}")))?;
+        Ok(Writer { jobs: Some(jobs), thread: Some(thread), done, prune_failed, running: None, hurry })
     }
 
     /// Starts a save. All ranks do, none while one is under way anywhere.
     pub fn save(&mut self, slot: Arc<Slot>, meta: Meta) {
         self.running = Some((meta.step, Instant::now()));
         // A thread that is gone shows when the end is waited for.
-        let _ = self.jobs.send(Job::Save(slot, Box::new(meta)));
+        let _ = self.jobs.as_ref().map(|jobs| jobs.send(Job::Save(slot, Box::new(meta))));
     }
 
     /// Removes old checkpoints behind the steps, but for those of the steps `spared`.
     pub fn prune(&self, keep: Keep, spared: Vec<u64>) {
-        let _ = self.jobs.send(Job::Prune(keep, spared));
+        let _ = self.jobs.as_ref().map(|jobs| jobs.send(Job::Prune(keep, spared)));
     }
 
     /// Why old checkpoints could not be removed, since the last call.
     pub fn prune_failed(&self) -> Option<Error> {
         self.prune_failed.try_recv().ok()
+    }
+
+    /// Waits for all that was asked for, and says why old checkpoints could not be removed.
+    pub fn finish(&mut self) -> Vec<Error> {
+        self.jobs = None;
+        // A panic there has been said by the panic's own message.
+        let _ = self.thread.take().map(JoinHandle::join);
+        self.prune_failed.try_iter().collect()
     }
 
     /// Step of the save under way on this rank and how long it has been.

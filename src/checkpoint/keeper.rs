@@ -309,6 +309,13 @@ impl Keeper {
         Ok(())
     }
 
+    /// What nobody has heard of when the last step is done: old checkpoints that could not be removed.
+    pub fn last_words(&mut self) -> Vec<Happened> {
+        let failed = self.writer.as_mut().map(Writer::finish).unwrap_or_default();
+        self.pending.extend(failed.into_iter().map(|error| Happened::PruneFailed { error }));
+        std::mem::take(&mut self.pending)
+    }
+
     /// The run is done: its snapshots are needed no more. Collective.
     pub fn finish(self) -> Result<()> {
         self.world.barrier()?;

@@ -122,6 +122,7 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
     }
     state.units.settle()?;
     progress.at(Phase::End);
+    keeper.last_words().into_iter().try_for_each(|what| report.kept(what))?;
     let end = if state.step == config.train.steps { End::Finished } else { End::Stopped };
     behind.finish(matches!(end, End::Finished), &mut report, world, progress)?;
     report.event(if matches!(end, End::Finished) { "finished" } else { "stopped" }, json!({ "step": state.step }))?;

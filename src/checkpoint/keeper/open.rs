@@ -41,7 +41,8 @@ impl Keeper {
         // Another rank may hold its part of that snapshot in another slot, or nothing: one choice for all would not do.
         self.shelf = Some(Shelf::new(slots, safe, self.owner));
         if let Some(Pairs { to, from }) = pairs {
-            let open = |&(r, size): &(usize, usize)| Kept::open(&place, r, size, &stays);
+            let near = |r: usize| (nodes.leader[r] == nodes.leader[world.rank()]).then_some(count);
+            let open = |&(r, size): &(usize, usize)| Kept::open(&place, r, size, near(r), &stays);
             let kept = world.agree(from.iter().map(open).collect::<Result<Vec<Kept>>>())?;
             self.partner = Some(Partner::start(world.duplicate()?, to, kept)?);
         }

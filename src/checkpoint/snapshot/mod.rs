@@ -5,11 +5,12 @@
 //! - [`place`]: where they lie on a node, and the identity of a run
 //! - [`nodes`]: who shares a node, who keeps whose second copy
 //! - [`inventory`], [`image`]: what there is on all nodes; reading one of them, here or there
-//! - [`partner`]: sending the second copy behind the steps
+//! - [`partner`]: sending the second copy behind the steps; `near`: to a rank of the same node
 //! - [`Shelf`]: the slots of a rank, and which may be written next
 
 pub mod image;
 pub mod inventory;
+pub(super) mod near;
 pub mod nodes;
 pub mod partner;
 pub mod place;

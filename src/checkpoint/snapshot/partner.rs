@@ -3,6 +3,7 @@
 //! A thread of its own on a `World` of its own, so that the step's collectives never wait for it. The receiver checks every
 //! block as it arrives and writes the header last, as the sender did.
 
+use super::near::Near;
 use super::nodes::Nodes;
 use super::place::Place;
 use super::slot::{take, Header, Slot, PAGE};
@@ -34,6 +35,8 @@ pub struct Partner {
 /// Both slots for the copy of one rank.
 pub struct Kept {
     pub from: usize,
+    /// Where that rank is of this node.
+    near: Option<Near>,
     slots: [(File, MmapMut); 2],
     /// The slot that is written next.
     next: usize,
@@ -45,20 +48,32 @@ impl Kept {
         2 * image
     }
 
-    /// Slots for rank `from`, whose snapshots have `size` bytes. What `stays` names is written last.
-    pub fn open(place: &Place, from: usize, size: usize, stays: &dyn Fn(&Header) -> bool) -> Result<Kept> {
+    /// Slots for rank `from`, whose snapshots have `size` bytes. What `stays` names is written last. `near`: how many slots
+    /// that rank has opened on this node, if it is of this node.
+    pub fn open(
+        place: &Place, from: usize, size: usize, near: Option<usize>, stays: &dyn Fn(&Header) -> bool,
+    ) -> Result<Kept> {
         let open = |i| take(&place.partner_of(from, i), size);
         let slots = [open(0)?, open(1)?];
         let next = Header::parse(&slots[0].1, size as u64).is_some_and(|h| stays(&h)) as usize;
-        Ok(Kept { from, slots, next })
+        let near = near.map(|count| Near::open(place, from, count)).transpose()?;
+        Ok(Kept { from, near, slots, next })
     }
 }
 
 /// Who sends to whom, and how much. Collective.
 pub struct Pairs {
-    pub to: usize,
+    pub to: To,
     /// Ranks that send to this one, with the bytes of their snapshots.
     pub from: Vec<(usize, usize)>,
+}
+
+/// The keeper of this rank's copies.
+#[derive(Clone, Copy)]
+pub struct To {
+    rank: usize,
+    /// Of the same node: it takes what it finds in the slot.
+    near: bool,
 }
 
 impl Pairs {
@@ -68,13 +83,15 @@ impl Pairs {
         let all = world.all_gather_bytes(&(size as u64).to_le_bytes())?;
         let size_of = |r: usize| u64::from_le_bytes(all[r][..].try_into().unwrap_or_default()) as usize;
         let from = (0..to.len()).filter(|&r| to[r] == world.rank()).map(|r| (r, size_of(r))).collect();
-        Ok(Some(Pairs { to: to[world.rank()], from }))
+        let rank = to[world.rank()];
+        let near = nodes.leader[rank] == nodes.leader[world.rank()];
+        Ok(Some(Pairs { to: To { rank, near }, from }))
     }
 }
 
 impl Partner {
     /// `world` is the thread's own.
-    pub fn start(world: World, to: usize, mut kept: Vec<Kept>) -> Result<Partner> {
+    pub fn start(world: World, to: To, mut kept: Vec<Kept>) -> Result<Partner> {
         let (jobs, queue) = channel::<Arc<Slot>>();
         let (report, done) = channel();
         let thread = std::thread::Builder::new().name("herd-partner".into()).spawn(move || {
@@ -117,31 +134,53 @@ impl Partner {
 }
 
 /// Sends this rank's snapshot and receives those it keeps.
-fn copy(world: &World, to: usize, slot: &Slot, kept: &mut [Kept]) -> Result<()> {
+fn copy(world: &World, to: To, slot: &Slot, kept: &mut [Kept]) -> Result<()> {
     let own = slot.bytes();
     // The header goes ahead, so that blocks can be checked as they come; it is written last.
     let mut headers = vec![[0u8; size_of::<Header>()]; kept.len()];
     let mut heads: Vec<Incoming> =
         kept.iter().zip(&mut headers).map(|(k, h)| Incoming { from: k.from, into: &mut h[..] }).collect();
-    let sent = world.exchange(Some((&own[..size_of::<Header>()], to)), &mut heads, &mut |_, _, _| ());
+    let sent = world.exchange(Some((&own[..size_of::<Header>()], to.rank)), &mut heads, &mut |_, _, _| ());
     drop(heads);
     if let Err(e) = sent {
         std::mem::forget(headers);
         return Err(e);
     }
-    let mut checks: Vec<Check> = headers.iter().map(|h| Check::new(Header::parse(h, u64::MAX))).collect();
+    let mut checks = Vec::new();
     let mut bodies: Vec<Incoming> = Vec::new();
-    for k in kept.iter_mut() {
+    let mut verdicts = Vec::new();
+    for (k, header) in kept.iter_mut().zip(&headers) {
         let map = &mut k.slots[k.next].1;
         map[..8].fill(0);
         fence(Ordering::SeqCst);
-        bodies.push(Incoming { from: k.from, into: &mut map[PAGE..] });
+        match &k.near {
+            Some(near) => verdicts.push(near.copy(header, map)),
+            None => {
+                verdicts.push(None);
+                checks.push(Check::new(Header::parse(header, u64::MAX)));
+                bodies.push(Incoming { from: k.from, into: &mut map[PAGE..] });
+            }
+        }
     }
-    world.exchange(Some((&own[PAGE..], to)), &mut bodies, &mut |i, range, bytes| checks[i].arrived(range, bytes))?;
+    let far = (!to.near).then_some((&own[PAGE..], to.rank));
+    world.exchange(far, &mut bodies, &mut |i, range, bytes| checks[i].arrived(range, bytes))?;
+    drop(bodies);
+    // A slot may be written again only after its keeper has it.
+    for k in kept.iter().filter(|k| k.near.is_some()) {
+        world.exchange(Some((&[1], k.from)), &mut [], &mut |_, _, _| ())?;
+    }
+    if to.near {
+        taken(world, to.rank)?;
+    }
+    let mut checks = checks.into_iter();
     let mut wrong = None;
-    for ((k, check), header) in kept.iter_mut().zip(checks).zip(&headers) {
+    for ((k, near), header) in kept.iter_mut().zip(verdicts).zip(&headers) {
         let map = &mut k.slots[k.next].1;
-        match check.verdict(map.len()) {
+        let verdict = match &k.near {
+            Some(_) => near,
+            None => checks.next().and_then(|check| check.verdict(map.len())),
+        };
+        match verdict {
             None => {
                 map[8..header.len()].copy_from_slice(&header[8..]);
                 fence(Ordering::SeqCst);
@@ -158,6 +197,17 @@ fn copy(world: &World, to: usize, slot: &Slot, kept: &mut [Kept]) -> Result<()> 
                 .hint("suspect the network or the memory of those two nodes"))
         }
     }
+}
+
+/// Waits until the keeper on this node has copied the slot.
+fn taken(world: &World, keeper: usize) -> Result<()> {
+    let mut word = vec![0u8];
+    let heard = world.exchange(None, &mut [Incoming { from: keeper, into: &mut word }], &mut |_, _, _| ());
+    if heard.is_err() {
+        // MPI may still write to it.
+        std::mem::forget(word);
+    }
+    heard
 }
 
 /// Sums the data of one incoming snapshot, block by block, while it is in cache.

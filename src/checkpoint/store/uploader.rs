@@ -37,6 +37,8 @@ struct State {
     ledger: Ledger,
     waiting: Option<(u64, PathBuf)>,
     under_way: Option<u64>,
+    /// Older checkpoints in the store are being removed.
+    tidying: bool,
     events: Vec<Event>,
     /// No more checkpoints will come.
     closing: bool,
@@ -59,7 +61,8 @@ impl Uploader {
         let ledger = Ledger::open(run, remote.url(), section.every);
         ledger.write(run)?;
         let pending = pending(run, &ledger)?;
-        let state = State { ledger, waiting: pending, under_way: None, events: Vec::new(), closing: false };
+        let state =
+            State { ledger, waiting: pending, under_way: None, tidying: true, events: Vec::new(), closing: false };
         let shared =
             Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), cancel: AtomicBool::new(false) });
         let (theirs, section, its_run) = (shared.clone(), section.clone(), run.to_path_buf());
@@ -104,7 +107,7 @@ impl Uploader {
     /// Whether nothing waits and nothing is under way.
     pub fn idle(&self) -> bool {
         let state = self.shared.lock();
-        state.waiting.is_none() && state.under_way.is_none()
+        state.waiting.is_none() && state.under_way.is_none() && !state.tidying
     }
 
     /// Waits up to `limit` for what is pending, stops the thread, and returns the last events.
@@ -149,6 +152,9 @@ fn lower_priority() {
 
 fn work(shared: &Shared, remote: &Remote, section: &StoreSection, run: &Path) {
     let mut pace = Pace::new(section.bandwidth_mib_s);
+    // A process that died in it has left more than is to be kept.
+    let newest = shared.lock().ledger.verified.last().copied();
+    clean_up(shared, remote, section.keep, newest);
     loop {
         let mut state = shared.lock();
         let (step, path) = loop {
@@ -183,20 +189,22 @@ fn work(shared: &Shared, remote: &Remote, section: &StoreSection, run: &Path) {
                 tracing::warn!("{e}");
             }
         }
-        state.under_way = None;
+        (state.under_way, state.tidying) = (None, true);
         state.events.push(event);
         drop(state);
-        if verified {
-            clean_up(shared, remote, section.keep, step);
-        }
+        clean_up(shared, remote, section.keep, verified.then_some(step));
     }
 }
 
-fn clean_up(shared: &Shared, remote: &Remote, keep: usize, uploaded: u64) {
-    match retain(remote, keep, false, &mut |step| Ok(step == uploaded)) {
+/// Removes what is older than the newest `keep`, if there is a newest one that was verified.
+fn clean_up(shared: &Shared, remote: &Remote, keep: usize, verified: Option<u64>) {
+    let removed = verified.map_or(Ok(Vec::new()), |v| retain(remote, keep, false, &mut |step| Ok(step == v)));
+    let mut state = shared.lock();
+    state.tidying = false;
+    match removed {
         Ok(steps) if steps.is_empty() => {}
-        Ok(steps) => shared.lock().events.push(Event::RemotePruned { url: remote.url().into(), steps }),
-        // Costs space there; the next upload tries again.
+        Ok(steps) => state.events.push(Event::RemotePruned { url: remote.url().into(), steps }),
+        // Costs space there; the next upload or start tries again.
         Err(e) => tracing::warn!("old checkpoints stay in the store: {e}"),
     }
 }

@@ -3,8 +3,9 @@
 use super::*;
 use crate::checkpoint::snapshot::image::Image;
 use crate::checkpoint::snapshot::inventory::Entry;
+use crate::checkpoint::snapshot::near::Near;
 use crate::checkpoint::snapshot::place::Place;
-use crate::checkpoint::snapshot::slot::{Header, Owner, Slot};
+use crate::checkpoint::snapshot::slot::{Header, Owner, Slot, PAGE};
 use crate::checkpoint::snapshot::table::{Table, BLOCK};
 use crate::checkpoint::snapshot::Shelf;
 use crate::error::{Exit, Result};
@@ -81,6 +82,39 @@ fn child(test: &str, dir: &Path) -> Command {
     c.args(["--exact", &name, "--nocapture", "--test-threads=1"]).env(DIR, dir);
     c.stdout(Stdio::null()).stderr(Stdio::null());
     c
+}
+
+/// What a rank of the same node takes out of a slot is the slot, byte for byte; whatever byte has changed since is named.
+#[test]
+fn a_copy_within_the_node_is_whole_or_says_what_is_wrong() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut slots = [open(dir.path(), 0), open(dir.path(), 1)];
+    write(&mut slots[0], 6, |_| ()).unwrap();
+    write(&mut slots[1], 7, |_| ()).unwrap();
+    let near = Near::open(&place(dir.path()), 0, 2).unwrap();
+    let good = slots[1].bytes().to_vec();
+    let header = &good[..size_of::<Header>()];
+    let mut to = vec![0; good.len()];
+    assert_eq!(near.copy(header, &mut to), None);
+    assert!(to[PAGE..] == good[PAGE..]);
+
+    let parts = Header::parse(header, good.len() as u64).unwrap();
+    let path = place(dir.path()).own(0, 1);
+    for (at, why) in [
+        (8, "no slot of its rank has its header"),
+        (parts.meta.at, "another checksum than its header says"),
+        (parts.sums.at, "another checksum than its header says"),
+        (parts.data.at, "block 0 has another checksum"),
+        (parts.data.at + *table().at.last().unwrap() as u64, "has another checksum"),
+    ] {
+        let mut bad = good.clone();
+        bad[at as usize] ^= 4;
+        std::os::unix::fs::FileExt::write_all_at(&fs::OpenOptions::new().write(true).open(&path).unwrap(), &bad, 0)
+            .unwrap();
+        let said = near.copy(header, &mut to);
+        assert!(said.as_ref().is_some_and(|s| s.contains(why)), "byte {at}: {said:?}");
+    }
+    assert_eq!(near.copy(&[0; size_of::<Header>()], &mut to), Some("its header is damaged".into()));
 }
 
 /// The process is killed right before each slice of a snapshot in turn, and before its header.
