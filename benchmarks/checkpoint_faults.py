@@ -8,7 +8,6 @@ results/checkpoint.json.
 
 import argparse
 import json
-import subprocess
 import sys
 
 import common
@@ -19,16 +18,9 @@ PAGE = common.ROOT / "docs" / "checkpoints.md"
 STAGES = ("crash", "reshard")
 
 
-def test(name, **env):
-    """One test, or a group of them, in full; whether all passed."""
-    command = ["cargo", "test", "--release", "--locked", "--test", "it", name, "--", "--nocapture", "--test-threads=1"]
-    env = {**common.environment(), **{k: str(v) for k, v in env.items()}}
-    return subprocess.run(command, cwd=common.ROOT, env=env).returncode == 0
-
-
 def crash(out):
     # every group of cases appends its rows when it has come to its end
-    passed = test("crash::", HERD_CRASH="full", HERD_CRASH_OUT=out)
+    passed = common.cargo_test("crash::", "--test-threads=1", HERD_CRASH="full", HERD_CRASH_OUT=out) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     if not rows or (not passed and all(r["ok"] for r in rows)):
         sys.exit("checkpoint-faults: a test of crash:: ended before its table was written")
@@ -36,7 +28,7 @@ def crash(out):
 
 
 def reshard(out):
-    test("reshard::", HERD_RESHARD="full", HERD_RESHARD_OUT=out)
+    common.cargo_test("reshard::", "--test-threads=1", HERD_RESHARD="full", HERD_RESHARD_OUT=out)
     if not out.exists():
         sys.exit("checkpoint-faults: reshard:: ended before all cells had run")
     return json.loads(out.read_text())
@@ -66,10 +58,8 @@ def reshard_table(rows):
     return lines
 
 
-def between(page, name, lines):
-    begin, end = f"<!-- {name}: written by make checkpoint-faults -->", f"<!-- end of {name} -->"
-    head, rest = page.split(begin)
-    return "\n".join([head + begin, "", *lines, "", end + rest.split(end)[1]])
+def marks(name):
+    return f"<!-- {name}: written by make checkpoint-faults -->", f"<!-- end of {name} -->"
 
 
 def main():
@@ -95,7 +85,7 @@ def main():
             common.entry(f"{name}_failed", n, "of them after which something was not as it should be", "none", goal="at most 0", reached=n == 0),
         ]
         common.write_results(entries, RESULTS)
-        common.replace(PAGE, between(PAGE.read_text(), stage, table(rows)))
+        common.replace(PAGE, common.between(PAGE.read_text(), *marks(stage), table(rows)))
         report.write()
     sys.exit(bad > 0)
 

@@ -116,6 +116,13 @@ def wait(child, timeout):
         time.sleep(0.02)
 
 
+def cargo_test(name, *options, **env):
+    """Runs the integration tests whose name begins so, with these variables; their exit status."""
+    command = ["cargo", "test", "--release", "--locked", "--test", "it", name, "--", "--nocapture", *options]
+    env = {**environment(), **{k: str(v) for k, v in env.items()}}
+    return subprocess.run(command, cwd=ROOT, env=env).returncode
+
+
 # --- herd --------------------------------------------------------------------------------------------------------------
 
 
@@ -270,6 +277,12 @@ def replace(path, text):
         os.fsync(f.fileno())
     os.chmod(f.name, 0o644)
     os.replace(f.name, path)
+
+
+def between(page, begin, end, lines):
+    """A page with other lines between two marks that stand in it."""
+    head, rest = page.split(begin)
+    return "\n".join([head + begin, "", *lines, "", end + rest.split(end)[1]])
 
 
 def spread(values):

@@ -7,8 +7,6 @@ table of docs/parity.md and two figures of results/axes.json.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 
 import common
@@ -22,9 +20,7 @@ def run(part):
     out = common.SCRATCH / "parity.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
-    env = {**common.environment(), "HERD_PARITY": part, "HERD_PARITY_OUT": str(out)}
-    command = ["cargo", "test", "--release", "--locked", "--test", "it", "parity::", "--", "--nocapture"]
-    status = subprocess.run(command, cwd=common.ROOT, env=env).returncode
+    status = common.cargo_test("parity::", HERD_PARITY=part, HERD_PARITY_OUT=out)
     if not out.exists():
         sys.exit(f"parity: the test ended with {status} before all cells had run")
     return [row for row in json.loads(out.read_text()) if row["ranks"] > 1]
@@ -56,8 +52,7 @@ def main():
     rows = run(args.only)
     failed = sum(not r["ok"] for r in rows)
     if args.only == "full":
-        head, rest = PAGE.read_text().split(BEGIN)
-        common.replace(PAGE, "\n".join([head + BEGIN, "", *table(rows), "", END + rest.split(END)[1]]))
+        common.replace(PAGE, common.between(PAGE.read_text(), BEGIN, END, table(rows)))
         peer = "herd on one rank"
         worst = {k: max(r.get(k, 0.0) for r in rows) for k in ("loss_error", "norm_error", "weights")}
         common.write_results(

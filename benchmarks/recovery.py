@@ -383,7 +383,7 @@ def write_page(rows, commands, soak):
     page = PAGE.read_text()
     if rows:
         head = ["| fault | noticed after | training again after | steps done again | losses equal | what was seen |", "| --- | ---: | ---: | ---: | --- | --- |"]
-        page = between(page, "faults", [*head, *[r.line() for r in rows]])
+        page = common.between(page, *marks("faults"), [*head, *[r.line() for r in rows]])
     if commands:
         lines = ["| `herd drill RUN …` | noticed after | training again after | steps lost | done twice, equal | what it said |", "| --- | ---: | ---: | ---: | ---: | --- |"]
         for c in commands:
@@ -391,7 +391,7 @@ def write_page(rows, commands, soak):
             equal = f"{c['compared'] - c['different']}/{c['compared']}" if c.get("compared") else "–"
             lost = "–" if c.get("steps_lost") is None else c["steps_lost"]
             lines.append(f"| `{c['kind']}` | {span('detected_s')} | {span('restarted_s')} | {lost} | {equal} | {c['fact'] or '–'} |")
-        page = between(page, "commands", lines)
+        page = common.between(page, *marks("commands"), lines)
     if soak:
         s = soak["status"]
         kinds = ", ".join(f"{n} × {k}" for k, n in sorted(soak["kinds"].items()))
@@ -402,14 +402,12 @@ def write_page(rows, commands, soak):
             f"{s['effective_time_ratio']:.3f}; the model says {soak['predicted']:.3f}. From a fault to the next finished step it took on "
             f"average {', '.join(f'{t:.1f} s ({k})' for k, t in sorted(soak['took'].items()))}; with these the model says {soak['own']:.3f}."
         )
-        page = between(page, "soak", [text])
+        page = common.between(page, *marks("soak"), [text])
     common.replace(PAGE, page)
 
 
-def between(page, name, lines):
-    begin, end = f"<!-- {name}: written by make drill -->", f"<!-- end of {name} -->"
-    head, rest = page.split(begin)
-    return "\n".join([head + begin, "", *lines, "", end + rest.split(end)[1]])
+def marks(name):
+    return f"<!-- {name}: written by make drill -->", f"<!-- end of {name} -->"
 
 
 STAGES = ("cases", "commands", "soak", "idle", "monitor")

@@ -44,12 +44,9 @@ def provenance(entries):
 def render(page):
     """The page with every table as the results files have it."""
     for name in FILES:
-        begin, end = marks(name)
-        head, rest = page.split(begin)
-        tail = rest.split(end)[1]
         entries = common.read_results(common.RESULTS.with_name(f"{name}.json"))
         body = [*table(entries), "", *provenance(entries)] if entries else ["No figures yet."]
-        page = "\n".join([head + begin, "", *body, "", end + tail])
+        page = common.between(page, *marks(name), body)
     return page
 
 

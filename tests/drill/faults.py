@@ -361,7 +361,7 @@ def skipped(job, notes):
 
 def rejected(job, notes):
     found = job.events("checkpoint_rejected") or job.events("snapshot_rejected")
-    notes.append("damaged checkpoint passed over, said aloud" if found else "restored from memory")
+    notes.append("damaged checkpoint passed over, said aloud" if found else "a newer one had been saved before the kill")
 
 
 REASONS = {"death": 1.0, "silent": INTERVAL * MISSES + 1.0, "stuck": None, "none": None, "queue": None}

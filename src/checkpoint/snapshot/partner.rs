@@ -148,36 +148,29 @@ fn copy(world: &World, to: To, slot: &Slot, kept: &mut [Kept]) -> Result<()> {
     }
     let mut checks = Vec::new();
     let mut bodies: Vec<Incoming> = Vec::new();
-    let mut verdicts = Vec::new();
     for (k, header) in kept.iter_mut().zip(&headers) {
         let map = &mut k.slots[k.next].1;
         map[..8].fill(0);
         fence(Ordering::SeqCst);
-        match &k.near {
-            Some(near) => verdicts.push(near.copy(header, map)),
-            None => {
-                verdicts.push(None);
-                checks.push(Check::new(Header::parse(header, u64::MAX)));
-                bodies.push(Incoming { from: k.from, into: &mut map[PAGE..] });
-            }
+        if k.near.is_none() {
+            checks.push(Check::new(Header::parse(header, u64::MAX)));
+            bodies.push(Incoming { from: k.from, into: &mut map[PAGE..] });
         }
     }
     let far = (!to.near).then_some((&own[PAGE..], to.rank));
     world.exchange(far, &mut bodies, &mut |i, range, bytes| checks[i].arrived(range, bytes))?;
     drop(bodies);
-    // A slot may be written again only after its keeper has it.
-    for k in kept.iter().filter(|k| k.near.is_some()) {
-        world.exchange(Some((&[1], k.from)), &mut [], &mut |_, _, _| ())?;
-    }
-    if to.near {
-        taken(world, to.rank)?;
-    }
     let mut checks = checks.into_iter();
     let mut wrong = None;
-    for ((k, near), header) in kept.iter_mut().zip(verdicts).zip(&headers) {
+    for (k, header) in kept.iter_mut().zip(&headers) {
         let map = &mut k.slots[k.next].1;
         let verdict = match &k.near {
-            Some(_) => near,
+            Some(near) => {
+                let verdict = near.copy(header, map);
+                // From now on the slot may be written again.
+                world.exchange(Some((&[1], k.from)), &mut [], &mut |_, _, _| ())?;
+                verdict
+            }
             None => checks.next().and_then(|check| check.verdict(map.len())),
         };
         match verdict {
@@ -189,6 +182,9 @@ fn copy(world: &World, to: To, slot: &Slot, kept: &mut [Kept]) -> Result<()> {
             }
             Some(why) => wrong = Some((k.from, why)),
         }
+    }
+    if to.near {
+        taken(world, to.rank)?;
     }
     match wrong {
         None => Ok(()),

@@ -60,9 +60,8 @@ impl Uploader {
         let remote = Remote::open(&section.url)?;
         let ledger = Ledger::open(run, remote.url(), section.every);
         ledger.write(run)?;
-        let pending = pending(run, &ledger)?;
-        let state =
-            State { ledger, waiting: pending, under_way: None, tidying: true, events: Vec::new(), closing: false };
+        let (waiting, tidying) = (pending(run, &ledger)?, !ledger.verified.is_empty());
+        let state = State { ledger, waiting, under_way: None, tidying, events: Vec::new(), closing: false };
         let shared =
             Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), cancel: AtomicBool::new(false) });
         let (theirs, section, its_run) = (shared.clone(), section.clone(), run.to_path_buf());
@@ -154,7 +153,7 @@ fn work(shared: &Shared, remote: &Remote, section: &StoreSection, run: &Path) {
     let mut pace = Pace::new(section.bandwidth_mib_s);
     // A process that died in it has left more than is to be kept.
     let newest = shared.lock().ledger.verified.last().copied();
-    clean_up(shared, remote, section.keep, newest);
+    newest.iter().for_each(|&step| clean_up(shared, remote, section.keep, step));
     loop {
         let mut state = shared.lock();
         let (step, path) = loop {
@@ -189,16 +188,18 @@ fn work(shared: &Shared, remote: &Remote, section: &StoreSection, run: &Path) {
                 tracing::warn!("{e}");
             }
         }
-        (state.under_way, state.tidying) = (None, true);
+        (state.under_way, state.tidying) = (None, verified);
         state.events.push(event);
         drop(state);
-        clean_up(shared, remote, section.keep, verified.then_some(step));
+        if verified {
+            clean_up(shared, remote, section.keep, step);
+        }
     }
 }
 
-/// Removes what is older than the newest `keep`, if there is a newest one that was verified.
-fn clean_up(shared: &Shared, remote: &Remote, keep: usize, verified: Option<u64>) {
-    let removed = verified.map_or(Ok(Vec::new()), |v| retain(remote, keep, false, &mut |step| Ok(step == v)));
+/// Removes what is older than the newest `keep`; step `verified` is known to be whole.
+fn clean_up(shared: &Shared, remote: &Remote, keep: usize, verified: u64) {
+    let removed = retain(remote, keep, false, &mut |step| Ok(step == verified));
     let mut state = shared.lock();
     state.tidying = false;
     match removed {
