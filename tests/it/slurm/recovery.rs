@@ -41,7 +41,7 @@ fn json(run: &Run, name: &str) -> Value {
 #[test]
 fn a_spare_takes_over_and_the_losses_are_the_same() {
     let before = interfaces();
-    let steps = 120;
+    let steps = 300;
     let cluster = Cluster::up(&["--nodes", "4", "--set", "SlurmdTimeout=15", "--cred-expire", "5"]);
     let whole = Run::new(steps);
     let job = submit(&whole, &cluster, &[]);
@@ -88,7 +88,7 @@ fn a_spare_takes_over_and_the_losses_are_the_same() {
 /// Slurm leaves a job with `--no-kill` running when the node of its batch script is lost: the supervisor's deputy goes on.
 #[test]
 fn the_first_node_crashes_and_the_deputy_goes_on_in_the_same_job() {
-    let steps = 150;
+    let steps = 300;
     let cluster = Cluster::up(&["--nodes", "4", "--set", "SlurmdTimeout=15", "--cred-expire", "5"]);
     if !cluster.has_namespaces() {
         eprintln!("skipped: nodes without namespaces do not crash with everything on them");

@@ -199,7 +199,7 @@ fn the_warning_before_the_time_limit_saves_and_requeues() {
 /// Slurm puts the job back into the queue, and it goes on from its newest checkpoint when there are nodes again.
 #[test]
 fn after_the_crash_of_a_node_the_job_goes_on_from_its_checkpoint() {
-    let steps = 150;
+    let steps = 1000;
     let cluster = Cluster::up(&["--set", "SlurmdTimeout=10", "--cred-expire", "5"]);
     let whole = Run::new(steps);
     let job = whole.submit(&cluster, &[], &[]);
