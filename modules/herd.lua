@@ -10,6 +10,8 @@ whatis("Description: trains and runs Llama 3 on Slurm clusters")
 
 conflict("herd")
 setenv("HERD_HOME", "@PREFIX@/share/herd")
+-- For ranks started with srun by hand; herd launch sets it itself. See docs/cluster.md.
+setenv("SLURM_PMIX_FENCE", "ring")
 prepend_path("PATH", "@PREFIX@/bin")
 prepend_path("MANPATH", "@PREFIX@/share/man")
 -- An empty entry keeps the system's own pages.

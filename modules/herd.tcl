@@ -10,6 +10,8 @@ module-whatis "herd @VERSION@: trains and runs Llama 3 on Slurm clusters"
 
 conflict herd
 setenv HERD_HOME @PREFIX@/share/herd
+# For ranks started with srun by hand; herd launch sets it itself. See docs/cluster.md.
+setenv SLURM_PMIX_FENCE ring
 prepend-path PATH @PREFIX@/bin
 # The empty entry at the end keeps the system's own pages.
 prepend-path MANPATH @PREFIX@/share/man:

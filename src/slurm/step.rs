@@ -50,10 +50,12 @@ const SIZES: &[&str] = &[
     "SLURM_LABELIO",
 ];
 
-/// How Slurm's PMIx plugin joins its fences (mpi.conf(5), PMIxCollFence). With its default, `mixed`, three of a hundred starts
-/// on three nodes ended in a segmentation fault within MPI_Init, on Slurm 22.05 and Open MPI 4.1.4: a rank was let out of the
-/// last fence while another was still in the first, and wrote to it before its message handlers were there.
-const FENCE: (&str, &str) = ("SLURM_PMIX_FENCE", "tree");
+/// How Slurm's PMIx plugin joins its fences (mpi.conf(5), PMIxCollFence). A fence by `tree` does not join nodes at all where the
+/// step has fewer of them than `TreeWidth` (50): `reverse_tree_info` then makes every node a root without children (seen in the
+/// sources of 22.05 to 25.11, and measured on 22.05). The default, `mixed`, takes the tree for fences without data. A rank is
+/// then let out of MPI_Init while another is still in it, and writes to it before its message handlers are there: a
+/// segmentation fault in one start of five where a rank of a loaded node starts late. `ring` joins them.
+const FENCE: (&str, &str) = ("SLURM_PMIX_FENCE", "ring");
 
 impl StepLine<'_> {
     /// The command, without the program it starts.

@@ -25,6 +25,8 @@ impl Cluster {
         for (name, _) in std::env::vars().filter(|(k, _)| k.starts_with("SLURM_") || k.starts_with("PMIX_")) {
             c.env_remove(name);
         }
+        // As herd launch and the modulefile do.
+        c.env("SLURM_PMIX_FENCE", "ring");
         c
     }
 
@@ -55,9 +57,7 @@ impl Cluster {
             .arg(exe)
             .args(["--exact", name, "--nocapture", "--test-threads=1"])
             .env(INSIDE, "1")
-            .env("OMP_NUM_THREADS", "1")
-            // as herd launch does
-            .env("SLURM_PMIX_FENCE", "tree");
+            .env("OMP_NUM_THREADS", "1");
         c.output().unwrap()
     }
 

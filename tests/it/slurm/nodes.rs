@@ -45,9 +45,13 @@ fn four_ranks_reduce() {
     world.finalize().unwrap();
 }
 
+/// One rank starts late: those of the other node must wait for it in MPI_Init (see `FENCE` in src/slurm/step.rs).
 #[test]
 fn ranks_meet_across_nodes() {
     if inside() {
+        if std::env::var("SLURM_PROCID").unwrap() == "1" {
+            std::thread::sleep(Duration::from_secs(1));
+        }
         return four_ranks_reduce();
     }
     let cluster = Cluster::up(&[]);

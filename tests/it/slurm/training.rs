@@ -41,7 +41,11 @@ impl Run {
         // The script takes herd from PATH, since there is no module command here.
         let binary = PathBuf::from(herd().get_program());
         let path = std::env::var("PATH").unwrap_or_default();
-        c.env("PATH", format!("{}:{path}", binary.parent().unwrap().display())).env_remove("BASH_FUNC_module%%");
+        c.env("PATH", format!("{}:{path}", binary.parent().unwrap().display()));
+        // What herd launch must set itself stays out.
+        ["BASH_FUNC_module%%", "SLURM_PMIX_FENCE"].iter().for_each(|name| {
+            c.env_remove(name);
+        });
         let out = c.output().unwrap();
         assert!(out.status.success(), "{}", text(&out));
         String::from_utf8_lossy(&out.stdout).trim().to_string()
