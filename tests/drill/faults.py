@@ -168,6 +168,8 @@ def crash_each_time(job):
 
 
 def corrupt_and_kill(job):
+    # Halfway between two saves, so that the damaged one is still the newest when the ranks start again.
+    wait_for("the middle of an interval", 60, lambda: 8 <= job.step() % 20 <= 14)
     newest = max((job.run_dir / "checkpoints").glob("step-*"))
     file = max(newest.iterdir(), key=lambda p: p.stat().st_size)
     with open(file, "r+b") as f:
@@ -360,8 +362,9 @@ def skipped(job, notes):
 
 
 def rejected(job, notes):
-    found = job.events("checkpoint_rejected") or job.events("snapshot_rejected")
-    notes.append("damaged checkpoint passed over, said aloud" if found else "a newer one had been saved before the kill")
+    if not (found := job.events("checkpoint_rejected")):
+        raise Failed("a damaged checkpoint was not noticed")
+    notes.append(f"step {found[0]['step']} passed over, said aloud")
 
 
 REASONS = {"death": 1.0, "silent": INTERVAL * MISSES + 1.0, "stuck": None, "none": None, "queue": None}
@@ -396,7 +399,7 @@ CASES = [
     Case("a rank is slow for 20 steps", order('{"kind": "slow", "seconds": 0.3, "steps": 20}'), kind="none", faults=(0, 0), recovers=False),
     Case("NaN in a gradient", order('{"kind": "nan_gradient"}'), kind="none", faults=(0, 0), recovers=False, bitwise=False, after=skipped),
     Case("newest checkpoint damaged, rank 0 killed", corrupt_and_kill, lost=None,
-         sets=("checkpoint.snapshot_every=0", "checkpoint.every=1"), after=rejected),
+         sets=("checkpoint.snapshot_every=0", "checkpoint.background=false"), after=rejected),
     Case("the same crash in the same step", crash_each_time, kind="none", faults=(3, 3), recovers=False, bitwise=False,
          exit=40, state="FAILED", spare=False, after=three_tries),
     Case("time limit (USR1 to the batch script)", slurm("scancel --batch --signal=USR1 {id}"), kind="queue", faults=(0, 0),
