@@ -364,7 +364,7 @@ def skipped(job, notes):
 def rejected(job, notes):
     if not (found := job.events("checkpoint_rejected")):
         raise Failed("a damaged checkpoint was not noticed")
-    notes.append(f"step {found[0]['step']} passed over, said aloud")
+    notes.append(f"{found[0]['path'].rsplit('/', 1)[-1]} passed over, said aloud")
 
 
 REASONS = {"death": 1.0, "silent": INTERVAL * MISSES + 1.0, "stuck": None, "none": None, "queue": None}
