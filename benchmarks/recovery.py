@@ -21,53 +21,17 @@ import time
 from pathlib import Path
 
 import common
+import recovery_tables as tables
 import report
 
 sys.path.insert(0, str(common.ROOT / "tests" / "drill"))
+import actions  # noqa: E402
+import chance as chances  # noqa: E402
+import checks  # noqa: E402
 import faults  # noqa: E402
 import lab  # noqa: E402
 
-RESULTS = common.ROOT / "benchmarks" / "results" / "recovery.json"
-PAGE = common.ROOT / "docs" / "recovery.md"
 FOLDER = common.ROOT / "build" / "drill"
-PEERS = {
-    "detect": "TorchElastic: 3 heartbeats of 5 s; ByteRobust 2–30 s (published)",
-    "recover": "ByteRobust: 65 s with warm standby, 768 s by requeue, at 16K GPUs (published)",
-    "none": "none",
-}
-
-
-class Row:
-    """What came of one case."""
-
-    KEPT = ("failure", "detect", "recover", "lost", "equal", "notes", "herd", "date")
-
-    def __init__(self, case, **kept):
-        self.case, self.notes, self.failure = case, [], None
-        self.detect = self.recover = self.lost = None
-        self.equal = None
-        self.herd, self.date = common.versions()["herd"], time.strftime("%F", time.gmtime())
-        self.__dict__.update(kept)
-
-    def keep(self):
-        return {"case": self.case.name, **{k: getattr(self, k) for k in self.KEPT}}
-
-    def line(self):
-        def span(t):
-            return "–" if t is None else f"{t:.2f} s"
-
-        equal = {None: "–", True: "yes", False: "**no**"}[self.equal]
-        what = "; ".join(self.notes or ["no verdict, training went on"]) if not self.failure else f"**failed**: {self.failure}"
-        return f"| {self.case.name} | {span(self.detect)} | {span(self.recover)} | {'–' if self.lost is None else self.lost} | {equal} | {what} |"
-
-
-def rows_before():
-    """The rows of earlier runs: {name: row}."""
-    cases = {c.name: c for c in faults.CASES}
-    kept = next((e.get("rows", []) for e in common.read_results(RESULTS) if e["name"] == "faults"), [])
-    return {r["case"]: Row(cases[r["case"]], **{k: r[k] for k in Row.KEPT}) for r in kept if r["case"] in cases}
-
-
 class Drill:
     def __init__(self, args):
         self.args = args
@@ -115,13 +79,13 @@ class Drill:
         return self.references[key]
 
     def case(self, number, case):
-        row = Row(case)
+        row = tables.Row(case)
         job = None
         try:
             self.up(case.nodes, case.cluster, case.disk)
             reference = self.reference(case)
             job = self.job(f"case-{number:02}", case).submit()
-            job.reach(faults.AT)
+            job.reach(actions.AT)
             moment = case.do(job)
             self.judge(case, row, job, moment, reference)
         except (lab.Failed, OSError, KeyError) as e:
@@ -138,7 +102,7 @@ class Drill:
         if case.recovers:
             done = lambda: [m for m in job.events("recovered") if not moment or lab.seconds(m["time"]) > moment]  # noqa: E731
             lab.wait_for("recovery", 120, lambda: done() or job.fail_if_ended())
-        if case.after in (faults.heal, faults.heal_first, faults.is_gone):
+        if case.after in (checks.heal, checks.heal_first, checks.is_gone):
             case.after(job, row.notes)
         code = job.finish(180)
         state = job.state()["JobState"]
@@ -172,7 +136,7 @@ class Drill:
         limit = faults.REASONS.get(case.kind)
         if limit and row.detect is not None and row.detect > limit + self.args.slack:
             raise lab.Failed(f"noticed after {row.detect:.2f} s, limit {limit} s")
-        if case.after and case.after not in (faults.heal, faults.heal_first, faults.is_gone):
+        if case.after and case.after not in (checks.heal, checks.heal_first, checks.is_gone):
             case.after(job, row.notes)
         verify = subprocess.run([str(self.herd), "checkpoint", "verify", str(job.run_dir)], capture_output=True, text=True)
         if verify.returncode != 0:
@@ -226,7 +190,7 @@ class Drill:
         case = faults.Case("soak", None, ranks=3, nodes=4, steps=self.args.soak_steps)
         reference = self.reference(case)
         job = self.job("soak", case, interval=0.3, sets=("launch.no_progress=10",)).submit()
-        chance, done, kinds, took = faults.Random(self.args.seed), 0, {}, {}
+        chance, done, kinds, took = chances.Random(self.args.seed), 0, {}, {}
         job.reach(5)
         began = time.time()
         while done < count:
@@ -255,10 +219,10 @@ class Drill:
         status = json.loads(subprocess.run([str(self.herd), "status", "--json", str(job.run_dir)], capture_output=True, text=True).stdout)
         leftovers(job, cluster)
         self.clean(job)
-        predicted = model(status, kinds, costs(rows))
+        predicted = tables.model(status, kinds, tables.costs(rows))
         took = {kind: statistics.mean(t) for kind, t in took.items()}
         # with what each kind took in the soak itself: how much of the difference is in single faults
-        own = model(status, kinds, {**costs(rows), **took})
+        own = tables.model(status, kinds, {**tables.costs(rows), **took})
         return dict(count=done, kinds=kinds, equal=equal, status=status, predicted=predicted, own=own, took=took, code=code)
 
     # --- cost when nothing fails ---
@@ -313,103 +277,6 @@ def leftovers(job, cluster):
             raise lab.Failed(f"left in /dev/shm of {node}: {left}")
 
 
-def costs(rows):
-    """Seconds that a fault of each kind costs, as the single cases measured them, scaled to the soak's probe interval."""
-    cost = {r.case.name: (r.detect, r.recover) for r in rows if r.recover}
-    quiet = 0.3 * faults.MISSES
-    death = cost.get("SIGKILL of a random rank", (0.3, 2.5))
-    silent = cost.get("SIGSTOP of a rank", (3.5, 6.0))
-    node = cost.get("node crashed", (3.5, 6.0))
-    stuck = cost.get("a collective stalls for good", (7.5, 9.5))
-    return {
-        "kill": death[1],
-        "exit": death[1],
-        "stop": quiet + (silent[1] - silent[0]),
-        "node": quiet + (node[1] - node[0]),
-        "skip": 5.0 + (stuck[1] - stuck[0]),
-        "pause": 0.3,
-    }
-
-
-def model(status, kinds, each):
-    """Effective time ratio by the formula of docs/recovery.md, from the seconds that each kind of fault costs."""
-    lost = sum(n * each[k] for k, n in kinds.items())
-    rest = max(0.0, status["wall_s"] - status["training_s"] - status["lost_s"])
-    return status["training_s"] / (status["training_s"] + lost + rest)
-
-
-def entries(rows, commands, soak, idle, large):
-    worst = lambda key, pick: max((getattr(r, key) for r in rows if pick(r) and getattr(r, key) is not None), default=0.0)  # noqa: E731
-    out = []
-    if rows:
-        failed = [r.case.name for r in rows if r.failure]
-        out += [
-            common.entry("faults", len(rows), "kinds of faults drilled", PEERS["none"], rows=[r.keep() for r in rows]),
-            common.entry("faults_failed", len(failed), "of them that did not go as they should", PEERS["none"], which=failed, goal=0, reached=not failed),
-        ]
-        silent = worst("detect", lambda r: r.case.kind == "silent") / faults.INTERVAL
-        death = worst("detect", lambda r: r.case.kind == "death")
-        spare = worst("recover", lambda r: r.case.spare)
-        lost = worst("lost", lambda r: r.case.lost is not None)
-        out += [
-            common.entry("detect_silent_intervals_max", silent, "probe intervals from a silent fault to its verdict", PEERS["detect"], goal=4, reached=silent <= 4),
-            common.entry("detect_death_s_max", death, "seconds from the death of a process to its notice", PEERS["detect"], goal=1, reached=death <= 1),
-            common.entry("recover_with_spare_s_max", spare, "seconds from a fault to the next finished step, on a spare or in place", PEERS["recover"], goal=15, reached=spare <= 15),
-            common.entry("steps_lost_max", lost, "steps done again after one fault", PEERS["none"], goal=1, reached=lost <= 1),
-        ]
-    if commands:
-        bad = [c["kind"] for c in commands if not c["as_expected"]]
-        out.append(common.entry("drill_commands", len(commands), "faults done to a live job by `herd drill`", PEERS["none"], which=bad, goal="all as expected", reached=not bad))
-    if soak:
-        ratio = soak["status"]["effective_time_ratio"]
-        out += [
-            common.entry("soak_faults", soak["count"], "random faults to one run", PEERS["none"], kinds=soak["kinds"], goal=200, reached=soak["count"] >= 200),
-            common.entry("soak_state_equal", int(soak["equal"]), "1: every loss is that of the undisturbed run, bit for bit", PEERS["none"], goal=1, reached=soak["equal"]),
-            common.entry("soak_effective_time_ratio", ratio, "time in steps that count over all time", "the model in docs/recovery.md", ours=round(ratio, 4), theirs=round(soak["predicted"], 4),
-                         seconds_each={k: round(t, 2) for k, t in soak["took"].items()}, with_those=round(soak["own"], 4)),
-        ]
-    if idle is not None:
-        out.append(common.entry("idle_cost", idle, "CPU time of liveness and supervision over step time, 1 s probes", PEERS["none"], goal=0.005, reached=idle < 0.005))
-    if large:
-        out += [
-            common.entry("monitor_2048_share", large[0], "of one core: the monitor of 2,048 nodes × 8 ranks, simulated probes every 5 s", PEERS["none"]),
-            common.entry("monitor_2048_kb_s", large[1], "kB/s of messages to and from that monitor", PEERS["none"]),
-        ]
-    return out
-
-
-def write_page(rows, commands, soak):
-    """The tables of docs/recovery.md."""
-    page = PAGE.read_text()
-    if rows:
-        head = ["| fault | noticed after | training again after | steps done again | losses equal | what was seen |", "| --- | ---: | ---: | ---: | --- | --- |"]
-        page = common.between(page, *marks("faults"), [*head, *[r.line() for r in rows]])
-    if commands:
-        lines = ["| `herd drill RUN …` | noticed after | training again after | steps lost | done twice, equal | what it said |", "| --- | ---: | ---: | ---: | ---: | --- |"]
-        for c in commands:
-            span = lambda key, c=c: "–" if c.get(key) is None else f"{c[key]:.2f} s"  # noqa: E731
-            equal = f"{c['compared'] - c['different']}/{c['compared']}" if c.get("compared") else "–"
-            lost = "–" if c.get("steps_lost") is None else c["steps_lost"]
-            lines.append(f"| `{c['kind']}` | {span('detected_s')} | {span('restarted_s')} | {lost} | {equal} | {c['fact'] or '–'} |")
-        page = common.between(page, *marks("commands"), lines)
-    if soak:
-        s = soak["status"]
-        kinds = ", ".join(f"{n} × {k}" for k, n in sorted(soak["kinds"].items()))
-        text = (
-            f"{soak['count']} random faults ({kinds}) to a run of {s['steps']} steps on 3 of 4 nodes: {s['attempts']} attempts, "
-            f"{s['steps_lost']} steps done again, {s['wall_s'] / 60:.1f} minutes. Losses "
-            f"{'equal to the undisturbed run bit for bit' if soak['equal'] else '**differ**'}. Effective training time ratio "
-            f"{s['effective_time_ratio']:.3f}; the model says {soak['predicted']:.3f}. From a fault to the next finished step it took on "
-            f"average {', '.join(f'{t:.1f} s ({k})' for k, t in sorted(soak['took'].items()))}; with these the model says {soak['own']:.3f}."
-        )
-        page = common.between(page, *marks("soak"), [text])
-    common.replace(PAGE, page)
-
-
-def marks(name):
-    return f"<!-- {name}: written by make drill -->", f"<!-- end of {name} -->"
-
-
 STAGES = ("cases", "commands", "soak", "idle", "monitor")
 
 
@@ -435,16 +302,16 @@ def main():
     args = p.parse_args()
     stages = ["cases"] if args.only is not None else args.stages.split(",")
     drill = Drill(args)
-    rows = rows_before()
+    rows = tables.rows_before()
 
     def keep(table=(), commands=None, soak=None, idle=None, large=None):
         """Writes down what one stage has found: the next may fail."""
-        found = entries(table, commands, soak, idle, large)
+        found = tables.entries(table, commands, soak, idle, large)
         for e in found:
             print(f"{e['name']:32}{e['value']:10.4g}  {e['unit']}", flush=True)
         if (args.record or not args.only) and not args.slack:
-            common.write_results(found, RESULTS)
-            write_page(table, commands, soak)
+            common.write_results(found, tables.RESULTS)
+            tables.write_page(table, commands, soak)
             report.write()
 
     good = True

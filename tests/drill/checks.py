@@ -1,0 +1,117 @@
+"""What must have come of a fault beyond what every case is judged by: `(job, notes) -> None`, raises `Failed`, adds to notes."""
+
+import time
+
+from lab import Failed, alive, processes, wait_for
+
+
+def is_gone(job, notes):
+    wait_for("the process that woke up ends", 10, lambda: not alive(job.woken))
+    notes.append("the old process is gone, and wrote nothing")
+
+
+def heal(job, notes):
+    """The old ranks on the node that was cut off are gone, by themselves, before it is back."""
+    wait_for("ranks on the node that was cut off end", 30, lambda: not [p for p in rank_nodes(job) if p == job.cut])
+    job.cluster.tool("heal", job.cut)
+    notes.append("ranks that were cut off left by themselves")
+
+
+def rank_nodes(job):
+    return [env.get("SLURMD_NODENAME") for _, env in processes([str(job.config), " train "]) if "HERD_ATTEMPT" in env]
+
+
+def left_meanwhile(job, notes):
+    if job.left_s is None:
+        raise Failed("ranks stayed while the filesystem blocked")
+    notes.append(f"the others had left {job.left_s:.1f} s after it began to block")
+
+
+def shifts_seen(job, notes):
+    a, b = job.shifts
+    if not (50 < a < 70 and -70 < b < -50):
+        raise Failed(f"clocks were off by {a:.1f} and {b:.1f} s, not by ±60 s")
+    notes.append(f"clocks off by {a:+.0f} and {b:+.0f} s, no false verdict in 10 s")
+
+
+def stopped_once(job, notes):
+    """Saved at the step at which it stopped, requeued once."""
+    stopped, resumed = job.events("stopped"), job.events("resume")
+    if len(stopped) != 1 or resumed[-1]["step"] != stopped[0]["step"]:
+        raise Failed(f"stopped at {[e['step'] for e in stopped]}, went on from {[e['step'] for e in resumed]}")
+    notes.append(f"saved at step {stopped[0]['step']}")
+    requeued(1)(job, notes)
+
+
+def from_disk(job, notes):
+    """A slice was nowhere in memory any more."""
+    resumed, mended = job.events("resume")[-1], job.events("recovered")[-1]
+    # the whole checkpoint, or the one part of its step that no memory holds
+    if resumed["step"] % 20 or not resumed["tiers"]["disk"]:
+        raise Failed(f"went on from {resumed}")
+    notes.append(f"back to the checkpoint on disk of step {resumed['step']}; said: {mended['steps_lost']} steps are done again")
+
+
+def heal_first(job, notes):
+    """The link is back while the deputy's attempt runs: the old supervisor must not disturb it, nor end the job."""
+    job.cluster.tool("heal", job.cut)
+    job.cut = None
+    before = job.step()
+    job.reach(before + 100)
+    taken_over(job, notes, running=True)
+    notes.append("the link came back meanwhile, and the old supervisor kept still")
+
+
+def taken_over(job, notes, running=False):
+    """The supervisor's deputy has gone on in its place, in the same job, and has ended the job that lost its batch script."""
+    found = job.events("taken_over")
+    if len(found) != 1 or found[0]["lost"] != "herd1" or not (running or job.events("finished")):
+        raise Failed(f"taken over: {found}")
+    if job.events("requeue") or int(job.state()["Restarts"]):
+        raise Failed("it was requeued")
+    notes.append(f"the deputy on {found[0]['by']} took over")
+
+
+def requeued(count):
+    def look(job, notes):
+        restarts = int(job.state()["Restarts"])
+        if restarts != count:
+            raise Failed(f"{restarts} requeues, not {count}")
+        records = job.json("attempts.json")["attempts"]
+        notes.append(f"requeued {restarts}×, {len(records)} attempts on the books")
+
+    return look
+
+
+def shrunk(job, notes):
+    worlds = [e["world"] for e in job.events("attempt_started")]
+    notes.append(f"worlds {worlds}")
+    if worlds[-1] >= worlds[0]:
+        raise Failed(f"the world did not shrink: {worlds}")
+
+
+def three_tries(job, notes):
+    n = len(job.events("attempt_started"))
+    notes.append(f"{n} tries, then stopped; not requeued")
+    if n != 3 or job.events("requeue"):
+        raise Failed(f"{n} tries, {len(job.events('requeue'))} requeues")
+
+
+def not_requeued(job, notes):
+    time.sleep(3)
+    if job.events("requeue") or job.state()["JobState"] != "CANCELLED":
+        raise Failed(f"{job.state()['JobState']}, requeues: {job.events('requeue')}")
+    notes.append("not requeued")
+
+
+def skipped(job, notes):
+    found = job.events("skipped_step")
+    if len(found) != 1:
+        raise Failed(f"{len(found)} skipped steps")
+    notes.append(f"step {found[0]['step']} skipped, not applied")
+
+
+def rejected(job, notes):
+    if not (found := job.events("checkpoint_rejected")):
+        raise Failed("a damaged checkpoint was not noticed")
+    notes.append(f"{found[0]['path'].rsplit('/', 1)[-1]} passed over, said aloud")
