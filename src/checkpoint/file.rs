@@ -31,7 +31,8 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Starts the file `path`, which will hold `specs`; `meta` (JSON) goes with it for whoever finds the file alone.
+    /// Starts the file `path`, which will hold `specs`; `meta` (JSON) goes with it for whoever finds the file alone. What is
+    /// there is written over, to the last byte.
     pub fn create(path: &Path, specs: Vec<Spec>, meta: &str) -> Result<Writer> {
         if let Some((spec, fault)) = specs.iter().find_map(|s| s.span.fault().map(|f| (s, f))) {
             return Err(Error::new(Exit::Internal, format!("{} {} cannot be saved: {fault}", spec.group, spec.name)));
@@ -41,7 +42,8 @@ impl Writer {
             specs.iter().map(|s| 4 * s.span.len as u64 + ALIGNMENT + 4096).sum::<u64>() + meta.len() as u64 + 65536;
         check_size_limit(path, need)?;
         let map = Map::new(&specs, meta)?;
-        let file = File::create(path).map_err(refused(path, "create"))?;
+        let options = File::options().write(true).create(true).truncate(false).open(path);
+        let file = options.map_err(refused(path, "create"))?;
         let sums = specs.iter().map(|_| Sum::default()).collect();
         Ok(Writer { path: path.into(), file, map, sums, written: vec![0; specs.len()], specs, direct: None, cached: 0 })
     }

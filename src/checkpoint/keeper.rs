@@ -7,6 +7,7 @@ mod open;
 mod setup;
 
 use super::background::{Ended, Writer};
+use super::direct;
 use super::lustre::Stripes;
 use super::meta::{Meta, Saved};
 use super::prune::{prune, Keep};
@@ -266,15 +267,15 @@ impl Keeper {
         Ok(())
     }
 
-    /// Removes old checkpoints after a save, behind the steps that follow unless `now`. `may_remove` is asked for each
-    /// step. What cannot be removed costs space, not the run.
-    pub fn prune(&mut self, now: bool, may_remove: &dyn Fn(u64) -> bool, world: &World) {
+    /// Removes old checkpoints after a save, behind the steps that follow; `last`: no save comes after it. `may_remove` is
+    /// asked for each step. What cannot be removed costs space, not the run.
+    pub fn prune(&mut self, last: bool, may_remove: &dyn Fn(u64) -> bool, world: &World) {
         if world.rank() > 0 {
             return;
         }
-        let keep = self.keep();
+        let keep = Keep { recycle: self.config.recycle && !last && direct::pays(&self.checkpoints), ..self.keep() };
         let failed = match (&self.writer, candidates(&self.checkpoints)) {
-            (Some(writer), Ok(all)) if !now => {
+            (Some(writer), Ok(all)) => {
                 writer.prune(keep, all.iter().map(|c| c.step).filter(|&s| !may_remove(s)).collect());
                 None
             }
@@ -285,7 +286,7 @@ impl Keeper {
     }
 
     fn keep(&self) -> Keep {
-        Keep { newest: self.config.keep, every: self.config.keep_every, best: self.config.keep_best }
+        Keep { newest: self.config.keep, every: self.config.keep_every, best: self.config.keep_best, recycle: false }
     }
 
     /// Waits for what is under way.

@@ -31,6 +31,7 @@ mod meta;
 pub mod meta_llama;
 mod prune;
 mod read;
+mod recycle;
 mod restore;
 mod save;
 mod slice;

@@ -3,6 +3,7 @@
 use super::disk;
 use super::manifest;
 use super::read::Checkpoint;
+use super::recycle;
 use super::restore::{entries, list};
 use crate::error::Result;
 use serde::Serialize;
@@ -31,6 +32,8 @@ pub struct Keep {
     pub every: u64,
     /// The one with the lowest validation loss of its own step.
     pub best: bool,
+    /// Files of one that goes stay for the next save (`recycled`); otherwise those that stayed so far go too.
+    pub recycle: bool,
 }
 
 impl From<usize> for Keep {
@@ -65,7 +68,8 @@ pub fn prune_if(
     whole: &mut dyn FnMut(&Checkpoint) -> bool,
 ) -> Result<Pruned> {
     let mut out = Pruned { temporary: stale(checkpoints)?, ..Pruned::default() };
-    let (mut kept, mut sure) = (0, false);
+    let recycled = if keep.recycle { Vec::new() } else { recycle::left(checkpoints)? };
+    let (mut kept, mut sure, mut damaged) = (0, false, Vec::new());
     let all = list(checkpoints)?;
     let best =
         all.iter().filter_map(|(_, c)| c.as_ref().ok()).filter_map(|c| Some((c.meta().validation?, c.meta().step)));
@@ -89,23 +93,35 @@ pub fn prune_if(
         };
         let spared = opened.as_ref().is_ok_and(|c| !may_remove(c.meta().step));
         if !stays && !spared {
+            if opened.is_err() {
+                damaged.push(path.clone());
+            }
             out.checkpoints.push(path);
         }
     }
     if !dry {
-        out.checkpoints.iter().chain(&out.temporary).try_for_each(|path| remove(path, checkpoints))?;
+        out.checkpoints
+            .iter()
+            .try_for_each(|path| remove(path, checkpoints, keep.recycle && !damaged.contains(path)))?;
+        out.temporary.iter().try_for_each(|path| remove(path, checkpoints, false))?;
+        if !keep.recycle {
+            recycle::clear(checkpoints)?;
+        }
     }
+    out.temporary.extend(recycled);
     Ok(out)
 }
 
-fn remove(path: &Path, checkpoints: &Path) -> Result<()> {
+fn remove(path: &Path, checkpoints: &Path, recycle: bool) -> Result<()> {
     let manifest = path.join(manifest::NAME);
     match std::fs::remove_file(&manifest) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(disk::refused(&manifest, "remove")(e)),
         Err(_) => {}
         Ok(()) => disk::sync_dir(path)?,
     }
-    disk::remove_dir(path)?;
+    if !(recycle && recycle::put(path, checkpoints)?) {
+        disk::remove_dir(path)?;
+    }
     disk::sync_dir(checkpoints)
 }
 

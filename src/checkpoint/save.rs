@@ -10,6 +10,7 @@ use super::lustre::Stripes;
 use super::manifest::{self, FileTable, Manifest};
 use super::map::Spec;
 use super::meta::{Meta, Piece, Saved};
+use super::recycle;
 use super::team::Team;
 use crate::error::{Error, Exit, Result};
 use crate::wire::World;
@@ -109,11 +110,16 @@ pub fn directory(step: u64) -> String {
     format!("step-{step:08}")
 }
 
+/// The file of one rank, in the directory of a checkpoint.
+pub(super) fn file_name(rank: usize) -> String {
+    format!("rank-{rank:05}.h5")
+}
+
 fn write_all(
     rules: &Rules, names: &Names, specs: Vec<Spec>, meta: &Meta, team: Team,
     fill: &mut dyn FnMut(&mut Writer) -> Result<()>,
 ) -> Result<u64> {
-    team.agree(if team.rank() == 0 { prepare(names, rules) } else { Ok(()) })?;
+    team.agree(if team.rank() == 0 { prepare(names, rules, team.size()) } else { Ok(()) })?;
     let (mut specs, mut table) = (Some(specs), Ok(FileTable::default()));
     for turn in 0..rules.turns {
         if let Some(specs) = specs.take_if(|_| turn == rules.turn) {
@@ -136,11 +142,14 @@ fn write_all(
     })
 }
 
-fn prepare(names: &Names, rules: &Rules) -> Result<()> {
+fn prepare(names: &Names, rules: &Rules, ranks: usize) -> Result<()> {
     let Names { checkpoints, temporary, .. } = names;
     std::fs::create_dir_all(checkpoints).map_err(disk::refused(checkpoints, "create"))?;
     // Of this step and this attempt: a save that was killed.
     disk::remove_dir(temporary)?;
+    if recycle::take(checkpoints, temporary, ranks)? {
+        return Ok(());
+    }
     std::fs::create_dir(temporary).map_err(disk::refused(temporary, "create"))?;
     rules.stripes.apply(temporary)
 }
@@ -151,7 +160,7 @@ fn write_file(
 ) -> Result<FileTable> {
     let text = serde_json::to_string(meta)
         .map_err(|e| Error::new(Exit::Internal, format!("the checkpoint's description cannot be written: {e}")))?;
-    let mut file = Writer::create(&names.temporary.join(format!("rank-{rank:05}.h5")), specs, &text)?;
+    let mut file = Writer::create(&names.temporary.join(file_name(rank)), specs, &text)?;
     if rules.direct || direct::pays(&names.temporary) {
         file.go_direct()?;
     }

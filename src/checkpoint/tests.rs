@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 mod crash;
 mod damage;
 mod pieces;
+mod recycling;
 mod retention;
 mod snapshots;
 

@@ -25,6 +25,9 @@ pub struct CheckpointSection {
     pub keep_every: u64,
     /// Keep also the checkpoint with the lowest validation loss.
     pub keep_best: bool,
+    /// On a disk of this host (ext4, XFS), keep the files of the checkpoint that goes for the next save to write over: faster
+    /// where storage is given out as it is first written to. It is the room that the next save needs anyway.
+    pub recycle: bool,
     /// Copy the state into memory of the node every n steps, where it outlives the processes; 0 never.
     #[schemars(range(max = limit::STEPS))]
     pub snapshot_every: u64,
@@ -76,6 +79,7 @@ impl Default for CheckpointSection {
             keep: 3,
             keep_every: 0,
             keep_best: false,
+            recycle: true,
             snapshot_every: 0,
             snapshot_dir: "/dev/shm".into(),
             partner: Partner::Node,

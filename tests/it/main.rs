@@ -19,6 +19,7 @@ mod metrics;
 mod model;
 mod parity;
 mod pipeline;
+mod recycle;
 mod reshard;
 mod shard;
 mod slurm;

@@ -79,8 +79,9 @@ fn assert_alive(checkpoints: &Path, steps: &[u64]) {
     let found = newest(checkpoints).0.expect("a whole checkpoint");
     assert!(steps.contains(&found.meta().step));
     assert_whole(&found);
-    save_step(checkpoints, 2);
-    assert_eq!(newest(checkpoints).0.unwrap().meta().step, 2);
+    let last = steps[steps.len() - 1];
+    save_step(checkpoints, last);
+    assert_eq!(newest(checkpoints).0.unwrap().meta().step, last);
     assert!(!names(checkpoints).iter().any(|n| n.contains(".tmp-")), "{:?}", names(checkpoints));
 }
 
@@ -92,6 +93,25 @@ fn killed_while_saving() {
     let points = at_every_point("killed_while_saving", &["kill"], &|dir| drop(save_step(dir, 1)), &|dir, code| {
         assert_eq!(code, None, "killed");
         assert_alive(dir, &[1, 2]);
+    });
+    assert!(points >= 15, "{points} points");
+}
+
+/// Steps 1 and 2; the files of step 1 are there to be written over.
+fn one_aside(dir: &Path) {
+    (1..3).for_each(|s| drop(save_step(dir, s)));
+    prune(dir, Keep { newest: 1, recycle: true, ..Keep::default() }, &|_| true).unwrap();
+    assert_eq!(names(dir), ["recycled", "step-00000002"]);
+}
+
+#[test]
+fn killed_while_saving_over_old_files() {
+    if in_child(|dir| try_save_step(dir, 3).map(drop)) {
+        return;
+    }
+    let points = at_every_point("killed_while_saving_over_old_files", &["kill"], &one_aside, &|dir, code| {
+        assert_eq!(code, None, "killed");
+        assert_alive(dir, &[2, 3]);
     });
     assert!(points >= 15, "{points} points");
 }
@@ -137,6 +157,39 @@ fn killed_while_pruning() {
         assert_eq!(names(dir), ["step-00000003"]);
     });
     assert!(points >= 6, "{points} points");
+}
+
+#[test]
+fn killed_while_keeping_old_files() {
+    let keep = Keep { newest: 1, recycle: true, ..Keep::default() };
+    if in_child(|dir| prune(dir, keep, &|_| true).map(drop)) {
+        return;
+    }
+    let three = |dir: &Path| (1..4).for_each(|s| drop(save_step(dir, s)));
+    let points = at_every_point("killed_while_keeping_old_files", &["kill"], &three, &|dir, _| {
+        assert_eq!(newest(dir).0.unwrap().meta().step, 3);
+        for (_, c) in list(dir).unwrap() {
+            assert!(c.is_err() || c.unwrap().verify().iter().all(|f| f.problem.is_none()));
+        }
+        save_step(dir, 4);
+        prune(dir, 1, &|_| true).unwrap();
+        assert_eq!(names(dir), ["step-00000004"]);
+    });
+    assert!(points >= 6, "{points} points");
+}
+
+#[test]
+fn refused_while_saving_over_old_files() {
+    if in_child(|dir| try_save_step(dir, 3).map(drop)) {
+        return;
+    }
+    let faults = ["ENOSPC", "EIO", "EDQUOT", "EROFS", "ENOSPC"];
+    at_every_point("refused_while_saving_over_old_files", &faults, &one_aside, &|dir, code| {
+        assert_eq!(code, Some(Exit::Storage.code()));
+        let left = names(dir);
+        assert!(left.iter().all(|n| !n.contains(".tmp-")), "{left:?}");
+        assert_alive(dir, &[2, 3]);
+    });
 }
 
 #[test]

@@ -108,12 +108,12 @@ fn milestones_and_the_best_stay_beside_the_newest() {
         save::save_alone(dir.path(), &[piece], &Meta { validation: loss, ..meta(step) }).unwrap();
     }
     let steps = || names(dir.path()).iter().map(|n| n[5..].parse().unwrap()).collect::<Vec<u64>>();
-    prune(dir.path(), Keep { newest: 2, every: 4, best: true }, &|_| true).unwrap();
+    prune(dir.path(), Keep { newest: 2, every: 4, best: true, recycle: false }, &|_| true).unwrap();
     assert_eq!(steps(), [2, 4, 6, 7]);
-    prune(dir.path(), Keep { newest: 2, every: 0, best: true }, &|_| true).unwrap();
+    prune(dir.path(), Keep { newest: 2, every: 0, best: true, recycle: false }, &|_| true).unwrap();
     assert_eq!(steps(), [2, 6, 7]);
     prune(dir.path(), 1, &|_| true).unwrap();
     assert_eq!(steps(), [7]);
-    prune(dir.path(), Keep { newest: 1, every: 7, best: true }, &|_| true).unwrap();
+    prune(dir.path(), Keep { newest: 1, every: 7, best: true, recycle: false }, &|_| true).unwrap();
     assert_eq!(steps(), [7]);
 }

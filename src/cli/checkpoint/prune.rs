@@ -52,7 +52,7 @@ pub fn run(args: &Args) -> Result<()> {
     let ledger = checkpoints.parent().and_then(Ledger::read);
     let may_remove = |step| ledger.as_ref().is_none_or(|l| l.may_remove(step));
     let mut whole = |c: &Checkpoint| c.verify().iter().all(|f| f.problem.is_none());
-    let keep = Keep { newest: args.keep as usize, every: args.keep_every, best: args.keep_best };
+    let keep = Keep { newest: args.keep as usize, every: args.keep_every, best: args.keep_best, recycle: false };
     let gone = prune_if(&checkpoints, keep, args.dry_run, &may_remove, &mut whole)?;
     report(args, &gone.checkpoints, &gone.temporary)
 }
