@@ -2,10 +2,11 @@
 
     python benchmarks/peers/save_torch.py --bytes 1200000000 --dir build/bench/save
 
-Every rank holds half of the bytes as fp32 tensors of one block each. A line of JSON for every way: name, seconds, bytes.
+Every rank holds half of the bytes as fp32 tensors of one block each. Every way saves once before, untimed, and that is
+removed, as in the middle of a run that keeps its newest checkpoint; `--pause` seconds are between the two. A line of JSON for every way: name, seconds, bytes.
 Saves end when the bytes are on disk (fsync of every file): the time that a crash may no longer undo. Loads start with the
-files out of the page cache, and not at once: a load is what a new process does, some seconds after (herd's is), when a host
-that lends memory has taken the free pages back."""
+files out of the page cache. Neither begins at once: between two saves of a run lie steps, and a load is what a new process
+does, when a host that lends memory has taken the free pages back."""
 
 import argparse
 import json
@@ -23,6 +24,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
 PIECE = 16 << 20
+BLOCK = 2 << 20  # of a write around the page cache: of 1 to 32 MiB among the fastest
 
 
 def sync(folder):
@@ -82,14 +84,17 @@ def rank_main(rank, args):
 
     def direct_write(folder):
         """Around the page cache: what the disk takes."""
-        room = mmap.mmap(-1, PIECE)  # aligned
         fd = os.open(folder / f"direct-{rank}", os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
         for t in tensors.values():
-            room[:] = memoryview(t.numpy()).cast("B")
-            if os.write(fd, room) != PIECE:
-                raise OSError("a short write")
+            held = memoryview(t.numpy()).cast("B")
+            for at in range(0, PIECE, BLOCK):
+                room[:] = held[at : at + BLOCK]
+                if os.write(fd, room) != BLOCK:
+                    raise OSError("a short write")
         os.fsync(fd)
         os.close(fd)
+
+    room = mmap.mmap(-1, BLOCK)  # aligned
 
     def raw_read(folder):
         buffer = torch.empty([PIECE // 4])
@@ -107,6 +112,8 @@ def rank_main(rank, args):
             lambda f: dcp.save(tensors, checkpoint_id=str(f)),
             lambda f: dcp.load({k: torch.empty_like(t) for k, t in tensors.items()}, checkpoint_id=str(f)),
         ),
+        # Right after another: the page cache has just been used and is still there.
+        "dcp_at_once": (lambda f: dcp.save(tensors, checkpoint_id=str(f)), None),
         "dcp_async": (lambda f: wait(dcp.async_save(tensors, checkpoint_id=str(f))), None),
         "torch_save": (
             lambda f: torch.save(tensors, f / f"rank-{rank}.pt"),
@@ -119,8 +126,17 @@ def rank_main(rank, args):
     }
     for name in args.ways.split(","):
         save, load = ways[name]
+        before = fresh(f"{name}-before")
+        save(before)
+        dist.barrier()
+        if rank == 0:
+            sync(before)
+            shutil.rmtree(before)
+            time.sleep(args.pause * (name != "dcp_at_once"))
         folder = fresh(name)
         timed(f"{name}_save", lambda: save(folder), folder)
+        if name == "direct":
+            timed("direct_over_save", lambda: save(folder), folder)
         if load:
             timed(f"{name}_load", lambda: load(folder), folder, load=True)
         dist.barrier()
@@ -135,8 +151,8 @@ def main():
     parser.add_argument("--dir", required=True)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--port", type=int, default=29641)
-    parser.add_argument("--pause", type=float, default=4.0, help="seconds between emptying the page cache and a load")
-    parser.add_argument("--ways", default="raw,direct,dcp,dcp_async,torch_save,safetensors")
+    parser.add_argument("--pause", type=float, default=4.0, help="seconds before a save and, after the page cache was emptied, before a load")
+    parser.add_argument("--ways", default="raw,direct,dcp,dcp_at_once,dcp_async,torch_save,safetensors")
     args = parser.parse_args()
     mp.spawn(rank_main, args=(args,), nprocs=args.ranks)
 
