@@ -28,7 +28,7 @@ RESULTS = common.ROOT / "benchmarks" / "results" / "checkpoint.json"
 PEER = Path("benchmarks/peers/save_torch.py")
 WAYS = ["raw", "dcp", "torch_save", "direct", "dcp_at_once", "dcp_async", "safetensors"]
 # Two saves before, and the first of them no longer kept: so it is in the middle of a run.
-KEPT = dict(every=4, keep=1, background=False, snapshot_every=0)
+KEPT = dict(steps=12, every=4, keep=1, background=False, snapshot_every=0)
 # name: (unit, peer, goal, higher is better)
 FIGURES = {
     "snapshot_k1_overhead": ("share of a step", "the same run without snapshots", 0.12, False),
@@ -166,13 +166,13 @@ class Bench:
 
     def own_disk(self):
         """GB/s of herd's save at the end of a run, its third, and of its load at the start of the next."""
-        _, events, _ = self.train("disk", steps=12, **KEPT)
+        _, events, _ = self.train("disk", **KEPT)
         saved = [e for e in events if e["kind"] == "checkpoint"][-1]
         self.bytes = saved["bytes"]
         for path in (self.folder / "disk" / "checkpoints").rglob("*.h5"):
             with open(path, "rb") as f:
                 os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        _, events, _ = self.train("disk", again=True, steps=12, **KEPT)
+        _, events, _ = self.train("disk", again=True, **KEPT)
         loaded = [e for e in events if e["kind"] == "resume"][-1]
         shutil.rmtree(self.folder / "disk")
         return {name: self.bytes / e["seconds"] / 1e9 for name, e in (("herd_save", saved), ("herd_load", loaded))}

@@ -26,12 +26,14 @@ import report
 
 sys.path.insert(0, str(common.ROOT / "tests" / "drill"))
 import actions  # noqa: E402
-import chance as chances  # noqa: E402
+import chance  # noqa: E402
 import checks  # noqa: E402
 import faults  # noqa: E402
 import lab  # noqa: E402
 
 FOLDER = common.ROOT / "build" / "drill"
+
+
 class Drill:
     def __init__(self, args):
         self.args = args
@@ -102,7 +104,7 @@ class Drill:
         if case.recovers:
             done = lambda: [m for m in job.events("recovered") if not moment or lab.seconds(m["time"]) > moment]  # noqa: E731
             lab.wait_for("recovery", 120, lambda: done() or job.fail_if_ended())
-        if case.after in (checks.heal, checks.heal_first, checks.is_gone):
+        if case.after in checks.WHILE_IT_RUNS:
             case.after(job, row.notes)
         code = job.finish(180)
         state = job.state()["JobState"]
@@ -136,7 +138,7 @@ class Drill:
         limit = faults.REASONS.get(case.kind)
         if limit and row.detect is not None and row.detect > limit + self.args.slack:
             raise lab.Failed(f"noticed after {row.detect:.2f} s, limit {limit} s")
-        if case.after and case.after not in (checks.heal, checks.heal_first, checks.is_gone):
+        if case.after and case.after not in checks.WHILE_IT_RUNS:
             case.after(job, row.notes)
         verify = subprocess.run([str(self.herd), "checkpoint", "verify", str(job.run_dir)], capture_output=True, text=True)
         if verify.returncode != 0:
@@ -190,15 +192,15 @@ class Drill:
         case = faults.Case("soak", None, ranks=3, nodes=4, steps=self.args.soak_steps)
         reference = self.reference(case)
         job = self.job("soak", case, interval=0.3, sets=("launch.no_progress=10",)).submit()
-        chance, done, kinds, took = chances.Random(self.args.seed), 0, {}, {}
+        luck, done, kinds, took = chance.Random(self.args.seed), 0, {}, {}
         job.reach(5)
         began = time.time()
         while done < count:
-            chance.tend(cluster)
-            kind = chance.pick()
+            luck.tend(cluster)
+            kind = luck.pick()
             before, moment = len(job.events("recovered")), time.time()
             try:
-                kind, restart = chance.do(kind, job)
+                kind, restart = luck.do(kind, job)
             except (KeyError, ProcessLookupError):
                 time.sleep(0.1)  # between two attempts
                 continue
@@ -208,11 +210,11 @@ class Drill:
                 lab.wait_for(f"recovery from {kind}", 120, lambda: len(job.events("recovered")) > before or job.fail_if_ended())
                 took.setdefault(kind, []).append(lab.seconds(job.events("recovered")[-1]["time"]) - moment)
             here = job.step()
-            job.reach(here + chance.random.randrange(1, 6))
+            job.reach(here + luck.random.randrange(1, 6))
             if done % 20 == 0:
                 print(f"  {done} faults, step {job.step()}, {time.time() - began:.0f} s", flush=True)
-        while chance.dead:
-            chance.tend(cluster)
+        while luck.dead:
+            luck.tend(cluster)
             time.sleep(0.2)
         code = job.finish(1800)
         equal = code == 0 and job.losses() == reference

@@ -3,8 +3,8 @@
     python benchmarks/peers/save_torch.py --bytes 1200000000 --dir build/bench/save
 
 Every rank holds half of the bytes as fp32 tensors of one block each. Every way saves once before, untimed, and that is
-removed, as in the middle of a run that keeps its newest checkpoint; `--pause` seconds are between the two. A line of JSON for every way: name, seconds, bytes.
-Saves end when the bytes are on disk (fsync of every file): the time that a crash may no longer undo. Loads start with the
+removed, as in the middle of a run that keeps its newest checkpoint; `--pause` seconds are between the two. A line of JSON for
+every way: name, seconds, bytes. Saves end when the bytes are on disk (fsync of every file): the time that a crash may no longer undo. Loads start with the
 files out of the page cache. Neither begins at once: between two saves of a run lie steps, and a load is what a new process
 does, when a host that lends memory has taken the free pages back."""
 
@@ -102,6 +102,9 @@ def rank_main(rank, args):
             while f.readinto(buffer.numpy().data):
                 pass
 
+    def dcp_save(folder):
+        dcp.save(tensors, checkpoint_id=str(folder))
+
     def wait(future):
         future.result()
 
@@ -109,11 +112,11 @@ def rank_main(rank, args):
         "raw": (raw_write, raw_read),
         "direct": (direct_write, None),
         "dcp": (
-            lambda f: dcp.save(tensors, checkpoint_id=str(f)),
+            dcp_save,
             lambda f: dcp.load({k: torch.empty_like(t) for k, t in tensors.items()}, checkpoint_id=str(f)),
         ),
         # Right after another: the page cache has just been used and is still there.
-        "dcp_at_once": (lambda f: dcp.save(tensors, checkpoint_id=str(f)), None),
+        "dcp_at_once": (dcp_save, None),
         "dcp_async": (lambda f: wait(dcp.async_save(tensors, checkpoint_id=str(f))), None),
         "torch_save": (
             lambda f: torch.save(tensors, f / f"rank-{rank}.pt"),

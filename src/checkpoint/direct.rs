@@ -143,7 +143,7 @@ fn gone() -> std::io::Error {
 
 /// Whether files of this directory are on a disk of this host, where direct writes are no slower than others: on network
 /// filesystems the client's cache is what keeps several servers at work.
-pub fn pays(directory: &Path) -> bool {
+pub fn on_local_disk(directory: &Path) -> bool {
     rustix::fs::statfs(directory).is_ok_and(|s| LOCAL.contains(&(s.f_type as u64)))
 }
 

@@ -42,8 +42,8 @@ impl Writer {
             specs.iter().map(|s| 4 * s.span.len as u64 + ALIGNMENT + 4096).sum::<u64>() + meta.len() as u64 + 65536;
         check_size_limit(path, need)?;
         let map = Map::new(&specs, meta)?;
-        let options = File::options().write(true).create(true).truncate(false).open(path);
-        let file = options.map_err(refused(path, "create"))?;
+        let opened = File::options().write(true).create(true).truncate(false).open(path);
+        let file = opened.map_err(refused(path, "create"))?;
         let sums = specs.iter().map(|_| Sum::default()).collect();
         Ok(Writer { path: path.into(), file, map, sums, written: vec![0; specs.len()], specs, direct: None, cached: 0 })
     }

@@ -273,7 +273,7 @@ impl Keeper {
         if world.rank() > 0 {
             return;
         }
-        let keep = Keep { recycle: self.config.recycle && !last && direct::pays(&self.checkpoints), ..self.keep() };
+        let keep = self.keep(last);
         let failed = match (&self.writer, candidates(&self.checkpoints)) {
             (Some(writer), Ok(all)) => {
                 writer.prune(keep, all.iter().map(|c| c.step).filter(|&s| !may_remove(s)).collect());
@@ -285,8 +285,9 @@ impl Keeper {
         self.pending.extend(failed.map(|error| Happened::PruneFailed { error }));
     }
 
-    fn keep(&self) -> Keep {
-        Keep { newest: self.config.keep, every: self.config.keep_every, best: self.config.keep_best, recycle: false }
+    fn keep(&self, last: bool) -> Keep {
+        let CheckpointSection { keep: newest, keep_every: every, keep_best: best, recycle, .. } = self.config;
+        Keep { newest, every, best, recycle: recycle && !last && direct::on_local_disk(&self.checkpoints) }
     }
 
     /// Waits for what is under way.

@@ -45,6 +45,7 @@ pub mod weights;
 #[cfg(test)]
 mod tests;
 
+pub use direct::on_local_disk;
 pub use map::Spec;
 pub use meta::{Group, Meta, Piece, Saved, SpecialTokens};
 pub use prune::{prune, prune_if, Keep, Pruned};

@@ -69,7 +69,7 @@ pub fn prune_if(
 ) -> Result<Pruned> {
     let mut out = Pruned { temporary: stale(checkpoints)?, ..Pruned::default() };
     let recycled = if keep.recycle { Vec::new() } else { recycle::left(checkpoints)? };
-    let (mut kept, mut sure, mut damaged) = (0, false, Vec::new());
+    let (mut kept, mut sure, mut gone) = (0, false, Vec::new());
     let all = list(checkpoints)?;
     let best =
         all.iter().filter_map(|(_, c)| c.as_ref().ok()).filter_map(|c| Some((c.meta().validation?, c.meta().step)));
@@ -93,21 +93,17 @@ pub fn prune_if(
         };
         let spared = opened.as_ref().is_ok_and(|c| !may_remove(c.meta().step));
         if !stays && !spared {
-            if opened.is_err() {
-                damaged.push(path.clone());
-            }
-            out.checkpoints.push(path);
+            gone.push((path, keep.recycle && opened.is_ok()));
         }
     }
     if !dry {
-        out.checkpoints
-            .iter()
-            .try_for_each(|path| remove(path, checkpoints, keep.recycle && !damaged.contains(path)))?;
+        gone.iter().try_for_each(|(path, recycle)| remove(path, checkpoints, *recycle))?;
         out.temporary.iter().try_for_each(|path| remove(path, checkpoints, false))?;
         if !keep.recycle {
             recycle::clear(checkpoints)?;
         }
     }
+    out.checkpoints = gone.into_iter().map(|(path, _)| path).collect();
     out.temporary.extend(recycled);
     Ok(out)
 }

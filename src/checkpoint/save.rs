@@ -161,7 +161,7 @@ fn write_file(
     let text = serde_json::to_string(meta)
         .map_err(|e| Error::new(Exit::Internal, format!("the checkpoint's description cannot be written: {e}")))?;
     let mut file = Writer::create(&names.temporary.join(file_name(rank)), specs, &text)?;
-    if rules.direct || direct::pays(&names.temporary) {
+    if rules.direct || direct::on_local_disk(&names.temporary) {
         file.go_direct()?;
     }
     fill(&mut file)?;

@@ -115,3 +115,7 @@ def rejected(job, notes):
     if not (found := job.events("checkpoint_rejected")):
         raise Failed("a damaged checkpoint was not noticed")
     notes.append(f"{found[0]['path'].rsplit('/', 1)[-1]} passed over, said aloud")
+
+
+# The others look when the job has ended.
+WHILE_IT_RUNS = (heal, heal_first, is_gone)

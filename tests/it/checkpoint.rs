@@ -1,6 +1,6 @@
 //! Tests of `checkpoint`: MPI ranks that share a save, the real binary, a full disk, and transformers and h5py as oracles.
 
-use crate::support::{herd, mpirun, python, root, said, text};
+use crate::support::{herd, mpirun, names, python, root, said, text};
 use herd::checkpoint::{newest_valid, save, Checkpoint, Group, Meta, Piece};
 use herd::config::ModelConfig;
 use herd::error::Exit;
@@ -173,13 +173,6 @@ impl Drop for SmallDisk {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
     }
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let mut all: Vec<String> =
-        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    all.sort();
-    all
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A run writes over the files of the checkpoint that it no longer keeps.
 
-use crate::support::{herd, text};
+use crate::support::{herd, names, text};
 use crate::train::{bits, herd_pids, losses, Run};
 use herd::error::Exit;
 use std::fs;
@@ -12,20 +12,13 @@ use std::time::{Duration, Instant};
 const BEHIND: &str = "checkpoint.background=true";
 const BETWEEN: &str = "checkpoint.background=false";
 
-/// ext4 or XFS (statfs(2)): where a run does so.
+/// ext4 or XFS: where a run does so.
 fn on_a_disk(path: &Path) -> bool {
-    let kind = rustix::fs::statfs(path).unwrap().f_type as u64;
-    let disk = [0xEF53, 0x5846_5342].contains(&kind);
+    let disk = herd::checkpoint::on_local_disk(path);
     if !disk {
-        eprintln!("SKIPPED: {} is neither on ext4 nor on XFS (filesystem type {kind:#x})", path.display());
+        eprintln!("SKIPPED: {} is neither on ext4 nor on XFS", path.display());
     }
     disk
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let mut all: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    all.sort();
-    all
 }
 
 #[test]

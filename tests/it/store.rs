@@ -68,11 +68,13 @@ fn fails(c: &mut Command, exit: Exit, words: &str) -> Output {
     out
 }
 
+/// A directory that is not there has no names.
 fn names(dir: &Path) -> Vec<String> {
-    let listed = fs::read_dir(dir).map(|d| d.map(|e| e.unwrap().file_name().into_string().unwrap()).collect());
-    let mut all: Vec<String> = listed.unwrap_or_default();
-    all.sort();
-    all
+    if dir.is_dir() {
+        crate::support::names(dir)
+    } else {
+        Vec::new()
+    }
 }
 
 fn s(path: &Path) -> &str {

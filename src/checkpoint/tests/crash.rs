@@ -3,6 +3,7 @@
 //! A small library preloaded into a child counts the child's operations on the checkpoint directory and kills it, or
 //! fails the operation, at the n-th; n goes up until the child ends by itself. So every point is met, not a lucky few.
 
+use super::recycling::{put_one_aside, ONE};
 use super::*;
 use crate::error::Exit;
 use std::process::Command;
@@ -45,7 +46,7 @@ fn child(test: &str, library: &Path, checkpoints: &Path, fault: &str, n: usize) 
     (status.code(), mark.exists())
 }
 
-/// What the child does: saves step 2 and leaves with the exit code of what came of it.
+/// What the child does: acts, and leaves with the exit code of what came of it.
 fn in_child(act: impl Fn(&Path) -> crate::error::Result<()>) -> bool {
     let Some(checkpoints) = std::env::var_os(STEP) else { return false };
     let code = act(Path::new(&checkpoints)).map_or_else(|e| e.exit.code(), |()| 0);
@@ -70,10 +71,6 @@ fn at_every_point(test: &str, faults: &[&str], prepare: &dyn Fn(&Path), after: &
     panic!("the child never came to its end");
 }
 
-fn save_two(checkpoints: &Path) -> crate::error::Result<()> {
-    try_save_step(checkpoints, 2).map(drop)
-}
-
 /// One of `steps` must be the newest whole one, and saving must still work.
 fn assert_alive(checkpoints: &Path, steps: &[u64]) {
     let found = newest(checkpoints).0.expect("a whole checkpoint");
@@ -85,40 +82,41 @@ fn assert_alive(checkpoints: &Path, steps: &[u64]) {
     assert!(!names(checkpoints).iter().any(|n| n.contains(".tmp-")), "{:?}", names(checkpoints));
 }
 
-#[test]
-fn killed_while_saving() {
-    if in_child(save_two) {
-        return;
-    }
-    let points = at_every_point("killed_while_saving", &["kill"], &|dir| drop(save_step(dir, 1)), &|dir, code| {
-        assert_eq!(code, None, "killed");
-        assert_alive(dir, &[1, 2]);
-    });
-    assert!(points >= 15, "{points} points");
+/// Step 1.
+fn one(dir: &Path) {
+    save_step(dir, 1);
 }
 
 /// Steps 1 and 2; the files of step 1 are there to be written over.
 fn one_aside(dir: &Path) {
-    (1..3).for_each(|s| drop(save_step(dir, s)));
-    prune(dir, Keep { newest: 1, recycle: true, ..Keep::default() }, &|_| true).unwrap();
-    assert_eq!(names(dir), ["recycled", "step-00000002"]);
+    put_one_aside(dir);
 }
 
-#[test]
-fn killed_while_saving_over_old_files() {
-    if in_child(|dir| try_save_step(dir, 3).map(drop)) {
+/// The test `test`: a save of `step` is killed at every point, after `prepare` has made the step before it.
+fn killed_saving(test: &str, step: u64, prepare: &dyn Fn(&Path)) {
+    if in_child(|dir| try_save_step(dir, step).map(drop)) {
         return;
     }
-    let points = at_every_point("killed_while_saving_over_old_files", &["kill"], &one_aside, &|dir, code| {
+    let points = at_every_point(test, &["kill"], prepare, &|dir, code| {
         assert_eq!(code, None, "killed");
-        assert_alive(dir, &[2, 3]);
+        assert_alive(dir, &[step - 1, step]);
     });
     assert!(points >= 15, "{points} points");
 }
 
 #[test]
+fn killed_while_saving() {
+    killed_saving("killed_while_saving", 2, &one);
+}
+
+#[test]
+fn killed_while_saving_over_old_files() {
+    killed_saving("killed_while_saving_over_old_files", 3, &one_aside);
+}
+
+#[test]
 fn killed_while_replacing_a_step() {
-    if in_child(save_two) {
+    if in_child(|dir| try_save_step(dir, 2).map(drop)) {
         return;
     }
     at_every_point("killed_while_replacing_a_step", &["kill"], &|dir| drop(save_step(dir, 2)), &|dir, _| {
@@ -130,7 +128,7 @@ fn killed_while_replacing_a_step() {
 #[test]
 fn killed_while_replacing_a_step_in_two_renames() {
     const NAME: &str = "killed_while_replacing_a_step_in_two_renames";
-    if in_child(save_two) {
+    if in_child(|dir| try_save_step(dir, 2).map(drop)) {
         return;
     }
     let points = at_every_point(NAME, &["kill without exchange"], &|dir| drop(save_step(dir, 2)), &|dir, _| {
@@ -139,13 +137,12 @@ fn killed_while_replacing_a_step_in_two_renames() {
     assert!(points >= 15, "{points} points");
 }
 
-#[test]
-fn killed_while_pruning() {
-    if in_child(|dir| prune(dir, 1, &|_| true).map(drop)) {
+fn killed_pruning(test: &str, keep: Keep) {
+    if in_child(|dir| prune(dir, keep, &|_| true).map(drop)) {
         return;
     }
     let three = |dir: &Path| (1..4).for_each(|s| drop(save_step(dir, s)));
-    let points = at_every_point("killed_while_pruning", &["kill"], &three, &|dir, _| {
+    let points = at_every_point(test, &["kill"], &three, &|dir, _| {
         let (found, events) = newest(dir);
         assert_eq!(found.unwrap().meta().step, 3);
         assert_eq!(events.len(), 1);
@@ -153,25 +150,10 @@ fn killed_while_pruning() {
         for (_, c) in list(dir).unwrap() {
             assert!(c.is_err() || c.unwrap().verify().iter().all(|f| f.problem.is_none()));
         }
-        prune(dir, 1, &|_| true).unwrap();
-        assert_eq!(names(dir), ["step-00000003"]);
-    });
-    assert!(points >= 6, "{points} points");
-}
-
-#[test]
-fn killed_while_keeping_old_files() {
-    let keep = Keep { newest: 1, recycle: true, ..Keep::default() };
-    if in_child(|dir| prune(dir, keep, &|_| true).map(drop)) {
-        return;
-    }
-    let three = |dir: &Path| (1..4).for_each(|s| drop(save_step(dir, s)));
-    let points = at_every_point("killed_while_keeping_old_files", &["kill"], &three, &|dir, _| {
-        assert_eq!(newest(dir).0.unwrap().meta().step, 3);
-        for (_, c) in list(dir).unwrap() {
-            assert!(c.is_err() || c.unwrap().verify().iter().all(|f| f.problem.is_none()));
-        }
+        // The next save may find old files to write over.
         save_step(dir, 4);
+        prune(dir, 2, &|_| true).unwrap();
+        assert_eq!(names(dir), ["step-00000003", "step-00000004"]);
         prune(dir, 1, &|_| true).unwrap();
         assert_eq!(names(dir), ["step-00000004"]);
     });
@@ -179,29 +161,35 @@ fn killed_while_keeping_old_files() {
 }
 
 #[test]
-fn refused_while_saving_over_old_files() {
-    if in_child(|dir| try_save_step(dir, 3).map(drop)) {
+fn killed_while_pruning() {
+    killed_pruning("killed_while_pruning", 1.into());
+}
+
+#[test]
+fn killed_while_keeping_old_files() {
+    killed_pruning("killed_while_keeping_old_files", ONE);
+}
+
+/// As [`killed_saving`], but the filesystem refuses.
+fn refused_saving(test: &str, step: u64, prepare: &dyn Fn(&Path)) {
+    if in_child(|dir| try_save_step(dir, step).map(drop)) {
         return;
     }
     let faults = ["ENOSPC", "EIO", "EDQUOT", "EROFS", "ENOSPC"];
-    at_every_point("refused_while_saving_over_old_files", &faults, &one_aside, &|dir, code| {
+    at_every_point(test, &faults, prepare, &|dir, code| {
         assert_eq!(code, Some(Exit::Storage.code()));
         let left = names(dir);
         assert!(left.iter().all(|n| !n.contains(".tmp-")), "{left:?}");
-        assert_alive(dir, &[2, 3]);
+        assert_alive(dir, &[step - 1, step]);
     });
 }
 
 #[test]
 fn refused_while_saving() {
-    if in_child(save_two) {
-        return;
-    }
-    let faults = ["ENOSPC", "EIO", "EDQUOT", "EROFS", "ENOSPC"];
-    at_every_point("refused_while_saving", &faults, &|dir| drop(save_step(dir, 1)), &|dir, code| {
-        assert_eq!(code, Some(Exit::Storage.code()));
-        let left = names(dir);
-        assert!(left.iter().all(|n| !n.contains(".tmp-")), "{left:?}");
-        assert_alive(dir, &[1, 2]);
-    });
+    refused_saving("refused_while_saving", 2, &one);
+}
+
+#[test]
+fn refused_while_saving_over_old_files() {
+    refused_saving("refused_while_saving_over_old_files", 3, &one_aside);
 }

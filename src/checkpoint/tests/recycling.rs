@@ -4,7 +4,7 @@ use super::*;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, SystemTime};
 
-const ONE: Keep = Keep { newest: 1, every: 0, best: false, recycle: true };
+pub(super) const ONE: Keep = Keep { newest: 1, every: 0, best: false, recycle: true };
 const FILE: &str = "rank-00000.h5";
 
 fn inode(path: &Path) -> u64 {
@@ -12,7 +12,7 @@ fn inode(path: &Path) -> u64 {
 }
 
 /// Saves steps 1 and 2 and keeps the second; the first is aside. Returns the inode of its file.
-fn put_one_aside(dir: &Path) -> u64 {
+pub(super) fn put_one_aside(dir: &Path) -> u64 {
     let first = inode(&save_step(dir, 1).join(FILE));
     save_step(dir, 2);
     let gone = prune(dir, ONE, &|_| true).unwrap();

@@ -1,7 +1,7 @@
 //! The commands that write or remove checkpoints, killed at every operation.
 
 use super::{copy, good, must, whole_steps, Base, Case, Drive};
-use crate::support::herd;
+use crate::support::{herd, names};
 use crate::tiers::Kept;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -179,10 +179,4 @@ fn flush_import_and_export_killed() {
         ..killed("export", 3)
     });
     drive.finish();
-}
-
-fn names(dir: &Path) -> Vec<std::ffi::OsString> {
-    let mut all: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect();
-    all.sort();
-    all
 }
