@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub const KEY: &str = "HERDTESTACCESSKEY";
@@ -29,7 +30,6 @@ impl Server {
         let mut server = Server { dir, ports: free_ports(), child: None };
         for _ in 0..3 {
             if server.up() {
-                server.filer("POST", "/buckets/herd/");
                 return server;
             }
             server.kill();
@@ -38,7 +38,7 @@ impl Server {
         panic!("no S3 server: {}", std::fs::read_to_string(server.dir.path().join("log")).unwrap_or_default());
     }
 
-    /// Starts the process on the data of before; false if it does not come up.
+    /// Starts the process on the data of before, and the bucket if there is none; false if it does not come up.
     pub fn up(&mut self) -> bool {
         let data = self.dir.path().join("data");
         let log = std::fs::File::create(self.dir.path().join("log")).unwrap();
@@ -68,8 +68,8 @@ impl Server {
         self.child = Some(c.spawn().expect("weed starts"));
         let end = Instant::now() + Duration::from_secs(60);
         while Instant::now() < end && self.child.as_mut().unwrap().try_wait().unwrap().is_none() {
-            let ready = |port: u16| TcpStream::connect(("127.0.0.1", port)).is_ok();
-            if ready(volume) && ready(filer) && ready(s3) {
+            // An open port promises nothing: a server that finds one of its later ports taken ends, and closes them all.
+            if ask(volume, "GET", "/status").is_ok() && self.bucket_stands() && ask(s3, "GET", "/").is_ok() {
                 return true;
             }
             std::thread::sleep(Duration::from_millis(100));
@@ -89,13 +89,29 @@ impl Server {
         self.ports[6]
     }
 
+    /// Makes the bucket `herd` unless it is there: "201 Created" or "409 Conflict".
+    fn bucket_stands(&self) -> bool {
+        let answer = ask(self.ports[4], "POST", "/buckets/herd/").unwrap_or_default();
+        [" 201 ", " 409 "].iter().any(|status| answer.lines().next().unwrap_or_default().contains(status))
+    }
+
     /// A request to the server's own file interface, which needs no signature. Returns the answer.
     pub fn filer(&self, method: &str, path: &str) -> String {
-        let mut s = TcpStream::connect(("127.0.0.1", self.ports[4])).unwrap();
-        write!(s, "{method} {path} HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
-        let mut out = Vec::new();
-        s.read_to_end(&mut out).unwrap();
-        String::from_utf8_lossy(&out).into_owned()
+        ask(self.ports[4], method, path).expect("the server answers")
+    }
+}
+
+/// One request without a body to `port`, and the whole answer.
+fn ask(port: u16, method: &str, path: &str) -> std::io::Result<String> {
+    let mut s = TcpStream::connect(("127.0.0.1", port))?;
+    s.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let head = "Host: x\r\nAccept: application/json\r\nContent-Length: 0\r\nConnection: close";
+    s.write_all(format!("{method} {path} HTTP/1.1\r\n{head}\r\n\r\n").as_bytes())?;
+    let mut out = Vec::new();
+    s.read_to_end(&mut out)?;
+    match out.starts_with(b"HTTP/1.1 ") {
+        true => Ok(String::from_utf8_lossy(&out).into_owned()),
+        false => Err(std::io::ErrorKind::InvalidData.into()),
     }
 }
 
@@ -122,8 +138,16 @@ fn weed() -> PathBuf {
     weed
 }
 
+/// Ports of one server and no other of this process, below the private Slurm's and those that the kernel gives to connections
+/// (from 32768 on, ip(7)): none of them is taken while the server is down for a moment.
 fn free_ports() -> [u16; 8] {
-    // All held at once, so that they differ.
-    let held: Vec<TcpListener> = (0..8).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    std::array::from_fn(|i| held[i].local_addr().unwrap().port())
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let (first, count) = (12_000, 8_000);
+    let start = std::process::id().wrapping_mul(8);
+    std::array::from_fn(|_| loop {
+        let port = (first + (start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed))) % count) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    })
 }
