@@ -1,6 +1,6 @@
 //! What a job may ask of the controller: its state, a requeue, the end of a step, a successor.
 
-use super::process::{command, output};
+use super::process::{command, output, unhurt};
 use super::Job;
 use crate::error::{Error, Exit, Result};
 use std::path::Path;
@@ -38,8 +38,25 @@ pub fn nodes_down(nodes: &[String]) -> Vec<String> {
 
 /// Puts the running job back into the queue: Slurm ends it with SIGTERM and starts it again when the credentials of this
 /// run have expired, 120 s on most sites (scontrol(1), requeue).
+///
+/// That SIGTERM reaches this call too, so it must not end what waits for the answer. An answer that is lost all the same
+/// is no failure where the job says that it was requeued.
+///
+/// Errors ([`Exit::World`]): what scontrol says.
 pub fn requeue(job: &Job) -> Result<()> {
-    output(command("scontrol", &["requeue", &job.address()]), LIMIT).map(|_| ())
+    let asked = output(unhurt(command("scontrol", &["requeue", &job.address()])), LIMIT);
+    let Err(e) = asked else { return Ok(()) };
+    let shown = output(unhurt(command("scontrol", &["show", "job", "-o", &job.address()])), LIMIT).unwrap_or_default();
+    match requeued(&shown, job.restarts) {
+        true => Ok(()),
+        false => Err(e),
+    }
+}
+
+/// Whether a job that had been started again `restarts` times has gone back into the queue since.
+fn requeued(shown: &str, restarts: u32) -> bool {
+    let counted = field(shown, "Restarts").and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n > restarts);
+    counted || matches!(field(shown, "JobState"), Some("PENDING" | "REQUEUED" | "REQUEUE_HOLD"))
 }
 
 /// Makes the running job smaller: it keeps `nodes`, its first among them, and Slurm ends what of it is on the others
@@ -144,5 +161,19 @@ mod tests {
         assert_eq!(field(shown, "JobState"), Some("CANCELLED"));
         assert_eq!(field(shown, "NumNodes"), Some("2"));
         assert_eq!(field(shown, "Partition"), None);
+    }
+
+    #[test]
+    fn a_requeued_job_has_started_once_more_or_waits() {
+        for (shown, expected) in [
+            ("JobState=RUNNING Requeue=1 Restarts=2", false),
+            ("JobState=COMPLETING Requeue=1 Restarts=2", false),
+            ("JobState=CANCELLED Requeue=1 Restarts=2", false),
+            ("JobState=COMPLETING Requeue=1 Restarts=3", true),
+            ("JobState=PENDING Requeue=1 Restarts=2", true),
+            ("", false),
+        ] {
+            assert_eq!(requeued(shown, 2), expected, "{shown}");
+        }
     }
 }

@@ -41,7 +41,7 @@ impl Run {
         // The script takes herd from PATH, since there is no module command here.
         let binary = PathBuf::from(herd().get_program());
         let path = std::env::var("PATH").unwrap_or_default();
-        c.env("PATH", format!("{}:{path}", binary.parent().unwrap().display()));
+        c.env("PATH", format!("{}:{}:{path}", self.path().join("bin").display(), binary.parent().unwrap().display()));
         // What herd launch must set itself stays out.
         ["BASH_FUNC_module%%", "SLURM_PMIX_FENCE"].iter().for_each(|name| {
             c.env_remove(name);
@@ -198,6 +198,36 @@ fn the_warning_before_the_time_limit_saves_and_requeues() {
     cluster.run(&format!("scancel {job}"));
     wait_until("the job is cancelled", Duration::from_secs(30), || ended(&cluster, &job));
     assert_eq!(state(&cluster, &job), "CANCELLED");
+}
+
+/// Slurm's SIGTERM to a job that it requeues may come before its answer: to scontrol at the first start here, and with the
+/// answer gone at the second. Neither is a requeue that failed.
+#[test]
+fn a_requeue_is_one_though_its_answer_is_lost() {
+    let cluster = Cluster::up(&["--cred-expire", "5"]);
+    let run = Run::new(1_000_000);
+    let scontrol = run.path().join("bin/scontrol");
+    std::fs::create_dir(scontrol.parent().unwrap()).unwrap();
+    let real = cluster.run("command -v scontrol");
+    let text = format!(
+        "#!/bin/bash\n[ \"$1\" = requeue ] || exec {real} \"$@\"\n\
+         [ \"${{SLURM_RESTART_COUNT:-0}}\" = 0 ] && kill -TERM $$ && exec {real} \"$@\"\n{real} \"$@\"\nexit 143\n"
+    );
+    std::fs::write(&scontrol, text).unwrap();
+    cluster.run(&format!("chmod +x {}", scontrol.display()));
+    let job = run.submit(&cluster, &[], &[]);
+    for start in 1..=2 {
+        run.reaches(&cluster, &job, run.step() + 20);
+        cluster.run(&format!("scancel --batch --signal=USR1 {job}"));
+        wait_until("a requeue", Duration::from_secs(30), || {
+            assert!(!ended(&cluster, &job), "{}", run.said());
+            cluster.run(&format!("scontrol show job {job}")).contains(&format!("Restarts={start}"))
+        });
+        wait_until("the next start", Duration::from_secs(60), || run.events("slurm_job").len() == start + 1);
+    }
+    run.reaches(&cluster, &job, run.step() + 20);
+    assert_eq!((run.events("requeue").len(), run.events("launch_ended").len()), (2, 0), "{}", run.said());
+    assert_whole(&run.losses(), run.step());
 }
 
 /// Slurm puts the job back into the queue, and it goes on from its newest checkpoint when there are nodes again.
