@@ -1,21 +1,14 @@
 //! How a supervisor leaves: done, given up, requeued, followed by a successor, or overtaken.
 
 use super::history::{Class, History, Record};
-use super::own_program;
 use super::ranks::TICK;
 use super::supervise::Supervisor;
 use crate::config::AlertKind;
 use crate::error::{Exit, Result};
-use crate::slurm::{control, process, StepLine};
+use crate::slurm::control;
 use jiff::Timestamp;
 use serde_json::{json, Value};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
-
-/// How long snapshots may take from memory to disk.
-const FLUSH: Duration = Duration::from_secs(300);
-/// After the first rank of a flush has ended, how long the others may take.
-const FLUSH_TOGETHER_S: u64 = 15;
 
 impl Supervisor {
     /// The end: `exit` becomes the job's exit code.
@@ -142,53 +135,6 @@ impl Supervisor {
         }
         tracing::error!("another supervisor has taken over the run; this one leaves");
         Ok(Exit::Fenced)
-    }
-
-    /// Snapshots in the memory of the nodes that live go to disk, where they are newer than what is there, and out of memory:
-    /// the next start may be on other nodes. A spare needs none of this; it is for the end of the job.
-    fn empty_memory(&mut self, absent: &[String]) {
-        if self.launch.config.checkpoint.snapshot_every == 0 {
-            return;
-        }
-        let hosts_file = self.run_dir.join("launch/hosts-flush");
-        let nodes: Vec<String> = self.job.nodes.iter().filter(|n| !absent.contains(n)).cloned().collect();
-        if nodes.is_empty() {
-            return;
-        }
-        let mpi = &self.launch.config.launch.mpi;
-        let line = StepLine {
-            job: &self.job,
-            name: "herd-flush",
-            nodes: &nodes,
-            ranks_per_node: 1,
-            mpi,
-            hosts_file: &hosts_file,
-        };
-        let flush = || {
-            let mut command = line.command();
-            // nothing watches over these ranks: when one dies, the others would wait for it
-            command.arg(format!("--wait={FLUSH_TOGETHER_S}"));
-            let run_dir = self.run_dir.display().to_string();
-            command.args([own_program(), "checkpoint".into(), "flush".into(), run_dir, "--remove".into()]);
-            process::output(command, FLUSH)
-        };
-        let no_snapshot = format!("code {}:", Exit::NoSnapshot.code());
-        let decided = |r: &Result<String>| r.as_ref().map_or_else(|e| e.fact.contains(&no_snapshot), |_| true);
-        let mut result = flush();
-        if !decided(&result) {
-            tracing::warn!(
-                "snapshots: {}; once more",
-                result.as_ref().map_or_else(|e| e.to_string(), |_| String::new())
-            );
-            result = flush();
-        }
-        let said = match result {
-            Ok(said) => said.split_whitespace().collect::<Vec<_>>().join(" "),
-            Err(e) if e.fact.contains(&no_snapshot) => "no whole step in memory; what is on disk counts".into(),
-            Err(e) => e.to_string(),
-        };
-        tracing::info!("snapshots: {said}");
-        let _ = self.say("flush", json!({ "nodes": nodes, "without": absent, "result": said }));
     }
 
     /// Nodes of the job that do not answer; asked only where one has failed, or where snapshots are to be fetched.

@@ -11,6 +11,7 @@ pub mod drill;
 mod ending;
 pub mod history;
 pub mod ledger;
+mod memory;
 mod nodes;
 mod place;
 mod policy;

@@ -40,6 +40,19 @@ pub fn absent(job: &Job, nodes: &[String], hosts_file: &Path, limit: Duration) -
     down.into_iter().chain(absent).collect()
 }
 
+/// The same of nodes that are likely dead: each is asked by a step of its own, once, since a dead one may hold up the others
+/// of its step. More than a few are asked together.
+pub fn silent(job: &Job, nodes: &[String], hosts_file: &Path, limit: Duration) -> Vec<String> {
+    let down = control::nodes_down(nodes);
+    let asked: Vec<String> = nodes.iter().filter(|n| !down.contains(n)).cloned().collect();
+    let groups = match asked.len() > ONE_BY_ONE {
+        true => vec![asked.clone()],
+        false => asked.iter().map(|n| vec![n.clone()]).collect(),
+    };
+    let here = answers(job, &groups, hosts_file, limit);
+    down.into_iter().chain(asked.into_iter().filter(|n| !here.contains(n))).collect()
+}
+
 /// Starts one step for each group and gathers what they print.
 fn answers(job: &Job, groups: &[Vec<String>], hosts_file: &Path, limit: Duration) -> BTreeSet<String> {
     let mut here = BTreeSet::new();

@@ -200,6 +200,7 @@ impl Supervisor {
             while !killer.is_finished() && Instant::now() < end {
                 std::thread::sleep(Duration::from_millis(10));
             }
+            self.rescue(&found);
         }
         Ok(Some(found))
     }

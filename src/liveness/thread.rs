@@ -172,7 +172,7 @@ impl Thread {
         let mut clear = None;
         while began.elapsed() < FAREWELL {
             let _ = self.post.receive();
-            if clear.is_none() && self.post.clear().unwrap_or(true) {
+            if clear.is_none() && self.post.clear() {
                 clear = Some(Instant::now());
             }
             if clear.is_some_and(|t: Instant| t.elapsed() >= more) {

@@ -38,7 +38,7 @@ impl Post {
 
     /// Starts a message.
     pub fn send(&mut self, to: usize, bytes: Vec<u8>) -> Result<()> {
-        self.clear()?;
+        self.clear();
         if self.out.iter().filter(|l| l.peer == to).count() >= UNDER_WAY {
             return Ok(());
         }
@@ -57,25 +57,25 @@ impl Post {
             unsafe { letter.request.recv(&self.comm, letter.bytes.as_mut_ptr(), len, from, TAG)? };
             self.coming.push(letter);
         }
-        for i in 0..self.coming.len() {
-            if self.coming[i].request.done()? {
-                let mut letter = self.coming.remove(i);
-                return Ok(Some((letter.peer, std::mem::take(&mut letter.bytes))));
+        let mut i = 0;
+        while i < self.coming.len() {
+            match self.coming[i].request.done() {
+                Ok(true) => {
+                    let mut letter = self.coming.remove(i);
+                    return Ok(Some((letter.peer, std::mem::take(&mut letter.bytes))));
+                }
+                Ok(false) => i += 1,
+                // its sender is gone; letters of others wait behind it
+                Err(_) => _ = self.coming.remove(i),
             }
         }
         Ok(None)
     }
 
-    /// Whether every message has left.
-    pub fn clear(&mut self) -> Result<bool> {
-        let mut i = 0;
-        while i < self.out.len() {
-            match self.out[i].request.done()? {
-                true => _ = self.out.swap_remove(i),
-                false => i += 1,
-            }
-        }
-        Ok(self.out.is_empty())
+    /// Whether every message has left, or cannot any more: its receiver is gone.
+    pub fn clear(&mut self) -> bool {
+        self.out.retain_mut(|letter| matches!(letter.request.done(), Ok(false)));
+        self.out.is_empty()
     }
 }
 

@@ -31,6 +31,16 @@ def stop(rank):
     return do
 
 
+def stop_all(*ranks):
+    def do(job):
+        now = time.time()
+        for rank in ranks:
+            job.kill_rank(rank, signal.SIGSTOP)
+        return now
+
+    return do
+
+
 def pause(rank, length):
     """SIGSTOP, and SIGCONT after `length` seconds."""
 

@@ -43,6 +43,14 @@ def stopped_once(job, notes):
     requeued(1)(job, notes)
 
 
+def flushed(job, notes):
+    """Memory of nodes that were given up and live went to disk before the next attempt."""
+    found = [e["result"] for e in job.events("flush") if not e["result"].startswith("no whole step")]
+    if not found or not found[0].startswith("wrote"):
+        raise Failed(f"flushed: {found}")
+    notes.append("their memory went to disk first")
+
+
 def from_disk(job, notes):
     """A slice was nowhere in memory any more."""
     resumed, mended = job.events("resume")[-1], job.events("recovered")[-1]

@@ -26,10 +26,10 @@ fn submit(run: &Run, cluster: &Cluster, more: &[&str]) -> String {
     run.submit(cluster, &["-N4"], &[THREE, more].concat())
 }
 
-/// Kills the process of one rank on its node.
-fn kill_rank(cluster: &Cluster, node: &str, run: &Run) {
+/// Sends a signal to the process of one rank on its node.
+fn signal_rank(cluster: &Cluster, node: &str, run: &Run, signal: &str) {
     let find = format!("for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q 'herd train' && \
-         tr '\\0' ' ' <$p/environ | grep -q SLURM_PROCID && readlink $p/cwd | grep -qx {} && kill -9 ${{p#/proc/}}; done; true",
+         tr '\\0' ' ' <$p/environ | grep -q SLURM_PROCID && readlink $p/cwd | grep -qx {} && kill -{signal} ${{p#/proc/}}; done; true",
         run.path().display());
     cluster.on(node, &find);
 }
@@ -52,7 +52,7 @@ fn a_spare_takes_over_and_the_losses_are_the_same() {
     let job = submit(&run, &cluster, &[]);
     // Rank 0 dies: started again where it was.
     run.reaches(&cluster, &job, 20);
-    kill_rank(&cluster, "herd1", &run);
+    signal_rank(&cluster, "herd1", &run, "KILL");
     wait_until("training again", Duration::from_secs(30), || run.events("recovered").len() == 1);
     let fault = &run.events("fault")[0];
     assert!(fault["class"] == "process" && fault["nodes"][0] == "herd1", "{fault}");
@@ -83,6 +83,44 @@ fn a_spare_takes_over_and_the_losses_are_the_same() {
     assert!(ratio > 0.0 && ratio < 1.0 && status["lost_s"].as_f64().unwrap() > 0.0, "{status}");
     cluster.ok("down", &[]);
     assert_nothing_left(cluster.path(), &before);
+}
+
+/// Both ranks that hold a slice fall silent, and both nodes live: what is in their memory goes to disk before spares take over.
+#[test]
+fn memory_of_nodes_that_were_given_up_and_live_is_not_lost() {
+    let cluster = Cluster::up(&["--nodes", "5", "--cred-expire", "5"]);
+    if !cluster.has_namespaces() {
+        eprintln!("skipped: without namespaces all ranks lie on every node");
+        return;
+    }
+    let run = Run::new(1_000_000);
+    let more = [
+        "--set",
+        "checkpoint.every=100000",
+        "--set",
+        "checkpoint.snapshot_every=1",
+        "--set",
+        "checkpoint.background=true",
+    ];
+    let job = run.submit(&cluster, &["-N5"], &[THREE, &more].concat());
+    run.reaches(&cluster, &job, 20);
+    std::thread::scope(|s| {
+        for node in ["herd2", "herd3"] {
+            s.spawn(|| signal_rank(&cluster, node, &run, "STOP"));
+        }
+    });
+    wait_until("training again", Duration::from_secs(60), || run.events("recovered").len() == 1);
+    let fault = &run.events("fault")[0];
+    assert!(fault["class"] == "node" && fault["nodes"] == serde_json::json!(["herd2", "herd3"]), "{fault}");
+    let flush = &run.events("flush")[0];
+    assert!(flush["result"].as_str().unwrap().starts_with("wrote"), "{flush}");
+    let recovered = &run.events("recovered")[0];
+    assert!(recovered["steps_lost"].as_u64().unwrap() <= 1, "{recovered} {flush}");
+    let nodes: Vec<_> = run.events("attempt_started").iter().map(|e| e["nodes"].clone()).collect();
+    assert_eq!(nodes, ["herd1,herd2,herd3", "herd1,herd4,herd5"]);
+    assert_whole(&run.losses(), run.step());
+    cluster.run(&format!("scancel {job}"));
+    wait_until("the job is cancelled", Duration::from_secs(30), || ended(&cluster, &job));
 }
 
 /// Slurm leaves a job with `--no-kill` running when the node of its batch script is lost: the supervisor's deputy goes on.

@@ -1,0 +1,95 @@
+//! Snapshots in the memory of the job's nodes, on their way to disk: when the job ends, and when nodes leave the run alive.
+
+use super::classify::Finding;
+use super::history::Class;
+use super::supervise::Supervisor;
+use super::{own_program, rollcall};
+use crate::config::Partner;
+use crate::error::{Exit, Result};
+use crate::slurm::{process, StepLine};
+use serde_json::json;
+use std::time::Duration;
+
+/// How long snapshots may take from memory to disk.
+const FLUSH: Duration = Duration::from_secs(300);
+/// After the first rank of a flush has ended, how long the others may take.
+const FLUSH_TOGETHER_S: u64 = 15;
+/// How long a node that was given up may take to answer: less than other roll calls, since the run waits for it.
+const SIGN_OF_LIFE: Duration = Duration::from_millis(1500);
+
+impl Supervisor {
+    /// Snapshots in the memory of the nodes that live go to disk, where they are newer than what is there, and out of memory:
+    /// the next start may be on other nodes. A spare needs none of this; it is for the end of the job.
+    pub(super) fn empty_memory(&mut self, absent: &[String]) {
+        if self.launch.config.checkpoint.snapshot_every > 0 {
+            self.flush(absent, true);
+        }
+    }
+
+    /// Of nodes that fell silent some may live: their ranks hang, or MPI on them does since another node died. Spares take
+    /// their places all the same, for nobody else can tell why they were silent, and both copies of a slice may be in memory
+    /// that is left behind. So it goes to disk before the next attempt.
+    ///
+    /// One silent node needs none of this, as long as its partner holds a second copy of what was in its memory.
+    pub(super) fn rescue(&mut self, found: &Finding) {
+        let config = &self.launch.config.checkpoint;
+        let second_copy = config.partner == Partner::Node && self.slots.len() > 1;
+        if config.snapshot_every == 0 || found.class != Class::Node || found.nodes.len() < 1 + usize::from(second_copy)
+        {
+            return;
+        }
+        let hosts_file = self.run_dir.join("launch/hosts-rollcall");
+        let silent = rollcall::silent(&self.job, &found.nodes, &hosts_file, SIGN_OF_LIFE);
+        if silent.len() == found.nodes.len() {
+            return;
+        }
+        let lives: Vec<&str> = found.nodes.iter().filter(|n| !silent.contains(n)).map(String::as_str).collect();
+        tracing::warn!("{} was given up and answers: memory goes to disk before the next attempt", lives.join(", "));
+        let others: Vec<String> = self.job.nodes.iter().filter(|n| !found.nodes.contains(n)).cloned().collect();
+        let absent = [silent, self.roll_call(&others)].concat();
+        self.flush(&absent, false);
+    }
+
+    /// `herd checkpoint flush` on all nodes of the job but `absent`; what it said becomes an event.
+    fn flush(&mut self, absent: &[String], remove: bool) {
+        let hosts_file = self.run_dir.join("launch/hosts-flush");
+        let nodes: Vec<String> = self.job.nodes.iter().filter(|n| !absent.contains(n)).cloned().collect();
+        if nodes.is_empty() {
+            return;
+        }
+        let line = StepLine {
+            job: &self.job,
+            name: "herd-flush",
+            nodes: &nodes,
+            ranks_per_node: 1,
+            mpi: &self.launch.config.launch.mpi,
+            hosts_file: &hosts_file,
+        };
+        let flush = || {
+            let mut command = line.command();
+            // nothing watches over these ranks: when one dies, the others would wait for it
+            command.arg(format!("--wait={FLUSH_TOGETHER_S}"));
+            let run_dir = self.run_dir.display().to_string();
+            command.args([own_program(), "checkpoint".into(), "flush".into(), run_dir]);
+            command.args(remove.then_some("--remove"));
+            process::output(command, FLUSH)
+        };
+        let no_snapshot = format!("code {}:", Exit::NoSnapshot.code());
+        let decided = |r: &Result<String>| r.as_ref().map_or_else(|e| e.fact.contains(&no_snapshot), |_| true);
+        let mut result = flush();
+        if !decided(&result) {
+            tracing::warn!(
+                "snapshots: {}; once more",
+                result.as_ref().map_or_else(|e| e.to_string(), |_| String::new())
+            );
+            result = flush();
+        }
+        let said = match result {
+            Ok(said) => said.split_whitespace().collect::<Vec<_>>().join(" "),
+            Err(e) if e.fact.contains(&no_snapshot) => "no whole step in memory; what is on disk counts".into(),
+            Err(e) => e.to_string(),
+        };
+        tracing::info!("snapshots: {said}");
+        let _ = self.say("flush", json!({ "nodes": nodes, "without": absent, "result": said }));
+    }
+}
