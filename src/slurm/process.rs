@@ -69,6 +69,19 @@ pub fn command<S: AsRef<OsStr>>(program: &str, args: &[S]) -> Command {
     c
 }
 
+/// `command`, which goes on through the SIGTERM that Slurm sends to everything in a job that it ends.
+pub fn unhurt(mut command: Command) -> Command {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: a system call without memory of its own; what is ignored stays so in the new program (signal(7)).
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGTERM, libc::SIG_IGN);
+            Ok(())
+        })
+    };
+    command
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,17 +104,4 @@ mod tests {
         let mut child = command("sh", &["-c", "kill -9 $$"]).spawn().unwrap();
         assert_eq!(within(&mut child, Duration::from_secs(5)), Some(137));
     }
-}
-
-/// `command`, which goes on through the SIGTERM that Slurm sends to everything in a job that it ends.
-pub fn unhurt(mut command: Command) -> Command {
-    use std::os::unix::process::CommandExt;
-    // SAFETY: a system call without memory of its own; what is ignored stays so in the new program (signal(7)).
-    unsafe {
-        command.pre_exec(|| {
-            libc::signal(libc::SIGTERM, libc::SIG_IGN);
-            Ok(())
-        })
-    };
-    command
 }
