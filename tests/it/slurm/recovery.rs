@@ -118,7 +118,7 @@ fn memory_of_nodes_that_were_given_up_and_live_is_not_lost() {
     assert!(recovered["resumed_at"].as_u64().unwrap() >= 23, "{recovered} {flush}");
     let nodes: Vec<_> = run.events("attempt_started").iter().map(|e| e["nodes"].clone()).collect();
     assert_eq!(nodes, ["herd1,herd2,herd3", "herd1,herd4,herd5"]);
-    assert_whole(&run.losses(), run.step());
+    assert_whole_so_far(&run);
     cluster.run(&format!("scancel {job}"));
     wait_until("the job is cancelled", Duration::from_secs(30), || ended(&cluster, &job));
 }
@@ -182,7 +182,7 @@ fn a_requeue_by_hand_goes_on_and_a_cancelled_job_does_not() {
     let stopped = run.events("stopped")[0]["step"].as_u64().unwrap();
     run.reaches(&cluster, &job, stopped + 20);
     assert_eq!(run.events("resume").last().unwrap()["step"], stopped, "saved at the step at which it stopped");
-    assert_whole(&run.losses(), run.step());
+    assert_whole_so_far(&run);
     assert_eq!(run.events("requeue").len(), 0, "Slurm had done it");
     let attempts = json(&run, "attempts.json");
     assert_eq!(attempts["attempts"][1]["restarts"], 1, "the budget counts on over the requeue");
