@@ -22,16 +22,7 @@ def kill(rank):
     return do
 
 
-def stop(rank):
-    def do(job):
-        now = time.time()
-        job.stopped = job.kill_rank(rank, signal.SIGSTOP)[0]
-        return now
-
-    return do
-
-
-def stop_all(*ranks):
+def stop(*ranks):
     def do(job):
         now = time.time()
         for rank in ranks:

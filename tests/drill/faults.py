@@ -19,7 +19,6 @@ from actions import (
     skewed,
     slurm,
     stop,
-    stop_all,
     stop_then_continue,
     time_limit,
 )
@@ -82,7 +81,7 @@ CASES = [
     Case("SIGSTOP of rank 0 (the monitor)", stop(0), kind="silent"),
     Case("SIGSTOP for two intervals, then SIGCONT", pause(1, 2 * INTERVAL), kind="none", faults=(0, 0), recovers=False),
     Case("SIGSTOP, SIGCONT after the eviction", stop_then_continue, kind="silent", after=is_gone),
-    Case("SIGSTOP of both ranks that hold a slice", stop_all(1, 2), kind="silent", after=flushed),
+    Case("SIGSTOP of both ranks that hold a slice", stop(1, 2), kind="silent", after=flushed),
     Case("link of a node cut", cut("herd2"), kind="silent", after=heal),
     Case("node crashed", crash("herd3"), kind="silent"),
     Case("first node (supervisor) crashed", crash("herd1"), kind="silent", state="CANCELLED", after=taken_over),

@@ -34,6 +34,13 @@ fn kill_rank(cluster: &Cluster, node: &str, run: &Run) {
     cluster.on(node, &find);
 }
 
+/// Gives a rank an order, as `herd drill` does.
+fn order(run: &Run, rank: usize, text: &str) {
+    let path = herd::liveness::inject::path(&run.path().join("run"), rank);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, text).unwrap();
+}
+
 fn json(run: &Run, name: &str) -> Value {
     serde_json::from_slice(&std::fs::read(run.path().join("run").join(name)).unwrap()).unwrap()
 }
@@ -103,11 +110,7 @@ fn memory_of_nodes_that_were_given_up_and_live_is_not_lost() {
         "checkpoint.background=true",
     ];
     // After the same step, so that both are silent for as long.
-    for rank in [1, 2] {
-        let order = run.path().join(format!("run/drill/rank-{rank:05}.json"));
-        std::fs::create_dir_all(order.parent().unwrap()).unwrap();
-        std::fs::write(&order, r#"{"kind":"stop","at_step":25}"#).unwrap();
-    }
+    [1, 2].iter().for_each(|&rank| order(&run, rank, r#"{"kind":"stop","at_step":25}"#));
     let job = run.submit(&cluster, &["-N5"], &[THREE, &more].concat());
     wait_until("training again", Duration::from_secs(60), || run.events("recovered").len() == 1);
     let fault = &run.events("fault")[0];
@@ -154,9 +157,7 @@ fn the_first_node_crashes_and_the_deputy_goes_on_in_the_same_job() {
 fn a_crash_that_repeats_itself_stops_after_three_tries() {
     let cluster = Cluster::up(&["--nodes", "4", "--cred-expire", "5"]);
     let run = Run::new(1000);
-    let order = run.path().join("run/drill/rank-00001.json");
-    std::fs::create_dir_all(order.parent().unwrap()).unwrap();
-    let give = || std::fs::write(&order, r#"{"kind":"exit","code":1,"at_step":6}"#).unwrap();
+    let give = || order(&run, 1, r#"{"kind":"exit","code":1,"at_step":6}"#);
     give();
     let job = submit(&run, &cluster, &[]);
     for tries in 1..3 {
