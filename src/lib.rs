@@ -17,7 +17,8 @@
 //! - [`data`]: tokenizers, indexed token files, sample order
 //! - [`kernels`]: fused operations, each with its libtorch reference
 //! - [`wire`]: moving bytes between ranks
-//! - [`attempt`], [`durable`], [`events`]: the number that fences old processes, files that survive a crash, what happened
+//! - [`attempt`], [`durable`], [`events`], [`exit_record`]: the number that fences old processes, files that survive a crash,
+//!   what happened, why a process left
 //! - [`topology`], [`layout`], [`config`], [`error`]: values and pure functions
 
 pub mod attempt;
@@ -28,6 +29,7 @@ pub mod data;
 pub mod durable;
 pub mod error;
 pub mod events;
+pub mod exit_record;
 pub mod generate;
 pub mod kernels;
 pub mod launch;

@@ -36,7 +36,9 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<()> {
     logging::init(true, None, 0)?;
-    let Some(job) = Job::current()? else {
+    let told = Job::current();
+    told.notes.iter().for_each(|note| tracing::warn!("{note}"));
+    let Some(job) = told.job else {
         return Err(Error::new(Exit::World, "herd launch runs inside a Slurm job, and SLURM_JOB_ID is not set")
             .hint("submit slurm/llama3_demo.sbatch; without Slurm, start the ranks by mpirun herd train"));
     };

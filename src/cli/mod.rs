@@ -20,6 +20,7 @@ mod train;
 mod version;
 
 use crate::error::{Error, Exit, Result};
+use crate::exit_record;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
@@ -72,6 +73,10 @@ pub fn run() -> ExitCode {
         Err(usage) => {
             // Help and version are "errors" for clap too; a closed pipe is no reason to complain about either.
             let _ = usage.print();
+            if usage.use_stderr() {
+                let fact = usage.to_string().lines().next().unwrap_or_default().to_string();
+                exit_record::write(&Error::new(Exit::Usage, fact));
+            }
             return outcome::exit_code(if usage.use_stderr() { Exit::Usage } else { Exit::Ok });
         }
     };

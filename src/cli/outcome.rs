@@ -1,6 +1,7 @@
 //! How the process ends: an error or a panic becomes one message on stderr and an exit code.
 
 use crate::error::{Error, Exit, Result};
+use crate::exit_record;
 use crate::liveness::{self, Reason};
 use crate::wire::{leave, World};
 use std::io::Write;
@@ -17,6 +18,7 @@ pub fn finish(result: Result<()>) -> ExitCode {
         Ok(()) => exit_code(Exit::Ok),
         Err(e) => {
             say(&e);
+            exit_record::write(&e);
             exit_code(e.exit)
         }
     }
@@ -34,10 +36,12 @@ pub fn say(e: &Error) {
 pub fn end(world: World, e: Error) -> Result<()> {
     if !e.agreed {
         say(&e);
+        exit_record::write(&e);
         leave(e.exit.code())
     }
     if world.rank() == 0 {
         say(&e);
+        exit_record::write(&e);
     }
     world.finalize()?;
     std::process::exit(e.exit.code())
@@ -58,7 +62,9 @@ pub fn install_panic_hook() {
             "herd: internal error: {}{place}; this is a bug, please report it",
             first_words(&text)
         );
-        liveness::confess(Reason::Internal, &format!("panic: {}{place}", first_words(&text)), Exit::Internal);
+        let fact = format!("panic: {}{place}", first_words(&text));
+        exit_record::write(&Error::new(Exit::Internal, fact.clone()));
+        liveness::confess(Reason::Internal, &fact, Exit::Internal);
         hard_exit(Exit::Internal);
     }));
 }

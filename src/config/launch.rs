@@ -26,7 +26,8 @@ pub struct LaunchSection {
     pub requeue: bool,
     /// Instead of a requeue after lost nodes, submit a successor with `sbatch --exclude`.
     pub successor: bool,
-    /// How ranks find each other: the argument of `srun --mpi`.
+    /// How ranks find each other: the argument of `srun --mpi`. `auto`: what Slurm has (`srun --mpi=list`) and the MPI that herd
+    /// was built with can use: pmix for Open MPI, pmi2 for MPICH.
     #[schemars(length(min = 1))]
     pub mpi: String,
     /// Further arguments of srun for the training step.
@@ -75,7 +76,7 @@ impl Default for LaunchSection {
             standby: true,
             requeue: true,
             successor: false,
-            mpi: "pmix".into(),
+            mpi: "auto".into(),
             srun: Vec::new(),
             max_attempts: 500,
             window_attempts: 20,

@@ -6,10 +6,11 @@ use super::ledger::Failure;
 use super::place::Placement;
 use super::policy::Decision;
 use super::ranks::Ranks;
-use super::supervise::{Fault, Supervisor};
+use super::supervise::{step_name, Fault, Supervisor};
 use super::{standby, watch};
 use crate::config::AlertKind;
 use crate::error::{Exit, Result};
+use crate::slurm::control;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -101,6 +102,8 @@ impl Supervisor {
         if let Some(lost) = self.lost.clone() {
             self.fault = Some(Fault { noticed: Instant::now(), step });
             self.say("taken_over", json!({ "job": self.job.id, "lost": lost, "by": standby::here(&self.job) }))?;
+            // what is left of its ranks leaves by itself within a moment; nobody waits for it
+            control::kill_step_beside(&self.job, &step_name(self.number));
         }
         let Some(record) = self.history.attempts.last_mut().filter(|r| r.ended.is_none()) else { return Ok(again) };
         record.ended = Some(Timestamp::now());

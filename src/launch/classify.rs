@@ -1,7 +1,12 @@
 //! From what was seen of an attempt's end to what it means. A pure function: the table in its tests is the specification.
+//!
+//! What comes first is what was there first: a rank's own word, nodes that are gone, tasks that died before Slurm ended the step.
+//! What dies after that, and codes that no rank has vouched for, blame nobody.
 
 use super::history::Class;
+use super::tasks;
 use crate::error::Exit;
+use crate::exit_record::ExitRecord;
 use crate::liveness::{verdict, Reason, Verdict};
 use crate::slurm::messages::{How, Message};
 
@@ -12,6 +17,8 @@ pub struct Seen {
     pub finished: bool,
     /// The ranks' own `stopped` event, of this attempt.
     pub stopped: bool,
+    /// The ranks have found each other.
+    pub met: bool,
     /// The supervisor has passed a signal on.
     pub asked: bool,
     /// The plan stops at a step of its own, and that is where the run stands.
@@ -20,9 +27,19 @@ pub struct Seen {
     pub code: Option<i32>,
     /// What srun and slurmstepd said, in order.
     pub said: Vec<Message>,
+    /// What else srun said of itself: the first lines.
+    pub srun: Vec<String>,
+    /// The first error that a rank printed.
+    pub error: Option<String>,
     pub verdicts: Vec<Verdict>,
+    /// Errors that ranks wrote down as they left.
+    pub records: Vec<ExitRecord>,
     /// The ranks did not meet within this many seconds.
     pub no_start_s: Option<f64>,
+    /// Nodes of the attempt.
+    pub nodes: usize,
+    /// Nodes of the attempt that did not answer after its end, while others did.
+    pub silent: Vec<String>,
 }
 
 /// What it means.
@@ -40,19 +57,34 @@ pub struct Finding {
     pub exit: Exit,
 }
 
-/// Signals by which Slurm or the supervisor ends tasks: they say nothing about who failed.
-const FROM_OUTSIDE: &[&str] = &["Terminated", "Hangup", "Interrupt"];
-
 impl Seen {
     /// Whether there is reason to end the attempt although srun still runs.
     pub fn is_fault(&self) -> bool {
         let bad = |m: &Message| match m {
             Message::Tasks { how: How::Code(c), .. } => *c != 0 && *c != Exit::Requeue.code(),
-            Message::Tasks { how: How::Signal(s), .. } => !FROM_OUTSIDE.contains(&s.as_str()),
+            Message::Tasks { how: How::Signal(s), .. } => !tasks::FROM_OUTSIDE.contains(&s.as_str()),
             Message::LaunchFailed { .. } | Message::NodeFailed { .. } | Message::Refused { .. } => true,
-            Message::OutOfMemory => false, // a word about a death that follows
+            // words about deaths that follow
+            Message::OutOfMemory | Message::Aborted | Message::CannotRun { .. } => false,
         };
         !self.finished && (!self.verdicts.is_empty() || self.no_start_s.is_some() || self.said.iter().any(bad))
+    }
+
+    /// Whether all that is known may follow from the loss of a node that nobody has named: tasks died, or Slurm ended the step.
+    /// Then the nodes are asked before anybody is blamed.
+    pub fn may_follow_from_a_lost_node(&self) -> bool {
+        let named = self.cause().is_some() || lost_nodes(self).is_some() || !self.records.is_empty();
+        self.is_fault() && !self.stopped && !self.asked && !named
+    }
+
+    /// The verdict that names a cause, not a symptom. A death that a rank saw after Slurm had begun to end the step is none.
+    fn cause(&self) -> Option<Verdict> {
+        let symptom = |v: &Verdict| match v.reason {
+            Reason::PeerLost | Reason::WireStalled | Reason::SkippedCollective | Reason::NoProgress => true,
+            Reason::Signal => self.said.contains(&Message::Aborted),
+            _ => false,
+        };
+        verdict::choose(&self.verdicts).filter(|v| !symptom(v))
     }
 }
 
@@ -72,19 +104,17 @@ pub fn classify(seen: &Seen) -> Finding {
         let class = if seen.at_stop && !seen.asked { Class::StopAt } else { Class::Stopped };
         return Finding { exit: Exit::Requeue, ..plain(class, "stopped", "saved and left on request".into()) };
     }
-    let chosen = verdict::choose(&seen.verdicts);
-    // A verdict that names a cause comes first, then what Slurm says of dead processes, then a verdict of symptoms.
-    let symptom = |v: &Verdict| {
-        matches!(v.reason, Reason::PeerLost | Reason::WireStalled | Reason::SkippedCollective | Reason::NoProgress)
-    };
-    if let Some(v) = chosen.as_ref().filter(|v| !symptom(v)) {
-        return of_verdict(v);
+    // A verdict that names a cause comes first, then nodes that are gone, then what ranks and Slurm say of dead processes, then a
+    // verdict of symptoms.
+    if let Some(v) = seen.cause() {
+        return of_verdict(&v);
     }
-    if let Some(found) = of_nodes(seen).or_else(|| of_signal(seen)) {
+    let found = lost_nodes(seen).or_else(|| tasks::of_records(seen)).or_else(|| tasks::of_start(seen));
+    if let Some(found) = found.or_else(|| tasks::of_deaths(seen)) {
         return found;
     }
-    if let Some(v) = &chosen {
-        return of_verdict(v);
+    if let Some(v) = verdict::choose(&seen.verdicts) {
+        return of_verdict(&v);
     }
     if let Some(limit) = seen.no_start_s {
         return plain(Class::Unknown, "no_start", format!("the ranks did not meet within {limit} s"));
@@ -95,7 +125,7 @@ pub fn classify(seen: &Seen) -> Finding {
     }) {
         return plain(Class::Unknown, "refused", why.clone());
     }
-    of_codes(seen)
+    tasks::of_command_line(seen).unwrap_or_else(|| tasks::of_codes(seen))
 }
 
 fn of_verdict(v: &Verdict) -> Finding {
@@ -120,8 +150,8 @@ fn of_verdict(v: &Verdict) -> Finding {
     }
 }
 
-/// Nodes that Slurm could not reach.
-fn of_nodes(seen: &Seen) -> Option<Finding> {
+/// Nodes that Slurm could not reach, or that did not answer.
+fn lost_nodes(seen: &Seen) -> Option<Finding> {
     let mut nodes = Vec::new();
     let mut facts = Vec::new();
     for m in &seen.said {
@@ -137,6 +167,10 @@ fn of_nodes(seen: &Seen) -> Option<Finding> {
             _ => {}
         }
     }
+    if !seen.silent.is_empty() {
+        nodes.extend(seen.silent.iter().filter(|n| !nodes.contains(n)).cloned().collect::<Vec<_>>());
+        facts.push(format!("{} answered no more when ranks had died", seen.silent.join(", ")));
+    }
     let fact = facts.join("; ");
     (!nodes.is_empty()).then(|| Finding {
         class: Class::Node,
@@ -148,84 +182,9 @@ fn of_nodes(seen: &Seen) -> Option<Finding> {
     })
 }
 
-/// The first task that a signal ended, and the others that ended likewise.
-fn of_signal(seen: &Seen) -> Option<Finding> {
-    let mut found: Option<Finding> = None;
-    let memory = seen.said.contains(&Message::OutOfMemory);
-    // who could still complain of a peer died of what MPI or Slurm does to the rest
-    let complained = |rank: &usize| seen.verdicts.iter().any(|v| v.reason == Reason::PeerLost && v.accuser == *rank);
-    for m in &seen.said {
-        let Message::Tasks { nodes, ranks, how: How::Signal(signal) } = m else { continue };
-        // srun kills the step when it gets the signal that this supervisor got
-        let with_srun = seen.asked && signal == "Killed";
-        if FROM_OUTSIDE.contains(&signal.as_str()) || with_srun || ranks.iter().all(complained) {
-            continue;
-        }
-        let out_of_memory = memory || signal == "Out Of Memory";
-        let (reason, fact) = match out_of_memory {
-            true => ("out_of_memory", format!("{} of {}: ended for want of memory", say(ranks), nodes.join(", "))),
-            false => ("signal", format!("{} on {}: {signal}", say(ranks), nodes.join(", "))),
-        };
-        match &mut found {
-            Some(f) => {
-                f.nodes.extend(nodes.iter().filter(|n| !f.nodes.contains(n)).cloned().collect::<Vec<_>>());
-                f.ranks.extend(ranks);
-            }
-            None => {
-                found = Some(Finding {
-                    class: Class::Process,
-                    reason: reason.into(),
-                    fact,
-                    nodes: nodes.clone(),
-                    ranks: ranks.clone(),
-                    exit: Exit::Peer,
-                })
-            }
-        }
-    }
-    found
-}
-
-/// Exit codes: of the tasks as Slurm names them, else of srun.
-fn of_codes(seen: &Seen) -> Finding {
-    let tasks = seen.said.iter().filter_map(|m| match m {
-        Message::Tasks { nodes, ranks, how: How::Code(code) } => Some((*code, nodes.clone(), ranks.clone())),
-        _ => None,
-    });
-    // a code that names a cause before one that follows from another's failure
-    let symptom = |code: i32| [Exit::Peer.code(), Exit::Fenced.code()].contains(&code) || code > 128;
-    let first = tasks.min_by_key(|(code, ..)| symptom(*code));
-    let (code, nodes, ranks) = first.unwrap_or((seen.code.unwrap_or(-1), vec![], vec![]));
-    let who =
-        if ranks.is_empty() { "the step".to_string() } else { format!("{} on {}", say(&ranks), nodes.join(", ")) };
-    let exit = exit_of(code);
-    let meaning = Exit::TABLE.iter().find(|row| row.0.code() == code).map_or("", |row| row.1);
-    let fact = match (code, seen.code) {
-        (0 | -1, _) => "srun ended with code 0, but the run did not finish its steps".to_string(),
-        _ => format!("{who} ended with code {code} {meaning}").trim_end().to_string(),
-    };
-    let (class, blame) = match exit {
-        Exit::Usage | Exit::Config | Exit::Data | Exit::Model | Exit::World | Exit::Checkpoint => (Class::User, false),
-        Exit::Device => (Class::Node, true),
-        Exit::Storage => (Class::Storage, false),
-        Exit::NonFinite => (Class::Process, false),
-        Exit::Internal if code == Exit::Internal.code() => (Class::Process, true),
-        Exit::Requeue => (Class::Stopped, false),
-        _ => (Class::Unknown, false),
-    };
-    let reason = if code <= 0 { "no_end".to_string() } else { format!("code_{code}") };
-    Finding { class, reason, fact, nodes: if blame { nodes } else { vec![] }, ranks, exit }
-}
-
-fn exit_of(code: i32) -> Exit {
+/// What a number stands for in herd's table; [`Exit::Internal`] where it is not there.
+pub(super) fn exit_of(code: i32) -> Exit {
     Exit::TABLE.iter().map(|row| row.0).find(|e| e.code() == code && *e != Exit::Ok).unwrap_or(Exit::Internal)
-}
-
-fn say(ranks: &[usize]) -> String {
-    match ranks {
-        [one] => format!("rank {one}"),
-        _ => format!("ranks {}", ranks.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")),
-    }
 }
 
 #[cfg(test)]

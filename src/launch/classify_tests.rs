@@ -22,10 +22,21 @@ fn verdict(accuser: usize, reason: Reason, node: &str, whole_node: bool) -> Verd
     }
 }
 
+/// Of ranks that had met, on four nodes.
 fn said(lines: &[&str]) -> Seen {
-    let said = lines.iter().map(|l| messages::parse(&format!("srun: error: {l}")).unwrap()).collect();
-    Seen { said, code: Some(143), ..Default::default() }
+    let whole = |l: &str| match l.starts_with("srun: ") || l.starts_with("slurmstepd") {
+        true => l.to_string(),
+        false => format!("srun: error: {l}"),
+    };
+    let said = lines.iter().map(|l| messages::parse(&whole(l)).unwrap()).collect();
+    Seen { said, code: Some(143), met: true, nodes: 4, ..Default::default() }
 }
+
+fn record(exit: Exit, rank: usize, agreed: bool) -> ExitRecord {
+    ExitRecord { code: exit.code(), rank: Some(rank), node: format!("n{}", rank + 1), agreed, fact: "its words".into() }
+}
+
+const ABORTED: &str = "srun: Job step aborted: Waiting up to 7 seconds for job step to finish.";
 
 #[test]
 fn good_ends() {
@@ -54,16 +65,30 @@ fn what_slurm_says() {
         (&["n1: task 0: Terminated", "n2: task 1: Segmentation fault"], Class::Process, "n2", "signal"),
         (&["n2: task 1: Killed", "n3: task 2: Killed"], Class::Process, "n2 n3", "signal"),
         (&["n2: task 1: Out Of Memory"], Class::Process, "n2", "out_of_memory"),
-        (&["n1: task 0: Exited with exit code 10"], Class::User, "", "code_10"),
+        // A rank that crashes because another was killed, as with MPICH over UCX, is not to blame, whoever is heard first.
+        (&["n2: task 1: Killed", "n1: task 0: Segmentation fault"], Class::Process, "n2", "signal"),
+        (&["n1: task 0: Segmentation fault", "n2: task 1: Killed"], Class::Process, "n2", "signal"),
+        (&["n1: task 0: Segmentation fault", "n2: task 1: Segmentation fault"], Class::Process, "n1", "signal"),
+        // What PMIx and Slurm end when a rank is lost, as 24.11 says it.
         (
-            &["n1: task 0: Exited with exit code 31", "n2: task 1: Exited with exit code 14"],
-            Class::Node,
-            "n2",
-            "code_14",
+            &["n3: task 2: Killed", ABORTED, "n2: task 1: Exited with exit code 14", "n1: task 0: Killed"],
+            Class::Process,
+            "n3",
+            "signal",
         ),
-        (&["n1: task 0: Exited with exit code 31"], Class::Unknown, "", "code_31"),
-        (&["n1: task 0: Exited with exit code 21"], Class::Storage, "", "code_21"),
+        (&[ABORTED, "n2: task 1: Exited with exit code 14", "n1: task 0: Killed"], Class::Unknown, "", "step_ended"),
+        // Codes that no rank has vouched for.
+        (&["n1: task 0: Exited with exit code 10"], Class::Process, "n1", "code_10"),
         (&["n1: task 0: Exited with exit code 1"], Class::Process, "n1", "code_1"),
+        (&["n1: task 0: Exited with exit code 14"], Class::Unknown, "", "code_14"),
+        (&["n1: task 0: Exited with exit code 31"], Class::Unknown, "", "code_31"),
+        (
+            &["n1: task 0: Exited with exit code 31", "n2: task 1: Exited with exit code 3"],
+            Class::Process,
+            "n2",
+            "code_3",
+        ),
+        (&["n1: task 0: Exited with exit code 15", "n2: task 1: Killed"], Class::Process, "n2", "signal"),
         (
             &["Task launch for StepId=1.6 failed on node n3: Communication connection failure"],
             Class::Node,
@@ -88,11 +113,117 @@ fn what_slurm_says() {
         );
         assert!(seen.is_fault(), "{lines:?}");
     }
-    assert_eq!(classify(&said(&["n1: task 0: Exited with exit code 10"])).exit, Exit::Config);
     assert!(!said(&["n1: task 0: Terminated"]).is_fault(), "srun's end will say more");
     // A signal to all of a job's processes makes srun kill the step before the ranks have saved: no node's fault.
     let killed = classify(&Seen { asked: true, code: Some(137), ..said(&["n[1-2]: tasks 0-1: Killed"]) });
     assert_eq!((killed.class, killed.nodes.len()), (Class::Unknown, 0));
+}
+
+/// A code is herd's where a rank has written so; then its meaning is the table's.
+#[test]
+fn what_the_ranks_wrote_down() {
+    let table: &[(Exit, bool, Class, &str)] = &[
+        (Exit::Config, true, Class::User, ""),
+        (Exit::Config, false, Class::User, ""),
+        (Exit::Usage, false, Class::User, ""),
+        (Exit::World, false, Class::User, ""),
+        (Exit::Device, false, Class::Node, "n2"),
+        (Exit::Storage, false, Class::Storage, ""),
+        (Exit::Internal, false, Class::Process, "n2"),
+        (Exit::Internal, true, Class::Process, ""),
+    ];
+    for (exit, agreed, class, nodes) in table {
+        let line = format!("n[1-4]: tasks 0-3: Exited with exit code {}", exit.code());
+        for lines in [vec![line.as_str()], vec![ABORTED, &line]] {
+            let found = classify(&Seen { records: vec![record(*exit, 1, *agreed)], met: false, ..said(&lines) });
+            assert_eq!((found.class, found.nodes.join(" ").as_str(), found.exit), (*class, *nodes, *exit), "{exit:?}");
+            assert!(
+                found.fact.contains("its words") && found.fact.contains("rank 1 on n2") != *agreed,
+                "{}",
+                found.fact
+            );
+        }
+    }
+    // the cause before what it led to
+    let records =
+        vec![record(Exit::Internal, 0, false), record(Exit::Device, 1, false), record(Exit::Device, 3, false)];
+    let found = classify(&Seen { records, ..said(&["n1: task 0: Exited with exit code 1"]) });
+    assert_eq!((found.class, found.nodes.join(" ").as_str()), (Class::Node, "n2 n4"));
+    // a disk on which nothing can be written: the rank's words on stderr do
+    let spoken = Seen { error: Some("no space left".into()), ..said(&["n1: task 0: Exited with exit code 21"]) };
+    assert_eq!((classify(&spoken).class, classify(&spoken).exit), (Class::Storage, Exit::Storage));
+    let fact = classify(&spoken).fact;
+    assert!(fact.contains("no space left"), "{fact}");
+    let device = Seen { error: Some("x".into()), ..said(&["n1: task 0: Exited with exit code 14"]) };
+    assert_eq!(classify(&device).nodes.len(), 0, "no node is blamed on a word that may be another rank's");
+}
+
+#[test]
+fn a_node_that_does_not_answer_comes_before_tasks_that_died_elsewhere() {
+    for lines in [
+        &[ABORTED, "n2: task 1: Exited with exit code 14", "n1: task 0: Killed"][..],
+        &["n2: task 1: Segmentation fault"],
+        &["n1: task 0: Exited with exit code 14"],
+    ] {
+        let seen = said(lines);
+        assert!(seen.may_follow_from_a_lost_node(), "{lines:?}");
+        let found = classify(&Seen { silent: vec!["n3".into()], ..seen });
+        assert_eq!((found.class, found.nodes.join(" ").as_str()), (Class::Node, "n3"), "{lines:?}");
+    }
+    // A rank that saw another die of Slurm's doing accuses the wrong one.
+    let seen =
+        Seen { verdicts: vec![verdict(0, Reason::Signal, "n1", false)], ..said(&[ABORTED, "n1: task 0: Killed"]) };
+    assert!(seen.may_follow_from_a_lost_node());
+    assert_eq!(classify(&Seen { silent: vec!["n3".into()], ..seen }).nodes, ["n3"]);
+    // Nobody need be asked where somebody is named.
+    for named in [
+        said(&["Node failure on n3"]),
+        Seen { records: vec![record(Exit::Config, 0, true)], ..said(&["n1: task 0: Exited with exit code 10"]) },
+        Seen { verdicts: vec![verdict(0, Reason::MissedProbes, "n1", true)], ..Default::default() },
+        Seen { asked: true, ..said(&["n1: task 0: Killed"]) },
+        Seen { stopped: true, ..said(&["n1: task 0: Killed"]) },
+    ] {
+        assert!(!named.may_follow_from_a_lost_node(), "{named:?}");
+    }
+}
+
+/// (what was said before the ranks had met, class, nodes, exit)
+#[test]
+fn a_node_on_which_the_program_does_not_start() {
+    let exec = "slurmstepd: error: execve(): /x/herd: Exec format error";
+    let exec_there = "slurmstepd-n3: error: execve(): /x/herd: Exec format error";
+    let table: &[(&[&str], Class, &str)] = &[
+        (&[exec, "n2: task 1: Exited with exit code 8"], Class::Node, "n2"),
+        (&[exec_there, "n3: task 2: Exited with exit code 8", ABORTED, "n1: task 0: Killed"], Class::Node, "n3"),
+        (&["n2: task 1: Exited with exit code 127"], Class::Node, "n2"),
+        (&["n2: task 1: Illegal instruction"], Class::Node, "n2"),
+        (&[exec, "n[1-4]: tasks 0-3: Exited with exit code 2"], Class::User, ""),
+        (&["n1: task 0: Exited with exit code 31"], Class::Unknown, ""),
+        (&["n1: task 0: Terminated"], Class::Unknown, ""),
+    ];
+    for (lines, class, nodes) in table {
+        let found = classify(&Seen { met: false, ..said(lines) });
+        assert_eq!((found.class, found.nodes.join(" ").as_str()), (*class, *nodes), "{lines:?}: {}", found.fact);
+    }
+    let none = classify(&Seen { met: false, ..said(&[exec, "n[1-4]: tasks 0-3: Exited with exit code 2"]) });
+    assert!(none.exit == Exit::World && none.fact.contains("none of the 4 nodes"), "{}", none.fact);
+}
+
+#[test]
+fn a_command_line_that_srun_refuses_is_told_in_its_words_and_not_tried_again() {
+    let refused = |line: &str, code| Seen { code: Some(code), srun: vec![line.into()], nodes: 4, ..Default::default() };
+    let line = "--nodes is incompatible with --distribution=arbitrary";
+    let found = classify(&refused(line, 1));
+    assert_eq!((found.class, found.reason.as_str(), found.exit), (Class::User, "srun_refused", Exit::World));
+    assert!(found.fact.contains(line), "{}", found.fact);
+    // A controller that is away, a signal, a step that did run: no refusal.
+    for other in [
+        refused("Unable to contact slurm controller (connect failure)", 1),
+        refused(line, 137),
+        Seen { met: true, ..refused(line, 1) },
+    ] {
+        assert_eq!(classify(&other).class, Class::Unknown, "{other:?}");
+    }
 }
 
 #[test]

@@ -62,7 +62,7 @@ impl Supervisor {
             name: "herd-flush",
             nodes: &nodes,
             ranks_per_node: 1,
-            mpi: &self.launch.config.launch.mpi,
+            mpi: &self.mpi,
             hosts_file: &hosts_file,
         };
         let flush = || {

@@ -1,7 +1,7 @@
 //! The supervisor behind `herd launch`: starts the ranks, watches them, starts them again.
 //!
 //! `supervise` is the loop, `ranks` one start of the ranks, `ending` how it leaves, `standby` who goes on when its node is lost. What they decide by is pure:
-//! `classify` (what was seen → what it means), `policy` (whether to start again), `place` (on which nodes). What they
+//! `classify` and `tasks` (what was seen → what it means), `policy` (whether to start again), `place` (on which nodes). What they
 //! remember is in the run directory: `ledger` (nodes), `history` (attempts).
 
 mod alert;
@@ -20,6 +20,7 @@ mod rollcall;
 pub mod standby;
 pub mod status;
 mod supervise;
+mod tasks;
 pub mod watch;
 
 pub use supervise::Supervisor;
@@ -52,12 +53,18 @@ impl Launch {
     pub fn new(
         config: Config, path: PathBuf, arguments: Vec<String>, spares: Option<usize>, job: &Job,
     ) -> Result<Launch> {
+        let wrong = |fact: String, hint: &str| Err(Error::new(Exit::World, fact).hint(hint));
+        if job.nodes.is_empty() {
+            return wrong(
+                format!("the nodes of job {} are not known: SLURM_JOB_NODELIST is missing, or of a form that is unknown here", job.id),
+                "start herd launch from the batch script, with Slurm's own environment",
+            );
+        }
         let parallel = &config.parallel;
         let ranks_per_node = config.launch.ranks_per_node.or(job.tasks_per_node).unwrap_or(1);
         let ranks_per_replica = parallel.tensor * parallel.context * parallel.pipeline;
         let spares = spares.or(config.launch.spares);
         let nodes = job.nodes.len();
-        let wrong = |fact: String, hint: &str| Err(Error::new(Exit::World, fact).hint(hint));
         let replicas = match parallel.data {
             0 => (nodes.saturating_sub(spares.unwrap_or(0)) * ranks_per_node) / ranks_per_replica,
             n => n,
@@ -140,7 +147,7 @@ train: {steps: 1000}
         let path = dir.path().join("c.yaml");
         std::fs::write(&path, GOOD).unwrap();
         let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
-        Launch::new(crate::config::load(&path, &sets)?, path.clone(), vec![], spares, &job?.unwrap())
+        Launch::new(crate::config::load(&path, &sets)?, path.clone(), vec![], spares, &job.job.unwrap())
     }
 
     #[test]

@@ -46,6 +46,10 @@ impl Supervisor {
                 return Ok(Found::TooFew { alive });
             };
             placement.spares.truncate(self.launch.spares.unwrap_or(usize::MAX));
+            let just_now = self.answered.take().filter(|(when, _)| when.elapsed() < ROLL_CALL);
+            if just_now.is_some_and(|(_, nodes)| placement.active.iter().all(|n| nodes.contains(n))) {
+                return Ok(Found::Nodes(placement));
+            }
             let absent = self.roll_call(&placement.active);
             if absent.is_empty() {
                 return Ok(Found::Nodes(placement));
@@ -72,6 +76,18 @@ impl Supervisor {
     pub(super) fn roll_call(&self, nodes: &[String]) -> Vec<String> {
         let limit = ROLL_CALL + ROLL_CALL_NODE * nodes.len() as u32;
         rollcall::absent(&self.job, nodes, &self.run_dir.join("launch/hosts-rollcall"), limit)
+    }
+
+    /// Those of an attempt's nodes that do not answer after ranks have died on others; none where nobody answers, since then
+    /// the controller is away. Who answers need not be asked again at once.
+    pub(super) fn who_is_silent(&mut self, nodes: &[String]) -> Vec<String> {
+        let silent = self.roll_call(nodes);
+        if silent.len() == nodes.len() {
+            return Vec::new();
+        }
+        let here = nodes.iter().filter(|n| !silent.contains(n)).cloned().collect();
+        self.answered = Some((Instant::now(), here));
+        silent
     }
 
     /// Goes on with fewer replicas on the nodes that live, where the configuration allows it.

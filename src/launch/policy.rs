@@ -6,6 +6,9 @@ use crate::error::Exit;
 use jiff::Timestamp;
 use std::time::Duration;
 
+/// The reason of an attempt that ended because a node cannot run the ranks, while others can.
+pub const UNFIT: &str = "cannot_run";
+
 /// What to do after an attempt has ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decision {
@@ -75,13 +78,20 @@ fn stop(exit: Exit, why: String) -> Decision {
     Decision::Stop { exit, why }
 }
 
-/// Attempts at the end that ended by a fault before any new step was finished.
+/// Attempts at the end that ended by a fault before any new step was finished. One that found a node unfit that was not known to
+/// be counts as none: there is one candidate less, and the next start is on another.
 fn without_progress(attempts: &[Record]) -> u64 {
     let faulty = |(i, a): &(usize, &Record)| {
         a.class.is_some_and(Class::is_fault) && a.last_step <= History::high_water(&attempts[..*i])
     };
     let first = |(i, a): &(usize, &Record)| *i == 0 && a.last_step == 0 && a.class.is_some_and(Class::is_fault);
-    attempts.iter().enumerate().rev().take_while(|x| faulty(x) || first(x)).count() as u64
+    let row: Vec<&Record> =
+        attempts.iter().enumerate().rev().take_while(|x| faulty(x) || first(x)).map(|(_, a)| a).collect();
+    let news = |i: usize, a: &Record| {
+        let before = |n: &String| row[i + 1..].iter().any(|b| b.blamed.contains(n));
+        a.reason == UNFIT && a.blamed.iter().any(|n| !before(n))
+    };
+    row.iter().enumerate().filter(|(i, a)| !news(*i, a)).count() as u64
 }
 
 /// Attempts at the end whose processes crashed in the same step.
@@ -214,6 +224,33 @@ mod tests {
         let far = LaunchSection { no_progress: 100, backoff_max_s: 60.0, window_attempts: 1000, ..Default::default() };
         let many: Vec<_> = (0..90).map(|_| (1.0, 0, Unknown)).collect();
         assert_eq!(wait(story(&far, &many)), 60.0);
+    }
+
+    #[test]
+    fn spares_that_cannot_run_the_ranks_are_used_up_before_the_run_stops() {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let record = |reason: &str, blamed: &str| Record {
+            attempt: 1,
+            job: 1,
+            restarts: 0,
+            nodes: vec![],
+            shrunk_to: None,
+            started: now,
+            ended: Some(now),
+            last_step: 7,
+            class: Some(Node),
+            reason: reason.into(),
+            fact: "x".into(),
+            blamed: vec![blamed.into()],
+        };
+        let stuck = |parts: &[(&str, &str)]| {
+            let first = Record { class: Some(Process), ..record("signal", "n1") };
+            let rest = parts.iter().map(|(reason, node)| record(reason, node));
+            without_progress(&std::iter::once(first).chain(rest).collect::<Vec<_>>())
+        };
+        assert_eq!(stuck(&[(UNFIT, "n2"), (UNFIT, "n3"), (UNFIT, "n4")]), 0);
+        assert_eq!(stuck(&[(UNFIT, "n2"), (UNFIT, "n2"), (UNFIT, "n2")]), 2, "the same node again is no news");
+        assert_eq!(stuck(&[("missed_probes", "n2"), (UNFIT, "n3")]), 1);
     }
 
     #[test]

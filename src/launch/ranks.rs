@@ -4,6 +4,7 @@ use super::classify::Seen;
 use super::rollcall::{drain, set_nonblocking};
 use super::watch::{Signs, Tail};
 use crate::error::{Error, Exit, Result};
+use crate::exit_record;
 use crate::liveness::verdict;
 use crate::slurm::messages::{self, Message};
 use crate::slurm::{control, process, Job, StepLine};
@@ -21,6 +22,9 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// After srun has ended: how long the ranks' last event may take to be seen.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
+/// How many lines of srun's own are kept.
+const SRUN_LINES: usize = 4;
+
 /// A running step.
 pub struct Ranks {
     number: u64,
@@ -29,6 +33,8 @@ pub struct Ranks {
     stderr: Option<ChildStderr>,
     text: Vec<u8>,
     run_dir: PathBuf,
+    /// Where ranks write down why they leave.
+    records: PathBuf,
     events: Tail,
     signs: Signs,
     began: Instant,
@@ -45,8 +51,11 @@ impl Ranks {
             crate::durable::write_atomic(line.hosts_file, line.hosts().as_bytes())?;
         }
         let events = Tail::from_end(run_dir.join("events.jsonl"));
+        let records = run_dir.join(format!("launch/exits-{number:04}"));
+        std::fs::create_dir_all(&records).map_err(|e| Error::io(&records, "create", &e, Exit::Storage))?;
+        let records = std::path::absolute(&records).unwrap_or(records);
         let mut command: Command = line.command();
-        command.args(extra).args(program).env("HERD_ATTEMPT", number.to_string());
+        command.args(extra).args(program).env("HERD_ATTEMPT", number.to_string()).env(exit_record::FOLDER, &records);
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(|e| {
             Error::new(Exit::World, format!("srun cannot be started: {e}")).hint("is Slurm's client in PATH?")
         })?;
@@ -61,11 +70,12 @@ impl Ranks {
             stderr,
             text: Vec::new(),
             run_dir: run_dir.to_path_buf(),
+            records,
             events,
             signs: Signs::default(),
             began: Instant::now(),
             start_limit,
-            seen: Seen::default(),
+            seen: Seen { nodes: line.nodes.len(), ..Default::default() },
         })
     }
 
@@ -130,6 +140,8 @@ impl Ranks {
             process::end(&mut self.child);
         }
         self.relay();
+        // the folder stays where it tells something
+        let _ = std::fs::remove_dir(&self.records);
     }
 
     /// Gathers further evidence for a moment.
@@ -140,11 +152,13 @@ impl Ranks {
             self.relay();
             self.look();
         }
+        self.seen.records = exit_record::read_all(&self.records).unwrap_or_default();
     }
 
     fn look(&mut self) {
         self.signs.read(&mut self.events, self.number);
         (self.seen.finished, self.seen.stopped) = (self.signs.finished, self.signs.stopped);
+        self.seen.met = self.signs.met;
         if let Ok(found) = verdict::read_all(&self.run_dir, self.number) {
             self.seen.verdicts = found;
         }
@@ -170,7 +184,18 @@ impl Ranks {
         let Some(end) = self.text.iter().rposition(|&b| b == b'\n') else { return };
         let rest = self.text.split_off(end + 1);
         let whole = std::mem::replace(&mut self.text, rest);
-        self.seen.said.extend(String::from_utf8_lossy(&whole).lines().filter_map(messages::parse));
+        String::from_utf8_lossy(&whole).lines().for_each(|line| self.hear(line));
+    }
+
+    /// Takes in one line of the step's stderr.
+    fn hear(&mut self, line: &str) {
+        if let Some(message) = messages::parse(line) {
+            self.seen.said.push(message);
+        } else if let Some(said) = line.trim().strip_prefix("srun: ").filter(|_| self.seen.srun.len() < SRUN_LINES) {
+            self.seen.srun.push(said.trim_start_matches("error: ").trim_start_matches("fatal: ").to_string());
+        } else if let Some((_, error)) = line.split_once("herd: error: ").filter(|_| self.seen.error.is_none()) {
+            self.seen.error = Some(error.trim().to_string());
+        }
     }
 }
 

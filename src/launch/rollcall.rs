@@ -18,9 +18,25 @@ const ONE_BY_ONE: usize = 64;
 const TIMES_THE_LATEST: u32 = 4;
 const LONGEST: Duration = Duration::from_secs(30);
 
+/// How long answers may take.
+#[derive(Clone, Copy)]
+pub struct Patience {
+    /// The first of them.
+    pub first: Duration,
+    /// All others, at least, once there is a first; it stretches as [`TIMES_THE_LATEST`] says.
+    pub others: Duration,
+}
+
+impl From<Duration> for Patience {
+    fn from(limit: Duration) -> Patience {
+        Patience { first: limit, others: limit }
+    }
+}
+
 /// The nodes that do not answer within `limit`, or much later than the others, in the order given. What srun had to say is
 /// logged where nobody answers.
-pub fn absent(job: &Job, nodes: &[String], hosts_file: &Path, limit: Duration) -> Vec<String> {
+pub fn absent(job: &Job, nodes: &[String], hosts_file: &Path, limit: impl Into<Patience>) -> Vec<String> {
+    let limit = limit.into();
     // Slurm refuses a step as a whole when one of its nodes is down
     let down = control::nodes_down(nodes);
     let nodes: Vec<String> = nodes.iter().filter(|n| !down.contains(n)).cloned().collect();
@@ -49,18 +65,18 @@ pub fn silent(job: &Job, nodes: &[String], hosts_file: &Path, limit: Duration) -
         true => vec![asked.clone()],
         false => asked.iter().map(|n| vec![n.clone()]).collect(),
     };
-    let here = answers(job, &groups, hosts_file, limit);
+    let here = answers(job, &groups, hosts_file, limit.into());
     down.into_iter().chain(asked.into_iter().filter(|n| !here.contains(n))).collect()
 }
 
 /// Starts one step for each group and gathers what they print.
-fn answers(job: &Job, groups: &[Vec<String>], hosts_file: &Path, limit: Duration) -> BTreeSet<String> {
+fn answers(job: &Job, groups: &[Vec<String>], hosts_file: &Path, patience: Patience) -> BTreeSet<String> {
     let mut here = BTreeSet::new();
     let mut said = Vec::new();
     let mut steps: Vec<(Child, Vec<u8>)> =
         groups.iter().filter_map(|g| Some((ask(job, g, hosts_file)?, vec![]))).collect();
     let (began, wanted) = (Instant::now(), groups.iter().map(Vec::len).sum());
-    let mut limit = limit;
+    let mut limit = patience.first;
     while here.len() < wanted && began.elapsed() < limit {
         let (mut open, before) = (false, here.len());
         for (child, text) in &mut steps {
@@ -75,7 +91,7 @@ fn answers(job: &Job, groups: &[Vec<String>], hosts_file: &Path, limit: Duration
             here.extend(String::from_utf8_lossy(text).lines().map(|l| l.trim().to_string()).filter(|l| !l.is_empty()));
         }
         if here.len() > before {
-            limit = limit.max((began.elapsed() * TIMES_THE_LATEST).min(LONGEST));
+            limit = patience.others.max((began.elapsed() * TIMES_THE_LATEST).min(LONGEST));
         }
         if !open {
             break;

@@ -1,10 +1,11 @@
 //! The supervisor's deputy. With `--no-kill` Slurm leaves a job running when the node of its batch script is lost, and nobody
 //! would start the ranks again. So the supervisor starts one process more on another node of the job, and writes a byte to
-//! it each second, through srun's own connection. When the bytes stop, and the supervisor's node does not answer a roll call
-//! that this node answers, that process becomes the supervisor: in the same allocation, without a turn in the queue.
+//! it four times a second, through srun's own connection. When the bytes stop, and the supervisor's node twice does not answer a
+//! roll call that this node answers, that process becomes the supervisor: in the same allocation, without a turn in the queue.
 
+use super::rollcall::{self, Patience};
 use super::supervise::Supervisor;
-use super::{own_program, rollcall, Launch};
+use super::{own_program, Launch};
 use crate::error::{Error, Exit, Result};
 use crate::slurm::{compress, control, expand, process, Job, StepLine};
 use std::fs::OpenOptions;
@@ -17,11 +18,13 @@ use std::sync::mpsc::{channel, Receiver, RecvTimeoutError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const BEAT: Duration = Duration::from_secs(1);
+const BEAT: Duration = Duration::from_millis(250);
 /// A deputy that ended is replaced this long after it was started, not sooner.
 const AGAIN: Duration = Duration::from_secs(20);
-/// How long two nodes may take to answer.
-const ROLL_CALL: Duration = Duration::from_millis(2500);
+/// After so long without a byte the supervisor's node is asked; it is given up only after `liveness.misses` intervals of silence.
+const SUSPICION: Duration = Duration::from_millis(1250);
+/// How long two nodes may take to answer: this one, which may be busy, and then the other.
+const ROLL_CALL: Patience = Patience { first: Duration::from_secs(5), others: Duration::from_secs(1) };
 
 /// What a step's environment does not say of the job.
 const NODES: &str = "HERD_JOB_NODES";
@@ -121,13 +124,12 @@ fn with_option(arguments: impl Iterator<Item = String>, own: &str) -> Vec<String
 pub fn wait(launch: Launch, job: Job, asked: Arc<AtomicBool>, supervisor: &str) -> Result<Exit> {
     let own = here(&job);
     let live = &launch.config.liveness;
-    // after the roll calls the ranks that are left have given up the lost node and themselves
-    let limit = Duration::from_secs_f64(live.interval_s * f64::from(live.misses)).max(3 * BEAT) + BEAT;
+    let limit = Duration::from_secs_f64(live.interval_s * f64::from(live.misses)).max(Duration::from_secs(3));
     let beats = listen()?;
     let hosts_file = launch.config.run_dir.join("launch/hosts-standby");
     let mut heard = Instant::now();
     let mut silent = 0;
-    while silent < 2 {
+    while silent < 2 || heard.elapsed() < limit {
         match beats.recv_timeout(BEAT / 5) {
             Ok(()) => (heard, silent) = (Instant::now(), 0),
             Err(RecvTimeoutError::Disconnected) => return Ok(Exit::Ok),
@@ -136,7 +138,7 @@ pub fn wait(launch: Launch, job: Job, asked: Arc<AtomicBool>, supervisor: &str) 
         if asked.load(Ordering::Relaxed) {
             return Ok(Exit::Ok);
         }
-        if heard.elapsed() < limit {
+        if heard.elapsed() < SUSPICION || silent >= 2 {
             continue;
         }
         let asked_both = [own.clone(), supervisor.to_string()];

@@ -16,7 +16,8 @@ use super::{watch, Launch};
 use crate::attempt;
 use crate::error::{Error, Exit, Result};
 use crate::events::Events;
-use crate::slurm::{compress, control, Job, StepLine};
+use crate::slurm::{compress, control, Job, Site, StepLine};
+use crate::wire::library;
 use jiff::Timestamp;
 use serde_json::{json, Value};
 use std::path::PathBuf;
@@ -48,7 +49,20 @@ pub struct Supervisor {
     pub(super) fault: Option<Fault>,
     /// The node of the supervisor whose place this one takes within the job.
     pub(super) lost: Option<String>,
+    /// What `srun --mpi` is told, for ranks.
+    pub(super) mpi: String,
+    /// Nodes that have just answered a roll call, and when.
+    pub(super) answered: Option<(Instant, Vec<String>)>,
     standby: Option<Standby>,
+}
+
+/// `--job-name` of an attempt's step.
+pub(super) fn step_name(attempt: u64) -> String {
+    format!("herd-{attempt:04}")
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default().split(',').next().unwrap_or_default().trim()
 }
 
 /// A fault that is being mended.
@@ -70,6 +84,9 @@ impl Supervisor {
             ("run_dir".into(), json!(run_dir)),
             ("job".into(), json!(job.address())),
         ];
+        let site = Site::ask()?;
+        let mpi = site.plugin(&config.launch.mpi, &library())?;
+        tracing::info!("Slurm {}, {}; ranks find each other by --mpi={mpi}", site.version, first_line(&library()));
         let same_job = |r: &&Record| r.job == job.id && r.restarts == job.restarts;
         let before = history.attempts.last().filter(same_job);
         let s = Supervisor {
@@ -81,6 +98,8 @@ impl Supervisor {
             slots: before.map_or_else(Vec::new, |r| r.nodes.clone()),
             fault: None,
             lost: None,
+            mpi,
+            answered: None,
             standby: None,
             history,
             launch,
@@ -143,13 +162,13 @@ impl Supervisor {
         }
         let nodes = &placement.active;
         let hosts_file = self.run_dir.join(format!("launch/hosts-{:04}", self.number));
-        let name = format!("herd-{:04}", self.number);
+        let name = step_name(self.number);
         let line = StepLine {
             job: &self.job,
             name: &name,
             nodes,
             ranks_per_node: self.launch.ranks_per_node,
-            mpi: &self.launch.config.launch.mpi,
+            mpi: &self.mpi,
             hosts_file: &hosts_file,
         };
         let limit = Duration::from_secs_f64(self.launch.config.launch.start_timeout_s);
@@ -189,7 +208,8 @@ impl Supervisor {
         };
         self.note_recovery(&ranks)?;
         let at_stop = self.launch.config.train.stop_at.is_some_and(|s| watch::last_step(&self.run_dir) >= s);
-        let found = classify(&Seen { at_stop, ..seen });
+        let silent = if seen.may_follow_from_a_lost_node() { self.who_is_silent(nodes) } else { Vec::new() };
+        let found = classify(&Seen { at_stop, silent, ..seen });
         // the ranks are ended while the books are kept
         let killer = ranks.begin_to_end(&self.job);
         self.close(&found)?;

@@ -1,11 +1,11 @@
 //! The job and step this process belongs to, from the SLURM_* variables (sbatch(1) and srun(1), OUTPUT ENVIRONMENT
 //! VARIABLES).
 //!
-//! Nothing here decides ranks: those come from the MPI communicator alone. A value that Slurm cannot have written is an
-//! error, since it means that somebody set the variable by hand.
+//! Nothing here decides ranks: those come from the MPI communicator alone. What is set differs between versions of Slurm, so
+//! a variable of an unknown form costs what it is for, with a line that says so, and never the job.
 
 use super::hostlist;
-use crate::error::{Error, Exit, Result};
+use crate::wire::is_step;
 use std::str::FromStr;
 
 /// A Slurm allocation.
@@ -15,7 +15,7 @@ pub struct Job {
     pub id: u64,
     /// Times it was requeued so far (SLURM_RESTART_COUNT, absent before the first).
     pub restarts: u32,
-    /// Its nodes, in Slurm's order (SLURM_JOB_NODELIST).
+    /// Its nodes, in Slurm's order (SLURM_JOB_NODELIST); empty where that was not understood.
     pub nodes: Vec<String>,
     /// Tasks it was submitted with, where that was said (SLURM_NTASKS of the batch script; a step overwrites it).
     pub tasks: Option<usize>,
@@ -38,34 +38,36 @@ pub struct Step {
     pub nodes: Vec<String>,
 }
 
-impl Job {
+/// What Slurm has told a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
     /// The job of this process; `None` outside Slurm.
-    ///
-    /// Errors: [`Exit::World`] for a variable that is malformed, or missing where Slurm always sets it.
-    pub fn current() -> Result<Option<Job>> {
+    pub job: Option<Job>,
+    /// What was set and not understood, and what that costs: a line each.
+    pub notes: Vec<String>,
+}
+
+impl Job {
+    /// The job of this process, and what of its variables was not understood.
+    pub fn current() -> Told {
         Job::read(|name| std::env::var(name).ok())
     }
 
     /// [`Job::current`] from any source of variables.
-    pub fn read(var: impl Fn(&str) -> Option<String>) -> Result<Option<Job>> {
-        let Some(id) = number(&var, "SLURM_JOB_ID")? else { return Ok(None) };
-        let step = match number(&var, "SLURM_STEP_ID")? {
-            None => None,
-            Some(step) => Some(Step {
-                id: step,
-                tasks: needed(number(&var, "SLURM_STEP_NUM_TASKS")?, "SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID")?,
-                nodes: nodes(&var, "SLURM_STEP_NODELIST", "SLURM_STEP_ID")?,
-            }),
-        };
-        Ok(Some(Job {
+    pub fn read(var: impl Fn(&str) -> Option<String>) -> Told {
+        let mut read = Reader { var: &var, notes: Vec::new() };
+        let job = read.number("SLURM_JOB_ID", "this process counts as outside Slurm").map(|id| Job {
             id,
-            restarts: number(&var, "SLURM_RESTART_COUNT")?.unwrap_or(0),
-            nodes: nodes(&var, "SLURM_JOB_NODELIST", "SLURM_JOB_ID")?,
-            tasks: number(&var, "SLURM_NTASKS")?,
-            tasks_per_node: number(&var, "SLURM_NTASKS_PER_NODE")?,
-            array: number(&var, "SLURM_ARRAY_JOB_ID")?.zip(number(&var, "SLURM_ARRAY_TASK_ID")?),
-            step,
-        }))
+            restarts: read.number("SLURM_RESTART_COUNT", "requeues are counted from 0").unwrap_or(0),
+            nodes: read.nodes("SLURM_JOB_NODELIST", "the nodes of the job are not known").unwrap_or_default(),
+            tasks: read.number("SLURM_NTASKS", "the number of tasks is not known"),
+            tasks_per_node: read.number("SLURM_NTASKS_PER_NODE", "tasks on each node are not known"),
+            array: read
+                .number("SLURM_ARRAY_JOB_ID", "the job counts as no array's")
+                .zip(read.number("SLURM_ARRAY_TASK_ID", "the job counts as no array's")),
+            step: read.step(),
+        });
+        Told { job, notes: read.notes }
     }
 
     /// How `scontrol` and `scancel` are told this job alone. One element of an array has the array's own number as its
@@ -78,25 +80,42 @@ impl Job {
     }
 }
 
-fn number<T: FromStr>(var: &impl Fn(&str) -> Option<String>, name: &str) -> Result<Option<T>> {
-    let Some(text) = var(name) else { return Ok(None) };
-    let value = text.trim().parse().map_err(|_| {
-        Error::new(Exit::World, format!("{name}={text} is not a whole number"))
-            .hint("Slurm sets this variable; do not set it by hand")
-    })?;
-    Ok(Some(value))
+/// Reads variables, and writes down which it did not understand.
+struct Reader<'a, F> {
+    var: &'a F,
+    notes: Vec<String>,
 }
 
-fn nodes(var: &impl Fn(&str) -> Option<String>, name: &str, because: &str) -> Result<Vec<String>> {
-    let list = needed(var(name), name, because)?;
-    hostlist::expand(&list).map_err(|e| e.context(name))
-}
+impl<F: Fn(&str) -> Option<String>> Reader<'_, F> {
+    fn number<T: FromStr>(&mut self, name: &str, cost: &str) -> Option<T> {
+        let text = (self.var)(name)?;
+        let value = text.trim().parse().ok();
+        if value.is_none() {
+            self.notes.push(format!("{name}={text} is no number that this herd knows: {cost}"));
+        }
+        value
+    }
 
-fn needed<T>(value: Option<T>, name: &str, because: &str) -> Result<T> {
-    value.ok_or_else(|| {
-        Error::new(Exit::World, format!("{because} is set but {name} is not"))
-            .hint("a part of Slurm's environment was cleared; unset all SLURM_* variables to run outside Slurm")
-    })
+    fn nodes(&mut self, name: &str, cost: &str) -> Option<Vec<String>> {
+        let Some(list) = (self.var)(name) else {
+            self.notes.push(format!("{name} is not set where Slurm sets it: {cost}"));
+            return None;
+        };
+        match hostlist::expand(&list) {
+            Ok(nodes) => Some(nodes),
+            Err(e) => {
+                self.notes.push(format!("{name}={list}: {}: {cost}", e.fact));
+                None
+            }
+        }
+    }
+
+    fn step(&mut self) -> Option<Step> {
+        const COST: &str = "the step is not known";
+        let id = self.number::<i64>("SLURM_STEP_ID", COST).filter(|&id| is_step(id))?;
+        let tasks = self.number("SLURM_STEP_NUM_TASKS", COST)?;
+        Some(Step { id: id as u64, tasks, nodes: self.nodes("SLURM_STEP_NODELIST", COST)? })
+    }
 }
 
 #[cfg(test)]
@@ -105,20 +124,26 @@ mod tests {
 
     type Pairs = &'static [(&'static str, &'static str)];
 
-    fn read(pairs: Pairs) -> Result<Option<Job>> {
+    fn told(pairs: Pairs) -> Told {
         Job::read(|k| pairs.iter().find(|(name, _)| *name == k).map(|(_, v)| v.to_string()))
+    }
+
+    fn read(pairs: Pairs) -> Job {
+        let told = told(pairs);
+        assert!(told.notes.is_empty(), "{:?}", told.notes);
+        told.job.unwrap()
     }
 
     #[test]
     fn no_job_outside_slurm() {
-        assert_eq!(read(&[("PATH", "/bin"), ("SLURM_CONF", "/x")]).unwrap(), None);
+        assert_eq!(told(&[("PATH", "/bin"), ("SLURM_CONF", "/x")]), Told::default());
     }
 
     /// As printed by `env` in a batch script of Slurm 22.05, and by a task of a step in it after one requeue.
     #[test]
     fn batch_script_and_step() {
         const BATCH: Pairs = &[("SLURM_JOB_ID", "2"), ("SLURM_JOB_NODELIST", "herd[1-2]"), ("SLURM_NTASKS", "4")];
-        let job = read(BATCH).unwrap().unwrap();
+        let job = read(BATCH);
         assert_eq!((job.id, job.restarts, job.tasks, job.step), (2, 0, Some(4), None));
         assert_eq!(job.nodes, ["herd1", "herd2"]);
 
@@ -131,15 +156,25 @@ mod tests {
             ("SLURM_STEP_NUM_TASKS", "1"),
             ("SLURM_STEP_NODELIST", "herd1"),
         ];
-        let job = read(STEP).unwrap().unwrap();
+        let job = read(STEP);
         assert_eq!(job.restarts, 1);
         assert_eq!(job.step.unwrap(), Step { id: 0, tasks: 1, nodes: vec!["herd1".into()] });
+    }
+
+    /// A batch script of Slurm 26.05 has a step id, and none of a step's other variables.
+    #[test]
+    fn a_batch_script_is_no_step_whatever_its_number() {
+        for id in ["-5", "4294967291"] {
+            let pairs = [("SLURM_JOB_ID", "2"), ("SLURM_JOB_NODELIST", "n1"), ("SLURM_STEP_ID", id)];
+            let told = Job::read(|k| pairs.iter().find(|(name, _)| *name == k).map(|(_, v)| v.to_string()));
+            assert_eq!((told.job.unwrap().step, told.notes.len()), (None, 0), "{id}");
+        }
     }
 
     #[test]
     fn an_element_of_an_array_is_addressed_as_one() {
         const BASE: Pairs = &[("SLURM_JOB_ID", "8"), ("SLURM_JOB_NODELIST", "n1"), ("SLURM_NTASKS_PER_NODE", "2")];
-        let job = read(BASE).unwrap().unwrap();
+        let job = read(BASE);
         assert_eq!((job.address().as_str(), job.tasks_per_node), ("8", Some(2)));
         const ELEMENT: Pairs = &[
             ("SLURM_JOB_ID", "8"),
@@ -147,24 +182,36 @@ mod tests {
             ("SLURM_ARRAY_JOB_ID", "8"),
             ("SLURM_ARRAY_TASK_ID", "3"),
         ];
-        assert_eq!(read(ELEMENT).unwrap().unwrap().address(), "8_3");
+        assert_eq!(read(ELEMENT).address(), "8_3");
     }
 
+    /// (what is set, what is left of the job, what is said)
     #[test]
-    fn a_value_slurm_cannot_have_written_is_an_error() {
-        let cases: [(Pairs, &str); 4] = [
-            (&[("SLURM_JOB_ID", "seven")], "SLURM_JOB_ID=seven is not a whole number"),
-            (&[("SLURM_JOB_ID", "1")], "SLURM_JOB_NODELIST is not"),
-            (&[("SLURM_JOB_ID", "1"), ("SLURM_JOB_NODELIST", "n[1-")], "a bracket is not closed"),
+    fn an_unknown_form_costs_what_the_variable_is_for_and_is_said() {
+        let cases: [(Pairs, Option<u64>, &str); 6] = [
+            (&[("SLURM_JOB_ID", "seven")], None, "SLURM_JOB_ID=seven is no number"),
+            (&[("SLURM_JOB_ID", "1")], Some(1), "SLURM_JOB_NODELIST is not set"),
+            (&[("SLURM_JOB_ID", "1"), ("SLURM_JOB_NODELIST", "n[1-")], Some(1), "a bracket is not closed"),
             (
                 &[("SLURM_JOB_ID", "1"), ("SLURM_JOB_NODELIST", "n1"), ("SLURM_RESTART_COUNT", "-1")],
+                Some(1),
                 "SLURM_RESTART_COUNT=-1",
             ),
+            (
+                &[("SLURM_JOB_ID", "1"), ("SLURM_JOB_NODELIST", "n1"), ("SLURM_STEP_ID", "StepId=1.0")],
+                Some(1),
+                "SLURM_STEP_ID=StepId=1.0",
+            ),
+            (
+                &[("SLURM_JOB_ID", "1"), ("SLURM_JOB_NODELIST", "n1"), ("SLURM_NTASKS_PER_NODE", "2(x3)")],
+                Some(1),
+                "SLURM_NTASKS_PER_NODE=2(x3)",
+            ),
         ];
-        for (pairs, text) in cases {
-            let e = read(pairs).unwrap_err();
-            assert_eq!(e.exit, Exit::World);
-            assert!(e.to_string().contains(text), "{e}");
+        for (pairs, id, text) in cases {
+            let told = told(pairs);
+            assert_eq!((told.job.map(|j| j.id), told.notes.len()), (id, 1), "{pairs:?}");
+            assert!(told.notes[0].contains(text), "{:?}", told.notes);
         }
     }
 }

@@ -1,5 +1,5 @@
 //! What `srun` and `slurmstepd` say on stderr about tasks, nodes and launches: the first word of who died, long before
-//! the step ends (seen with Slurm 22.05; the sentences are in its sources since 2.x).
+//! the step ends (seen with Slurm 22.05, 24.11 and 26.05; the sentences are in its sources since 2.x).
 
 use super::hostlist;
 
@@ -16,6 +16,10 @@ pub enum Message {
     Refused { why: String },
     /// The kernel ended a process of the step for want of memory.
     OutOfMemory,
+    /// Slurm ends the step, on somebody's wish or because MPI's or PMIx's part of it asked: what dies from here on dies of that.
+    Aborted,
+    /// The program cannot be started on a node: no such file, another architecture, a library that is missing.
+    CannotRun { node: Option<String>, why: String },
 }
 
 /// How a task ended.
@@ -31,6 +35,14 @@ pub fn parse(line: &str) -> Option<Message> {
     let line = line.trim();
     if line.starts_with("slurmstepd") && (line.contains("oom-kill") || line.contains("oom_kill")) {
         return Some(Message::OutOfMemory);
+    }
+    if line.starts_with("srun: Job step aborted") || line.starts_with("slurmstepd") && line.contains(" CANCELLED AT ") {
+        return Some(Message::Aborted);
+    }
+    if let Some((from, why)) = line.split_once(": error: execve(): ") {
+        // newer ones say where: slurmstepd-herd2
+        let node = from.strip_prefix("slurmstepd")?.strip_prefix('-').map(str::to_string);
+        return Some(Message::CannotRun { node, why: why.into() });
     }
     let said = line.strip_prefix("srun: error: ")?;
     if let Some(rest) = said.strip_prefix("Task launch for ") {
@@ -89,9 +101,24 @@ mod tests {
         ));
         let oom = "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0. Some of your processes may have been killed";
         assert_eq!(parse(oom), Some(Message::OutOfMemory));
-        for other in
-            ["", "step 5", "srun: Job step aborted", "herd: error: x: task 1: y", "srun: error: a: task x: Killed"]
-        {
+        for aborted in [
+            "srun: Job step aborted: Waiting up to 7 seconds for job step to finish.",
+            "slurmstepd-herd1: error: *** STEP 1.0 ON herd1 CANCELLED AT 2026-11-28T17:53:22 ***",
+            "slurmstepd: error: *** STEP 1.0 ON herd1 CANCELLED AT 2026-11-28T17:53:22 ***",
+        ] {
+            assert_eq!(parse(aborted), Some(Message::Aborted), "{aborted}");
+        }
+        for (line, node) in [
+            ("slurmstepd: error: execve(): /x/herd: Exec format error", None),
+            ("slurmstepd-herd2: error: execve(): /x/herd: Exec format error", Some("herd2".to_string())),
+        ] {
+            assert_eq!(
+                parse(line),
+                Some(Message::CannotRun { node, why: "/x/herd: Exec format error".into() }),
+                "{line}"
+            );
+        }
+        for other in ["", "step 5", "herd: error: x: task 1: y", "srun: error: a: task x: Killed"] {
             assert_eq!(parse(other), None, "{other}");
         }
     }

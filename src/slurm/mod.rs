@@ -5,8 +5,10 @@ mod environment;
 mod hostlist;
 pub mod messages;
 pub mod process;
+mod site;
 mod step;
 
-pub use environment::{Job, Step};
+pub use environment::{Job, Step, Told};
 pub use hostlist::{compress, expand};
+pub use site::Site;
 pub use step::StepLine;

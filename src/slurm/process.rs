@@ -9,7 +9,16 @@ use std::time::{Duration, Instant};
 /// Runs `command` for at most `limit` and returns its standard output. Its output must be small: it is read at the end.
 ///
 /// Errors ([`Exit::World`]): it cannot be started, ends with another code than 0 (with what it said), or takes longer.
-pub fn output(mut command: Command, limit: Duration) -> Result<String> {
+pub fn output(command: Command, limit: Duration) -> Result<String> {
+    run(command, limit).map(|(out, _)| out)
+}
+
+/// [`output`], and what it said on standard error behind it.
+pub fn said(command: Command, limit: Duration) -> Result<String> {
+    run(command, limit).map(|(out, err)| out + &err)
+}
+
+fn run(mut command: Command, limit: Duration) -> Result<(String, String)> {
     let name = command.get_program().to_string_lossy().into_owned();
     let failed = |what: String| Error::new(Exit::World, format!("{name}: {what}"));
     let mut child = command
@@ -25,14 +34,16 @@ pub fn output(mut command: Command, limit: Duration) -> Result<String> {
             return Err(failed(format!("no answer within {} s", limit.as_secs_f64())));
         }
     };
-    let mut text = String::new();
-    let (mut out, mut err) = (child.stdout.take(), child.stderr.take());
-    if status == 0 {
-        out.as_mut().and_then(|s| s.read_to_string(&mut text).ok());
-        return Ok(text);
+    let read = |from: Option<&mut dyn Read>| {
+        let mut text = String::new();
+        from.and_then(|s| s.read_to_string(&mut text).ok());
+        text
+    };
+    let err = read(child.stderr.as_mut().map(|s| s as _));
+    match status {
+        0 => Ok((read(child.stdout.as_mut().map(|s| s as _)), err)),
+        _ => Err(failed(format!("ended with code {status}: {}", err.trim()))),
     }
-    err.as_mut().and_then(|s| s.read_to_string(&mut text).ok());
-    Err(failed(format!("ended with code {status}: {}", text.trim())))
 }
 
 /// The exit code of a child that ends within `limit`; 128 + signal where a signal ended it.

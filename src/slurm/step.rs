@@ -60,15 +60,16 @@ const FENCE: (&str, &str) = ("SLURM_PMIX_FENCE", "ring");
 impl StepLine<'_> {
     /// The command, without the program it starts.
     ///
-    /// `--overlap --no-kill` and explicit `-N -n` are what lets a second step start after a node of the job is lost.
+    /// `--overlap --no-kill` and explicit sizes are what lets a second step start after a node of the job is lost.
     /// `--kill-on-bad-exit=0`: the ranks leave by themselves, each with its own code. Where a node stands out of the
     /// allocation's order (a spare in a dead node's place), the arbitrary distribution keeps every other rank where it
-    /// was, beside its snapshot; the caller has written `hosts_file` ([`StepLine::hosts`]).
+    /// was, beside its snapshot; the caller has written `hosts_file` ([`StepLine::hosts`]). The number of nodes follows from
+    /// that list: srun of Slurm 24.11 and later refuses to be told it as well.
     pub fn command(&self) -> Command {
         let mut c = Command::new("srun");
         c.args(["--overlap", "--no-kill", "--kill-on-bad-exit=0"]);
         c.arg(format!("--job-name={}", self.name)).arg(format!("--mpi={}", self.mpi));
-        c.arg(format!("-N{}", self.nodes.len())).arg(format!("-n{}", self.nodes.len() * self.ranks_per_node));
+        c.arg(format!("-n{}", self.nodes.len() * self.ranks_per_node));
         if let Ok(cpus) = std::env::var("SLURM_CPUS_PER_TASK") {
             c.arg(format!("--cpus-per-task={cpus}"));
         }
@@ -80,7 +81,7 @@ impl StepLine<'_> {
             c.env(FENCE.0, FENCE.1);
         }
         if self.in_order() {
-            c.arg(format!("-w{}", super::compress(self.nodes)));
+            c.arg(format!("-N{}", self.nodes.len())).arg(format!("-w{}", super::compress(self.nodes)));
             c.arg(format!("--ntasks-per-node={}", self.ranks_per_node));
         } else {
             c.arg("--distribution=arbitrary").env("SLURM_HOSTFILE", self.hosts_file);
@@ -110,7 +111,7 @@ mod tests {
             "SLURM_JOB_NODELIST" => Some("n[1-4]".into()),
             _ => None,
         })
-        .unwrap()
+        .job
         .unwrap()
     }
 
@@ -125,10 +126,10 @@ mod tests {
     #[test]
     fn nodes_in_order_are_listed_and_others_placed_one_by_one() {
         let (args, _) = line(&["n1", "n2", "n4"]);
-        let want = "--overlap --no-kill --kill-on-bad-exit=0 --job-name=herd-3 --mpi=pmix -N3 -n6 -wn[1-2,4] --ntasks-per-node=2";
+        let want = "--overlap --no-kill --kill-on-bad-exit=0 --job-name=herd-3 --mpi=pmix -n6 -N3 -wn[1-2,4] --ntasks-per-node=2";
         assert_eq!(args, want);
         let (args, hosts) = line(&["n4", "n2"]);
-        assert!(args.ends_with("-N2 -n4 --distribution=arbitrary"), "{args}");
+        assert!(args.ends_with("--mpi=pmix -n4 --distribution=arbitrary"), "{args}");
         assert_eq!(hosts, "n4\nn4\nn2\nn2\n");
     }
 }

@@ -39,7 +39,7 @@ pub struct Started {
 /// the given weights, else from the seed. Collective over all ranks.
 pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started> {
     let config = &plan.config;
-    let job = world.agree(Job::current())?;
+    let told = Job::current();
     world.use_device(plan.device)?;
     world.agree(report::open_run_directory(plan, world))?;
     let tokenizer = world.agree(Tokenizer::open(&config.data.tokenizer))?;
@@ -105,7 +105,8 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     progress.at(Phase::Start);
     progress.begin(state.step);
     let mut report = world.agree(Report::open(plan, world, state.step))?;
-    if let Some(job) = &job {
+    told.notes.iter().for_each(|note| report.note(note));
+    if let Some(job) = &told.job {
         let nodes = compress(&job.nodes);
         tracing::info!("Slurm job {} on {nodes}, requeued {} times before", job.id, job.restarts);
         report.event("slurm_job", json!({ "job": job.id, "restarts": job.restarts, "nodes": nodes }))?;

@@ -36,7 +36,7 @@ pub use shared::shared_bytes;
 pub use staged::StagedWire;
 pub use stream::Incoming;
 pub use work::{Timing, Work};
-pub use world::{leave, Via, World};
+pub use world::{is_step, leave, library, Via, World};
 
 use crate::error::Result;
 use tch::{Kind, Tensor};

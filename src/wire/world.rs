@@ -46,14 +46,15 @@ impl World {
     /// the Slurm step has tasks.
     pub fn init() -> Result<World> {
         // Read before MPI_Init, which may add variables of its own.
-        let tasks = slurm_tasks(|k| std::env::var(k).ok());
+        let var = |k: &str| std::env::var(k).ok();
+        let tasks = slurm_tasks(var);
         let mut already = 0;
         // SAFETY: MPI_Initialized may be called at any time.
         check(unsafe { ffi::MPI_Initialized(&mut already) }, "MPI_Initialized")?;
         if already != 0 {
             return Err(Error::new(Exit::Internal, "the MPI world was initialised twice in one process"));
         }
-        check_launcher(&library(), std::env::vars_os().filter_map(|(k, _)| k.into_string().ok()))?;
+        check_launcher(&library(), in_step(var), std::env::vars_os().filter_map(|(k, _)| k.into_string().ok()))?;
         let mut provided = 0;
         // SAFETY: null argc and argv are allowed; nothing else has touched MPI.
         let code = unsafe {
@@ -207,15 +208,22 @@ fn slurm_tasks(var: impl Fn(&str) -> Option<String>) -> Option<usize> {
     var("SLURM_NTASKS")?.parse().ok()
 }
 
+/// Whether this is the number of a step that `srun` made. From 0xfffffff0 up, or below 0, numbers stand for something else: the
+/// batch script is -5 or 4294967291 (slurm.h, SLURM_BATCH_SCRIPT). Slurm 26.05 sets that as SLURM_STEP_ID in batch scripts,
+/// where older ones set nothing.
+pub fn is_step(id: i64) -> bool {
+    (0..0xffff_fff0).contains(&id)
+}
+
+fn in_step(var: impl Fn(&str) -> Option<String>) -> bool {
+    var("SLURM_STEP_ID").and_then(|id| id.trim().parse().ok()).is_some_and(is_step)
+}
+
 /// Refuses a task of a Slurm step to which `srun` gave no process manager, before MPI_Init does worse: Open MPI 4 ends
 /// the process with a page of text, Open MPI 5 may start a world of one (open-mpi/ompi#13523). Other MPIs may find
-/// Slurm without one. `names`: all environment variables.
-fn check_launcher(library: &str, names: impl Iterator<Item = String>) -> Result<()> {
-    let (mut step, mut manager) = (false, false);
-    for name in names {
-        step |= name == "SLURM_STEP_ID";
-        manager |= ["PMIX_", "PMI_", "OMPI_COMM_WORLD_"].iter().any(|p| name.starts_with(p));
-    }
+/// Slurm without one. `step`: this is a task of a step; `names`: all environment variables.
+fn check_launcher(library: &str, step: bool, mut names: impl Iterator<Item = String>) -> Result<()> {
+    let manager = names.any(|name| ["PMIX_", "PMI_", "OMPI_COMM_WORLD_"].iter().any(|p| name.starts_with(p)));
     if library.starts_with("Open MPI") && step && !manager {
         return Err(Error::new(
             Exit::World,
@@ -227,7 +235,7 @@ fn check_launcher(library: &str, names: impl Iterator<Item = String>) -> Result<
 }
 
 /// The MPI library's name and version (MPI 4.1 §9.1.1: may be called before MPI_Init).
-fn library() -> String {
+pub fn library() -> String {
     let mut text = vec![0u8; ffi::MPI_MAX_LIBRARY_VERSION_STRING as usize + 1];
     let mut length = 0;
     // SAFETY: the buffer has the size that MPI asks for.
@@ -275,13 +283,17 @@ mod tests {
     #[test]
     fn a_step_without_a_process_manager_is_refused_for_open_mpi() {
         let names = |list: &'static [&'static str]| list.iter().map(|s| s.to_string());
-        let e = check_launcher("Open MPI v4.1.4", names(&["PATH", "SLURM_STEP_ID"])).unwrap_err();
+        let e = check_launcher("Open MPI v4.1.4", true, names(&["PATH", "SLURM_STEP_ID"])).unwrap_err();
         assert_eq!(e.exit, Exit::World);
         assert!(e.to_string().contains("--mpi=pmix"), "{e}");
-        assert!(check_launcher("MPICH Version: 5.0", names(&["SLURM_STEP_ID"])).is_ok());
-        for fine in [&["SLURM_STEP_ID", "PMIX_RANK"][..], &["SLURM_STEP_ID", "PMI_FD"], &["SLURM_JOB_ID"]] {
-            assert!(check_launcher("Open MPI v4.1.4", names(fine)).is_ok());
+        assert!(check_launcher("MPICH Version: 5.0", true, names(&["SLURM_STEP_ID"])).is_ok());
+        for (step, fine) in [(true, &["PMIX_RANK"][..]), (true, &["PMI_FD"]), (false, &["SLURM_JOB_ID"])] {
+            assert!(check_launcher("Open MPI v4.1.4", step, names(fine)).is_ok());
         }
+        for (id, step) in [("0", true), ("17", true), ("-5", false), ("4294967291", false), ("x", false)] {
+            assert_eq!(in_step(|k| (k == "SLURM_STEP_ID").then(|| id.to_string())), step, "{id}");
+        }
+        assert!(!in_step(|_| None));
         assert!(!library().is_empty());
     }
 

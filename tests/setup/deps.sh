@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Installs what herd needs on Debian 12 or Ubuntu 24.04, and only what is missing.
-# usage: deps.sh FOLDER base|test
-#   base  system packages, and in FOLDER a Python environment with libtorch and cmake: enough to build and for the demo
-#   test  into the same environment: all of PyTorch, transformers and what else the tests compare with
-set -euo pipefail
+# Installs what herd needs on Debian 12 and 13 or Ubuntu 24.04, and only what is missing.
+# usage: deps.sh FOLDER base|test|stacks
+#   base    system packages, and in FOLDER a Python environment with libtorch and cmake: enough to build and for the demo
+#   test    into the same environment: all of PyTorch, transformers and what else the tests compare with
+#   stacks  what makes trees of other Debian releases (make stacks)
+# HERD_MPI=openmpi|mpich says which MPI is to be installed; without it Open MPI, or MPICH where Slurm has no PMIx plugin.
+set -Eeuo pipefail
+trap 'echo "deps: \`$BASH_COMMAND\` failed with status $? (deps.sh, line $LINENO)" >&2' ERR
 folder=$1 what=$2
 cd "$(dirname "$0")/../.."
 
 packages=(
     gcc g++ make pkg-config libclang-dev           # to build; libclang is for the MPI bindings
-    libopenmpi-dev openmpi-bin                     # MPI
     slurm-wlm slurm-wlm-basic-plugins munge        # a private Slurm
     iproute2 util-linux procps                     # its nodes: network, namespaces, processes
     libfaketime e2fsprogs                          # nodes with a wrong clock, a filesystem that blocks: make drill
@@ -48,16 +50,35 @@ apt_install() {
 }
 
 system_packages() {
-    command -v apt-get >/dev/null || fail "no apt-get: this installs on Debian 12 and Ubuntu 24.04 only (hint: on a cluster, build against site modules: docs/cluster.md)"
+    command -v apt-get >/dev/null || fail "no apt-get: this installs on Debian 12 and 13 and Ubuntu 24.04 only (hint: on a cluster, build against site modules: docs/cluster.md)"
     apt_install "${packages[@]}"
-    # Slurm's PMIx plugin is in slurm-wlm-basic-plugins or, where Slurm is packaged in more parts, in one of its own.
-    if ! compgen -G '/usr/lib/*/slurm*/mpi_pmix.so' >/dev/null; then
-        local plugins
-        plugins=$(apt-cache pkgnames slurm-wlm | grep -E 'pmix|mpi-plugin' | sort | paste -sd' ')
-        # shellcheck disable=SC2086
-        apt_install ${plugins:-slurm-wlm-plugins}
-        compgen -G '/usr/lib/*/slurm*/mpi_pmix.so' >/dev/null || fail "no package here brings Slurm's mpi_pmix plugin"
+    local mpi=${HERD_MPI:-openmpi}
+    if [ "$mpi" = openmpi ] && ! pmix_plugin; then
+        [ -z "${HERD_MPI:-}" ] || say "Open MPI is installed as HERD_MPI says; this Slurm has no PMIx plugin for it"
+        mpi=${HERD_MPI:-mpich}
     fi
+    case $mpi in
+        openmpi) apt_install libopenmpi-dev openmpi-bin ;;
+        mpich) apt_install libmpich-dev mpich ;;
+        *) fail "HERD_MPI=$mpi: openmpi or mpich" ;;
+    esac
+}
+
+has_plugin() { compgen -G "/usr/lib/*/slurm*/$1.so" >/dev/null; }
+
+# Slurm's PMIx plugin, through which Open MPI's ranks find each other: in slurm-wlm-basic-plugins or, where Slurm is packaged
+# in more parts, in one of its own. Without it (Slurm 26.05 of Debian's testing) MPICH's ranks find each other by pmi2.
+pmix_plugin() {
+    has_plugin mpi_pmix && return
+    local found
+    found=$(apt-cache pkgnames slurm-wlm | grep -E 'pmix|mpi-plugin' | grep -v -- -dev | sort | paste -sd' ' || true)
+    # shellcheck disable=SC2086
+    apt_install ${found:-slurm-wlm-plugins}
+    has_plugin mpi_pmix && return
+    say "Slurm $(srun --version | cut -d' ' -f2) here has no PMIx plugin: no /usr/lib/*/slurm*/mpi_pmix.so, nor a package that brings it (looked at: ${found:-slurm-wlm-plugins})"
+    has_plugin mpi_pmi2 || fail "and no mpi_pmi2.so either: this Slurm can start no MPI ranks"
+    say "MPICH is used instead, whose ranks find each other by Slurm's pmi2 plugin"
+    return 1
 }
 
 # The first Python that is new enough and can make environments.
@@ -140,6 +161,7 @@ case $what in
         # A site's own libtorch, as LIBTORCH, is used as it is.
         if [ "${LIBTORCH:-$folder/libtorch}" = "$folder/libtorch" ]; then libtorch; else say "using LIBTORCH=$LIBTORCH"; fi
         ;;
+    stacks) apt_install debootstrap ;;
     test)
         pip_install tests/setup/requirements-test.txt
         python_headers
