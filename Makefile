@@ -16,16 +16,19 @@ export HERD_DEPS := $(deps)
 # $(deps)/bin holds only a cmake that is new enough.
 export PATH := $(deps)/bin:$(PATH):$(cargo_bin):/usr/sbin
 
-.PHONY: help deps deps-test build install demo test lint bench parity checkpoint-faults drill clean
+.PHONY: help deps deps-test deps-stacks build install demo test lint bench parity checkpoint-faults drill stacks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-deps: ## install what building and the demo need (Debian 12, Ubuntu 24.04); nothing that is there already
+deps: ## install what building and the demo need (Debian 12 and 13, Ubuntu 24.04); nothing that is there already
 	@tests/setup/deps.sh $(deps) base
 
 deps-test: deps ## and what the tests and benchmarks compare with: PyTorch, transformers, h5py, pytest
 	@tests/setup/deps.sh $(deps) test
+
+deps-stacks: deps ## and debootstrap, for trees of other Debian releases
+	@tests/setup/deps.sh $(deps) stacks
 
 build: ## build target/release/herd
 	@tests/setup/check_build_env.sh
@@ -56,6 +59,9 @@ bench: deps deps-test build ## speed side by side with PyTorch; writes benchmark
 
 drill: deps build ## every fault on a private Slurm, `herd drill` on a live job, 200 random faults; writes docs/recovery.md and recovery.json
 	@$(HERD_PYTHON) benchmarks/recovery.py
+
+stacks: deps deps-stacks ## built, tested and drilled with the Slurm and MPI of three Debian releases; writes docs/cluster.md and stacks.json
+	@$(HERD_PYTHON) benchmarks/stacks.py
 
 clean: ## remove what was built; keeps $(DEPS)
 	cargo clean

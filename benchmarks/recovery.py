@@ -63,7 +63,8 @@ class Drill:
             self.disk = None
 
     def job(self, name, case, **more):
-        keys = dict(steps=case.steps, ranks=case.ranks, sets=case.sets, sbatch=case.sbatch, nodes=case.ask or case.nodes)
+        sets = (*case.sets, *self.args.launch)
+        keys = dict(steps=case.steps, ranks=case.ranks, sets=sets, sbatch=case.sbatch, nodes=case.ask or case.nodes)
         folder = self.disk.path / name if self.disk else self.folder / name
         job = lab.Job(self.cluster, folder, self.herd, **{**keys, **more})
         job.disk, job.cut, job.crashed = self.disk, None, []
@@ -107,6 +108,11 @@ class Drill:
         if case.after in checks.WHILE_IT_RUNS:
             case.after(job, row.notes)
         code = job.finish(180)
+        row.wrong = sorted(job.blamed() - job.harmed)
+        if row.wrong:
+            raise lab.Failed(f"{', '.join(row.wrong)} blamed, and harmed were {', '.join(sorted(job.harmed)) or 'none'}")
+        if case.kind in ("death", "silent") and not job.harmed <= job.blamed():
+            raise lab.Failed(f"{', '.join(sorted(job.harmed - job.blamed()))} harmed, and blamed are {', '.join(sorted(job.blamed())) or 'none'}")
         state = job.state()["JobState"]
         if (code, state) != (case.exit, case.state):
             raise lab.Failed(f"the job ended {state} with {code}, not {case.state} with {case.exit}: {job.log.read_text()[-1500:]}")
@@ -299,6 +305,8 @@ def main():
     p.add_argument("--soak-steps", type=int, default=7000)
     p.add_argument("--seed", type=int, default=5)
     p.add_argument("--slack", type=float, default=0.0, help="seconds added to limits, for a busy machine; records nothing")
+    p.add_argument("--launch", action="append", default=[], metavar="KEY=VALUE", help="a key of every run's configuration (repeatable)")
+    p.add_argument("--rows", type=Path, help="write what came of each case there, as JSON lines, and record nothing else")
     p.add_argument("--folder", type=Path, default=FOLDER, help="for runs and their logs; emptied first")
     p.add_argument("--herd", help="binary (default target/release/herd)")
     args = p.parse_args()
@@ -311,6 +319,8 @@ def main():
         found = tables.entries(table, commands, soak, idle, large)
         for e in found:
             print(f"{e['name']:32}{e['value']:10.4g}  {e['unit']}", flush=True)
+        if args.rows:
+            return
         if (args.record or not args.only) and not args.slack:
             common.write_results(found, tables.RESULTS)
             tables.write_page(table, commands, soak)
@@ -324,6 +334,9 @@ def main():
             for number, case in enumerate(part(faults.CASES, args.part)):
                 if re.search(args.only or "", case.name):
                     new.append(drill.case(number, case))
+                    if args.rows:
+                        with open(args.rows, "a") as f:
+                            f.write(json.dumps({"kind": case.kind, "spare": case.spare, **new[-1].keep()}) + "\n")
             rows.update((r.case.name, r) for r in new)
             good &= not any(r.failure for r in new)
             keep(table=[rows[c.name] for c in faults.CASES if c.name in rows])

@@ -20,12 +20,13 @@ PEERS = {
 class Row:
     """What came of one case."""
 
-    KEPT = ("failure", "detect", "recover", "lost", "equal", "notes", "herd", "date")
+    KEPT = ("failure", "detect", "recover", "lost", "equal", "wrong", "notes", "herd", "date")
 
     def __init__(self, case, **kept):
         self.case, self.notes, self.failure = case, [], None
         self.detect = self.recover = self.lost = None
         self.equal = None
+        self.wrong = []  # nodes that were blamed, and to which nothing had been done
         self.herd, self.date = common.versions()["herd"], time.strftime("%F", time.gmtime())
         self.__dict__.update(kept)
 
@@ -45,7 +46,7 @@ def rows_before():
     """The rows of earlier runs: {name: row}."""
     cases = {c.name: c for c in faults.CASES}
     kept = next((e.get("rows", []) for e in common.read_results(RESULTS) if e["name"] == "faults"), [])
-    return {r["case"]: Row(cases[r["case"]], **{k: r[k] for k in Row.KEPT}) for r in kept if r["case"] in cases}
+    return {r["case"]: Row(cases[r["case"]], **{k: r[k] for k in Row.KEPT if k in r}) for r in kept if r["case"] in cases}
 
 
 def costs(rows):

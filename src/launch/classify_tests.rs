@@ -76,7 +76,15 @@ fn what_slurm_says() {
             "n3",
             "signal",
         ),
+        (
+            &[ABORTED, "n1: task 0: Killed", "n3: task 2: Exited with exit code 14", "n2: task 1: Killed"],
+            Class::Process,
+            "n1",
+            "signal",
+        ),
         (&[ABORTED, "n2: task 1: Exited with exit code 14", "n1: task 0: Killed"], Class::Unknown, "", "step_ended"),
+        (&[ABORTED, "n1: task 0: Killed", "n2: task 1: Exited with exit code 3"], Class::Process, "n2", "code_3"),
+        (&[ABORTED, "n[1-3]: tasks 0-2: Killed"], Class::Unknown, "", "step_ended"),
         // Codes that no rank has vouched for.
         (&["n1: task 0: Exited with exit code 10"], Class::Process, "n1", "code_10"),
         (&["n1: task 0: Exited with exit code 1"], Class::Process, "n1", "code_1"),
@@ -216,6 +224,7 @@ fn a_command_line_that_srun_refuses_is_told_in_its_words_and_not_tried_again() {
     let found = classify(&refused(line, 1));
     assert_eq!((found.class, found.reason.as_str(), found.exit), (Class::User, "srun_refused", Exit::World));
     assert!(found.fact.contains(line), "{}", found.fact);
+    assert_eq!(classify(&refused("unrecognized option '--no-such-option'", 255)).reason, "srun_refused");
     // A controller that is away, a signal, a step that did run: no refusal.
     for other in [
         refused("Unable to contact slurm controller (connect failure)", 1),

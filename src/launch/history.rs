@@ -31,6 +31,9 @@ pub enum Class {
     Supervisor,
 }
 
+/// Reason of an attempt that ended because a node cannot run the ranks, while others can.
+pub const UNFIT: &str = "cannot_run";
+
 impl Class {
     /// Whether the attempt ended by a fault, and not by its own or somebody's wish.
     pub fn is_fault(self) -> bool {

@@ -1,6 +1,7 @@
 //! `ledger.json`: which nodes have failed, when and why, and which are not to be used. It outlives requeues, since Slurm
 //! forgets what a job knew about its nodes.
 
+use super::history::UNFIT;
 use crate::durable::write_atomic;
 use crate::error::{Error, Exit, Result};
 use jiff::{SignedDuration, Timestamp};
@@ -75,6 +76,11 @@ impl Ledger {
         let first_time = !entry.given_up && entry.failures.len() as u64 >= limit;
         entry.given_up |= first_time;
         first_time
+    }
+
+    /// Whether the last failure of a node was that it cannot run the ranks.
+    pub fn is_unfit(&self, node: &str) -> bool {
+        self.nodes.get(node).and_then(|n| n.failures.last()).is_some_and(|f| f.reason == UNFIT)
     }
 
     /// Nodes not to be used: given up, or paused.

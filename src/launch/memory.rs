@@ -57,15 +57,15 @@ impl Supervisor {
         if nodes.is_empty() {
             return;
         }
-        let line = StepLine {
-            job: &self.job,
-            name: "herd-flush",
-            nodes: &nodes,
-            ranks_per_node: 1,
-            mpi: &self.mpi,
-            hosts_file: &hosts_file,
-        };
-        let flush = || {
+        let flush = |nodes: &[String]| {
+            let line = StepLine {
+                job: &self.job,
+                name: "herd-flush",
+                nodes,
+                ranks_per_node: 1,
+                mpi: &self.mpi,
+                hosts_file: &hosts_file,
+            };
             let mut command = line.command();
             // nothing watches over these ranks: when one dies, the others would wait for it
             command.arg(format!("--wait={FLUSH_TOGETHER_S}"));
@@ -76,13 +76,18 @@ impl Supervisor {
         };
         let no_snapshot = format!("code {}:", Exit::NoSnapshot.code());
         let decided = |r: &Result<String>| r.as_ref().map_or_else(|e| e.fact.contains(&no_snapshot), |_| true);
-        let mut result = flush();
+        let mut result = flush(&nodes);
         if !decided(&result) {
+            // a node on which herd does not start would end this too
+            let fit: Vec<String> = nodes.iter().filter(|n| !self.book.ledger.is_unfit(n)).cloned().collect();
+            let without: Vec<&str> = nodes.iter().filter(|n| !fit.contains(n)).map(String::as_str).collect();
             tracing::warn!(
-                "snapshots: {}; once more",
-                result.as_ref().map_or_else(|e| e.to_string(), |_| String::new())
+                "snapshots: {}; once more{}{}",
+                result.as_ref().map_or_else(|e| e.to_string(), |_| String::new()),
+                if without.is_empty() { "" } else { ", without " },
+                without.join(", ")
             );
-            result = flush();
+            result = flush(&fit);
         }
         let said = match result {
             Ok(said) => said.split_whitespace().collect::<Vec<_>>().join(" "),

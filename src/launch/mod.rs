@@ -16,6 +16,7 @@ mod nodes;
 mod place;
 mod policy;
 mod ranks;
+mod relay;
 mod rollcall;
 pub mod standby;
 pub mod status;

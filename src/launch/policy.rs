@@ -1,13 +1,10 @@
 //! Whether to start again. A pure function of how the attempts went, so that it can be tested by telling it stories.
 
-use super::history::{Class, History, Record};
+use super::history::{Class, History, Record, UNFIT};
 use crate::config::LaunchSection;
 use crate::error::Exit;
 use jiff::Timestamp;
 use std::time::Duration;
-
-/// The reason of an attempt that ended because a node cannot run the ranks, while others can.
-pub const UNFIT: &str = "cannot_run";
 
 /// What to do after an attempt has ended.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,6 +1,7 @@
 //! One start of the ranks: the `srun` child, what comes out of it, and how it is ended without waiting for anybody.
 
 use super::classify::Seen;
+use super::relay::Relay;
 use super::rollcall::{drain, set_nonblocking};
 use super::watch::{Signs, Tail};
 use crate::error::{Error, Exit, Result};
@@ -8,7 +9,6 @@ use crate::exit_record;
 use crate::liveness::verdict;
 use crate::slurm::messages::{self, Message};
 use crate::slurm::{control, process, Job, StepLine};
-use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
@@ -31,7 +31,7 @@ pub struct Ranks {
     step: String,
     child: Child,
     stderr: Option<ChildStderr>,
-    text: Vec<u8>,
+    relay: Relay,
     run_dir: PathBuf,
     /// Where ranks write down why they leave.
     records: PathBuf,
@@ -68,7 +68,7 @@ impl Ranks {
             step: line.name.to_string(),
             child,
             stderr,
-            text: Vec::new(),
+            relay: Relay::default(),
             run_dir: run_dir.to_path_buf(),
             records,
             events,
@@ -94,10 +94,10 @@ impl Ranks {
     /// Waits at most one tick for news; what was seen when the attempt is over.
     pub fn poll(&mut self) -> Option<Seen> {
         self.wait_for_output();
-        self.relay();
+        self.listen();
         self.look();
         if let Some(code) = process::ended(&mut self.child) {
-            self.relay();
+            self.listen();
             let end = Instant::now() + LAST_WORDS;
             self.seen.code = Some(code);
             // after a good end the events tell, and a network filesystem may show them late
@@ -139,7 +139,8 @@ impl Ranks {
         if process::within(&mut self.child, Duration::from_millis(200)).is_none() {
             process::end(&mut self.child);
         }
-        self.relay();
+        self.listen();
+        self.relay.finish(&mut std::io::stderr());
         // the folder stays where it tells something
         let _ = std::fs::remove_dir(&self.records);
     }
@@ -149,7 +150,7 @@ impl Ranks {
         let end = Instant::now() + SETTLE;
         while Instant::now() < end && !self.seen.finished {
             std::thread::sleep(Duration::from_millis(20));
-            self.relay();
+            self.listen();
             self.look();
         }
         self.seen.records = exit_record::read_all(&self.records).unwrap_or_default();
@@ -173,18 +174,20 @@ impl Ranks {
     }
 
     /// Passes srun's and the ranks' stderr on, and reads what it says about tasks.
-    fn relay(&mut self) {
+    fn listen(&mut self) {
         let Some(pipe) = &mut self.stderr else { return };
-        let before = self.text.len();
-        let open = drain(pipe, &mut self.text);
-        let _ = std::io::stderr().write_all(&self.text[before..]);
+        let mut news = Vec::new();
+        let open = drain(pipe, &mut news);
+        let mut log = std::io::stderr();
+        let lines = self.relay.pass(&news, &mut log);
+        if self.signs.met {
+            self.relay.met(&mut log);
+        }
         if !open {
             self.stderr = None;
+            self.relay.finish(&mut log);
         }
-        let Some(end) = self.text.iter().rposition(|&b| b == b'\n') else { return };
-        let rest = self.text.split_off(end + 1);
-        let whole = std::mem::replace(&mut self.text, rest);
-        String::from_utf8_lossy(&whole).lines().for_each(|line| self.hear(line));
+        lines.iter().for_each(|line| self.hear(line));
     }
 
     /// Takes in one line of the step's stderr.

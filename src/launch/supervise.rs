@@ -84,7 +84,7 @@ impl Supervisor {
             ("run_dir".into(), json!(run_dir)),
             ("job".into(), json!(job.address())),
         ];
-        let site = Site::ask()?;
+        let site = Site::ask();
         let mpi = site.plugin(&config.launch.mpi, &library())?;
         tracing::info!("Slurm {}, {}; ranks find each other by --mpi={mpi}", site.version, first_line(&library()));
         let same_job = |r: &&Record| r.job == job.id && r.restarts == job.restarts;

@@ -1,8 +1,7 @@
 //! What the deaths of tasks mean: those that left a record, those that a signal ended, codes that are nobody's word.
 
 use super::classify::{exit_of, Finding, Seen};
-use super::history::Class;
-use super::policy::UNFIT;
+use super::history::{Class, UNFIT};
 use crate::error::Exit;
 use crate::exit_record::ExitRecord;
 use crate::liveness::Reason;
@@ -36,15 +35,28 @@ impl Death<'_> {
     }
 }
 
-/// Deaths before Slurm began to end the step. What comes later is of its doing.
+/// Deaths before Slurm began to end the step; what comes later is of its doing. But the word of the death that made it end the step
+/// may come a moment after the word that it does (Slurm 24.11: one goes by way of the controller, the other does not). So where
+/// there is none before, it is the first one after that Slurm and PMIx do not cause themselves, else the first one of all.
 fn deaths(seen: &Seen) -> Vec<Death<'_>> {
-    let before = seen.said.iter().take_while(|m| **m != Message::Aborted);
-    before
-        .filter_map(|m| match m {
-            Message::Tasks { nodes, ranks, how } => Some(Death { nodes, ranks, how }),
-            _ => None,
-        })
-        .collect()
+    let aborted = seen.said.iter().position(|m| *m == Message::Aborted).unwrap_or(seen.said.len());
+    let (before, after) = seen.said.split_at(aborted);
+    let found: Vec<Death> = before.iter().filter_map(death_of).collect();
+    match found.is_empty() {
+        false => found,
+        true => {
+            let mut later = after.iter().filter_map(death_of);
+            let own = after.iter().filter_map(death_of).find(|d| d.may_be_first() && !d.killed());
+            own.or(later.next()).into_iter().filter(|d| d.ranks.len() == 1).collect()
+        }
+    }
+}
+
+fn death_of(m: &Message) -> Option<Death<'_>> {
+    match m {
+        Message::Tasks { nodes, ranks, how } => Some(Death { nodes, ranks, how }),
+        _ => None,
+    }
 }
 
 /// What a rank wrote down as it left: the user's mistake first, then what names a device, the filesystem, a bug.
@@ -196,7 +208,8 @@ pub(super) fn of_command_line(seen: &Seen) -> Option<Finding> {
         let words = ["--", "option", "invalid", "incompatible", "mpi", "plugin", "usage", "specif"];
         words.iter().any(|w| l.to_ascii_lowercase().contains(w))
     };
-    if tasks || !matches!(seen.code, Some(1..=127)) || !seen.srun.iter().any(names_one) {
+    // 255 is what a tool of Slurm's leaves with for an option that it does not know
+    if tasks || !matches!(seen.code, Some(1..=127 | 255)) || !seen.srun.iter().any(names_one) {
         return None;
     }
     Some(Finding {

@@ -25,14 +25,16 @@ pub struct Site {
 }
 
 impl Site {
-    /// Asks srun.
-    ///
-    /// Errors ([`Exit::World`]): it cannot be started, or does not answer.
-    pub fn ask() -> Result<Site> {
-        let version = said(command("srun", &["--version"]), LIMIT)?;
+    /// Asks srun, and says what it did not answer: that costs the choice of a plugin, not the job.
+    pub fn ask() -> Site {
+        let asked = |option: &str| {
+            said(command("srun", &[option]), LIMIT).unwrap_or_else(|e| {
+                tracing::warn!("srun {option} was not answered, so what this Slurm can do is not known: {e}");
+                String::new()
+            })
+        };
         // 22.05 lists on stderr, later ones on stdout
-        let list = said(command("srun", &["--mpi=list"]), LIMIT)?;
-        Ok(Site { version: version.trim().trim_start_matches("slurm").trim().to_string(), plugins: plugins(&list) })
+        Site { version: version(&asked("--version")), plugins: plugins(&asked("--mpi=list")) }
     }
 
     /// The value of `--mpi` by which ranks of `library` (MPI_Get_library_version) find each other here. `wanted`: what the
@@ -41,6 +43,9 @@ impl Site {
     /// Errors ([`Exit::World`]): Slurm has no such plugin, or none that this MPI can use.
     pub fn plugin(&self, wanted: &str, library: &str) -> Result<String> {
         let usable = usable(library);
+        if self.plugins.is_empty() {
+            return Ok(if wanted == "auto" { usable[0] } else { wanted }.to_string());
+        }
         let has = |name: &str| self.plugins.iter().any(|p| p == name);
         let chosen = match wanted {
             "auto" => usable.iter().find(|name| has(name)).map(|name| name.to_string()),
@@ -60,7 +65,7 @@ impl Site {
             if wanted == "auto" { String::new() } else { format!("launch.mpi is {wanted}; ") },
             usable.join(" or "),
             self.version,
-            if self.plugins.is_empty() { "none".to_string() } else { self.plugins.join(", ") }
+            self.plugins.join(", ")
         );
         let hint = match usable.iter().any(|name| has(name)) {
             true => "take launch.mpi: auto",
@@ -93,6 +98,14 @@ fn links_pmix() -> bool {
 fn short(library: &str) -> String {
     let line = library.lines().next().unwrap_or_default();
     line.split(',').next().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// `24.11.5` of `slurm 24.11.5`, `slurm-wlm 22.05.8`.
+fn version(said: &str) -> String {
+    said.split_whitespace()
+        .find(|w| w.starts_with(|c: char| c.is_ascii_digit()))
+        .unwrap_or("of unknown version")
+        .to_string()
 }
 
 /// The names in what `srun --mpi=list` prints: one a line, and the versions of pmix after a colon.
@@ -143,13 +156,19 @@ mod tests {
         assert_eq!(chosen(NEW, "auto", open4).unwrap(), "pmi2");
         assert_eq!(chosen(NEW, "auto", mpich).unwrap(), "pmi2");
         assert_eq!(chosen(OLD, "auto", "MPI VERSION    : CRAY MPICH version 8.1.29").unwrap(), "cray_shasta");
+        assert_eq!(
+            (chosen("", "auto", open5).unwrap(), chosen("", "pmi2", open5).unwrap()),
+            ("pmix".into(), "pmi2".into())
+        );
+        assert_eq!((version("slurm-wlm 22.05.8\n"), version("slurm 24.11.5")), ("22.05.8".into(), "24.11.5".into()));
+        assert_eq!(version(""), "of unknown version");
         assert_eq!(chosen(OLD, "pmi2", "Intel(R) MPI Library 2021.13").unwrap(), "pmi2");
         for (list, wanted, library, words) in [
             (NEW, "auto", open5, "built with Open MPI v5.0.7, whose ranks find each other under srun by pmix; Slurm 24.11.5 has cray_shasta, none, pmi2"),
             (NEW, "pmix", open5, "launch.mpi is pmix; "),
             (OLD, "pmi2", open5, "launch.mpi is pmi2; "),
             (OLD, "none", open4, "launch.mpi is none; "),
-            ("", "auto", mpich, "built with MPICH Version: 5.0.2, whose ranks find each other under srun by "),
+            ("none", "auto", mpich, "built with MPICH Version: 5.0.2, whose ranks find each other under srun by "),
         ] {
             let e = chosen(list, wanted, library).unwrap_err();
             assert!(e.exit == Exit::World && e.to_string().contains(words), "{e}");

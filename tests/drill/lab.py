@@ -155,6 +155,7 @@ class Job:
         )
         self.log = self.folder / "job.log"
         self.id = None
+        self.harmed = set()  # nodes to which something was done, and no others may be blamed
 
     def submit(self):
         script = self.folder / "job.sh"
@@ -180,6 +181,11 @@ class Job:
 
     def json(self, name):
         return json.loads((self.run_dir / name).read_text())
+
+    def blamed(self):
+        """Nodes that the ledger counts a failure against."""
+        path = self.run_dir / "ledger.json"
+        return set(json.loads(path.read_text())["nodes"]) if path.exists() else set()
 
     def events(self, kind=None):
         return [e for e in self.json_lines("events.jsonl") if kind in (None, e["kind"])]
@@ -220,6 +226,7 @@ class Job:
 
     def kill_rank(self, rank, sig=signal.SIGKILL):
         pid, node = self.rank_processes()[rank]
+        self.harmed.add(node)
         os.kill(pid, sig)
         return pid, node
 

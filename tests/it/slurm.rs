@@ -5,4 +5,5 @@ mod install;
 mod memory;
 mod nodes;
 mod recovery;
+mod starts;
 mod training;

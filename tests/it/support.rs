@@ -9,12 +9,17 @@ pub fn herd() -> Command {
     Command::new(env!("CARGO_BIN_EXE_herd"))
 }
 
-/// `mpirun -n N` with what a test host needs (root, more ranks than cores, loopback only).
+/// `mpirun -n N` with what a test host needs (root, more ranks than cores, loopback only): of Open MPI 4 to 6, which read the
+/// variables of their version, or of MPICH, which needs nothing. HERD_MPIRUN names one of several.
 pub fn mpirun(n: usize) -> Command {
-    let mut c = Command::new("mpirun");
-    c.args(["-n", &n.to_string(), "--oversubscribe", "--bind-to", "none"])
+    let mut c = Command::new(std::env::var_os("HERD_MPIRUN").unwrap_or_else(|| "mpirun".into()));
+    c.args(["-n", &n.to_string()])
         .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
         .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+        .env("OMPI_MCA_rmaps_base_oversubscribe", "1")
+        .env("OMPI_MCA_hwloc_base_binding_policy", "none")
+        .env("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe")
+        .env("PRTE_MCA_hwloc_default_binding_policy", "none")
         .env("OMPI_MCA_btl", "self,vader")
         .env("OMPI_MCA_btl_vader_single_copy_mechanism", "none");
     c

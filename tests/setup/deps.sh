@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what herd needs on Debian 12 and 13 or Ubuntu 24.04, and only what is missing.
-# usage: deps.sh FOLDER base|test|stacks
+# usage: deps.sh FOLDER base|test|cluster|stacks
 #   base    system packages, and in FOLDER a Python environment with libtorch and cmake: enough to build and for the demo
+#   cluster only Slurm and MPI: enough to run a herd that is there
 #   test    into the same environment: all of PyTorch, transformers and what else the tests compare with
 #   stacks  what makes trees of other Debian releases (make stacks)
 # HERD_MPI=openmpi|mpich says which MPI is to be installed; without it Open MPI, or MPICH where Slurm has no PMIx plugin.
@@ -10,14 +11,17 @@ trap 'echo "deps: \`$BASH_COMMAND\` failed with status $? (deps.sh, line $LINENO
 folder=$1 what=$2
 cd "$(dirname "$0")/../.."
 
-packages=(
+build_packages=(
     gcc g++ make pkg-config libclang-dev           # to build; libclang is for the MPI bindings
-    slurm-wlm slurm-wlm-basic-plugins munge        # a private Slurm
-    iproute2 util-linux procps                     # its nodes: network, namespaces, processes
-    libfaketime e2fsprogs                          # nodes with a wrong clock, a filesystem that blocks: make drill
     python3 python3-venv ca-certificates           # for the wheels below
     bible-kjv bible-kjv-text                       # real text to train on: 4.3 MB, public domain
     shellcheck
+)
+cluster_packages=(
+    slurm-wlm slurm-wlm-basic-plugins munge        # a private Slurm
+    iproute2 util-linux procps                     # its nodes: network, namespaces, processes
+    libfaketime e2fsprogs                          # nodes with a wrong clock, a filesystem that blocks: make drill
+    python3                                        # what does the faults
 )
 installed=no
 
@@ -51,7 +55,7 @@ apt_install() {
 
 system_packages() {
     command -v apt-get >/dev/null || fail "no apt-get: this installs on Debian 12 and 13 and Ubuntu 24.04 only (hint: on a cluster, build against site modules: docs/cluster.md)"
-    apt_install "${packages[@]}"
+    apt_install "$@" "${cluster_packages[@]}"
     local mpi=${HERD_MPI:-openmpi}
     if [ "$mpi" = openmpi ] && ! pmix_plugin; then
         [ -z "${HERD_MPI:-}" ] || say "Open MPI is installed as HERD_MPI says; this Slurm has no PMIx plugin for it"
@@ -75,7 +79,7 @@ pmix_plugin() {
     # shellcheck disable=SC2086
     apt_install ${found:-slurm-wlm-plugins}
     has_plugin mpi_pmix && return
-    say "Slurm $(srun --version | cut -d' ' -f2) here has no PMIx plugin: no /usr/lib/*/slurm*/mpi_pmix.so, nor a package that brings it (looked at: ${found:-slurm-wlm-plugins})"
+    say "Slurm $(/usr/sbin/slurmd -V | cut -d' ' -f2) here has no PMIx plugin: no /usr/lib/*/slurm*/mpi_pmix.so, nor a package that brings it (looked at: ${found:-slurm-wlm-plugins})"
     has_plugin mpi_pmi2 || fail "and no mpi_pmi2.so either: this Slurm can start no MPI ranks"
     say "MPICH is used instead, whose ranks find each other by Slurm's pmi2 plugin"
     return 1
@@ -155,12 +159,13 @@ module_tools() {
 
 case $what in
     base)
-        system_packages
+        system_packages "${build_packages[@]}"
         mkdir -p "$folder"
         module_tools
         # A site's own libtorch, as LIBTORCH, is used as it is.
         if [ "${LIBTORCH:-$folder/libtorch}" = "$folder/libtorch" ]; then libtorch; else say "using LIBTORCH=$LIBTORCH"; fi
         ;;
+    cluster) system_packages ;;
     stacks) apt_install debootstrap ;;
     test)
         pip_install tests/setup/requirements-test.txt

@@ -83,6 +83,9 @@ finish() {
 
 not() { ! "$@"; }
 
+# When something is done, in seconds since the epoch: who measures what follows begins there.
+moment() { echo "$1 at $(date +%s.%N)"; }
+
 # within SECONDS CMD…: tries CMD ten times a second.
 within() {
     local tries=$(($1 * 10))

@@ -67,6 +67,7 @@ simple_boot() {
 
 # Step daemons inherit slurmd's environment; tasks have the job's.
 simple_kill() {
+    moment "$1 crashes"
     finish "$state/nodes/$1/process" KILL
     kill_matching "HERD_NODE=$state/$1"
     kill_matching "SLURM_CONF=$state/etc/slurm.conf" "SLURMD_NODENAME=$1"

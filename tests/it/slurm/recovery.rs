@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::time::Duration;
 
 /// Three ranks on three of four nodes, probes once a second.
-const THREE: &[&str] = &[
+pub const THREE: &[&str] = &[
     "--set",
     "parallel.data=3",
     "--set",
@@ -22,8 +22,13 @@ const THREE: &[&str] = &[
     "liveness.interval_s=1",
 ];
 
-fn submit(run: &Run, cluster: &Cluster, more: &[&str]) -> String {
+pub fn submit(run: &Run, cluster: &Cluster, more: &[&str]) -> String {
     run.submit(cluster, &["-N4"], &[THREE, more].concat())
+}
+
+/// Waits for the `count`th recovery.
+pub fn wait_for_recovery(run: &Run, count: usize) {
+    wait_until("training again", Duration::from_secs(60), || run.events("recovered").len() == count);
 }
 
 /// Kills the process of one rank on its node.
