@@ -1,7 +1,8 @@
-//! `herd config`: check a configuration, print it with its defaults, print the schema of its keys.
+//! `herd config`: check a configuration, print it with its defaults, print the schema of its keys, change keys of a job.
 
 use crate::config::{self, schema, Config};
 use crate::error::Result;
+use crate::launch::submitted;
 use crate::layout;
 use crate::plan::flops::PerToken;
 use crate::plan::memory::Memory;
@@ -10,7 +11,7 @@ use clap::Subcommand;
 use serde_json::json;
 use std::path::PathBuf;
 
-/// Check a configuration, print it with its defaults, or print the schema of its keys.
+/// Check a configuration, print it with its defaults, print the schema of its keys, or change a key of a running job.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   herd config check configs/llama3_70b.yaml --ranks 128
@@ -28,6 +29,7 @@ enum Command {
     Check(CheckArgs),
     Show(ShowArgs),
     Schema(SchemaArgs),
+    Change(ChangeArgs),
 }
 
 #[derive(clap::Args)]
@@ -82,8 +84,31 @@ struct SchemaArgs {
     markdown: bool,
 }
 
+/// Change keys of a job that runs under herd launch, from the next start of its ranks on.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  herd config change runs/llama70b optim.lr=1e-4
+  herd config change runs/llama70b log.every=10 train.max_skipped_steps=20
+
+The starts of a job go by the configuration that it was submitted with, whatever happens to the file meanwhile. Keys that the
+supervisor goes by itself (name, run_dir, parallel, launch, alerts) need a new job.")]
+struct ChangeArgs {
+    /// Run directory
+    run: PathBuf,
+    /// What to change
+    #[arg(value_name = "KEY=VALUE", required = true)]
+    set: Vec<String>,
+}
+
+fn change(args: &ChangeArgs) -> Result<()> {
+    let changed = submitted::change(&args.run, &args.set)?;
+    let lines: String = changed.iter().map(|c| format!("{c}, from the next start on\n")).collect();
+    super::print(if lines.is_empty() { "nothing to change: these are the values already\n" } else { &lines })
+}
+
 pub fn run(args: Args) -> Result<()> {
     match args.command {
+        Command::Change(a) => change(&a),
         Command::Check(a) => check(a),
         Command::Show(a) => show(&config::load(&a.file.config, &a.file.set)?),
         Command::Schema(a) if a.markdown => super::print(&schema::markdown()),

@@ -1,8 +1,8 @@
 //! `herd launch`: the supervisor of a training job, run by its batch script.
 
 use super::logging;
-use crate::config;
 use crate::error::{Error, Exit, Result};
+use crate::launch::submitted::{self, Submitted};
 use crate::launch::{standby, Launch, Supervisor};
 use crate::slurm::Job;
 use std::path::PathBuf;
@@ -42,17 +42,27 @@ pub fn run(args: Args) -> Result<()> {
         return Err(Error::new(Exit::World, "herd launch runs inside a Slurm job, and SLURM_JOB_ID is not set")
             .hint("submit slurm/llama3_demo.sbatch; without Slurm, start the ranks by mpirun herd train"));
     };
+    if let Ok(size) = std::env::var("SLURM_HET_SIZE") {
+        return Err(Error::new(Exit::World, format!("job {} is heterogeneous, of {size} components (SLURM_HET_SIZE), and all ranks of a run have the same resources", job.id))
+            .hint("submit one job without `hetjob` or `:` between resources"));
+    }
     let job = if args.standby.is_some() { standby::whole(job)? } else { job };
-    let config = config::load(&args.config, &args.set)?;
-    let sets = args.set.iter().flat_map(|s| ["--set".to_string(), s.clone()]);
-    let arguments = sets.chain(args.train).collect();
+    let Submitted { config, path, changed } = submitted::settle(&args.config, &args.set, &job)?;
+    if !changed.is_empty() {
+        tracing::warn!(
+            "{} is not what job {} was submitted with ({}): what was submitted goes on; `herd config change` changes a key",
+            args.config.display(),
+            job.address(),
+            changed.join("; ")
+        );
+    }
     let asked = Arc::new(AtomicBool::new(false));
     // before anything else is started: SIGUSR1 would end a process that has no handler
     for signal in [signal_hook::consts::SIGUSR1, signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::flag::register(signal, asked.clone())
             .map_err(|e| Error::new(Exit::Internal, format!("cannot install signal handlers: {e}")))?;
     }
-    let launch = Launch::new(config, args.config, arguments, args.spares, &job)?;
+    let launch = Launch::new(config, path, args.train, args.spares, &job)?;
     let exit = match &args.standby {
         Some(node) => standby::wait(launch, job, asked, node)?,
         None => Supervisor::open(launch, job, asked)?.run()?,

@@ -30,7 +30,7 @@ pub struct LaunchSection {
     /// was built with can use: pmix for Open MPI, pmi2 for MPICH.
     #[schemars(length(min = 1))]
     pub mpi: String,
-    /// Further arguments of srun for the training step.
+    /// Further arguments of srun for every step that runs herd: the ranks, a flush of snapshots, the deputy.
     pub srun: Vec<String>,
     /// Most starts of the ranks over the life of the run, requeues included.
     #[schemars(range(min = 1, max = limit::STEPS))]

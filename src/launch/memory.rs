@@ -64,6 +64,7 @@ impl Supervisor {
                 nodes,
                 ranks_per_node: 1,
                 mpi: &self.mpi,
+                extra: &self.launch.config.launch.srun,
                 hosts_file: &hosts_file,
             };
             let mut command = line.command();

@@ -2,7 +2,7 @@
 //!
 //! `supervise` is the loop, `ranks` one start of the ranks, `ending` how it leaves, `standby` who goes on when its node is lost. What they decide by is pure:
 //! `classify` and `tasks` (what was seen → what it means), `policy` (whether to start again), `place` (on which nodes). What they
-//! remember is in the run directory: `ledger` (nodes), `history` (attempts).
+//! remember is in the run directory: `ledger` (nodes), `history` (attempts), `submitted` (the configuration).
 
 mod alert;
 mod books;
@@ -20,6 +20,7 @@ mod relay;
 mod rollcall;
 pub mod standby;
 pub mod status;
+pub mod submitted;
 mod supervise;
 mod tasks;
 pub mod watch;
@@ -35,9 +36,9 @@ use std::path::PathBuf;
 #[derive(Clone, Debug)]
 pub struct Launch {
     pub config: Config,
-    /// The configuration file, as given.
+    /// The file that the ranks read: what was resolved at the job's first start.
     pub path: PathBuf,
-    /// Overrides, and further arguments of `herd train`.
+    /// Further arguments of `herd train`.
     pub arguments: Vec<String>,
     pub ranks_per_node: usize,
     /// Ranks of one data-parallel replica.
@@ -62,7 +63,10 @@ impl Launch {
             );
         }
         let parallel = &config.parallel;
-        let ranks_per_node = config.launch.ranks_per_node.or(job.tasks_per_node).unwrap_or(1);
+        let ranks_per_node = match config.launch.ranks_per_node {
+            Some(n) => n,
+            None => tasks_on_each_node(job)?,
+        };
         let ranks_per_replica = parallel.tensor * parallel.context * parallel.pipeline;
         let spares = spares.or(config.launch.spares);
         let nodes = job.nodes.len();
@@ -109,17 +113,56 @@ impl Launch {
         line
     }
 
-    /// This very command for a shell.
+    /// This very command for a shell, with the configuration that this job goes by.
     fn own_command(&self) -> String {
         let quoted = |a: String| format!("'{}'", a.replace('\'', r"'\''"));
-        let arguments = std::env::args().skip(1).map(quoted);
+        let path = self.path.display().to_string();
+        let arguments = with_configuration(std::env::args().skip(1), &path).map(quoted);
         std::iter::once(quoted(own_program())).chain(arguments).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// Tasks on each node, from `--ntasks-per-node`, `--ntasks` or both; 1 where the job was submitted with neither.
+fn tasks_on_each_node(job: &Job) -> Result<usize> {
+    let nodes = job.nodes.len();
+    let wrong = |said: String| {
+        Err(Error::new(Exit::World, format!("job {} has {said} on {nodes} nodes", job.id))
+            .hint("ask sbatch for --ntasks-per-node alone, or set launch.ranks_per_node"))
+    };
+    match (job.tasks_per_node, job.tasks) {
+        (Some(each), Some(tasks)) if each * nodes != tasks => {
+            wrong(format!("{tasks} tasks (--ntasks) and {each} on each node (--ntasks-per-node)"))
+        }
+        (Some(each), _) => Ok(each),
+        (None, Some(tasks)) if !tasks.is_multiple_of(nodes) => {
+            wrong(format!("{tasks} tasks (--ntasks), which is no whole number on each,"))
+        }
+        (None, tasks) => Ok(tasks.map_or(1, |t| (t / nodes).max(1))),
     }
 }
 
 /// Path of this binary, for the ranks: they run the supervisor's own version whatever their PATH says.
 fn own_program() -> String {
     std::env::current_exe().map_or_else(|_| "herd".into(), |p| p.display().to_string())
+}
+
+/// A `herd launch` command's arguments with `path` in the place of its configuration, and without overrides, which are in it.
+fn with_configuration(arguments: impl Iterator<Item = String>, path: &str) -> impl Iterator<Item = String> {
+    let (mut out, mut skip, mut placed) = (Vec::new(), false, false);
+    for a in arguments {
+        let (value_of_set, value_of_spares) = (std::mem::take(&mut skip), out.last().is_some_and(|l| l == "--spares"));
+        if value_of_set || a.starts_with("--set=") || a.starts_with("--standby=") {
+            continue;
+        }
+        skip = a == "--set" && !out.iter().any(|o| o == "--");
+        if skip {
+            continue;
+        }
+        let is_path = !placed && !value_of_spares && !a.starts_with('-') && out.iter().any(|o| o == "launch");
+        placed |= is_path;
+        out.push(if is_path { path.to_string() } else { a });
+    }
+    out.into_iter()
 }
 
 #[cfg(test)]
@@ -149,6 +192,42 @@ train: {steps: 1000}
         std::fs::write(&path, GOOD).unwrap();
         let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
         Launch::new(crate::config::load(&path, &sets)?, path.clone(), vec![], spares, &job.job.unwrap())
+    }
+
+    #[test]
+    fn a_successor_goes_by_the_kept_configuration() {
+        let of = |line: &str| {
+            with_configuration(line.split(' ').map(str::to_string), "/run/j.yaml").collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(of("launch c.yaml --set a.b=1 --spares 2"), "launch /run/j.yaml --spares 2");
+        assert_eq!(of("launch --spares 2 --set=a=1 c.yaml -- --set x=1"), "launch --spares 2 /run/j.yaml -- --set x=1");
+        assert_eq!(of("launch --standby=n1 c.yaml"), "launch /run/j.yaml");
+    }
+
+    #[test]
+    fn tasks_are_honoured_or_refused() {
+        let each = |nodes: &str, tasks: Option<&str>, per_node: Option<&str>| {
+            let told = Job::read(|k| match k {
+                "SLURM_JOB_ID" => Some("7".into()),
+                "SLURM_JOB_NODELIST" => Some(nodes.into()),
+                "SLURM_NTASKS" => tasks.map(str::to_string),
+                "SLURM_NTASKS_PER_NODE" => per_node.map(str::to_string),
+                _ => None,
+            });
+            tasks_on_each_node(&told.job.unwrap())
+        };
+        for (tasks, per_node, want) in
+            [(Some("16"), None, 8), (None, None, 1), (None, Some("3"), 3), (Some("6"), Some("3"), 3)]
+        {
+            assert_eq!(each("n[1-2]", tasks, per_node).unwrap(), want);
+        }
+        for (tasks, per_node, words) in [
+            (Some("16"), None, "16 tasks (--ntasks), which is no whole number on each, on 3 nodes"),
+            (Some("8"), Some("1"), "8 tasks (--ntasks) and 1 on each node (--ntasks-per-node) on 3 nodes"),
+        ] {
+            let e = each("n[1-3]", tasks, per_node).unwrap_err();
+            assert!(e.exit == Exit::World && e.to_string().contains(words), "{e}");
+        }
     }
 
     #[test]

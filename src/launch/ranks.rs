@@ -45,7 +45,7 @@ pub struct Ranks {
 impl Ranks {
     /// Starts `program` as the ranks of attempt `number`.
     pub fn start(
-        number: u64, line: &StepLine, program: &[String], extra: &[String], run_dir: &Path, start_limit: Duration,
+        number: u64, line: &StepLine, program: &[String], run_dir: &Path, start_limit: Duration,
     ) -> Result<Ranks> {
         if !line.in_order() {
             crate::durable::write_atomic(line.hosts_file, line.hosts().as_bytes())?;
@@ -55,7 +55,7 @@ impl Ranks {
         std::fs::create_dir_all(&records).map_err(|e| Error::io(&records, "create", &e, Exit::Storage))?;
         let records = std::path::absolute(&records).unwrap_or(records);
         let mut command: Command = line.command();
-        command.args(extra).args(program).env("HERD_ATTEMPT", number.to_string()).env(exit_record::FOLDER, &records);
+        command.args(program).env("HERD_ATTEMPT", number.to_string()).env(exit_record::FOLDER, &records);
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(|e| {
             Error::new(Exit::World, format!("srun cannot be started: {e}")).hint("is Slurm's client in PATH?")
         })?;
@@ -101,7 +101,8 @@ impl Ranks {
             let end = Instant::now() + LAST_WORDS;
             self.seen.code = Some(code);
             // after a good end the events tell, and a network filesystem may show them late
-            while !self.seen.finished && !self.seen.stopped && !self.seen.is_fault() && Instant::now() < end {
+            let good = [0, Exit::Requeue.code()].contains(&code) || (code > 128 && code != 128 + libc::SIGKILL);
+            while good && !self.seen.finished && !self.seen.stopped && !self.seen.is_fault() && Instant::now() < end {
                 std::thread::sleep(TICK);
                 self.look();
             }

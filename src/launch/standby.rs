@@ -53,7 +53,7 @@ pub struct Standby {
 impl Standby {
     /// Keeps a deputy on one of `nodes`, the last first, and not on this one. Without one the run is as good as before, so
     /// nothing here is an error.
-    pub fn keep(standby: &mut Option<Standby>, job: &Job, nodes: &[String], hosts_file: &Path) {
+    pub fn keep(standby: &mut Option<Standby>, job: &Job, nodes: &[String], extra: &[String], hosts_file: &Path) {
         let own = here(job);
         if let Some(s) = standby {
             let lives = process::ended(&mut s.child).is_none();
@@ -63,7 +63,7 @@ impl Standby {
         }
         *standby = None;
         let Some(node) = nodes.iter().rev().find(|n| **n != own) else { return };
-        match Standby::start(job, node, &own, hosts_file) {
+        match Standby::start(job, node, &own, extra, hosts_file) {
             Ok(s) => {
                 tracing::info!("a deputy of the supervisor waits on {node}");
                 *standby = Some(s);
@@ -72,9 +72,10 @@ impl Standby {
         }
     }
 
-    fn start(job: &Job, node: &str, own: &str, hosts_file: &Path) -> std::io::Result<Standby> {
+    fn start(job: &Job, node: &str, own: &str, extra: &[String], hosts_file: &Path) -> std::io::Result<Standby> {
         let nodes = [node.to_string()];
-        let line = StepLine { job, name: "herd-standby", nodes: &nodes, ranks_per_node: 1, mpi: "none", hosts_file };
+        let line =
+            StepLine { job, name: "herd-standby", nodes: &nodes, ranks_per_node: 1, mpi: "none", extra, hosts_file };
         let mut command = line.command();
         command.args(["--quiet", &own_program()]);
         command.env(NODES, compress(&job.nodes));

@@ -169,12 +169,12 @@ impl Supervisor {
             nodes,
             ranks_per_node: self.launch.ranks_per_node,
             mpi: &self.mpi,
+            extra: &self.launch.config.launch.srun,
             hosts_file: &hosts_file,
         };
         let limit = Duration::from_secs_f64(self.launch.config.launch.start_timeout_s);
         let program = self.launch.rank_command(self.shrunk_to, &self.history.skip_steps);
-        let mut ranks =
-            Ranks::start(self.number, &line, &program, &self.launch.config.launch.srun, &self.run_dir, limit)?;
+        let mut ranks = Ranks::start(self.number, &line, &program, &self.run_dir, limit)?;
         self.begin_record(placement)?;
 
         let mut asked_them = false;
@@ -255,7 +255,8 @@ impl Supervisor {
     fn keep_standby(&mut self, placement: &Placement) {
         if self.launch.config.launch.standby {
             let nodes = [&placement.active[..], &placement.spares].concat();
-            Standby::keep(&mut self.standby, &self.job, &nodes, &self.run_dir.join("launch/hosts-standby"));
+            let extra = &self.launch.config.launch.srun;
+            Standby::keep(&mut self.standby, &self.job, &nodes, extra, &self.run_dir.join("launch/hosts-standby"));
         }
     }
 

@@ -21,9 +21,38 @@ pub fn job_state(address: &str) -> Result<Option<String>> {
     }
 }
 
-/// The value of `KEY=value` in a line of scontrol's.
+/// The value of `KEY=value` in a line of scontrol's, which quotes nothing: up to the next word that looks like `Key=`.
 fn field<'a>(shown: &'a str, key: &str) -> Option<&'a str> {
-    shown.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+    let starts = |(at, _): &(usize, &str)| *at == 0 || shown[..*at].ends_with(char::is_whitespace);
+    let (at, found) = shown.match_indices(&format!("{key}=")).find(starts)?;
+    let value = &shown[at + found.len()..];
+    let mut end = value.len();
+    for (i, _) in value.match_indices(char::is_whitespace) {
+        let word = value[i..].trim_start().split(char::is_whitespace).next().unwrap_or_default();
+        if word.is_empty() || is_key(word) {
+            end = i;
+            break;
+        }
+    }
+    Some(value[..end].trim_end())
+}
+
+/// Whether a word begins a field of scontrol's: `NumNodes=2`, `Socks/Node=*`, `NtasksPerN:B:S:C=0:0:*:*`.
+fn is_key(word: &str) -> bool {
+    let Some((key, _)) = word.split_once('=') else { return false };
+    key.starts_with(|c: char| c.is_ascii_uppercase())
+        && key.chars().all(|c| c.is_ascii_alphabetic() || "/:_".contains(c))
+}
+
+/// What the batch script of a job asks for by `#SBATCH --NAME=value` or `#SBATCH --NAME value`: scontrol shows not all of it.
+fn directive(script: &str, name: &str) -> Option<String> {
+    let lines = script.lines().filter_map(|l| l.strip_prefix("#SBATCH"));
+    let mut found = lines.filter_map(|l| {
+        let rest = l.trim().strip_prefix("--")?.strip_prefix(name)?;
+        let value = rest.strip_prefix('=').or_else(|| rest.strip_prefix(char::is_whitespace))?;
+        value.split_whitespace().next().map(str::to_string)
+    });
+    found.next_back()
 }
 
 /// Those of `nodes` that Slurm has marked down; none where it does not answer.
@@ -133,6 +162,14 @@ pub fn submit_successor(job: &Job, exclude: &[String], line: &str) -> Result<Str
             args.push(format!("--{option}={value}"));
         }
     }
+    // not in what scontrol shows: as the batch script has it; one from sbatch's command line is lost
+    let script = output(command("scontrol", &["write", "batch_script", &job.address(), "-"]), LIMIT);
+    match script.as_ref().ok().and_then(|s| directive(s, "signal")) {
+        Some(signal) => args.push(format!("--signal={signal}")),
+        None => tracing::warn!(
+            "the batch script says nothing of --signal, so the next job gets no warning before its time limit"
+        ),
+    }
     if field(&shown, "OverSubscribe") == Some("NO") {
         args.push("--exclusive".into());
     }
@@ -161,6 +198,26 @@ mod tests {
         assert_eq!(field(shown, "JobState"), Some("CANCELLED"));
         assert_eq!(field(shown, "NumNodes"), Some("2"));
         assert_eq!(field(shown, "Partition"), None);
+        let spaces =
+            "JobId=4711 JobName=llama 3 base UserId=me(1000) Comment=lr=3e-4, second try WorkDir=/project/my team/x \
+                      StdOut=/project/my team/run 1.log Power=\n";
+        for (key, value) in [
+            ("JobName", "llama 3 base"),
+            ("Comment", "lr=3e-4, second try"),
+            ("WorkDir", "/project/my team/x"),
+            ("StdOut", "/project/my team/run 1.log"),
+            ("Power", ""),
+        ] {
+            assert_eq!(field(spaces, key), Some(value));
+        }
+    }
+
+    #[test]
+    fn directives_of_a_batch_script() {
+        let script = "#!/bin/bash\n#SBATCH --signal=B:USR1@600\n#SBATCH --nodes 4  # all\nexec herd launch\n";
+        assert_eq!(directive(script, "signal").as_deref(), Some("B:USR1@600"));
+        assert_eq!(directive(script, "nodes").as_deref(), Some("4"));
+        assert_eq!(directive(script, "time"), None);
     }
 
     #[test]

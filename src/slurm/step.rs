@@ -14,6 +14,8 @@ pub struct StepLine<'a> {
     pub ranks_per_node: usize,
     /// `--mpi`: pmix, pmi2, none.
     pub mpi: &'a str,
+    /// Further arguments (`launch.srun`), for steps that run herd.
+    pub extra: &'a [String],
     /// Where the list of hosts may be written, for an order of nodes that is not the allocation's.
     pub hosts_file: &'a Path,
 }
@@ -76,6 +78,8 @@ impl StepLine<'_> {
         SIZES.iter().for_each(|name| {
             c.env_remove(name);
         });
+        // a step has the batch script's environment, also in a job that was submitted with --export=NONE (srun(1), SLURM_EXPORT_ENV)
+        c.arg("--export=ALL").env_remove("SLURM_EXPORT_ENV");
         c.env("SLURM_JOB_ID", self.job.id.to_string());
         if std::env::var_os(FENCE.0).is_none() {
             c.env(FENCE.0, FENCE.1);
@@ -86,6 +90,7 @@ impl StepLine<'_> {
         } else {
             c.arg("--distribution=arbitrary").env("SLURM_HOSTFILE", self.hosts_file);
         }
+        c.args(self.extra);
         c
     }
 
@@ -118,7 +123,15 @@ mod tests {
     fn line(nodes: &[&str]) -> (String, String) {
         let (job, nodes) = (job(), nodes.iter().map(|n| n.to_string()).collect::<Vec<_>>());
         let hosts_file = Path::new("/run/hosts");
-        let step = StepLine { job: &job, name: "herd-3", nodes: &nodes, ranks_per_node: 2, mpi: "pmix", hosts_file };
+        let step = StepLine {
+            job: &job,
+            name: "herd-3",
+            nodes: &nodes,
+            ranks_per_node: 2,
+            mpi: "pmix",
+            extra: &[],
+            hosts_file,
+        };
         let args: Vec<_> = step.command().get_args().map(|a| a.to_string_lossy().into_owned()).collect();
         (args.join(" "), step.hosts())
     }
@@ -126,10 +139,10 @@ mod tests {
     #[test]
     fn nodes_in_order_are_listed_and_others_placed_one_by_one() {
         let (args, _) = line(&["n1", "n2", "n4"]);
-        let want = "--overlap --no-kill --kill-on-bad-exit=0 --job-name=herd-3 --mpi=pmix -n6 -N3 -wn[1-2,4] --ntasks-per-node=2";
+        let want = "--overlap --no-kill --kill-on-bad-exit=0 --job-name=herd-3 --mpi=pmix -n6 --export=ALL -N3 -wn[1-2,4] --ntasks-per-node=2";
         assert_eq!(args, want);
         let (args, hosts) = line(&["n4", "n2"]);
-        assert!(args.ends_with("--mpi=pmix -n4 --distribution=arbitrary"), "{args}");
+        assert!(args.ends_with("--mpi=pmix -n4 --export=ALL --distribution=arbitrary"), "{args}");
         assert_eq!(hosts, "n4\nn4\nn2\nn2\n");
     }
 }

@@ -32,7 +32,7 @@ pub fn wait_for_recovery(run: &Run, count: usize) {
 }
 
 /// Kills the process of one rank on its node.
-fn kill_rank(cluster: &Cluster, node: &str, run: &Run) {
+pub fn kill_rank(cluster: &Cluster, node: &str, run: &Run) {
     let find = format!("for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q 'herd train' && \
          tr '\\0' ' ' <$p/environ | grep -q SLURM_PROCID && readlink $p/cwd | grep -qx {} && kill -9 ${{p#/proc/}}; done; true",
         run.path().display());

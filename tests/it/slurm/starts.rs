@@ -1,5 +1,5 @@
 //! Starts of the ranks that cannot succeed: a command line that srun refuses, a plugin that Slurm does not have, a node on
-//! which the program does not start.
+//! which the program does not start. And what a start goes by: the job's environment, tasks and configuration.
 
 use super::cluster::*;
 use super::recovery::{submit, wait_for_recovery};
@@ -57,4 +57,34 @@ fn a_spare_that_cannot_run_the_ranks_is_passed_over() {
     assert_eq!(nodes, ["herd1,herd2,herd3", "herd1,herd4,herd3", "herd1,herd5,herd3"]);
     cluster.run(&format!("scancel {job}"));
     wait_until("the job is cancelled", std::time::Duration::from_secs(60), || ended(&cluster, &job));
+}
+
+/// A job of two nodes that says `--ntasks=4` and nothing else, on a site that submits with --export=NONE; then the
+/// configuration is edited while it runs, and a rank dies.
+#[test]
+fn a_start_goes_by_what_was_submitted() {
+    let cluster = Cluster::up(&["--nodes", "2", "--cred-expire", "5"]);
+    let options = ["-N2", "--ntasks=4", "--ntasks-per-node=2", "--export=ALL,SLURM_EXPORT_ENV=NONE"];
+    let four = ["--set", "parallel.data=4", "--set", "batch={global: 8, micro: 2}", "--set", "liveness.interval_s=1"];
+    let whole = Run::new(1000);
+    let job = whole.submit(&cluster, &options, &four);
+    assert_eq!(whole.ends(&cluster, &job), 0, "{}", whole.said());
+    assert_eq!(whole.events("attempt_started")[0]["world"], 4);
+
+    let run = Run::new(1000);
+    let job = run.submit(&cluster, &options, &four);
+    run.reaches(&cluster, &job, 20);
+    let file = run.path().join("configs/llama3_demo.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let edited = text.replace("steps: 1000", "steps: 900");
+    assert_ne!(edited, text);
+    std::fs::write(&file, edited).unwrap();
+    super::recovery::kill_rank(&cluster, "herd2", &run);
+    wait_for_recovery(&run, 1);
+    cluster.run(&format!("scontrol requeue {job}"));
+    assert_eq!(run.ends(&cluster, &job), 0, "{}", run.said());
+    assert_eq!(run.losses().len(), 1000);
+    assert_eq!(run.losses(), whole.losses());
+    let said = run.said();
+    assert!(said.contains("is not what job") && said.contains("train.steps: 1000 → 900"), "{said}");
 }
