@@ -85,8 +85,9 @@ class Place:
     def run(self, text, check=False):
         """(exit code, output) of a shell command; the output is shown as it comes."""
         exports = "; ".join(f"export {k}={shlex.quote(v)}" for k, v in self.env.items())
-        test_env = f"export LIBTORCH={self.env['HERD_DEPS']}/libtorch PATH={self.env['HERD_DEPS']}/bin:$PATH:/usr/sbin"
-        line = ["bash", "-c", f"{exports}; {'' if text.startswith('make ') else test_env}; {text}"]
+        if not text.startswith("make "):  # which sets these itself
+            exports += f"; export LIBTORCH={self.env['HERD_DEPS']}/libtorch PATH={self.env['HERD_DEPS']}/bin:$PATH:/usr/sbin"
+        line = ["bash", "-c", f"{exports}; {text}"]
         line = line if self.here else [str(TOOL), self.lane.release, "run", *line]
         with subprocess.Popen(line, cwd=common.ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as p:
             lines = []
