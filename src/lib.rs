@@ -17,8 +17,8 @@
 //! - [`data`]: tokenizers, indexed token files, sample order
 //! - [`kernels`]: fused operations, each with its libtorch reference
 //! - [`wire`]: moving bytes between ranks
-//! - [`attempt`], [`durable`], [`events`], [`exit_record`]: the number that fences old processes, files that survive a crash,
-//!   what happened, why a process left
+//! - [`attempt`], [`durable`], [`events`], [`exit_record`], [`foreign`]: the number that fences old processes, files that survive
+//!   a crash, what happened, why a process left, panics of other people's code
 //! - [`topology`], [`layout`], [`config`], [`error`]: values and pure functions
 
 pub mod attempt;
@@ -30,6 +30,7 @@ pub mod durable;
 pub mod error;
 pub mod events;
 pub mod exit_record;
+pub mod foreign;
 pub mod generate;
 pub mod kernels;
 pub mod launch;

@@ -1,5 +1,6 @@
 //! `herd data`: text into indexed token files, and a look into them.
 
+mod claim;
 mod inspect;
 mod tokenize;
 
