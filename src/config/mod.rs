@@ -5,6 +5,7 @@
 
 pub mod check;
 mod checkpoint;
+mod expand;
 mod launch;
 mod liveness;
 pub mod load;
@@ -40,7 +41,7 @@ pub struct Config {
     #[serde(default = "defaults::seed")]
     pub seed: u64,
     /// Directory that holds everything the run writes; created if absent.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), extend("format" = "path"))]
     pub run_dir: PathBuf,
     pub model: ModelSection,
     pub data: DataSection,
@@ -70,14 +71,14 @@ pub struct Config {
 pub struct ModelSection {
     /// A Hugging Face `config.json` to take the shape from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), extend("format" = "path"))]
     pub config: Option<PathBuf>,
     /// The shape, inline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape: Option<ModelConfig>,
     /// A Hugging Face directory (config.json, *.safetensors) whose weights the run starts from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), extend("format" = "path"))]
     pub weights: Option<PathBuf>,
 }
 
@@ -87,7 +88,7 @@ pub struct ModelSection {
 pub struct DataSection {
     /// `bytes`, a Hugging Face `tokenizer.json`, or a tiktoken `tokenizer.model`. Must be the one the corpora were made with.
     #[serde(default = "defaults::tokenizer")]
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), extend("format" = "path"))]
     pub tokenizer: String,
     /// Tokens per sample (S); each sample reads S + 1 consecutive tokens.
     #[schemars(range(min = 1, max = limit::BATCH))]
@@ -109,7 +110,7 @@ pub struct DataSection {
 #[serde(deny_unknown_fields)]
 pub struct Corpus {
     /// Path of an indexed token file without its ending: `<path>.bin` and `<path>.idx`.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), extend("format" = "path"))]
     pub path: PathBuf,
     /// Share of samples drawn from it, relative to the other corpora.
     #[serde(default = "defaults::one")]

@@ -2,6 +2,7 @@
 //! and hardware can fail.
 
 mod axes;
+mod data;
 pub mod flops;
 pub mod memory;
 mod numbers;
@@ -11,6 +12,8 @@ mod shape;
 
 pub use resume::check_resume;
 pub use rules::check_vocabulary;
+
+pub use data::check_data;
 
 use crate::config::{self, load, Config, DeviceChoice, Draft, ModelConfig, Precision, Problem};
 use crate::error::{Exit, Result};

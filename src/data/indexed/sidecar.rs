@@ -2,6 +2,7 @@
 
 use super::with_ending;
 use crate::error::{Error, Exit, Result};
+use crate::text::unmarked;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -60,7 +61,7 @@ impl Sidecar {
             Error::new(Exit::Data, format!("{} is damaged: {e}", path.display()))
                 .hint("make the token file again with `herd data tokenize`")
         };
-        let value: serde_json::Value = serde_json::from_slice(&content).map_err(damaged)?;
+        let value: serde_json::Value = serde_json::from_slice(unmarked(&content)).map_err(damaged)?;
         if value["format"] != FORMAT {
             return Ok(None);
         }
