@@ -97,12 +97,26 @@ pub struct DataSection {
     /// those of the corpus's index.
     #[serde(default)]
     pub document_mask: bool,
+    /// Whether the run goes on from a checkpoint whose corpora, their order, content or shares were other than now.
+    #[serde(default)]
+    pub on_change: OnChange,
     /// Corpora to train on.
     #[schemars(length(min = 1))]
     pub train: Vec<Corpus>,
     /// Held-out corpora for validation.
     #[serde(default)]
     pub validation: Vec<Corpus>,
+}
+
+/// Whether the run goes on from a checkpoint whose corpora, their order, content or shares were other than now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnChange {
+    /// No: the difference is named.
+    #[default]
+    Refuse,
+    /// Yes, with the samples that the new corpora have at the next step's numbers: some are read twice, others never.
+    Accept,
 }
 
 /// One indexed token file.
@@ -112,10 +126,11 @@ pub struct Corpus {
     /// Path of an indexed token file without its ending: `<path>.bin` and `<path>.idx`.
     #[schemars(length(min = 1), extend("format" = "path"))]
     pub path: PathBuf,
-    /// Share of samples drawn from it, relative to the other corpora.
-    #[serde(default = "defaults::one")]
+    /// Share of samples drawn from it, relative to the other corpora. Give one to every corpus of a list, or to none: then each
+    /// token has the same chance, whatever the sizes of the corpora.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
-    pub weight: f64,
+    pub weight: Option<f64>,
 }
 
 /// Batch sizes in sequences. Gradient accumulation follows from them: global / (micro × data-parallel size).

@@ -35,7 +35,7 @@ pub fn check_data(plan: &Plan, place: impl Display) -> Result<String> {
         let mut whole = true;
         for (i, corpus) in corpora.iter().enumerate() {
             // Its weight is looked at with the whole list.
-            if let Err(e) = open(slice::from_ref(&Corpus { weight: 1.0, ..corpus.clone() })) {
+            if let Err(e) = open(slice::from_ref(&Corpus { weight: None, ..corpus.clone() })) {
                 wrong(format!("{key}.{i}.path"), e);
                 whole = false;
             }

@@ -8,10 +8,12 @@ pub mod memory;
 mod numbers;
 mod resume;
 mod rules;
+mod same_data;
 mod shape;
 
 pub use resume::check_resume;
 pub use rules::check_vocabulary;
+pub use same_data::{check_same_data, DataChanges};
 
 pub use data::check_data;
 

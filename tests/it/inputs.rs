@@ -3,6 +3,7 @@
 
 mod config;
 mod data;
+mod resume;
 mod table;
 
 #[test]
@@ -13,4 +14,9 @@ fn data_rows() {
 #[test]
 fn config_rows() {
     table::check(&config::rows());
+}
+
+#[test]
+fn resume_rows() {
+    table::check(&resume::rows());
 }
