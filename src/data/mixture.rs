@@ -135,7 +135,8 @@ fn count(corpora: &[Corpus]) -> Result<()> {
     let given = corpora.iter().filter(|c| c.weight.is_some()).count();
     match corpora.len() {
         n if n == 0 || n > MOST_CORPORA => {
-            Err(Error::new(Exit::Config, format!("{n} corpora; 1 to {MOST_CORPORA} work")))
+            Err(Error::new(Exit::Config, format!("{n} corpora; 1 to {MOST_CORPORA} work"))
+                .hint("`herd data merge` makes one of many"))
         }
         n if given > 0 && given < n => Err(Error::new(Exit::Config, format!("{given} of {n} corpora have a weight"))
             .hint("give every corpus a weight, or none")),

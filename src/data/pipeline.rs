@@ -32,13 +32,22 @@ pub struct Encoded {
     pub text_bytes: u64,
 }
 
+/// A token at an end of each document.
+pub struct Mark {
+    pub id: u32,
+    /// Its name, where a text that has it there already, as characters, is refused.
+    pub name: Option<String>,
+}
+
 /// What to do.
 pub struct Job<'a> {
     pub inputs: &'a [String],
     pub rules: &'a Rules,
     pub tokenizer: &'a Tokenizer,
+    /// Put before each document.
+    pub bos: Option<Mark>,
     /// Appended to each document.
-    pub eos: Option<u32>,
+    pub eos: Option<Mark>,
     /// Share of documents for validation; 0 holds none out.
     pub holdout: f64,
     pub threads: usize,
@@ -92,14 +101,32 @@ pub fn run(job: &Job, mut sink: impl FnMut(Encoded) -> Result<()>) -> Result<Vec
 
 fn work(job: &Job, batches: Receiver<Result<Batch>>, to_sink: SyncSender<Result<Vec<Encoded>>>) {
     let encode = |(part, text): (Part, String)| {
-        let mut ids = job.tokenizer.encode(&text)?;
-        ids.extend(job.eos);
+        twice(job, &text)?;
+        let mut ids: Vec<u32> = job.bos.iter().map(|mark| mark.id).collect();
+        ids.extend(job.tokenizer.encode(&text)?);
+        ids.extend(job.eos.iter().map(|mark| mark.id));
         Ok(Encoded { part, ids, text_bytes: text.len() as u64 })
     };
     for batch in batches {
         let done = batch.and_then(|b| b.into_iter().map(encode).collect());
         if to_sink.send(done).is_err() {
             return;
+        }
+    }
+}
+
+/// Refuses a text that has at its end what is to be put there.
+fn twice(job: &Job, text: &str) -> Result<()> {
+    let begins = |name: &&String| text.trim_start().starts_with(name.as_str());
+    let ends = |name: &&String| text.trim_end().ends_with(name.as_str());
+    let first = job.bos.iter().filter_map(|m| m.name.as_ref()).find(begins).map(|name| ("begins", "--bos", name));
+    let last = || job.eos.iter().filter_map(|m| m.name.as_ref()).find(ends).map(|name| ("ends", "--eos", name));
+    match first.or_else(last) {
+        None => Ok(()),
+        Some((verb, option, name)) => {
+            let start: String = text.chars().take(40).collect();
+            Err(Error::new(Exit::Data, format!("a document {verb} with {name} already: {start:?}…"))
+                .hint(format!("take it out of the texts, where it counts as characters, or leave {option} out")))
         }
     }
 }

@@ -111,6 +111,15 @@ impl Tokenizer {
         }
     }
 
+    /// Id of the special token `name`; `None` for other tokens, which may come from text.
+    pub fn special(&self, name: &str) -> Option<u32> {
+        match &self.kind {
+            Kind::Bytes => bytes::special(name),
+            Kind::HuggingFace(t) => t.special(name),
+            Kind::Tiktoken(t) => t.special(name),
+        }
+    }
+
     /// Id of beginning-of-text.
     pub fn bos(&self) -> Option<u32> {
         self.bos

@@ -20,3 +20,8 @@ fn config_rows() {
 fn resume_rows() {
     table::check(&resume::rows());
 }
+
+#[test]
+fn token_rows() {
+    table::check(&data::tokens());
+}

@@ -42,6 +42,11 @@ impl HuggingFace {
         self.inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
     }
 
+    pub fn special(&self, name: &str) -> Option<u32> {
+        let added = self.inner.get_added_tokens_decoder();
+        self.inner.token_to_id(name).filter(|id| added.get(id).is_some_and(|t| t.special))
+    }
+
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = guarded(|| self.inner.encode_fast(text, false)).map_err(panicked);
         let encoding = encoding.and_then(|e| e.map_err(|e| e.to_string()));

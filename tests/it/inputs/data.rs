@@ -1,6 +1,7 @@
 //! Texts to tokenize: encodings, containers, spellings of JSON, Parquet, and names that clash.
 
 use super::table::{case, put, Case};
+use crate::support::{herd, text};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::data_type::{ByteArray, ByteArrayType, Int32Type};
 use parquet::file::properties::WriterProperties;
@@ -140,6 +141,58 @@ fn foreign_sidecar(dir: &Path) {
 fn other_name(dir: &Path) {
     clash(dir);
     std::fs::hard_link(dir.join("out.json"), dir.join("rows")).unwrap();
+}
+
+fn made(dir: &Path, args: &str) {
+    let made = herd().arg("data").args(args.split_whitespace()).current_dir(dir).output().unwrap();
+    assert!(made.status.success(), "{}", text(&made));
+}
+
+/// Two token files of two documents, one of another tokenizer's end of text, one of Megatron's.
+fn shards(dir: &Path) {
+    two(dir);
+    put(dir, "more", "{\"text\": \"ewe\"}\n{\"text\": \"emu\"}\n");
+    made(dir, "tokenize -t bytes -o a rows");
+    made(dir, "tokenize -t bytes -o b more");
+    made(dir, "tokenize -t bytes -o bare more");
+    made(dir, "tokenize -t bytes -o other more --no-eos");
+    std::fs::remove_file(dir.join("bare.json")).unwrap();
+}
+
+fn begun(dir: &Path) {
+    put(dir, "rows", "{\"text\": \"owl\"}\n{\"text\": \"<|begin_of_text|>elk\"}\n");
+}
+
+/// Joining token files, and tokens around documents.
+pub fn tokens() -> Vec<Case> {
+    vec![
+        case("two shards", shards, "data merge -o out b a.idx")
+            .writes("out", &["ewe|", "emu|", "owl|", "elk|"])
+            .says(&["out: 4 documents, 16 tokens (u16) of 2 token files"]),
+        case("a shard over itself", shards, "data merge -o a a b --force")
+            .refused(2)
+            .says(&["a.bin would be written", "read"]),
+        case("a shard twice", shards, "data merge -o out a.bin a.idx").refused(2).says(&["a is given twice"]),
+        case("shards with other ends", shards, "data merge -o out a other")
+            .refused(11)
+            .says(&["token after each document", "257"]),
+        case("a shard that says nothing", shards, "data merge -o out a bare")
+            .refused(11)
+            .says(&["bare does not say", "bare.json"]),
+        case("a token before and one after", two, "data tokenize -t bytes -o out rows --bos <|begin_of_text|>")
+            .writes("out", &["^owl|", "^elk|"]),
+        case("another token after", two, "data tokenize -t bytes -o out rows --eos <|begin_of_text|>")
+            .writes("out", &["owl^", "elk^"]),
+        case("a token that is none", two, "data tokenize -t bytes -o out rows --bos <s>")
+            .refused(11)
+            .says(&["no special token", "<s>"]),
+        case("one token at both ends", two, "data tokenize -t bytes -o out rows --bos <|end_of_text|>")
+            .refused(2)
+            .says(&["257"]),
+        case("a text that has it already", begun, "data tokenize -t bytes -o out rows --bos <|begin_of_text|>")
+            .refused(11)
+            .says(&["begins with <|begin_of_text|> already"]),
+    ]
 }
 
 pub fn rows() -> Vec<Case> {
