@@ -91,7 +91,7 @@ def measure(case, folder, herd):
 
 def formula(herd, config, ranks):
     """Peak bytes of one rank that the planner prints for this configuration."""
-    command = [herd, "config", "check", config, "--ranks", str(ranks), "--json"]
+    command = [herd, "config", "check", config, "--ranks", str(ranks), "--json", "--no-data"]
     done = subprocess.run(command, cwd=common.ROOT, env=common.environment(), capture_output=True, text=True)
     if done.returncode:
         raise Failed(f"herd config check ended with {done.returncode}: {done.stderr.strip()}")

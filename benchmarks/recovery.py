@@ -277,7 +277,7 @@ def spent(pids, supervisor):
 
 def leftovers(job, cluster):
     """No process of the run on any node, nothing in the nodes' shared memory."""
-    lab.wait_for("the processes of the run end", 15, lambda: not lab.processes([str(job.config), " train "]))
+    lab.wait_for("the processes of the run end", 15, lambda: not lab.processes([str(job.run_dir), " train "]))
     for node in (cluster.tool("run", "cat", str(cluster.path / "nodes.list"))).split():
         # libfaketime shares its start time with its children there
         left = cluster.on(node, "ls -A /dev/shm | grep -v faketime_", check=False)

@@ -17,9 +17,9 @@
 //! - [`data`]: tokenizers, indexed token files, sample order
 //! - [`kernels`]: fused operations, each with its libtorch reference
 //! - [`wire`]: moving bytes between ranks
-//! - [`attempt`], [`durable`], [`events`], [`exit_record`]: the number that fences old processes, files that survive a crash,
-//!   what happened, why a process left
-//! - [`topology`], [`layout`], [`config`], [`error`]: values and pure functions
+//! - [`attempt`], [`durable`], [`events`], [`exit_record`], [`foreign`]: the number that fences old processes, files that survive
+//!   a crash, what happened, why a process left, panics of other people's code
+//! - [`topology`], [`layout`], [`config`], [`error`], [`text`]: values and pure functions
 
 pub mod attempt;
 pub mod checkpoint;
@@ -30,6 +30,7 @@ pub mod durable;
 pub mod error;
 pub mod events;
 pub mod exit_record;
+pub mod foreign;
 pub mod generate;
 pub mod kernels;
 pub mod launch;
@@ -40,6 +41,7 @@ pub mod optim;
 pub mod parallel;
 pub mod plan;
 pub mod slurm;
+pub mod text;
 pub mod topology;
 pub mod train;
 pub mod wire;

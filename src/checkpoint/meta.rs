@@ -1,6 +1,7 @@
 //! What a checkpoint holds: groups of tensors, pieces of them, and what it says about its run.
 
 use crate::config::ModelConfig;
+use crate::data::identity::DataNote;
 use crate::topology::Topology;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -101,6 +102,9 @@ pub struct Meta {
     pub attempt: u64,
     #[serde(default)]
     pub herd_version: String,
+    /// The corpora of the run; absent in an import, and before herd wrote it down.
+    #[serde(default)]
+    pub data: Option<DataNote>,
 }
 
 /// Token ids that a Hugging Face configuration names.
@@ -136,6 +140,7 @@ impl Meta {
             topology: Topology::solo(),
             attempt: 0,
             herd_version: env!("CARGO_PKG_VERSION").into(),
+            data: None,
         }
     }
 }

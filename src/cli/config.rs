@@ -6,7 +6,7 @@ use crate::launch::submitted;
 use crate::layout;
 use crate::plan::flops::PerToken;
 use crate::plan::memory::Memory;
-use crate::plan::{Plan, Ranks};
+use crate::plan::{self, Plan, Ranks};
 use clap::Subcommand;
 use serde_json::json;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 /// Check a configuration, print it with its defaults, print the schema of its keys, or change a key of a running job.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  herd config check configs/llama3_70b.yaml --ranks 128
+  herd config check configs/llama3_70b.yaml --ranks 128 --no-data
   herd config show configs/llama3_demo.yaml --set optim.lr=1e-3
   herd config schema > herd.schema.json
 
@@ -55,10 +55,10 @@ struct ShowArgs {
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   herd config check configs/llama3_demo.yaml
-  herd config check configs/llama3_70b.yaml --ranks 128 --json
+  herd config check configs/llama3_70b.yaml --ranks 128 --json --no-data
   herd config check configs/llama3_demo.yaml --set batch.micro=16
 
-Nothing of this host is looked at but the files that give the model's shape; data and devices are checked when the run starts.")]
+The files that it names are looked at: the model's shape, the tokenizer, the corpora. Devices are checked when the run starts.")]
 struct CheckArgs {
     #[command(flatten)]
     file: File,
@@ -68,6 +68,9 @@ struct CheckArgs {
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
+    /// Do not look at the tokenizer and the corpora, on a machine that does not have them
+    #[arg(long)]
+    no_data: bool,
 }
 
 /// Print the JSON Schema of a configuration, for editors.
@@ -117,8 +120,7 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn show(config: &Config) -> Result<()> {
-    let yaml = serde_yaml::to_string(config);
-    super::print(&yaml.map_err(|e| crate::error::Error::new(crate::error::Exit::Internal, e.to_string()))?)
+    super::print(&config::to_yaml(config)?)
 }
 
 fn check(args: CheckArgs) -> Result<()> {
@@ -129,7 +131,17 @@ fn check(args: CheckArgs) -> Result<()> {
     // As if on a node that has what is asked for.
     let ranks = Ranks { rank: 0, size, local_rank: 0, local_size: 1, cuda_devices: 1, cores: 1 };
     let plan = Plan::from_draft(draft, &ranks)?;
-    super::print(&if args.json { summary_json(&plan) } else { summary(&plan) })
+    let data = match args.no_data {
+        true => String::new(),
+        false => plan::check_data(&plan, args.file.config.display())?,
+    };
+    super::print(&if args.json { summary_json(&plan) } else { summary(&plan) + &indented(&data) })
+}
+
+/// The corpora, under one name.
+fn indented(lines: &str) -> String {
+    let names = ["data"].into_iter().chain(std::iter::repeat(""));
+    lines.lines().zip(names).map(|(line, name)| format!("  {name:<7} {line}\n")).collect()
 }
 
 fn summary_json(plan: &Plan) -> String {

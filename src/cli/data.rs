@@ -1,6 +1,8 @@
 //! `herd data`: text into indexed token files, and a look into them.
 
+mod claim;
 mod inspect;
+mod merge;
 mod tokenize;
 
 use crate::error::Result;
@@ -10,7 +12,8 @@ use clap::Subcommand;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   herd data tokenize --tokenizer bytes --output data/corpus text/*.txt
-  herd data inspect data/corpus --show 40")]
+  herd data inspect data/corpus --show 40
+  herd data merge --output data/all data/corpus data/more")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -20,12 +23,14 @@ pub struct Args {
 enum Command {
     Tokenize(tokenize::Args),
     Inspect(inspect::Args),
+    Merge(merge::Args),
 }
 
 pub fn run(args: Args) -> Result<()> {
     match args.command {
         Command::Tokenize(a) => tokenize::run(a),
         Command::Inspect(a) => inspect::run(a),
+        Command::Merge(a) => merge::run(a),
     }
 }
 

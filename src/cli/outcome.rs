@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Exit, Result};
 use crate::exit_record;
+use crate::foreign;
 use crate::liveness::{self, Reason};
 use crate::wire::{leave, World};
 use std::io::Write;
@@ -48,9 +49,13 @@ pub fn end(world: World, e: Error) -> Result<()> {
 }
 
 /// A panic in any thread prints one line and ends the process at once with [`Exit::Internal`]: unwinding could wait for
-/// MPI, and a process that lost a thread is of no use to its peers.
+/// MPI, and a process that lost a thread is of no use to its peers. A library's panic over a file ([`foreign::guarded`]) goes
+/// back to its caller.
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|info| {
+        if foreign::inside() {
+            return;
+        }
         let text = message(info);
         // `println!` panics when a reader closes the pipe (`herd … | head`): not a bug, and nobody reads on.
         if text.starts_with("failed printing to std") {

@@ -32,7 +32,7 @@ pub struct CheckpointSection {
     #[schemars(range(max = limit::STEPS))]
     pub snapshot_every: u64,
     /// Directory for snapshots, on a filesystem in memory (tmpfs).
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), extend("format" = "path"))]
     pub snapshot_dir: PathBuf,
     /// Where the second copy of each snapshot goes.
     pub partner: Partner,

@@ -60,7 +60,7 @@ pub struct LaunchSection {
     pub node_pause_s: f64,
     /// A ledger of nodes for all runs of the site, beside the run's own.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), extend("format" = "path"))]
     pub ledger: Option<PathBuf>,
     /// Seconds within which started ranks must have met; what hangs longer is ended.
     #[schemars(range(min = 1.0))]
@@ -105,7 +105,7 @@ pub struct AlertsSection {
     pub webhook_env: Option<String>,
     /// File that holds a webhook's address, readable by you alone.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), extend("format" = "path"))]
     pub webhook_file: Option<PathBuf>,
     /// Command that sends its standard input as mail, as in [mail, -s, '{subject}', ops@example.org].
     pub mail: Vec<String>,

@@ -1,10 +1,12 @@
 //! A YAML file and `--set` overrides to a [`Config`], with every mistake found in one go.
 //!
-//! Relative paths in a configuration are relative to the current directory, as on a command line.
+//! Relative paths in a configuration are relative to the current directory, as on a command line; `~` and `$NAME` in paths are
+//! expanded here.
 
 use super::problem::{self, Problem};
-use super::{check, schema, sets, yaml, Config};
+use super::{check, expand, schema, sets, yaml, Config};
 use crate::error::{Error, Exit, Result};
+use crate::text::unmarked;
 use serde_json::Value;
 use std::path::Path;
 
@@ -61,20 +63,32 @@ pub fn load(path: &Path, sets: &[String]) -> Result<Config> {
     draft(path, sets)?.finish()
 }
 
+/// A configuration with every default and override, as YAML that reads back as the same.
+///
+/// # Errors
+/// [`Exit::Internal`].
+pub fn to_yaml(config: &Config) -> Result<String> {
+    let internal = |e: String| Error::new(Exit::Internal, e);
+    let mut value = serde_json::to_value(config).map_err(|e| internal(e.to_string()))?;
+    expand::escape(&mut value, schema::schema());
+    serde_yaml::to_string(&value).map_err(|e| internal(e.to_string()))
+}
+
 /// As [`load`], but problems in values are handed back with what could be read.
 pub fn draft(path: &Path, sets: &[String]) -> Result<Draft> {
     let text = std::fs::read(path).map_err(|e| Error::io(path, "read", &e, Exit::Config))?;
     let place = path.display().to_string();
-    let text = String::from_utf8(text).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
+    let text = str::from_utf8(unmarked(&text)).map_err(|e| {
+        let at = e.valid_up_to();
         Error::new(Exit::Config, format!("{place}: byte {at} is not UTF-8")).hint("is this a YAML file?")
     })?;
-    from_text(&text, place, sets)
+    from_text(text, place, sets)
 }
 
 fn from_text(text: &str, place: String, sets: &[String]) -> Result<Draft> {
     let (mut value, mut problems) = yaml::parse(text, &place)?;
     sets::apply(&mut value, sets, &mut problems)?;
+    expand::paths(&mut value, schema::schema(), &mut problems);
     if value.is_null() {
         return Err(
             Error::new(Exit::Config, format!("{place}: the file is empty")).hint("`herd config schema` lists the keys")

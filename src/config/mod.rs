@@ -5,6 +5,7 @@
 
 pub mod check;
 mod checkpoint;
+mod expand;
 mod launch;
 mod liveness;
 pub mod load;
@@ -19,7 +20,7 @@ mod yaml;
 pub use checkpoint::{CheckpointSection, Partner};
 pub use launch::{AlertKind, AlertsSection, LaunchSection};
 pub use liveness::LivenessSection;
-pub use load::{load, Draft};
+pub use load::{load, to_yaml, Draft};
 pub use model::{ModelConfig, RopeScaling, RopeType};
 pub use parallel::{ParallelSection, PipelineSchedule};
 pub use problem::{to_error, Problem};
@@ -40,7 +41,7 @@ pub struct Config {
     #[serde(default = "defaults::seed")]
     pub seed: u64,
     /// Directory that holds everything the run writes; created if absent.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), extend("format" = "path"))]
     pub run_dir: PathBuf,
     pub model: ModelSection,
     pub data: DataSection,
@@ -70,14 +71,14 @@ pub struct Config {
 pub struct ModelSection {
     /// A Hugging Face `config.json` to take the shape from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), extend("format" = "path"))]
     pub config: Option<PathBuf>,
     /// The shape, inline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape: Option<ModelConfig>,
     /// A Hugging Face directory (config.json, *.safetensors) whose weights the run starts from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), extend("format" = "path"))]
     pub weights: Option<PathBuf>,
 }
 
@@ -87,7 +88,7 @@ pub struct ModelSection {
 pub struct DataSection {
     /// `bytes`, a Hugging Face `tokenizer.json`, or a tiktoken `tokenizer.model`. Must be the one the corpora were made with.
     #[serde(default = "defaults::tokenizer")]
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), extend("format" = "path"))]
     pub tokenizer: String,
     /// Tokens per sample (S); each sample reads S + 1 consecutive tokens.
     #[schemars(range(min = 1, max = limit::BATCH))]
@@ -96,6 +97,9 @@ pub struct DataSection {
     /// those of the corpus's index.
     #[serde(default)]
     pub document_mask: bool,
+    /// Whether the run goes on from a checkpoint whose corpora, their order, content or shares were other than now.
+    #[serde(default)]
+    pub on_change: OnChange,
     /// Corpora to train on.
     #[schemars(length(min = 1))]
     pub train: Vec<Corpus>,
@@ -104,17 +108,29 @@ pub struct DataSection {
     pub validation: Vec<Corpus>,
 }
 
+/// Whether the run goes on from a checkpoint whose corpora, their order, content or shares were other than now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnChange {
+    /// No: the difference is named.
+    #[default]
+    Refuse,
+    /// Yes, with the samples that the new corpora have at the next step's numbers: some are read twice, others never.
+    Accept,
+}
+
 /// One indexed token file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Corpus {
     /// Path of an indexed token file without its ending: `<path>.bin` and `<path>.idx`.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), extend("format" = "path"))]
     pub path: PathBuf,
-    /// Share of samples drawn from it, relative to the other corpora.
-    #[serde(default = "defaults::one")]
+    /// Share of samples drawn from it, relative to the other corpora. Give one to every corpus of a list, or to none: then each
+    /// token has the same chance, whatever the sizes of the corpora.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0))]
-    pub weight: f64,
+    pub weight: Option<f64>,
 }
 
 /// Batch sizes in sequences. Gradient accumulation follows from them: global / (micro × data-parallel size).

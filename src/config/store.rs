@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub struct StoreSection {
     /// Place of this run's checkpoints, and of no other run's: `s3://bucket/prefix`, `gs://bucket/prefix`,
     /// `az://container/prefix`, `file:///path`.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), extend("format" = "path"))]
     pub url: String,
     /// Upload the checkpoints of every n-th step and the run's last; 0 uploads each that is saved.
     #[serde(default)]

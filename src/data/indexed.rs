@@ -10,6 +10,7 @@ pub use reader::Indexed;
 pub use sidecar::{Sidecar, TokenizerNote};
 pub use writer::{Writer, Written};
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 9] = b"MMIDIDX\0\0";
@@ -56,6 +57,12 @@ pub fn with_ending(prefix: &Path, ending: &str) -> PathBuf {
     let mut s = prefix.as_os_str().to_owned();
     s.push(ending);
     s.into()
+}
+
+/// Whether `path` begins as the index of a token file does.
+pub fn is_index(path: &Path) -> bool {
+    let mut start = [0; MAGIC.len()];
+    std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut start)).is_ok() && start == *MAGIC
 }
 
 /// The prefix that a person may have written with one of the endings.

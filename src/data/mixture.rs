@@ -6,6 +6,7 @@
 //! indices, each corpus has had its share to within one sample. The table of one period answers any index in O(1).
 //! The k-th draw from a corpus is the k-th of [`samples::shuffled`].
 
+use super::identity::CorpusNote;
 use super::indexed::{with_ending, Indexed};
 use super::samples;
 use crate::config::Corpus;
@@ -35,6 +36,7 @@ pub struct Sample {
 struct Open {
     file: Indexed,
     samples: u64,
+    weight: f64,
 }
 
 impl Mixture {
@@ -43,8 +45,7 @@ impl Mixture {
     pub fn open(
         corpora: &[Corpus], sequence_length: usize, seed: u64, vocab_size: usize, tokenizer_fingerprint: Option<&str>,
     ) -> Result<Mixture> {
-        let weights: Vec<f64> = corpora.iter().map(|c| c.weight).collect();
-        let turns = Turns::new(&weights)?;
+        count(corpora)?;
         if sequence_length == 0 {
             return Err(Error::new(Exit::Config, "sequence_length is 0"));
         }
@@ -62,8 +63,10 @@ impl Mixture {
                 );
                 return Err(Error::new(Exit::Data, fact).hint("use a longer corpus or a shorter sequence_length"));
             }
-            open.push(Open { file, samples });
+            // Without weights, the share of a corpus is that of its samples.
+            open.push(Open { file, samples, weight: c.weight.unwrap_or(samples as f64) });
         }
+        let turns = Turns::new(&open.iter().map(|c| c.weight).collect::<Vec<f64>>())?;
         Ok(Mixture { corpora: open, turns, sequence_length, seed, vocab_size })
     }
 
@@ -99,6 +102,18 @@ impl Mixture {
         self.corpora.iter().map(|c| c.file.tokens()).sum()
     }
 
+    /// What a checkpoint remembers of the corpora. Reads up to some hundred kilobytes of each.
+    pub fn notes(&self) -> Vec<CorpusNote> {
+        let note = |open: &Open| CorpusNote {
+            path: open.file.prefix.display().to_string(),
+            weight: open.weight,
+            tokens: open.file.tokens(),
+            documents: open.file.documents(),
+            content: open.file.identity(),
+        };
+        self.corpora.iter().map(note).collect()
+    }
+
     /// One line a corpus: path, tokens, samples, share of draws.
     pub fn describe(&self) -> String {
         let line = |(c, open): (usize, &Open)| {
@@ -112,6 +127,20 @@ impl Mixture {
             )
         };
         self.corpora.iter().enumerate().map(line).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// Refuses a list that no period holds, or in which only some have a weight.
+fn count(corpora: &[Corpus]) -> Result<()> {
+    let given = corpora.iter().filter(|c| c.weight.is_some()).count();
+    match corpora.len() {
+        n if n == 0 || n > MOST_CORPORA => {
+            Err(Error::new(Exit::Config, format!("{n} corpora; 1 to {MOST_CORPORA} work"))
+                .hint("`herd data merge` makes one of many"))
+        }
+        n if given > 0 && given < n => Err(Error::new(Exit::Config, format!("{given} of {n} corpora have a weight"))
+            .hint("give every corpus a weight, or none")),
+        _ => Ok(()),
     }
 }
 
@@ -152,9 +181,6 @@ struct Turns {
 
 impl Turns {
     fn new(weights: &[f64]) -> Result<Turns> {
-        if weights.is_empty() || weights.len() > MOST_CORPORA {
-            return Err(Error::new(Exit::Config, format!("{} corpora; 1 to {MOST_CORPORA} work", weights.len())));
-        }
         if let Some((i, w)) = weights.iter().enumerate().find(|(_, w)| !(w.is_finite() && **w > 0.0)) {
             return Err(Error::new(Exit::Config, format!("corpus {i} has weight {w}")).hint("weights are above 0"));
         }
@@ -172,6 +198,11 @@ impl Turns {
         let (corpus, earlier) = self.table[(index % self.period()) as usize];
         (corpus as usize, index / self.period() * self.slots[corpus as usize] + earlier as u64)
     }
+}
+
+/// Whether both lists of weights deal the same turns, as 1, 1 and 0.5, 0.5 do.
+pub fn same_turns(a: &[f64], b: &[f64]) -> bool {
+    slots(a) == slots(b)
 }
 
 /// Whole turns for each weight: those of the shortest period in which all come out even (to 1e-9 of a turn), else the

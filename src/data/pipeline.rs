@@ -6,9 +6,9 @@
 use super::source::{Documents, Rules};
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Exit, Result};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// A batch is closed when its text reaches this many bytes.
@@ -32,13 +32,22 @@ pub struct Encoded {
     pub text_bytes: u64,
 }
 
+/// A token at an end of each document.
+pub struct Mark {
+    pub id: u32,
+    /// Its name, where a text that has it there already, as characters, is refused.
+    pub name: Option<String>,
+}
+
 /// What to do.
 pub struct Job<'a> {
     pub inputs: &'a [String],
     pub rules: &'a Rules,
     pub tokenizer: &'a Tokenizer,
+    /// Put before each document.
+    pub bos: Option<Mark>,
     /// Appended to each document.
-    pub eos: Option<u32>,
+    pub eos: Option<Mark>,
     /// Share of documents for validation; 0 holds none out.
     pub holdout: f64,
     pub threads: usize,
@@ -46,12 +55,26 @@ pub struct Job<'a> {
     pub consumed: Arc<AtomicU64>,
 }
 
+/// What became of one input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Account {
+    pub name: String,
+    /// What its content was found to be, as `JSON lines in gzip`.
+    pub format: String,
+    pub documents: u64,
+    /// Documents left out as bad, and what was wrong with the first.
+    pub skipped: u64,
+    pub first_skipped: Option<String>,
+    /// Rows left out because their text is empty.
+    pub empty: u64,
+}
+
 type Batch = Vec<(Part, String)>;
 
-/// Runs `job`, giving each document to `sink` in input order. Returns the documents skipped as bad. The first error, from
-/// an input, the tokenizer or the sink, ends everything.
-pub fn run(job: &Job, mut sink: impl FnMut(Encoded) -> Result<()>) -> Result<u64> {
-    let skipped = AtomicU64::new(0);
+/// Runs `job`, giving each document to `sink` in input order. Returns what became of each input. The first error, from an
+/// input, the tokenizer or the sink, ends everything.
+pub fn run(job: &Job, mut sink: impl FnMut(Encoded) -> Result<()>) -> Result<Vec<Account>> {
+    let accounts = Mutex::new(Vec::new());
     std::thread::scope(|scope| -> Result<()> {
         let workers = job.threads.max(1);
         let (mut inlets, mut outlets) = (Vec::new(), Vec::new());
@@ -62,8 +85,8 @@ pub fn run(job: &Job, mut sink: impl FnMut(Encoded) -> Result<()>) -> Result<u64
             outlets.push(encoded);
             scope.spawn(move || work(job, batches, to_sink));
         }
-        let skipped_by_reader = &skipped;
-        scope.spawn(move || read(job, &inlets, skipped_by_reader));
+        let kept = &accounts;
+        scope.spawn(move || read(job, &inlets, kept));
         // When this returns, early or not, the outlets close; workers and reader notice and end.
         let outlets = outlets;
         let mut turn = 0;
@@ -73,13 +96,15 @@ pub fn run(job: &Job, mut sink: impl FnMut(Encoded) -> Result<()>) -> Result<u64
         }
         Ok(())
     })?;
-    Ok(skipped.into_inner())
+    Ok(accounts.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 fn work(job: &Job, batches: Receiver<Result<Batch>>, to_sink: SyncSender<Result<Vec<Encoded>>>) {
     let encode = |(part, text): (Part, String)| {
-        let mut ids = job.tokenizer.encode(&text)?;
-        ids.extend(job.eos);
+        twice(job, &text)?;
+        let mut ids: Vec<u32> = job.bos.iter().map(|mark| mark.id).collect();
+        ids.extend(job.tokenizer.encode(&text)?);
+        ids.extend(job.eos.iter().map(|mark| mark.id));
         Ok(Encoded { part, ids, text_bytes: text.len() as u64 })
     };
     for batch in batches {
@@ -90,8 +115,24 @@ fn work(job: &Job, batches: Receiver<Result<Batch>>, to_sink: SyncSender<Result<
     }
 }
 
+/// Refuses a text that has at its end what is to be put there.
+fn twice(job: &Job, text: &str) -> Result<()> {
+    let begins = |name: &&String| text.trim_start().starts_with(name.as_str());
+    let ends = |name: &&String| text.trim_end().ends_with(name.as_str());
+    let first = job.bos.iter().filter_map(|m| m.name.as_ref()).find(begins).map(|name| ("begins", "--bos", name));
+    let last = || job.eos.iter().filter_map(|m| m.name.as_ref()).find(ends).map(|name| ("ends", "--eos", name));
+    match first.or_else(last) {
+        None => Ok(()),
+        Some((verb, option, name)) => {
+            let start: String = text.chars().take(40).collect();
+            Err(Error::new(Exit::Data, format!("a document {verb} with {name} already: {start:?}…"))
+                .hint(format!("take it out of the texts, where it counts as characters, or leave {option} out")))
+        }
+    }
+}
+
 /// Reads the inputs into batches, dealt to the workers in turn.
-fn read(job: &Job, inlets: &[SyncSender<Result<Batch>>], skipped: &AtomicU64) {
+fn read(job: &Job, inlets: &[SyncSender<Result<Batch>>], accounts: &Mutex<Vec<Account>>) {
     let mut deal = Deal { inlets, turn: 0, batch: Vec::new(), bytes: 0 };
     // The first document waits until a second one shows that it is not alone.
     let mut first: Option<String> = None;
@@ -117,7 +158,9 @@ fn read(job: &Job, inlets: &[SyncSender<Result<Batch>>], skipped: &AtomicU64) {
                 }
             }
         }
-        skipped.fetch_add(documents.skipped, Ordering::Relaxed);
+        let Documents { format, documents, skipped, first_skipped, empty, .. } = documents;
+        let account = Account { name: name.clone(), format, documents, skipped, first_skipped, empty };
+        accounts.lock().unwrap_or_else(PoisonError::into_inner).push(account);
     }
     if let Some(only) = first {
         let cut = tail(&only, job.holdout);

@@ -1,22 +1,34 @@
-//! Documents out of files: plain text or JSON lines, as they are or in gzip or zstd (told apart by their first bytes, not
-//! by name), or from standard input. Streams; what must fit in memory is one document.
+//! Documents out of files: plain text, JSON rows or Parquet, as they are or in gzip or zstd, or from standard input. What a
+//! file is, its content decides, not its name, and it is said. Streams; what must fit in memory is one document (of Parquet,
+//! a page of each column that is read).
+
+mod ahead;
+mod container;
+mod detect;
+mod gzip;
+mod json;
+mod parquet;
+mod plain;
+mod row;
 
 use crate::error::{Error, Exit, Result};
-use serde_json::Value;
+use ahead::Ahead;
+use container::{Packing, LOOK, PARQUET};
+use detect::Content;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
-/// What the lines of the input are.
+/// What the input is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// JSONL if the name ends in .jsonl, .ndjson or .json (before .gz, .zst), or if the first line is a JSON object
+    /// What the content says; Parquet always is told by its content
     Auto,
-    /// Plain text
+    /// Plain text, even if it looks like JSON
     Text,
-    /// One JSON object a line
+    /// JSON objects, one a line, glued together, over several lines or in an array
     Jsonl,
 }
 
@@ -36,136 +48,166 @@ pub enum Split {
 pub struct Rules {
     pub format: Format,
     pub split: Split,
-    /// Key of the text in a JSON line.
-    pub text_key: String,
+    /// Keys of the text in a row; a dot leads into an object. The texts of several are joined by a blank line.
+    pub text_keys: Vec<String>,
     /// Count and leave out what cannot be read, instead of stopping.
     pub skip_bad: bool,
+}
+
+/// One document, or why it is none; the next ones can still be read.
+type Taken = std::result::Result<String, Bad>;
+
+struct Bad {
+    /// Behind the name of the input: `:LINE`, or `, row N`.
+    place: String,
+    what: String,
+    /// What helps if it is not this document alone.
+    hint: &'static str,
 }
 
 /// An open input. Iterates over its documents; an error ends it.
 pub struct Documents {
     name: String,
-    reader: Box<dyn BufRead + Send>,
-    jsonl: bool,
+    reader: Reader,
     rules: Rules,
-    line_number: u64,
-    /// Documents left out under `skip_bad`.
+    /// What it was found to be, as `JSON lines in gzip`.
+    pub format: String,
+    /// Documents given out.
+    pub documents: u64,
+    /// Documents left out under `skip_bad`, and what was wrong with the first.
     pub skipped: u64,
+    pub first_skipped: Option<String>,
+    /// Rows left out because their text is empty.
+    pub empty: u64,
     ended: bool,
 }
 
-/// How much is looked at to tell the format.
-const PEEK: usize = 64 << 10;
+enum Reader {
+    Text(plain::Texts),
+    Lines(json::Lines),
+    Stream(json::Stream),
+    Parquet(parquet::Table),
+}
 
 impl Documents {
-    /// Opens the file `name`, or standard input for `-`. `consumed` counts the bytes read from it as stored.
+    /// Opens the file `name`, or standard input for `-`, and looks what it is. `consumed` counts the bytes read from it as
+    /// stored.
+    ///
+    /// # Errors
+    /// [`Exit::Data`] for what is not read (by its name), and for what begins like JSON and is none.
     pub fn open(name: &str, rules: &Rules, consumed: Arc<AtomicU64>) -> Result<Documents> {
-        let raw: Box<dyn Read + Send> = match name {
-            "-" => Box::new(std::io::stdin()),
-            path => Box::new(open_file(Path::new(path))?),
-        };
-        Documents::of(name, Counting { inner: raw, consumed }, rules)
+        if name == "-" {
+            return Documents::of(name, std::io::stdin(), None, rules, consumed);
+        }
+        let file = open_file(Path::new(name))?;
+        let again = file.try_clone().ok().filter(|f| f.metadata().is_ok_and(|m| m.is_file()));
+        Documents::of(name, file, again, rules, consumed)
     }
 
-    fn of(name: &str, raw: impl Read + Send + 'static, rules: &Rules) -> Result<Documents> {
-        let mut raw = BufReader::with_capacity(1 << 20, raw);
-        let mut reader: Box<dyn BufRead + Send> = match peek(&mut raw, name)? {
-            [0x1f, 0x8b, ..] => Box::new(BufReader::with_capacity(1 << 20, flate2::bufread::MultiGzDecoder::new(raw))),
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-                let decoder = zstd::stream::read::Decoder::with_buffer(raw).map_err(|e| unreadable(name, &e))?;
-                Box::new(BufReader::with_capacity(1 << 20, decoder))
+    /// `seekable` is the same file where that is one.
+    fn of(
+        name: &str, raw: impl Read + 'static, seekable: Option<File>, rules: &Rules, consumed: Arc<AtomicU64>,
+    ) -> Result<Documents> {
+        let shown = if name == "-" { "standard input" } else { name };
+        let failed = |e: std::io::Error| unreadable(shown, &e);
+        let mut raw = Ahead::new(Counting { inner: raw, consumed: consumed.clone() });
+        let start = raw.at_least(LOOK).map_err(failed)?;
+        if is_parquet(start) {
+            // What the look at its beginning has read is read again.
+            consumed.fetch_sub(raw.seen().len() as u64, Ordering::Relaxed);
+            let reader = open_parquet(shown, seekable, rules, consumed)?;
+            return Ok(Documents::new(shown, Reader::Parquet(reader), "Parquet".into(), rules));
+        }
+        let packing = Packing::of(start);
+        refuse(shown, "is", start, rules)?;
+        let mut content = Ahead::new(packing.unpack(raw).map_err(failed)?);
+        let start = content.at_least(LOOK).map_err(failed)?;
+        if packing != Packing::None {
+            let inner = match Packing::of(start) {
+                Packing::None if is_parquet(start) => Some("a Parquet file"),
+                Packing::None => None,
+                _ => Some("another compressed file"),
+            };
+            if let Some(inner) = inner {
+                return Err(Error::new(Exit::Data, format!("{shown} holds {inner}{}", packing.words()))
+                    .hint("unpack it first, and name what comes out"));
             }
-            _ => Box::new(raw),
+            refuse(shown, "holds", start, rules)?;
+        }
+        let marked = detect::pass_mark(&mut content).map_err(failed)?;
+        let found = match rules.format {
+            Format::Text => Content::Text,
+            _ => detect::look(&mut content).map_err(failed)?,
         };
-        let jsonl = match rules.format {
-            Format::Text => false,
-            Format::Jsonl => true,
-            Format::Auto => named_jsonl(name) || starts_with_object(peek(&mut reader, name)?),
+        let found = settle(shown, found, content.seen(), rules)?;
+        let words = match found {
+            Content::Text | Content::Unclear(_) => "plain text",
+            Content::Lines => "JSON lines",
+            Content::Spread => "JSON objects over several lines",
+            Content::Array => "a JSON array",
         };
-        Ok(Documents {
+        let mark = if marked { ", behind a byte order mark" } else { "" };
+        let format = format!("{words}{}{mark}", packing.words());
+        let content = Box::new(content);
+        let reader = match found {
+            Content::Text | Content::Unclear(_) => Reader::Text(plain::Texts::new(content, rules.split)),
+            Content::Lines => Reader::Lines(json::Lines::new(content)),
+            Content::Spread | Content::Array => Reader::Stream(json::Stream::new(shown, content)),
+        };
+        Ok(Documents::new(shown, reader, format, rules))
+    }
+
+    fn new(name: &str, reader: Reader, format: String, rules: &Rules) -> Documents {
+        Documents {
             name: name.into(),
             reader,
-            jsonl,
             rules: rules.clone(),
-            line_number: 0,
+            format,
+            documents: 0,
             skipped: 0,
+            first_skipped: None,
+            empty: 0,
             ended: false,
-        })
+        }
+    }
+
+    fn take(&mut self) -> Result<Option<Taken>> {
+        let failed = |e: std::io::Error| unreadable(&self.name, &e);
+        match &mut self.reader {
+            Reader::Text(r) => r.next().map_err(failed),
+            Reader::Lines(r) => r.next(&self.rules.text_keys).map_err(failed),
+            Reader::Stream(r) => r.next(&self.rules.text_keys),
+            Reader::Parquet(r) => r.next(),
+        }
     }
 
     fn next_document(&mut self) -> Result<Option<String>> {
         loop {
-            let first_line = self.line_number + 1;
-            let raw = match (self.jsonl, self.rules.split) {
-                (true, _) | (false, Split::Line) => self.line()?,
-                (false, Split::BlankLines) => self.paragraph()?,
-                (false, Split::File) => self.rest()?,
-            };
-            let Some(raw) = raw else { return Ok(None) };
-            if raw.trim_ascii().is_empty() {
-                continue;
-            }
-            let parsed = if self.jsonl { self.json_text(&raw) } else { text(raw, first_line) };
-            match parsed {
-                Ok(t) if t.is_empty() => {}
-                Ok(t) => return Ok(Some(t)),
-                Err(_) if self.rules.skip_bad => self.skipped += 1,
-                Err((line, what)) => {
-                    return Err(Error::new(Exit::Data, format!("{}:{line}: {what}", shown(&self.name)))
-                        .hint("correct it, or leave such documents out with --skip-bad"))
+            match self.take()? {
+                None => return Ok(None),
+                Some(Ok(text)) if text.is_empty() => self.empty += 1,
+                Some(Ok(text)) => {
+                    self.documents += 1;
+                    return Ok(Some(text));
+                }
+                Some(Err(bad)) => {
+                    let fact = format!("{}{}: {}", self.name, bad.place, bad.what);
+                    if !self.rules.skip_bad {
+                        return Err(Error::new(Exit::Data, fact).hint(self.hint(bad.hint)));
+                    }
+                    self.skipped += 1;
+                    self.first_skipped.get_or_insert(fact);
                 }
             }
         }
     }
 
-    /// The next line without its ending.
-    fn line(&mut self) -> Result<Option<Vec<u8>>> {
-        let mut line = Vec::new();
-        let n = self.reader.read_until(b'\n', &mut line).map_err(|e| unreadable(&self.name, &e))?;
-        self.line_number += 1;
-        if line.last() == Some(&b'\n') {
-            line.pop();
-            if line.last() == Some(&b'\r') {
-                line.pop();
-            }
-        }
-        Ok((n > 0).then_some(line))
-    }
-
-    /// The lines up to the next blank one, each with its ending.
-    fn paragraph(&mut self) -> Result<Option<Vec<u8>>> {
-        let mut out = Vec::new();
-        loop {
-            let before = out.len();
-            let n = self.reader.read_until(b'\n', &mut out).map_err(|e| unreadable(&self.name, &e))?;
-            self.line_number += 1;
-            if out[before..].trim_ascii().is_empty() {
-                out.truncate(before);
-                return Ok((n > 0 || before > 0).then_some(out));
-            }
-        }
-    }
-
-    fn rest(&mut self) -> Result<Option<Vec<u8>>> {
-        let mut all = Vec::new();
-        let n = self.reader.read_to_end(&mut all).map_err(|e| unreadable(&self.name, &e))?;
-        Ok((n > 0).then_some(all))
-    }
-
-    fn json_text(&self, line: &[u8]) -> std::result::Result<String, (u64, String)> {
-        let here = |what| (self.line_number, what);
-        let value: Value = serde_json::from_slice(line).map_err(|e| here(format!("not JSON: {e}")))?;
-        let key = &self.rules.text_key;
-        match value {
-            Value::Object(mut object) => match object.remove(key) {
-                Some(Value::String(text)) => Ok(text),
-                Some(other) => Err(here(format!("\"{key}\" is {}, not a string", kind(&other)))),
-                None => {
-                    let keys: Vec<&str> = object.keys().map(String::as_str).take(8).collect();
-                    Err(here(format!("no key \"{key}\" (there is: {})", keys.join(", "))))
-                }
-            },
-            other => Err(here(format!("{}, not an object", kind(&other)))),
+    /// Leaving documents out is offered where others of the input are good, before the bad one or right behind it.
+    fn hint(&mut self, otherwise: &str) -> String {
+        let alone = self.documents > 0 || matches!(self.take(), Ok(Some(Ok(_))));
+        match alone {
+            true => "correct it, or leave such documents out with --skip-bad".into(),
+            false => otherwise.into(),
         }
     }
 }
@@ -183,6 +225,63 @@ impl Iterator for Documents {
     }
 }
 
+/// What the content is read as: what it was found to be, unless `--format` or the name says that it is JSON. Text that
+/// might be something else is refused.
+fn settle(name: &str, found: Content, start: &[u8], rules: &Rules) -> Result<Content> {
+    let asked = rules.format == Format::Jsonl || named_json(name);
+    match found {
+        Content::Text if rules.format == Format::Text => Ok(Content::Text),
+        Content::Text | Content::Unclear(_) if asked => {
+            Ok(if start.trim_ascii_start().starts_with(b"[") { Content::Array } else { Content::Lines })
+        }
+        Content::Unclear(why) => {
+            Err(Error::new(Exit::Data, format!("{name} begins like JSON, but its first row is not JSON: {why}"))
+                .hint("correct it, or say what the file is with --format jsonl or --format text"))
+        }
+        Content::Text if start[..start.len().min(LOOK)].contains(&0) => {
+            Err(Error::new(Exit::Data, format!("{name} holds zero bytes, as no text does"))
+                .hint("if it is plain text all the same, say so with --format text"))
+        }
+        other => Ok(other),
+    }
+}
+
+fn named_json(name: &str) -> bool {
+    let stem = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(name);
+    [".jsonl", ".ndjson", ".json"].iter().any(|e| stem.ends_with(e))
+}
+
+fn refuse(name: &str, verb: &str, start: &[u8], rules: &Rules) -> Result<()> {
+    match container::foreign(start).filter(|f| !(f.text && rules.format == Format::Text)) {
+        None => Ok(()),
+        Some(f) => {
+            let fact = format!(
+                "{name} {verb} {}; herd reads text in UTF-8, JSON and Parquet, and unpacks gzip and zstd",
+                f.what
+            );
+            Err(Error::new(Exit::Data, fact).hint(f.hint))
+        }
+    }
+}
+
+/// The mark is four letters: a text may begin with them, but not go on with the control character that follows here.
+fn is_parquet(start: &[u8]) -> bool {
+    start.starts_with(PARQUET) && start.get(PARQUET.len()).is_none_or(|b| *b < b' ' && !b.is_ascii_whitespace())
+}
+
+fn open_parquet(name: &str, file: Option<File>, rules: &Rules, consumed: Arc<AtomicU64>) -> Result<parquet::Table> {
+    if rules.format != Format::Auto {
+        let asked = if rules.format == Format::Text { "text" } else { "jsonl" };
+        return Err(Error::new(Exit::Data, format!("{name} is a Parquet file, but --format says {asked}"))
+            .hint("leave --format out"));
+    }
+    let file = file.ok_or_else(|| {
+        Error::new(Exit::Data, format!("{name} is a Parquet file in a pipe; its description lies at its end"))
+            .hint("write it to disk, and name the file")
+    })?;
+    parquet::Table::open(name, file, &rules.text_keys, consumed)
+}
+
 fn open_file(path: &Path) -> Result<File> {
     let file = File::open(path).map_err(|e| Error::io(path, "read", &e, Exit::Data))?;
     match file.metadata() {
@@ -192,67 +291,27 @@ fn open_file(path: &Path) -> Result<File> {
     }
 }
 
-/// The first bytes, without taking them. Pipes give them in small pieces, so one filled buffer may hold few.
-fn peek<'a>(reader: &'a mut (impl BufRead + ?Sized), name: &str) -> Result<&'a [u8]> {
-    let seen = reader.fill_buf().map_err(|e| unreadable(name, &e))?;
-    Ok(&seen[..seen.len().min(PEEK)])
-}
-
 fn unreadable(name: &str, e: &std::io::Error) -> Error {
-    match name {
-        "-" => Error::new(Exit::Data, format!("cannot read standard input: {e}")),
-        // The decoders report damage with kinds of their own; only an operating-system error is the filesystem's.
-        _ if e.raw_os_error().is_some() => Error::io(Path::new(name), "read", e, Exit::Data),
-        _ => Error::new(Exit::Data, format!("cannot decompress {name}: {e}")).hint("the file is damaged or cut off"),
+    // The decoders report damage with kinds of their own; only an operating-system error is the filesystem's.
+    if e.raw_os_error().is_some() {
+        return Error::io(Path::new(name), "read", e, Exit::Data);
     }
-}
-
-fn named_jsonl(name: &str) -> bool {
-    let stem = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(name);
-    [".jsonl", ".ndjson", ".json"].iter().any(|e| stem.ends_with(e))
-}
-
-fn starts_with_object(start: &[u8]) -> bool {
-    let line = start.split(|&b| b == b'\n').next().unwrap_or_default();
-    let cut = line.len() == start.len() && start.len() == PEEK;
-    line.starts_with(b"{\"") && (cut || serde_json::from_slice::<serde::de::IgnoredAny>(line).is_ok())
-}
-
-fn text(raw: Vec<u8>, first_line: u64) -> std::result::Result<String, (u64, String)> {
-    String::from_utf8(raw).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        let before = &e.as_bytes()[..at];
-        let line = first_line + before.iter().filter(|&&b| b == b'\n').count() as u64;
-        let column = at - before.iter().rposition(|&b| b == b'\n').map_or(0, |p| p + 1);
-        (line, format!("byte 0x{:02x} at column {} is not UTF-8", e.as_bytes()[at], column + 1))
-    })
-}
-
-fn kind(v: &Value) -> &'static str {
-    match v {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    }
-}
-
-fn shown(name: &str) -> &str {
-    match name {
-        "-" => "standard input",
-        name => name,
-    }
+    let text = e.to_string();
+    let hint = match text.as_str() {
+        t if t.contains("Dictionary") => "it needs a dictionary: unpack it with `zstd -D`, and give the input as `-`",
+        t if t.contains("memory") => "this host has not the memory that it needs",
+        _ => "the file is damaged or cut off",
+    };
+    Error::new(Exit::Data, format!("cannot decompress {name}: {text}")).hint(hint)
 }
 
 /// Counts what passes.
-struct Counting {
-    inner: Box<dyn Read + Send>,
+struct Counting<R> {
+    inner: R,
     consumed: Arc<AtomicU64>,
 }
 
-impl Read for Counting {
+impl<R: Read> Read for Counting<R> {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
         let n = self.inner.read(buf)?;
         self.consumed.fetch_add(n as u64, Ordering::Relaxed);

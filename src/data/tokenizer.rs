@@ -8,6 +8,7 @@ mod huggingface;
 mod tiktoken;
 
 use crate::error::{Error, Exit, Result};
+use crate::text::unmarked;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -50,6 +51,7 @@ impl Tokenizer {
         let content = std::fs::read(&path).map_err(|e| {
             Error::io(&path, "read tokenizer", &e, Exit::Data).hint("`bytes`, a tokenizer.json or a tokenizer.model")
         })?;
+        let content = unmarked(&content).to_vec();
         if path.ends_with("herd_tokenizer.json") {
             bytes::check_note(&path, &content)?;
             return Ok(Tokenizer::bytes("bytes"));
@@ -109,6 +111,15 @@ impl Tokenizer {
         }
     }
 
+    /// Id of the special token `name`; `None` for other tokens, which may come from text.
+    pub fn special(&self, name: &str) -> Option<u32> {
+        match &self.kind {
+            Kind::Bytes => bytes::special(name),
+            Kind::HuggingFace(t) => t.special(name),
+            Kind::Tiktoken(t) => t.special(name),
+        }
+    }
+
     /// Id of beginning-of-text.
     pub fn bos(&self) -> Option<u32> {
         self.bos
@@ -164,7 +175,7 @@ fn beside(path: &Path, names: &[&str]) -> Result<Vec<NamedFile>> {
     for name in names {
         let p = path.with_file_name(name);
         match std::fs::read(&p) {
-            Ok(content) => found.push((name.to_string(), content)),
+            Ok(content) => found.push((name.to_string(), unmarked(&content).to_vec())),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(Error::io(&p, "read", &e, Exit::Data)),
         }

@@ -29,12 +29,18 @@ const ROLL_CALL: Patience = Patience { first: Duration::from_secs(5), others: Du
 /// What a step's environment does not say of the job.
 const NODES: &str = "HERD_JOB_NODES";
 const TASKS_PER_NODE: &str = "HERD_JOB_TASKS_PER_NODE";
+const TASKS: &str = "HERD_JOB_TASKS";
 
 /// The job as its batch script sees it, in a deputy's step.
 pub fn whole(job: Job) -> Result<Job> {
-    let Ok(list) = std::env::var(NODES) else { return Ok(job) };
-    let tasks_per_node = std::env::var(TASKS_PER_NODE).ok().and_then(|n| n.parse().ok());
-    Ok(Job { nodes: expand(&list)?, tasks_per_node, step: None, ..job })
+    whole_from(job, |name| std::env::var(name).ok())
+}
+
+fn whole_from(job: Job, var: impl Fn(&str) -> Option<String>) -> Result<Job> {
+    let Some(list) = var(NODES) else { return Ok(job) };
+    let number = |name| var(name).and_then(|n| n.parse().ok());
+    // what Slurm says of tasks here is the deputy's own step
+    Ok(Job { nodes: expand(&list)?, tasks_per_node: number(TASKS_PER_NODE), tasks: number(TASKS), step: None, ..job })
 }
 
 /// The name of this node in the job.
@@ -79,10 +85,12 @@ impl Standby {
         let mut command = line.command();
         command.args(["--quiet", &own_program()]);
         command.env(NODES, compress(&job.nodes));
-        match job.tasks_per_node {
-            Some(n) => command.env(TASKS_PER_NODE, n.to_string()),
-            None => command.env_remove(TASKS_PER_NODE),
-        };
+        for (name, value) in [(TASKS_PER_NODE, job.tasks_per_node), (TASKS, job.tasks)] {
+            match value {
+                Some(n) => command.env(name, n.to_string()),
+                None => command.env_remove(name),
+            };
+        }
         command.args(with_option(std::env::args().skip(1), own));
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
         // a thread, so that a filesystem that blocks this supervisor does not make it look dead; its end is this process's,
@@ -209,6 +217,27 @@ fn speak_into(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// In the deputy's step of Slurm 26.05, SLURM_NTASKS is 1 and SLURM_NTASKS_PER_NODE the job's.
+    #[test]
+    fn the_deputy_s_own_step_says_nothing_of_the_job_s_tasks() {
+        let step = |k: &str| match k {
+            "SLURM_JOB_ID" => Some("7".to_string()),
+            "SLURM_JOB_NODELIST" => Some("n[1-3]".into()),
+            "SLURM_NTASKS" => Some("1".into()),
+            "SLURM_NTASKS_PER_NODE" => Some("2".into()),
+            _ => None,
+        };
+        let job = || Job::read(step).job.unwrap();
+        let handed = |k: &str| match k {
+            NODES => Some("n[1-4]".to_string()),
+            TASKS => Some("8".into()),
+            _ => None,
+        };
+        let whole = whole_from(job(), handed).unwrap();
+        assert_eq!((whole.nodes.len(), whole.tasks, whole.tasks_per_node), (4, Some(8), None));
+        assert_eq!(whole_from(job(), |_| None).unwrap(), job(), "a job that nothing was handed to");
+    }
 
     #[test]
     fn the_deputy_gets_the_same_command() {

@@ -45,7 +45,7 @@ pub fn settle(file: &Path, sets: &[String], job: &Job) -> Result<Submitted> {
 }
 
 fn keep(config: &Config, path: &Path) -> Result<()> {
-    let text = serde_yaml::to_string(config).map_err(|e| Error::new(Exit::Internal, e.to_string()))?;
+    let text = config::to_yaml(config)?;
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", &e, Exit::Storage))?;
     }
@@ -123,7 +123,7 @@ run_dir: RUN
 model:
   shape: {vocab_size: 256, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4,
     num_key_value_heads: 2}
-data: {sequence_length: 32, train: [{path: data/a, weight: 0.1}]}
+data: {sequence_length: 32, train: [{path: data/a$$b, weight: 0.1}]}
 batch: {global: 8, micro: 2}
 train: {steps: 1000}
 optim: {lr: 3.3e-4}

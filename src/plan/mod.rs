@@ -2,15 +2,20 @@
 //! and hardware can fail.
 
 mod axes;
+mod data;
 pub mod flops;
 pub mod memory;
 mod numbers;
 mod resume;
 mod rules;
+mod same_data;
 mod shape;
 
 pub use resume::check_resume;
 pub use rules::check_vocabulary;
+pub use same_data::{check_same_data, DataChanges};
+
+pub use data::check_data;
 
 use crate::config::{self, load, Config, DeviceChoice, Draft, ModelConfig, Precision, Problem};
 use crate::error::{Exit, Result};

@@ -108,9 +108,17 @@ fn data(config: &Config, out: &mut Vec<Problem>) {
         out.push(Problem::new(["validation.every", "data.validation"], fact).hint(hint));
     }
     for (key, corpora) in [("data.train", &d.train), ("data.validation", &d.validation)] {
-        let total: f64 = corpora.iter().map(|c| c.weight).sum();
-        if !corpora.is_empty() && (total == 0.0 || !total.is_finite()) {
-            let fact = format!("the weights of {} corpora add up to {total}", corpora.len());
+        let weights: Vec<f64> = corpora.iter().filter_map(|c| c.weight).collect();
+        if let (Some(i), false) = (corpora.iter().position(|c| c.weight.is_none()), weights.is_empty()) {
+            let fact = format!("missing, but {} of {} corpora have one", weights.len(), corpora.len());
+            out.push(
+                Problem::new([format!("{key}.{i}.weight")], fact)
+                    .hint("give every corpus a weight, or none: then each token has the same chance"),
+            );
+        }
+        let total: f64 = weights.iter().sum();
+        if !weights.is_empty() && (total == 0.0 || !total.is_finite()) {
+            let fact = format!("the weights of {} corpora add up to {total}", weights.len());
             out.push(
                 Problem::new([key], fact).hint("give at least one corpus a weight above 0, and none an enormous one"),
             );

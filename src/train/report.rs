@@ -5,6 +5,7 @@ use super::progress::Progress;
 use super::state::State;
 use super::step::Outcome;
 use crate::checkpoint::keeper::Happened;
+use crate::config;
 use crate::error::{Error, Exit, Result};
 use crate::kernels;
 use crate::plan::flops::{self, PerToken};
@@ -178,7 +179,7 @@ pub fn open_run_directory(plan: &Plan, world: &World) -> Result<()> {
     }
     let dir = &plan.config.run_dir;
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", &e, Exit::Storage))?;
-    let yaml = serde_yaml::to_string(&plan.config).map_err(|e| Error::new(Exit::Internal, e.to_string()))?;
+    let yaml = config::to_yaml(&plan.config)?;
     write(&dir.join("config.yaml"), yaml.as_bytes())?;
     let about = json!({
         "herd_version": env!("CARGO_PKG_VERSION"),

@@ -10,12 +10,13 @@ use crate::checkpoint::snapshot::place::{random, run_id};
 use crate::checkpoint::snapshot::table::Table;
 use crate::checkpoint::tiers::{self, Tiers};
 use crate::checkpoint::{weights, Event, Meta, Source, SpecialTokens};
+use crate::data::identity::DataNote;
 use crate::data::{Mixture, Tokenizer};
 use crate::error::{Error, Exit, Result};
 use crate::liveness::{Phase, Progress};
 use crate::model::Llama;
 use crate::parallel::{Pipeline, Wires};
-use crate::plan::{self, Plan};
+use crate::plan::{self, DataChanges, Plan};
 use crate::slurm::{compress, Job};
 use crate::topology::Topology;
 use crate::wire::World;
@@ -64,6 +65,8 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     let session = world.broadcast_bytes(world.agree(random())?.to_le_bytes().to_vec(), 0)?;
     let session = u64::from_le_bytes(session.try_into().unwrap_or_default()) >> 11;
     let meta = Meta { session, ..meta(plan, &tokenizer)? };
+    let meta = Meta { data: Some(data_note(&corpus, held_out.as_ref())), ..meta };
+    let mut changes = DataChanges::default();
     progress.at(Phase::Restore);
     let mut events = Vec::new();
     let mut from_store = Vec::new();
@@ -90,7 +93,8 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
         },
         &mut |source| {
             touched = true;
-            resume(plan, &meta, source, &mut state)
+            changes = resume(plan, &meta, source, &mut state)?;
+            Ok(())
         },
     )?;
     match &restored {
@@ -125,6 +129,7 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
             Event::CheckpointChosen { .. } => {}
         }
     }
+    tell(&changes, &mut report)?;
     if let Some(r) = &restored {
         let fields = json!({ "step": r.step, "path": r.path, "tiers": r.tally, "from_attempt": r.attempt, "seconds": r.seconds });
         report.event("resume", fields)?;
@@ -162,8 +167,8 @@ fn identity(plan: &Plan, world: &World) -> Result<u64> {
     Ok(u64::from_le_bytes(bytes.try_into().unwrap_or_default()))
 }
 
-/// Goes on from a checkpoint, if it is one of this run.
-fn resume(plan: &Plan, own: &Meta, found: &Source, state: &mut State) -> Result<()> {
+/// Goes on from a checkpoint, if it is one of this run. Returns in what its data was another.
+fn resume(plan: &Plan, own: &Meta, found: &Source, state: &mut State) -> Result<DataChanges> {
     plan::check_resume(plan, found.meta())?;
     let (now, then) = (&own.tokenizer_fingerprint, &found.meta().tokenizer_fingerprint);
     if !then.is_empty() && now != then {
@@ -178,7 +183,26 @@ fn resume(plan: &Plan, own: &Meta, found: &Source, state: &mut State) -> Result<
         )
         .hint("put the old tokenizer back, or start afresh with another run_dir"));
     }
-    state.restore(found)
+    let now = own.data.clone().unwrap_or_default();
+    let changes = plan::check_same_data(&plan.config, &now, found.meta())?;
+    state.restore(found)?;
+    Ok(changes)
+}
+
+fn data_note(corpus: &Mixture, held_out: Option<&Mixture>) -> DataNote {
+    DataNote { train: corpus.notes(), validation: held_out.map(Mixture::notes).unwrap_or_default() }
+}
+
+/// Says in what the data differs from that of the run that wrote the checkpoint.
+fn tell(changes: &DataChanges, report: &mut Report) -> Result<()> {
+    changes.notes.iter().for_each(|note| report.note(note));
+    if changes.accepted.is_empty() {
+        return Ok(());
+    }
+    for line in &changes.accepted {
+        report.note(&format!("WARNING: other samples than before, as data.on_change says: {line}"));
+    }
+    report.event("data_changed", json!({ "changes": changes.accepted }))
 }
 
 /// First weights: given ones, or fresh ones.

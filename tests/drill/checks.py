@@ -18,7 +18,7 @@ def heal(job, notes):
 
 
 def rank_nodes(job):
-    return [env.get("SLURMD_NODENAME") for _, env in processes([str(job.config), " train "]) if "HERD_ATTEMPT" in env]
+    return [env.get("SLURMD_NODENAME") for _, env in processes([str(job.run_dir), " train "]) if "HERD_ATTEMPT" in env]
 
 
 def left_meanwhile(job, notes):

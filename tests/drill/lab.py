@@ -219,7 +219,7 @@ class Job:
     def rank_processes(self):
         """Living processes of the newest attempt: {rank: (pid, node)}."""
         found = {}
-        for pid, env in processes([str(self.config), " train "]):
+        for pid, env in processes([str(self.run_dir), " train "]):
             if "SLURM_PROCID" in env and "HERD_ATTEMPT" in env and env.get("SLURM_STEP_ID"):
                 found.setdefault(int(env["HERD_ATTEMPT"]), {})[int(env["SLURM_PROCID"])] = (pid, env["SLURMD_NODENAME"])
         return found[max(found)] if found else {}

@@ -11,6 +11,7 @@ mod data;
 mod data_parallel;
 mod errors;
 mod generate;
+mod inputs;
 mod layout;
 mod liveness;
 mod memory;

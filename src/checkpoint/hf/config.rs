@@ -7,6 +7,7 @@
 use crate::checkpoint::SpecialTokens;
 use crate::config::{ModelConfig, RopeScaling};
 use crate::error::{Error, Exit, Result};
+use crate::text::unmarked;
 use serde_json::{json, Map, Value};
 use std::path::Path;
 
@@ -20,7 +21,7 @@ pub struct HfConfig {
 /// Reads a `config.json`. Errors ([`Exit::Model`]): missing, no JSON, not a Llama, or a variant that herd does not compute.
 pub fn read(path: &Path) -> Result<HfConfig> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", &e, Exit::Model))?;
-    let json = serde_json::from_str(&text)
+    let json = serde_json::from_slice(unmarked(text.as_bytes()))
         .map_err(|e| Error::new(Exit::Model, format!("{} is not JSON: {e}", path.display())))?;
     parse(&json).map_err(|e| e.context(path.display()))
 }

@@ -164,8 +164,8 @@ fn index_map(index: &Path) -> Result<HashMap<String, String>> {
         weight_map: HashMap<String, String>,
     }
     let text = std::fs::read(index).map_err(|e| Error::io(index, "read", &e, Exit::Model))?;
-    let parsed: Index =
-        serde_json::from_slice(&text).map_err(|e| wrong(format!("{} is damaged: {e}", index.display())))?;
+    let parsed: Index = serde_json::from_slice(crate::text::unmarked(&text))
+        .map_err(|e| wrong(format!("{} is damaged: {e}", index.display())))?;
     Ok(parsed.weight_map)
 }
 

@@ -58,7 +58,7 @@ impl Params {
     pub fn read(path: &Path) -> Result<Params> {
         let text = std::fs::read(path).map_err(|e| Error::io(path, "read", &e, Exit::Model))?;
         let wrong = |why: String| Error::new(Exit::Model, format!("{}: {why}", path.display()));
-        let p: Params = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
+        let p: Params = serde_json::from_slice(crate::text::unmarked(&text)).map_err(|e| wrong(e.to_string()))?;
         let sizes = [("dim", p.dim, 1 << 20), ("n_layers", p.n_layers, 4096), ("n_heads", p.n_heads, 4096)];
         if let Some((key, n, most)) = sizes.into_iter().find(|(_, n, most)| !(1..=*most).contains(n)) {
             return Err(wrong(format!("{key} is {n}, not from 1 to {most}")));

@@ -9,6 +9,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
 
+/// How many pieces of a `.bin` stand for all of it, and their bytes.
+const PIECES: usize = 64;
+const PIECE: usize = 4096;
+
 /// An open token file. Token positions count from 0 over all documents in file order.
 pub struct Indexed {
     bin: Map,
@@ -137,6 +141,22 @@ impl Indexed {
             }
         }
         Ok(highest)
+    }
+
+    /// What tells the content from that of other files: the sidecar's checksum of all ids (`xxh3:`); without one, the hash of
+    /// the index and of [`PIECES`] pieces of the `.bin`, evenly spread (`sampled:`), for reading all of it takes too long.
+    pub fn identity(&self) -> String {
+        if let Some(note) = &self.sidecar {
+            return format!("xxh3:{}", note.bin_xxh3_128);
+        }
+        let (bin, mut hash) = (self.bin.bytes(), Xxh3::new());
+        hash.update(self.idx.bytes());
+        let last = bin.len().saturating_sub(PIECE);
+        for i in 0..PIECES {
+            let at = (last as u128 * i as u128 / (PIECES - 1) as u128) as usize;
+            hash.update(&bin[at..bin.len().min(at + PIECE)]);
+        }
+        format!("sampled:{:032x}", hash.digest128())
     }
 
     fn length(&self, sequence: usize) -> i32 {

@@ -2,6 +2,7 @@
 
 use super::with_ending;
 use crate::error::{Error, Exit, Result};
+use crate::text::unmarked;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -42,6 +43,9 @@ pub struct TokenizerNote {
     pub kind: String,
     pub fingerprint: String,
     pub vocab_size: usize,
+    /// The id before each document, if one was put there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bos: Option<u32>,
     /// The id after each document, if one was appended.
     pub eos: Option<u32>,
 }
@@ -60,7 +64,7 @@ impl Sidecar {
             Error::new(Exit::Data, format!("{} is damaged: {e}", path.display()))
                 .hint("make the token file again with `herd data tokenize`")
         };
-        let value: serde_json::Value = serde_json::from_slice(&content).map_err(damaged)?;
+        let value: serde_json::Value = serde_json::from_slice(unmarked(&content)).map_err(damaged)?;
         if value["format"] != FORMAT {
             return Ok(None);
         }

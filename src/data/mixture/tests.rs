@@ -11,10 +11,11 @@ fn corpus(dir: &Path, name: &str, tokens: u32, weight: f64) -> Corpus {
         kind: "huggingface".into(),
         fingerprint: "abc".into(),
         vocab_size: 65_000,
+        bos: None,
         eos: None,
     };
     w.finish(Written { tokenizer, sources: vec![], split: "all".into(), holdout: 0.0, text_bytes: 0 }).unwrap();
-    Corpus { path, weight }
+    Corpus { path, weight: Some(weight) }
 }
 
 #[test]
@@ -84,6 +85,22 @@ fn shares_hold_at_every_prefix() {
     assert_eq!(order.iter().filter(|&&c| c == 1).count(), 2);
 }
 
+/// Shards of unequal sizes without weights: each sample comes as often as any other.
+#[test]
+fn without_weights_each_token_has_the_same_chance() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut c = [corpus(dir.path(), "a", 401, 1.0), corpus(dir.path(), "b", 1601, 1.0)];
+    let shares = |m: &Mixture| m.turns.slots.iter().map(|s| *s as f64 / m.turns.period() as f64).collect::<Vec<_>>();
+    assert_eq!(shares(&Mixture::open(&c, 4, 9, 65_000, None).unwrap()), [0.5, 0.5]);
+    c[0].weight = None;
+    let e = Mixture::open(&c, 4, 9, 65_000, None).err().unwrap();
+    assert!(e.exit == Exit::Config && e.fact.contains("1 of 2 corpora have a weight"), "{e}");
+    c[1].weight = None;
+    let m = Mixture::open(&c, 4, 9, 65_000, None).unwrap();
+    assert_eq!(shares(&m), [0.2, 0.8]);
+    assert!(m.describe().contains("20.0000% of draws"), "{}", m.describe());
+}
+
 #[test]
 fn corpora_keep_to_their_own_order() {
     let dir = tempfile::tempdir().unwrap();
@@ -118,6 +135,7 @@ fn samples_know_where_documents_begin() {
         kind: "huggingface".into(),
         fingerprint: "abc".into(),
         vocab_size: 65_000,
+        bos: None,
         eos: None,
     };
     w.finish(Written { tokenizer, sources: vec![], split: "all".into(), holdout: 0.0, text_bytes: 0 }).unwrap();
@@ -128,7 +146,7 @@ fn samples_know_where_documents_begin() {
         at += n;
     }
     for s in [1, 2, 5, 8, 35, 70] {
-        let m = Mixture::open(&[Corpus { path: path.clone(), weight: 1.0 }], s, 1, 65_000, None).unwrap();
+        let m = Mixture::open(&[Corpus { path: path.clone(), weight: None }], s, 1, 65_000, None).unwrap();
         let mut seen = 0;
         for i in 0..m.epoch_len() {
             let first = i as usize * s;
@@ -155,7 +173,7 @@ fn what_does_not_fit_is_refused() {
     let e = refused(one, 8, 65_000, Some("xyz"));
     assert!(e.exit == Exit::Data && e.fact.contains("abc") && e.fact.contains("xyz"), "{e}");
     for w in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-        assert_eq!(refused(&[Corpus { weight: w, ..a.clone() }], 8, 65_000, None).exit, Exit::Config);
+        assert_eq!(refused(&[Corpus { weight: Some(w), ..a.clone() }], 8, 65_000, None).exit, Exit::Config);
     }
     assert_eq!(refused(&[], 8, 65_000, None).exit, Exit::Config);
     assert_eq!(refused(one, 0, 65_000, None).exit, Exit::Config);

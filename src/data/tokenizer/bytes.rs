@@ -32,6 +32,10 @@ pub fn decode(ids: &[u32]) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+pub fn special(name: &str) -> Option<u32> {
+    [(BOS_NAME, BOS), (EOS_NAME, EOS)].into_iter().find(|(n, _)| *n == name).map(|(_, id)| id)
+}
+
 /// Printable stand-in that byte-level BPE files use for each byte: printable Latin-1 stands for itself, the others take
 /// the code points from U+0100 on, in order (the GPT-2 table).
 pub fn stand_in(byte: u8) -> char {

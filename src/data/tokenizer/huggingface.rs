@@ -3,6 +3,7 @@
 
 use super::{beside, NamedFile};
 use crate::error::{Error, Exit, Result};
+use crate::foreign::guarded;
 use serde_json::Value;
 use std::path::Path;
 
@@ -19,7 +20,8 @@ pub struct HuggingFace {
 
 impl HuggingFace {
     pub fn open(path: &Path, content: Vec<u8>) -> Result<HuggingFace> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(&content).map_err(|e| {
+        let made = guarded(|| tokenizers::Tokenizer::from_bytes(&content)).map_err(panicked);
+        let mut inner = made.and_then(|t| t.map_err(|e| e.to_string())).map_err(|e| {
             Error::new(Exit::Data, format!("{} is not a tokenizer.json: {e}", path.display()))
                 .hint("it is the file that transformers' save_pretrained writes")
         })?;
@@ -30,8 +32,8 @@ impl HuggingFace {
             .with_truncation(None)
             .map_err(|e| Error::new(Exit::Data, format!("{}: cannot turn truncation off: {e}", path.display())))?;
         let mut files = beside(path, COMPANIONS)?;
-        let bos = special(&inner, &files, "bos_token", BOS_NAMES);
-        let eos = special(&inner, &files, "eos_token", EOS_NAMES);
+        let bos = special(&inner, path, &files, "bos_token", BOS_NAMES)?;
+        let eos = special(&inner, path, &files, "eos_token", EOS_NAMES)?;
         files.insert(0, ("tokenizer.json".into(), content));
         Ok(HuggingFace { inner, bos, eos, files })
     }
@@ -40,8 +42,14 @@ impl HuggingFace {
         self.inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
     }
 
+    pub fn special(&self, name: &str) -> Option<u32> {
+        let added = self.inner.get_added_tokens_decoder();
+        self.inner.token_to_id(name).filter(|id| added.get(id).is_some_and(|t| t.special))
+    }
+
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false);
+        let encoding = guarded(|| self.inner.encode_fast(text, false)).map_err(panicked);
+        let encoding = encoding.and_then(|e| e.map_err(|e| e.to_string()));
         let encoding = encoding.map_err(|e| Error::new(Exit::Data, format!("cannot encode a text: {e}")))?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -53,7 +61,8 @@ impl HuggingFace {
         let mut rest = ids;
         while !rest.is_empty() {
             let run = rest.iter().take_while(|id| known(id)).count();
-            text += &self.inner.decode(&rest[..run], false).unwrap_or_else(|_| "\u{fffd}".into());
+            let known = guarded(|| self.inner.decode(&rest[..run], false));
+            text += &known.ok().and_then(|t| t.ok()).unwrap_or_else(|| "\u{fffd}".into());
             rest = &rest[run..];
             if let Some(after) = rest.get(1..) {
                 text.push('\u{fffd}');
@@ -64,13 +73,24 @@ impl HuggingFace {
     }
 }
 
-/// The id of the token that a companion file calls `key`, else of the first of `usual` that exists.
-fn special(t: &tokenizers::Tokenizer, files: &[NamedFile], key: &str, usual: &[&str]) -> Option<u32> {
-    let named = files.iter().find_map(|(_, content)| {
-        let json: Value = serde_json::from_slice(content).ok()?;
-        let v = json.get(key)?;
-        let name = v.as_str().or_else(|| v.get("content")?.as_str())?;
-        t.token_to_id(name)
-    });
-    named.or_else(|| usual.iter().find_map(|name| t.token_to_id(name)))
+/// The words for a panic inside the crate: what it was given made no sense.
+fn panicked(words: String) -> String {
+    format!("it makes the tokenizers library fail ({words})")
+}
+
+/// The id of the token that a companion file beside `path` calls `key`, else of the first of `usual` that exists.
+fn special(
+    t: &tokenizers::Tokenizer, path: &Path, files: &[NamedFile], key: &str, usual: &[&str],
+) -> Result<Option<u32>> {
+    for (file, content) in files.iter().filter(|(file, _)| file.ends_with(".json")) {
+        let json: Value = serde_json::from_slice(content).map_err(|e| {
+            Error::new(Exit::Data, format!("{} is not JSON: {e}", path.with_file_name(file).display()))
+                .hint("it says which tokens begin and end a text; mend it, or move it away")
+        })?;
+        let name = json.get(key).and_then(|v| v.as_str().or_else(|| v.get("content")?.as_str()));
+        if let Some(id) = name.and_then(|name| t.token_to_id(name)) {
+            return Ok(Some(id));
+        }
+    }
+    Ok(usual.iter().find_map(|name| t.token_to_id(name)))
 }

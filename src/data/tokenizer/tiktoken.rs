@@ -77,6 +77,10 @@ impl Tiktoken {
         Ok(ids)
     }
 
+    pub fn special(&self, name: &str) -> Option<u32> {
+        special_names().iter().position(|n| n == name).map(|i| self.base + i as u32)
+    }
+
     pub fn decode(&self, ids: &[u32]) -> String {
         let mut bytes = Vec::with_capacity(ids.len() * 4);
         for &id in ids {

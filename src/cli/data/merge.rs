@@ -1,0 +1,131 @@
+//! `herd data merge`.
+
+use super::{claim, grouped};
+use crate::cli::print;
+use crate::data::indexed::{prefix_of, with_ending, Indexed, Sidecar, Writer, Written};
+use crate::error::{Error, Exit, Result};
+use std::path::{Path, PathBuf};
+
+const EXAMPLES: &str = "\
+Examples:
+  herd data merge --output data/web data/web-0?.idx
+  herd data merge --output data/all data/books data/web
+
+The token files must be of one tokenizer; the documents keep their order. One corpus of many shards gives each token the same
+chance, whatever the sizes of the shards.";
+
+/// Put several token files into one.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Token files, in order; each with or without .bin or .idx.
+    #[arg(required = true, value_name = "PREFIX")]
+    inputs: Vec<PathBuf>,
+    /// Path of the result without its ending.
+    #[arg(long, short, value_name = "PREFIX")]
+    output: PathBuf,
+    /// Replace an existing token file.
+    #[arg(long)]
+    force: bool,
+}
+
+/// An input and how it was made.
+struct Shard {
+    file: Indexed,
+    note: Sidecar,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let output = prefix_of(&args.output);
+    if output.file_name().is_none() || args.output.to_string_lossy().ends_with('/') {
+        return Err(Error::new(Exit::Usage, format!("--output {} names no file", args.output.display()))
+            .hint("give a prefix, e.g. data/corpus"));
+    }
+    let prefixes: Vec<PathBuf> = args.inputs.iter().map(|p| prefix_of(p)).collect();
+    if let Some(i) = (1..prefixes.len()).find(|&i| prefixes[..i].contains(&prefixes[i])) {
+        return Err(Error::new(Exit::Usage, format!("{} is given twice", prefixes[i].display()))
+            .hint("a pattern of the shell may match both .bin and .idx: name one of them"));
+    }
+    let files: Vec<String> = prefixes.iter().flat_map(|p| endings(p)).collect();
+    claim::check(&output, &files.iter().map(String::as_str).collect::<Vec<_>>(), args.force)?;
+    let shards = prefixes.iter().map(|p| open(p)).collect::<Result<Vec<Shard>>>()?;
+    shards.iter().try_for_each(|s| alike(&shards[0], s))?;
+    let written = write(&output, &shards)?;
+    print(&format!(
+        "{}: {} documents, {} tokens ({}) of {} token files\n",
+        output.display(),
+        grouped(written.documents),
+        grouped(written.tokens),
+        written.dtype,
+        shards.len()
+    ))
+}
+
+fn endings(prefix: &Path) -> [String; 3] {
+    [".bin", ".idx", ".json"].map(|e| with_ending(prefix, e).to_string_lossy().into_owned())
+}
+
+fn open(prefix: &Path) -> Result<Shard> {
+    let file = Indexed::open(prefix)?;
+    let Some(note) = file.sidecar.clone() else {
+        let fact =
+            format!("{} does not say with which tokenizer it was made: it has no {0}.json of herd's", prefix.display());
+        return Err(Error::new(Exit::Data, fact)
+            .hint("make it with `herd data tokenize`, or merge with Megatron's merge_datasets.py"));
+    };
+    Ok(Shard { file, note })
+}
+
+/// Refuses what makes no sense as one corpus.
+fn alike(first: &Shard, other: &Shard) -> Result<()> {
+    let (a, b) = (&first.note, &other.note);
+    let shown = |v: &dyn std::fmt::Debug| format!("{v:?}");
+    let compared = [
+        (
+            "tokenizer",
+            &a.tokenizer.fingerprint as &dyn std::fmt::Debug,
+            &b.tokenizer.fingerprint as &dyn std::fmt::Debug,
+        ),
+        ("vocabulary", &a.tokenizer.vocab_size, &b.tokenizer.vocab_size),
+        ("token before each document", &a.tokenizer.bos, &b.tokenizer.bos),
+        ("token after each document", &a.tokenizer.eos, &b.tokenizer.eos),
+        ("split", &a.split, &b.split),
+        ("share held out", &a.holdout, &b.holdout),
+    ];
+    match compared.into_iter().find(|(_, a, b)| shown(a) != shown(b)) {
+        None => Ok(()),
+        Some((what, a, b)) => {
+            let (one, two) = (first.file.prefix.display(), other.file.prefix.display());
+            Err(Error::new(Exit::Data, format!("{one} and {two} differ in their {what}: {a:?} and {b:?}"))
+                .hint("tokenize them in the same way, or list them one by one in data.train"))
+        }
+    }
+}
+
+fn write(output: &Path, shards: &[Shard]) -> Result<Sidecar> {
+    if let Some(dir) = output.parent().filter(|d| !d.as_os_str().is_empty()) {
+        std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", &e, Exit::Storage))?;
+    }
+    let first = &shards[0].note;
+    let vocab = first.tokenizer.vocab_size;
+    let mut writer = Writer::create(output, vocab)?;
+    let (mut ids, mut narrow) = (Vec::new(), Vec::new());
+    for Shard { file, .. } in shards {
+        let mut at = 0;
+        for length in file.document_lengths() {
+            ids.clear();
+            file.read(at, length as usize, vocab, &mut ids)?;
+            at += length;
+            narrow.clear();
+            narrow.extend(ids.iter().map(|&id| id as u32));
+            writer.push(&narrow)?;
+        }
+    }
+    writer.finish(Written {
+        tokenizer: first.tokenizer.clone(),
+        sources: shards.iter().map(|s| s.file.prefix.display().to_string()).collect(),
+        split: first.split.clone(),
+        holdout: first.holdout,
+        text_bytes: shards.iter().map(|s| s.note.text_bytes).sum(),
+    })
+}

@@ -1,0 +1,56 @@
+//! Whether the tokenizer and the corpora of a plan are there and fit it: what a start of the run would find, all at once.
+
+use super::{check_vocabulary, Plan};
+use crate::config::{to_error, Corpus, Problem};
+use crate::data::{Mixture, Tokenizer};
+use crate::error::{Error, Result};
+use std::fmt::Display;
+use std::slice;
+
+/// Opens the tokenizer and every corpus, and compares them with the model and with each other. Returns what the run would
+/// train on, a line a corpus.
+///
+/// # Errors
+/// Everything that is missing or does not fit, with `place` (the configuration) before it; [`crate::error::Exit::Data`]
+/// unless it is the filesystem that refused.
+pub fn check_data(plan: &Plan, place: impl Display) -> Result<String> {
+    let data = &plan.config.data;
+    let mut problems = Vec::new();
+    let mut wrong = |key: String, e: Error| {
+        let problem = Problem::new([key], e.fact).exit(e.exit);
+        problems.push(e.hint.into_iter().fold(problem, Problem::hint));
+    };
+    let tokenizer = Tokenizer::open(&data.tokenizer).map_err(|e| wrong("data.tokenizer".into(), e)).ok();
+    if let Some(t) = &tokenizer {
+        let fits = check_vocabulary(&plan.model, t.vocab_size(), &data.tokenizer);
+        let _ = fits.map_err(|e| wrong("data.tokenizer".into(), e));
+    }
+    let fingerprint = tokenizer.map(|t| t.fingerprint());
+    let open = |corpora: &[Corpus]| {
+        let (length, seed, vocab) = (data.sequence_length, plan.config.seed, plan.model.vocab_size);
+        Mixture::open(corpora, length, seed, vocab, fingerprint.as_deref())
+    };
+    let mut train = String::new();
+    for (key, corpora) in [("data.train", &data.train), ("data.validation", &data.validation)] {
+        let mut whole = true;
+        for (i, corpus) in corpora.iter().enumerate() {
+            // Its weight is looked at with the whole list.
+            if let Err(e) = open(slice::from_ref(&Corpus { weight: None, ..corpus.clone() })) {
+                wrong(format!("{key}.{i}.path"), e);
+                whole = false;
+            }
+        }
+        match whole && !corpora.is_empty() {
+            true => match open(corpora) {
+                Ok(mixture) if key == "data.train" => train = mixture.describe(),
+                Ok(_) => {}
+                Err(e) => wrong(key.into(), e),
+            },
+            false => {}
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(train),
+        false => Err(to_error(place, &problems)),
+    }
+}
