@@ -30,7 +30,7 @@ mod tests {
 
     #[test]
     fn a_panic_becomes_words_and_the_thread_goes_on() {
-        assert_eq!(guarded(|| inside()), Ok(true));
+        assert_eq!(guarded(inside), Ok(true));
         assert_eq!(guarded(|| -> u8 { panic!("no {}", 7) }), Err("no 7".into()));
         assert_eq!(guarded(|| guarded(|| -> u8 { panic!("deep") }).is_err() && inside()), Ok(true));
         assert!(!inside());

@@ -13,7 +13,7 @@ mod row;
 
 use crate::error::{Error, Exit, Result};
 use ahead::Ahead;
-use container::{Packing, LOOK, PARQUET};
+use container::LOOK;
 use detect::Content;
 use std::fs::File;
 use std::io::Read;
@@ -112,42 +112,17 @@ impl Documents {
         let failed = |e: std::io::Error| unreadable(shown, &e);
         let mut raw = Ahead::new(Counting { inner: raw, consumed: consumed.clone() });
         let start = raw.at_least(LOOK).map_err(failed)?;
-        if is_parquet(start) {
+        if container::is_parquet(start) {
             // What the look at its beginning has read is read again.
             consumed.fetch_sub(raw.seen().len() as u64, Ordering::Relaxed);
             let reader = open_parquet(shown, seekable, rules, consumed)?;
             return Ok(Documents::new(shown, Reader::Parquet(reader), "Parquet".into(), rules));
         }
-        let packing = Packing::of(start);
-        refuse(shown, "is", start, rules)?;
-        let mut content = Ahead::new(packing.unpack(raw).map_err(failed)?);
-        let start = content.at_least(LOOK).map_err(failed)?;
-        if packing != Packing::None {
-            let inner = match Packing::of(start) {
-                Packing::None if is_parquet(start) => Some("a Parquet file"),
-                Packing::None => None,
-                _ => Some("another compressed file"),
-            };
-            if let Some(inner) = inner {
-                return Err(Error::new(Exit::Data, format!("{shown} holds {inner}{}", packing.words()))
-                    .hint("unpack it first, and name what comes out"));
-            }
-            refuse(shown, "holds", start, rules)?;
-        }
+        let (packing, mut content) = container::unpacked(shown, raw, rules.format)?;
         let marked = detect::pass_mark(&mut content).map_err(failed)?;
-        let found = match rules.format {
-            Format::Text => Content::Text,
-            _ => detect::look(&mut content).map_err(failed)?,
-        };
-        let found = settle(shown, found, content.seen(), rules)?;
-        let words = match found {
-            Content::Text | Content::Unclear(_) => "plain text",
-            Content::Lines => "JSON lines",
-            Content::Spread => "JSON objects over several lines",
-            Content::Array => "a JSON array",
-        };
+        let found = detect::decide(shown, &mut content, rules.format)?;
         let mark = if marked { ", behind a byte order mark" } else { "" };
-        let format = format!("{words}{}{mark}", packing.words());
+        let format = format!("{}{}{mark}", found.words(), packing.words());
         let content = Box::new(content);
         let reader = match found {
             Content::Text | Content::Unclear(_) => Reader::Text(plain::Texts::new(content, rules.split)),
@@ -223,50 +198,6 @@ impl Iterator for Documents {
         self.ended = !matches!(next, Some(Ok(_)));
         next
     }
-}
-
-/// What the content is read as: what it was found to be, unless `--format` or the name says that it is JSON. Text that
-/// might be something else is refused.
-fn settle(name: &str, found: Content, start: &[u8], rules: &Rules) -> Result<Content> {
-    let asked = rules.format == Format::Jsonl || named_json(name);
-    match found {
-        Content::Text if rules.format == Format::Text => Ok(Content::Text),
-        Content::Text | Content::Unclear(_) if asked => {
-            Ok(if start.trim_ascii_start().starts_with(b"[") { Content::Array } else { Content::Lines })
-        }
-        Content::Unclear(why) => {
-            Err(Error::new(Exit::Data, format!("{name} begins like JSON, but its first row is not JSON: {why}"))
-                .hint("correct it, or say what the file is with --format jsonl or --format text"))
-        }
-        Content::Text if start[..start.len().min(LOOK)].contains(&0) => {
-            Err(Error::new(Exit::Data, format!("{name} holds zero bytes, as no text does"))
-                .hint("if it is plain text all the same, say so with --format text"))
-        }
-        other => Ok(other),
-    }
-}
-
-fn named_json(name: &str) -> bool {
-    let stem = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(name);
-    [".jsonl", ".ndjson", ".json"].iter().any(|e| stem.ends_with(e))
-}
-
-fn refuse(name: &str, verb: &str, start: &[u8], rules: &Rules) -> Result<()> {
-    match container::foreign(start).filter(|f| !(f.text && rules.format == Format::Text)) {
-        None => Ok(()),
-        Some(f) => {
-            let fact = format!(
-                "{name} {verb} {}; herd reads text in UTF-8, JSON and Parquet, and unpacks gzip and zstd",
-                f.what
-            );
-            Err(Error::new(Exit::Data, fact).hint(f.hint))
-        }
-    }
-}
-
-/// The mark is four letters: a text may begin with them, but not go on with the control character that follows here.
-fn is_parquet(start: &[u8]) -> bool {
-    start.starts_with(PARQUET) && start.get(PARQUET.len()).is_none_or(|b| *b < b' ' && !b.is_ascii_whitespace())
 }
 
 fn open_parquet(name: &str, file: Option<File>, rules: &Rules, consumed: Arc<AtomicU64>) -> Result<parquet::Table> {

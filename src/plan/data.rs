@@ -40,13 +40,13 @@ pub fn check_data(plan: &Plan, place: impl Display) -> Result<String> {
                 whole = false;
             }
         }
-        match whole && !corpora.is_empty() {
-            true => match open(corpora) {
-                Ok(mixture) if key == "data.train" => train = mixture.describe(),
-                Ok(_) => {}
-                Err(e) => wrong(key.into(), e),
-            },
-            false => {}
+        if !whole || corpora.is_empty() {
+            continue;
+        }
+        match open(corpora) {
+            Ok(mixture) if key == "data.train" => train = mixture.describe(),
+            Ok(_) => {}
+            Err(e) => wrong(key.into(), e),
         }
     }
     match problems.is_empty() {

@@ -3,12 +3,14 @@
 
 use super::ahead::Ahead;
 use super::gzip::Members;
+use super::{unreadable, Format};
+use crate::error::{Error, Exit};
 use std::io::{BufRead, Read, Result};
 
 /// Bytes that are looked at: the mark of a tar archive lies at 257.
 pub const LOOK: usize = 512;
 /// The mark at both ends of a Parquet file.
-pub const PARQUET: &[u8] = b"PAR1";
+const PARQUET: &[u8] = b"PAR1";
 /// The largest window that the zstd format has, 2 GiB; memory is used only as far as a file fills it.
 const WINDOW_LOG: u32 = 31;
 
@@ -22,7 +24,7 @@ pub enum Packing {
 
 impl Packing {
     /// Told by the first bytes. A zstd file may begin with a skippable frame, as those of pzstd do.
-    pub fn of(start: &[u8]) -> Packing {
+    fn of(start: &[u8]) -> Packing {
         match start {
             [0x1f, 0x8b, ..] => Packing::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Packing::Zstd,
@@ -40,7 +42,7 @@ impl Packing {
     }
 
     /// What `raw` holds: all members or frames, one after another.
-    pub fn unpack<R: Read + 'static>(self, raw: Ahead<R>) -> Result<Box<dyn BufRead>> {
+    fn unpack<R: Read + 'static>(self, raw: Ahead<R>) -> Result<Box<dyn BufRead>> {
         Ok(match self {
             Packing::None => Box::new(raw),
             Packing::Gzip => Box::new(Ahead::new(Members::new(raw))),
@@ -54,13 +56,13 @@ impl Packing {
 }
 
 /// Something that is not read.
-pub struct Foreign {
+struct Foreign {
     /// With its article: `an xz file`.
-    pub what: &'static str,
+    what: &'static str,
     /// What to do instead.
-    pub hint: &'static str,
+    hint: &'static str,
     /// It is text as well, so that `--format text` may ask for it.
-    pub text: bool,
+    text: bool,
 }
 
 const UNPACK: &str = "unpack it into a pipe, and give the input as `-`";
@@ -97,8 +99,54 @@ const MARKS: &[(usize, &[u8], &str, &str)] = &[
     (0, b"\xfe\xff", "UTF-16 text", RECODE),
 ];
 
+/// What `raw` holds, unpacked, and what it was in.
+///
+/// # Errors
+/// [`Exit::Data`] for what is not read, outside or inside, by its name; [`unreadable`] for damage.
+pub fn unpacked<R: Read + 'static>(
+    name: &str, mut raw: Ahead<R>, format: Format,
+) -> crate::error::Result<(Packing, Ahead<Box<dyn BufRead>>)> {
+    let failed = |e: std::io::Error| unreadable(name, &e);
+    let start = raw.at_least(LOOK).map_err(failed)?;
+    let packing = Packing::of(start);
+    refuse(name, "is", start, format)?;
+    let mut content = Ahead::new(packing.unpack(raw).map_err(failed)?);
+    if packing != Packing::None {
+        let start = content.at_least(LOOK).map_err(failed)?;
+        let inner = match Packing::of(start) {
+            Packing::None if is_parquet(start) => Some("a Parquet file"),
+            Packing::None => None,
+            _ => Some("another compressed file"),
+        };
+        if let Some(inner) = inner {
+            return Err(Error::new(Exit::Data, format!("{name} holds {inner}{}", packing.words()))
+                .hint("unpack it first, and name what comes out"));
+        }
+        refuse(name, "holds", start, format)?;
+    }
+    Ok((packing, content))
+}
+
+/// The mark is four letters: a text may begin with them, but not go on with the control character that follows here.
+pub fn is_parquet(start: &[u8]) -> bool {
+    start.starts_with(PARQUET) && start.get(PARQUET.len()).is_none_or(|b| *b < b' ' && !b.is_ascii_whitespace())
+}
+
+fn refuse(name: &str, verb: &str, start: &[u8], format: Format) -> crate::error::Result<()> {
+    match foreign(start).filter(|f| !(f.text && format == Format::Text)) {
+        None => Ok(()),
+        Some(f) => {
+            let fact = format!(
+                "{name} {verb} {}; herd reads text in UTF-8, JSON and Parquet, and unpacks gzip and zstd",
+                f.what
+            );
+            Err(Error::new(Exit::Data, fact).hint(f.hint))
+        }
+    }
+}
+
 /// What `start`, the first bytes of a file or of what it unpacks to, says it is, if that is nothing that is read.
-pub fn foreign(start: &[u8]) -> Option<Foreign> {
+fn foreign(start: &[u8]) -> Option<Foreign> {
     let marked = |(at, mark, ..): &&(usize, &[u8], &str, &str)| start.get(*at..).is_some_and(|s| s.starts_with(mark));
     if let Some((_, mark, what, hint)) = MARKS.iter().find(marked) {
         // three letters alone may begin a text: a level and the mark of a block follow

@@ -2,8 +2,10 @@
 //! mark are looked past, and a first row is read to its end, however long it is.
 
 use super::ahead::Ahead;
+use super::container::LOOK;
 use super::json::Scan;
-use super::row;
+use super::{row, unreadable, Format};
+use crate::error::{Error, Exit};
 use std::io::{BufRead, Read, Result};
 
 pub const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
@@ -21,6 +23,18 @@ pub enum Content {
     Unclear(String),
 }
 
+impl Content {
+    /// What a report calls it.
+    pub fn words(&self) -> &'static str {
+        match self {
+            Content::Text | Content::Unclear(_) => "plain text",
+            Content::Lines => "JSON lines",
+            Content::Spread => "JSON objects over several lines",
+            Content::Array => "a JSON array",
+        }
+    }
+}
+
 /// Takes a byte order mark off the beginning; whether there was one.
 pub fn pass_mark<R: Read>(reader: &mut Ahead<R>) -> Result<bool> {
     let marked = reader.at_least(3)?.starts_with(BYTE_ORDER_MARK);
@@ -28,8 +42,46 @@ pub fn pass_mark<R: Read>(reader: &mut Ahead<R>) -> Result<bool> {
     Ok(marked)
 }
 
+/// What the content is to be read as; none of it is taken.
+///
+/// # Errors
+/// [`Exit::Data`] for text that might be something else, unless `format` says that it is text.
+pub fn decide<R: Read>(name: &str, content: &mut Ahead<R>, format: Format) -> crate::error::Result<Content> {
+    let found = match format {
+        Format::Text => Content::Text,
+        _ => look(content).map_err(|e| unreadable(name, &e))?,
+    };
+    settle(name, found, content.seen(), format)
+}
+
+/// What the content is read as: what it was found to be, unless `--format` or the name says that it is JSON. Text that
+/// might be something else is refused.
+fn settle(name: &str, found: Content, start: &[u8], format: Format) -> crate::error::Result<Content> {
+    let asked = format == Format::Jsonl || named_json(name);
+    match found {
+        Content::Text if format == Format::Text => Ok(Content::Text),
+        Content::Text | Content::Unclear(_) if asked => {
+            Ok(if start.trim_ascii_start().starts_with(b"[") { Content::Array } else { Content::Lines })
+        }
+        Content::Unclear(why) => {
+            Err(Error::new(Exit::Data, format!("{name} begins like JSON, but its first row is not JSON: {why}"))
+                .hint("correct it, or say what the file is with --format jsonl or --format text"))
+        }
+        Content::Text if start[..start.len().min(LOOK)].contains(&0) => {
+            Err(Error::new(Exit::Data, format!("{name} holds zero bytes, as no text does"))
+                .hint("if it is plain text all the same, say so with --format text"))
+        }
+        other => Ok(other),
+    }
+}
+
+fn named_json(name: &str) -> bool {
+    let stem = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst")).unwrap_or(name);
+    [".jsonl", ".ndjson", ".json"].iter().any(|e| stem.ends_with(e))
+}
+
 /// Looks at the content without taking any of it.
-pub fn look<R: Read>(reader: &mut Ahead<R>) -> Result<Content> {
+fn look<R: Read>(reader: &mut Ahead<R>) -> Result<Content> {
     let start = significant(reader, 0)?;
     match reader.byte(start)? {
         Some(b'{') => {

@@ -79,18 +79,21 @@ fn more_ids(dir: &Path) {
 }
 
 pub fn rows() -> Vec<Case> {
-    let malformed: [(&str, fn(&Path), &[&str]); 5] = [
-        (
+    let malformed = |name, make: fn(&Path), words: &[&'static str]| {
+        case(name, make, TOKENIZE).refused(11).says(&["tokenizer.json"]).says(words)
+    };
+    let tokenizers = [
+        malformed(
             "a prefix longer than its tokens",
             |d| tokenizer(d, |t| t["model"]["continuing_subword_prefix"] = "#####".into()),
             &["is not a tokenizer.json"],
         ),
-        (
+        malformed(
             "a table of characters that is none",
             |d| tokenizer(d, |t| t["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"})),
             &["is not a tokenizer.json"],
         ),
-        (
+        malformed(
             "a replacement of nothing",
             |d| {
                 tokenizer(d, |t| {
@@ -100,12 +103,12 @@ pub fn rows() -> Vec<Case> {
             },
             &["cannot encode a text"],
         ),
-        (
+        malformed(
             "words of no length",
             |d| tokenizer(d, |t| t["pre_tokenizer"] = json!({"type": "FixedLength", "length": 0})),
             &[],
         ),
-        (
+        malformed(
             "a merge of unknown tokens",
             |d| tokenizer(d, |t| t["model"]["merges"] = json!(["o z"])),
             &["is not a tokenizer.json"],
@@ -156,9 +159,6 @@ pub fn rows() -> Vec<Case> {
             .refused(11)
             .says(&["tokenizer_config.json is not JSON"]),
     ];
-    rows.extend(
-        malformed
-            .map(|(name, make, words)| case(name, make, TOKENIZE).refused(11).says(&["tokenizer.json"]).says(words)),
-    );
+    rows.extend(tokenizers);
     rows
 }
