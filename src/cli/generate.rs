@@ -1,6 +1,7 @@
 //! `herd generate`: continue prompts with a trained model.
 
 use crate::checkpoint::weights::{self, Weights};
+use crate::checkpoint::{foreign, Own};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Exit, Result};
 use crate::generate::{Generator, Options, Sampling, TextStream};
@@ -52,7 +53,7 @@ pub struct Args {
     /// Do not put the model's beginning-of-text token before the prompt (never done for `bytes`).
     #[arg(long)]
     no_bos: bool,
-    /// Go on after the end-of-text token.
+    /// Go on after a token that ends a text.
     #[arg(long)]
     ignore_eos: bool,
     /// Where to compute. `auto`: the first GPU where there is one, else the CPU.
@@ -67,6 +68,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
+    super::logging::init(true, None, 0)?;
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     sampling.check()?;
     let device = choose_device(&args.device)?;
@@ -85,7 +87,7 @@ pub fn run(args: Args) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let stop = match args.ignore_eos {
         true => vec![],
-        false => tokenizer.eos().into_iter().chain(special.eos.iter().copied()).collect(),
+        false => tokenizer.ends().into_iter().chain(weights.ends()).collect(),
     };
 
     let params = load(&weights, dtype(args.precision.as_deref(), device), device)?;
@@ -122,17 +124,21 @@ fn read_prompt(prompt: &str) -> Result<String> {
 }
 
 fn open_tokenizer(given: Option<&str>, weights: &Weights, model: &Path) -> Result<Tokenizer> {
-    let spec = match given {
-        Some(spec) => spec,
-        None if !weights.tokenizer().is_empty() => weights.tokenizer(),
-        None => {
-            return Err(Error::new(Exit::Data, format!("{} names no tokenizer", model.display()))
-                .hint("give one with --tokenizer: `bytes`, a tokenizer.json or a tokenizer.model"))
+    let hint = "give one with --tokenizer: `bytes`, a tokenizer.json or a tokenizer.model";
+    let tokenizer = match given {
+        Some(spec) => Tokenizer::open(spec)?,
+        None if weights.tokenizer().is_empty() => {
+            return Err(Error::new(Exit::Data, format!("{} names no tokenizer", model.display())).hint(hint))
         }
+        None => match Own::of(weights)? {
+            Own::Is(tokenizer) => *tokenizer,
+            Own::Lost(why) => return Err(Error::new(Exit::Data, format!("no tokenizer: {why}")).hint(hint)),
+        },
     };
-    let tokenizer = Tokenizer::open(spec)?;
+    foreign(weights, &tokenizer).into_iter().for_each(|line| tracing::warn!("{line}"));
     let (has, takes) = (tokenizer.vocab_size(), weights.model().vocab_size);
     if has > takes {
+        let spec = tokenizer.spec();
         let fact = format!("the tokenizer {spec} has {has} tokens, the model's vocabulary only {takes}");
         return Err(Error::new(Exit::Data, fact).hint("use the tokenizer that the model was trained with"));
     }

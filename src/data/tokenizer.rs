@@ -17,6 +17,8 @@ pub type NamedFile = (String, Vec<u8>);
 /// An open tokenizer. Encoding is thread-safe.
 pub struct Tokenizer {
     spec: String,
+    /// The file it was read from, absolute; symbolic links stay as they are.
+    file: Option<PathBuf>,
     kind: Kind,
     vocab_size: usize,
     bos: Option<u32>,
@@ -55,11 +57,13 @@ impl Tokenizer {
             return Ok(Tokenizer::bytes("bytes"));
         }
         let fingerprint = hex(xxh3_128(&content));
+        let file = Some(std::path::absolute(&path).unwrap_or_else(|_| path.clone()));
         if content.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{') {
             let t = huggingface::HuggingFace::open(&path, content)?;
             let (vocab_size, bos, eos) = (t.vocab_size(), t.bos, t.eos);
             return Ok(Tokenizer {
                 spec: spec.into(),
+                file,
                 kind: Kind::HuggingFace(Box::new(t)),
                 vocab_size,
                 bos,
@@ -69,12 +73,14 @@ impl Tokenizer {
         }
         let t = tiktoken::Tiktoken::open(&path, content)?;
         let (vocab_size, bos, eos) = (t.vocab_size(), Some(t.bos()), Some(t.eos()));
-        Ok(Tokenizer { spec: spec.into(), kind: Kind::Tiktoken(Box::new(t)), vocab_size, bos, eos, fingerprint })
+        let kind = Kind::Tiktoken(Box::new(t));
+        Ok(Tokenizer { spec: spec.into(), file, kind, vocab_size, bos, eos, fingerprint })
     }
 
     fn bytes(spec: &str) -> Tokenizer {
         Tokenizer {
             spec: spec.into(),
+            file: None,
             kind: Kind::Bytes,
             vocab_size: bytes::VOCAB,
             bos: Some(bytes::BOS),
@@ -119,6 +125,17 @@ impl Tokenizer {
         self.eos
     }
 
+    /// Every id that ends a text, [`Tokenizer::eos`] first. Llama 3's models end their turns with others; a
+    /// `tokenizer.model` does not say of which kind its model is, and one that is not tuned to follow instructions never
+    /// writes them.
+    pub fn ends(&self) -> Vec<u32> {
+        let turns = match &self.kind {
+            Kind::Tiktoken(t) => t.ends_of_turns().to_vec(),
+            Kind::Bytes | Kind::HuggingFace(_) => Vec::new(),
+        };
+        self.eos.into_iter().chain(turns).collect()
+    }
+
     /// xxh3-128 of the defining file, as 32 hexadecimal digits; a constant for `bytes`.
     pub fn fingerprint(&self) -> String {
         self.fingerprint.clone()
@@ -136,6 +153,16 @@ impl Tokenizer {
     /// What the user called it.
     pub fn spec(&self) -> &str {
         &self.spec
+    }
+
+    /// What it is from wherever a command is run: `bytes`, or the absolute path of its file.
+    pub fn place(&self) -> String {
+        self.file.as_ref().map_or("bytes".into(), |f| f.to_string_lossy().into_owned())
+    }
+
+    /// The directory of its file.
+    pub fn directory(&self) -> Option<&Path> {
+        self.file.as_ref()?.parent()
     }
 
     /// One line for logs.

@@ -9,7 +9,7 @@ mod resume;
 mod rules;
 mod shape;
 
-pub use resume::check_resume;
+pub use resume::{check_resume, check_weights};
 pub use rules::check_vocabulary;
 
 use crate::config::{self, load, Config, DeviceChoice, Draft, ModelConfig, Precision, Problem};

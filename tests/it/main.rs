@@ -17,6 +17,7 @@ mod memory;
 mod meta;
 mod metrics;
 mod model;
+mod models_in_out;
 mod parity;
 mod pipeline;
 mod recycle;

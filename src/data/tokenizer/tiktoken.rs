@@ -60,6 +60,11 @@ impl Tiktoken {
         self.base + 1
     }
 
+    /// Ids of `<|eom_id|>` and `<|eot_id|>`.
+    pub fn ends_of_turns(&self) -> [u32; 2] {
+        [self.base + 8, self.base + 9]
+    }
+
     pub fn files(&self) -> Vec<NamedFile> {
         self.files.clone()
     }
@@ -168,7 +173,7 @@ mod tests {
         assert_eq!(names.len(), 256);
         assert_eq!(names[0], "<|begin_of_text|>");
         assert_eq!(names[1], "<|end_of_text|>");
-        assert_eq!(names[9], "<|eot_id|>");
+        assert_eq!((&names[8][..], &names[9][..]), ("<|eom_id|>", "<|eot_id|>"));
         assert_eq!(names[255], "<|reserved_special_token_247|>");
         assert_eq!(names.iter().collect::<HashSet<_>>().len(), 256);
     }
