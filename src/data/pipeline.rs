@@ -26,7 +26,7 @@ pub enum Part {
 /// One tokenized document.
 pub struct Encoded {
     pub part: Part,
-    /// Ids, end-of-text included if one was asked for.
+    /// Ids, with what stands in front of a document and the end-of-text that was asked for.
     pub ids: Vec<u32>,
     /// Bytes of its text.
     pub text_bytes: u64,
@@ -37,6 +37,8 @@ pub struct Job<'a> {
     pub inputs: &'a [String],
     pub rules: &'a Rules,
     pub tokenizer: &'a Tokenizer,
+    /// In front of each document.
+    pub front: &'a [u32],
     /// Appended to each document.
     pub eos: Option<u32>,
     /// Share of documents for validation; 0 holds none out.
@@ -78,7 +80,8 @@ pub fn run(job: &Job, mut sink: impl FnMut(Encoded) -> Result<()>) -> Result<u64
 
 fn work(job: &Job, batches: Receiver<Result<Batch>>, to_sink: SyncSender<Result<Vec<Encoded>>>) {
     let encode = |(part, text): (Part, String)| {
-        let mut ids = job.tokenizer.encode(&text)?;
+        let mut ids = job.front.to_vec();
+        ids.extend(job.tokenizer.encode(&text)?);
         ids.extend(job.eos);
         Ok(Encoded { part, ids, text_bytes: text.len() as u64 })
     };

@@ -1,13 +1,15 @@
 //! Text to ids and back: built-in bytes, a Hugging Face `tokenizer.json`, or a tiktoken `tokenizer.model`.
 //!
 //! Text is data: the names of special tokens inside it (`<|end_of_text|>`) are encoded as ordinary characters, so that no
-//! document can forge the end of another.
+//! document can forge the end of another. Prompts may ask for the tokens ([`Tokenizer::encode_special`]).
 
 mod bytes;
+mod front;
 mod huggingface;
 mod tiktoken;
 
 use crate::error::{Error, Exit, Result};
+pub use front::{Bos, Front};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -101,6 +103,16 @@ impl Tokenizer {
             Kind::Bytes => Ok(bytes::encode(text)),
             Kind::HuggingFace(t) => t.encode(text),
             Kind::Tiktoken(t) => t.encode(text),
+        }
+        .map_err(|e| e.context(&self.spec))
+    }
+
+    /// As [`Tokenizer::encode`], but the name of a special token in the text is the token.
+    pub fn encode_special(&self, text: &str) -> Result<Vec<u32>> {
+        match &self.kind {
+            Kind::Bytes => Ok(bytes::encode_special(text)),
+            Kind::HuggingFace(t) => t.encode_special(text),
+            Kind::Tiktoken(t) => t.encode_special(text),
         }
         .map_err(|e| e.context(&self.spec))
     }

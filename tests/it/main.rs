@@ -2,6 +2,7 @@
 
 mod support;
 
+mod chat;
 mod checkpoint;
 mod cli;
 mod config;

@@ -63,16 +63,16 @@ fn write_tensors(path: &Path, tensors: &Tensors) {
     safetensors::serialize_to_file(views, None, path).unwrap();
 }
 
-fn json_file(path: &Path) -> Value {
+pub fn json_file(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))).unwrap()
 }
 
-fn put(path: &Path, value: &Value) {
+pub fn put(path: &Path, value: &Value) {
     fs::write(path, value.to_string()).unwrap();
 }
 
 /// The byte-level tokenizer with one more special token, as Hugging Face files.
-fn tokenizer(directory: &Path) {
+pub fn tokenizer(directory: &Path) {
     fs::create_dir_all(directory).unwrap();
     for (name, content) in Tokenizer::open("bytes").unwrap().files() {
         let mut file: Value = serde_json::from_slice(&content).unwrap();
@@ -88,7 +88,7 @@ fn tokenizer(directory: &Path) {
 }
 
 /// A model directory with tokenizer and generation settings.
-fn model(directory: &Path, after: &[(u32, u32)]) -> PathBuf {
+pub fn model(directory: &Path, after: &[(u32, u32)]) -> PathBuf {
     tokenizer(directory);
     put(&directory.join("config.json"), &config());
     put(&directory.join("generation_config.json"), &generation());
@@ -100,19 +100,19 @@ fn generation() -> Value {
     json!({"bos_token_id": 256, "eos_token_id": [258, 257, 10], "do_sample": true, "temperature": 0.7, "top_p": 0.9})
 }
 
-fn run(at: &Path, args: &[&str]) -> Output {
+pub fn run(at: &Path, args: &[&str]) -> Output {
     herd().current_dir(at).args(args).env_remove("SLURM_JOB_ID").output().unwrap()
 }
 
 /// Both streams of a command that succeeds.
-fn ok(at: &Path, args: &[&str]) -> String {
+pub fn ok(at: &Path, args: &[&str]) -> String {
     let out = run(at, args);
     assert!(out.status.success(), "{args:?}: {}", text(&out));
     text(&out)
 }
 
 /// One line of a command that fails with `exit`, which holds all of `words`.
-fn refused(at: &Path, args: &[&str], exit: i32, words: &[&str]) {
+pub fn refused(at: &Path, args: &[&str], exit: i32, words: &[&str]) {
     let out = run(at, args);
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     assert_eq!(out.status.code(), Some(exit), "{args:?}: {said}");
@@ -120,7 +120,7 @@ fn refused(at: &Path, args: &[&str], exit: i32, words: &[&str]) {
     words.iter().for_each(|w| assert!(said.contains(w), "{line} does not say {w:?}"));
 }
 
-fn said(output: &str, words: &[&str]) {
+pub fn said(output: &str, words: &[&str]) {
     let line = output.lines().find(|l| words.iter().all(|w| l.contains(w)));
     assert!(line.is_some(), "no line has all of {words:?}: {output}");
 }

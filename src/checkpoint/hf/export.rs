@@ -4,6 +4,7 @@ use super::shards::{Dtype, INDEX, SINGLE};
 use super::{config, generation};
 use crate::checkpoint::weights::Weights;
 use crate::checkpoint::{disk, foreign, Own};
+use crate::data::tokenizer::Bos;
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
 use crate::layout::units;
@@ -198,6 +199,12 @@ fn write_tokenizer(weights: &Weights, tokenizer: &Tokenizer, directory: &Path) -
     let (has, takes) = (tokenizer.vocab_size(), weights.model().vocab_size);
     if has > takes {
         tracing::warn!("tokenizer {} has {has} tokens, the model's vocabulary only {takes}", tokenizer.place());
+    }
+    if tokenizer.kind() == "tiktoken" {
+        tracing::info!(
+            "from a tokenizer.model transformers reads no rule for what stands in front of a text; herd: {}",
+            tokenizer.front(Bos::Own)?.says
+        );
     }
     let mut files = tokenizer.files();
     let has = |name: &str| files.iter().any(|(n, _)| n == name);

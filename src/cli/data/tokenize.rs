@@ -5,6 +5,7 @@ use crate::cli::print;
 use crate::data::indexed::{prefix_of, with_ending, Sidecar, TokenizerNote, Writer, Written};
 use crate::data::pipeline::{self, Encoded, Job, Part};
 use crate::data::source::{Format, Rules, Split};
+use crate::data::tokenizer::Bos;
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -52,6 +53,12 @@ pub struct Args {
     /// Do not append the tokenizer's end-of-text id to each document.
     #[arg(long)]
     no_eos: bool,
+    /// Put the tokenizer's beginning-of-text id before each document, whatever its own rule is.
+    #[arg(long, conflicts_with = "no_bos")]
+    bos: bool,
+    /// Put nothing before a document. Default: what the tokenizer itself puts before a text (its post-processor).
+    #[arg(long)]
+    no_bos: bool,
     /// Leave out documents that are no UTF-8 or no JSON with the key, and count them.
     #[arg(long)]
     skip_bad: bool,
@@ -74,6 +81,7 @@ pub fn run(args: Args) -> Result<()> {
                 .hint("put a tokenizer_config.json with eos_token beside it, or pass --no-eos"))
         }
     };
+    let front = tokenizer.front(Bos::from_flags(args.bos, args.no_bos))?;
     let total = stored_size(&args.inputs)?;
     let mut outputs = Outputs::create(&args, tokenizer.vocab_size())?;
 
@@ -88,6 +96,7 @@ pub fn run(args: Args) -> Result<()> {
         inputs: &args.inputs,
         rules: &rules,
         tokenizer: &tokenizer,
+        front: &front.ids,
         eos,
         holdout: args.holdout,
         threads: match args.threads {
@@ -113,7 +122,8 @@ pub fn run(args: Args) -> Result<()> {
         eos,
     };
     let written = outputs.finish(&args, note, skipped)?;
-    print(&report(&written, skipped, args.skip_bad, began.elapsed()))
+    print(&report(&written, skipped, args.skip_bad, began.elapsed()))?;
+    print(&format!("each document: {}\n", front.says))
 }
 
 /// One file of the result.

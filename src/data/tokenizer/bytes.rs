@@ -19,6 +19,22 @@ pub fn encode(text: &str) -> Vec<u32> {
     text.bytes().map(u32::from).collect()
 }
 
+/// As [`encode`], but the name of a special token is the token.
+pub fn encode_special(text: &str) -> Vec<u32> {
+    let mut ids = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let named = [(BOS_NAME, BOS), (EOS_NAME, EOS)].into_iter().find(|(name, _)| rest.starts_with(name));
+        let length = named.map_or(first.len_utf8(), |(name, _)| name.len());
+        match named {
+            Some((_, id)) => ids.push(id),
+            None => ids.extend(encode(&rest[..length])),
+        }
+        rest = &rest[length..];
+    }
+    ids
+}
+
 pub fn decode(ids: &[u32]) -> String {
     let mut bytes = Vec::with_capacity(ids.len());
     for &id in ids {

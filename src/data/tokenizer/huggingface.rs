@@ -5,6 +5,8 @@ use super::{beside, NamedFile};
 use crate::error::{Error, Exit, Result};
 use serde_json::Value;
 use std::path::Path;
+use std::sync::OnceLock;
+use tokenizers::{Encoding, PostProcessor, Token};
 
 const BOS_NAMES: &[&str] = &["<|begin_of_text|>", "<s>", "<|startoftext|>", "<bos>"];
 const EOS_NAMES: &[&str] = &["<|end_of_text|>", "</s>", "<|endoftext|>", "<eos>"];
@@ -15,6 +17,11 @@ pub struct HuggingFace {
     pub bos: Option<u32>,
     pub eos: Option<u32>,
     pub files: Vec<NamedFile>,
+    /// What the post-processor puts before a text, and behind it.
+    pub front: Vec<u32>,
+    pub behind: Vec<u32>,
+    /// The same tokenizer, which takes the names of special tokens for the tokens. Made when it is first asked for.
+    special: OnceLock<tokenizers::Tokenizer>,
 }
 
 impl HuggingFace {
@@ -33,7 +40,8 @@ impl HuggingFace {
         let bos = special(&inner, &files, "bos_token", BOS_NAMES);
         let eos = special(&inner, &files, "eos_token", EOS_NAMES);
         files.insert(0, ("tokenizer.json".into(), content));
-        Ok(HuggingFace { inner, bos, eos, files })
+        let (front, behind) = around(&inner);
+        Ok(HuggingFace { inner, bos, eos, files, front, behind, special: OnceLock::new() })
     }
 
     pub fn vocab_size(&self) -> usize {
@@ -41,9 +49,17 @@ impl HuggingFace {
     }
 
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false);
-        let encoding = encoding.map_err(|e| Error::new(Exit::Data, format!("cannot encode a text: {e}")))?;
-        Ok(encoding.get_ids().to_vec())
+        encode(&self.inner, text)
+    }
+
+    /// As [`HuggingFace::encode`], but the name of a special token is the token.
+    pub fn encode_special(&self, text: &str) -> Result<Vec<u32>> {
+        let special = self.special.get_or_init(|| {
+            let mut special = self.inner.clone();
+            special.set_encode_special_tokens(false);
+            special
+        });
+        encode(special, text)
     }
 
     pub fn decode(&self, ids: &[u32]) -> String {
@@ -62,6 +78,22 @@ impl HuggingFace {
         }
         text
     }
+}
+
+fn encode(t: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
+    let encoding = t.encode_fast(text, false);
+    let encoding = encoding.map_err(|e| Error::new(Exit::Data, format!("cannot encode a text: {e}")))?;
+    Ok(encoding.get_ids().to_vec())
+}
+
+/// What the post-processor makes of a text of one token that no vocabulary has.
+fn around(t: &tokenizers::Tokenizer) -> (Vec<u32>, Vec<u32>) {
+    let Some(processor) = t.get_post_processor() else { return Default::default() };
+    let text = Encoding::from_tokens(vec![Token::new(u32::MAX, "x".into(), (0, 1))], 0);
+    let Ok(done) = processor.process(text, None, true) else { return Default::default() };
+    let ids = done.get_ids();
+    let at = ids.iter().position(|&id| id == u32::MAX).unwrap_or(ids.len());
+    (ids[..at].to_vec(), ids.get(at + 1..).unwrap_or_default().to_vec())
 }
 
 /// The id of the token that a companion file calls `key`, else of the first of `usual` that exists.
