@@ -7,6 +7,7 @@ pub mod memory;
 mod numbers;
 mod resume;
 mod rules;
+mod settings;
 mod shape;
 
 pub use resume::{check_resume, check_weights};
