@@ -83,7 +83,7 @@ pub struct Meta {
     #[serde(default)]
     pub seed: u64,
     pub model: ModelConfig,
-    /// Tokenizer as the configuration names it: `bytes`, or the path of a `tokenizer.json` or `tokenizer.model`.
+    /// `bytes`, or the absolute path of the tokenizer's file (older versions: as the configuration names it).
     #[serde(default)]
     pub tokenizer: String,
     /// Fingerprint of the tokenizer's content; empty when it was not known (an import without a tokenizer).
@@ -91,6 +91,9 @@ pub struct Meta {
     pub tokenizer_fingerprint: String,
     #[serde(default)]
     pub special_tokens: SpecialTokens,
+    /// `generation_config.json` of the model that the run started from; null where there was none.
+    #[serde(default)]
+    pub generation: serde_json::Value,
     /// The resolved configuration of the run; null for an import.
     #[serde(default)]
     pub config: serde_json::Value,
@@ -136,6 +139,7 @@ impl Meta {
             tokenizer: String::new(),
             tokenizer_fingerprint: String::new(),
             special_tokens: SpecialTokens::default(),
+            generation: serde_json::Value::Null,
             config: serde_json::Value::Null,
             topology: Topology::solo(),
             attempt: 0,

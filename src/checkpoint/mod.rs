@@ -13,7 +13,8 @@
 //! - [`keeper`]: what happens to the state between two steps; `background`: saving behind the steps
 //! - [`snapshot`]: the newest steps in memory of the nodes, with a second copy on another
 //! - [`tiers`], `source`: restore over memory, disk and object store; [`flush`]: from memory to disk
-//! - [`weights`]: parameters from a checkpoint or from a Hugging Face directory, alike
+//! - [`weights`]: parameters from a checkpoint or from a Hugging Face directory, alike; `own`: the tokenizer that is theirs,
+//!   `others`: weights beside them that are not read
 //! - [`hf`]: Hugging Face's layout; [`meta_llama`]: Meta's originals
 //! - [`store`]: the object store
 
@@ -29,6 +30,8 @@ mod manifest;
 mod map;
 mod meta;
 pub mod meta_llama;
+mod others;
+mod own;
 mod prune;
 mod read;
 mod recycle;
@@ -48,6 +51,7 @@ mod tests;
 pub use direct::on_local_disk;
 pub use map::Spec;
 pub use meta::{Group, Meta, Piece, Saved, SpecialTokens};
+pub use own::{foreign, Own};
 pub use prune::{prune, prune_if, Keep, Pruned};
 pub use read::{Checkpoint, FileReport};
 pub use restore::{list, newest_valid, newest_valid_alone, Event};

@@ -2,18 +2,27 @@
 
 use super::hf::{self, Shards};
 use super::meta_llama::{is_meta, Original};
+use super::others::left_unread;
 use super::{newest_valid_alone, Checkpoint, Event, Group, SpecialTokens};
 use crate::config::ModelConfig;
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
 use crate::layout::{units, Layout, Param, UnitLayout};
+use serde_json::Value;
 use std::path::Path;
+
+/// Elements compared at a time.
+const BLOCK: usize = 1 << 20;
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
 
 /// Opened parameters with the shape of their model. Nothing is in memory yet; reading streams.
 pub struct Weights {
     model: ModelConfig,
     tokenizer: String,
+    tokenizer_fingerprint: String,
     special_tokens: SpecialTokens,
+    generation: Value,
     source: Source,
 }
 
@@ -25,11 +34,12 @@ enum Source {
 
 /// Opens any of: a step directory, a run directory or its `checkpoints` (the newest whole one), a Hugging Face directory, a
 /// directory of Meta's (params.json, consolidated.*.pth).
-/// Checksums of a herd checkpoint are verified; every tensor of the model is there in its shape.
+/// Checksums of a herd checkpoint are verified; every tensor of the model is there in its shape. What was guessed or is
+/// left unread is logged, a line each.
 ///
 /// Errors: [`Exit::Checkpoint`] for a damaged checkpoint or a run without one, [`Exit::Model`] for the rest.
 pub fn open(path: &Path) -> Result<Weights> {
-    let weights = if path.join("manifest.json").is_file() {
+    let mut weights = if path.join("manifest.json").is_file() {
         Weights::of_checkpoint(verified(path)?)
     } else if path.join("config.json").is_file() {
         Weights::of_hugging_face(path)?
@@ -47,7 +57,9 @@ pub fn open(path: &Path) -> Result<Weights> {
     } else {
         Weights::of_checkpoint(newest(path)?)
     };
-    weights.check().map_err(|e| e.context(path.display()))?;
+    let checked = weights.untie(path).and_then(|()| weights.check());
+    checked.map_err(|e| e.context(path.display()))?;
+    weights.notes(path).iter().for_each(|note| tracing::warn!("{note}"));
     Ok(weights)
 }
 
@@ -77,18 +89,23 @@ impl Weights {
         Weights {
             model: meta.model.clone(),
             tokenizer: meta.tokenizer.clone(),
+            tokenizer_fingerprint: meta.tokenizer_fingerprint.clone(),
             special_tokens: meta.special_tokens.clone(),
+            generation: meta.generation.clone(),
             source: Source::Herd(Box::new(checkpoint)),
         }
     }
 
     fn of_hugging_face(path: &Path) -> Result<Weights> {
         let config = hf::config::read(&path.join("config.json"))?;
+        config.notes.iter().for_each(|note| tracing::warn!("{note}"));
         let shards = Shards::open(path)?;
         Ok(Weights {
             model: config.model,
             tokenizer: hf::tokenizer_of(path),
+            tokenizer_fingerprint: String::new(),
             special_tokens: config.special_tokens,
+            generation: hf::generation::read(path)?,
             source: Source::HuggingFace(shards),
         })
     }
@@ -98,13 +115,15 @@ impl Weights {
         let tokenizer = hf::tokenizer_of(path);
         // A tokenizer that herd cannot open (Llama 2's SentencePiece) has ids that herd does not know.
         let special_tokens = match Tokenizer::open(&tokenizer) {
-            Ok(t) => SpecialTokens { bos: t.bos(), eos: t.eos().into_iter().collect(), pad: None },
+            Ok(t) => SpecialTokens { bos: t.bos(), eos: t.ends(), pad: None },
             Err(_) => SpecialTokens::default(),
         };
         Ok(Weights {
             model: original.model().clone(),
             tokenizer,
+            tokenizer_fingerprint: String::new(),
             special_tokens,
+            generation: Value::Null,
             source: Source::Meta(Box::new(original)),
         })
     }
@@ -118,8 +137,26 @@ impl Weights {
         &self.tokenizer
     }
 
+    /// Fingerprint of that tokenizer, as a checkpoint recorded it; empty when it is not known.
+    pub fn tokenizer_fingerprint(&self) -> &str {
+        &self.tokenizer_fingerprint
+    }
+
     pub fn special_tokens(&self) -> &SpecialTokens {
         &self.special_tokens
+    }
+
+    /// The model's `generation_config.json`; null where there is none.
+    pub fn generation(&self) -> &Value {
+        &self.generation
+    }
+
+    /// Every id that ends a text, by config.json and by generation_config.json.
+    pub fn ends(&self) -> Vec<u32> {
+        let mut all = self.special_tokens.eos.clone();
+        let more = hf::generation::ends(&self.generation);
+        all.extend(more.into_iter().filter(|id| !self.special_tokens.eos.contains(id)));
+        all
     }
 
     /// What the weights were read from, if that is a herd checkpoint.
@@ -166,6 +203,35 @@ impl Weights {
         }
     }
 
+    /// A head beside the embedding that it should be one with has other values: then it is not tied, as for transformers 5.
+    fn untie(&mut self, path: &Path) -> Result<()> {
+        let Source::HuggingFace(shards) = &self.source else { return Ok(()) };
+        let (Some(embedding), Some(head)) = (shards.shape(EMBEDDING), shards.shape(HEAD)) else { return Ok(()) };
+        if self.model.tie_word_embeddings && (embedding != head || !same_values(shards, EMBEDDING, HEAD)?) {
+            self.model.tie_word_embeddings = false;
+            tracing::warn!(
+                "{}: tie_word_embeddings is true, but {HEAD} and {EMBEDDING} hold other values: not tied, as transformers 5 \
+                 does (config.json should say false)",
+                path.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// What lies beside the weights and is left unread.
+    fn notes(&self, path: &Path) -> Vec<String> {
+        let (files, named) = match &self.source {
+            Source::Herd(_) => return Vec::new(),
+            Source::HuggingFace(s) => (s.files(), "config.json"),
+            Source::Meta(m) => (m.files(), "params.json"),
+        };
+        let mut notes: Vec<String> = left_unread(path, &files).into_iter().collect();
+        if path.join("checkpoints").is_dir() {
+            notes.push(format!("{}: the weights of {named} are read, checkpoints/ in it is not", path.display()));
+        }
+        notes
+    }
+
     /// Every parameter of the model is there in its shape, and nothing that the model would ignore.
     fn check(&self) -> Result<()> {
         let wrong = |fact: String| Error::new(Exit::Model, fact);
@@ -174,6 +240,11 @@ impl Weights {
             expected.iter().map(|(name, _)| name.as_str()).filter(|name| self.shape(name).is_none()).collect();
         match missing[..] {
             [] => {}
+            [HEAD] => {
+                let hint =
+                    "if the head is the embedding, set tie_word_embeddings to true; else the files are incomplete";
+                return Err(wrong(format!("the weights lack {HEAD}, and tie_word_embeddings is not true")).hint(hint));
+            }
             [one] => return Err(wrong(format!("the weights lack {one}"))),
             [first, ..] => {
                 return Err(wrong(format!(
@@ -200,4 +271,20 @@ impl Weights {
             None => Ok(()),
         }
     }
+}
+
+/// Whether two tensors of one shape hold equal numbers.
+fn same_values(shards: &Shards, a: &str, b: &str) -> Result<bool> {
+    let shape = shards.shape(a).unwrap_or_default();
+    let (len, origin) = (shape.iter().product::<usize>(), vec![0; shape.len()]);
+    let (mut x, mut y) = (vec![0.0f32; BLOCK.min(len)], vec![0.0f32; BLOCK.min(len)]);
+    for start in (0..len).step_by(BLOCK) {
+        let n = BLOCK.min(len - start);
+        shards.read(a, &origin, shape, start, &mut x[..n])?;
+        shards.read(b, &origin, shape, start, &mut y[..n])?;
+        if x[..n] != y[..n] {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

@@ -1,6 +1,7 @@
 //! `herd config`: check a configuration, print it with its defaults, print the schema of its keys, change keys of a job.
 
-use crate::config::{self, schema, Config};
+use crate::checkpoint::hf;
+use crate::config::{self, schema, Config, ModelSection};
 use crate::error::Result;
 use crate::launch::submitted;
 use crate::layout;
@@ -131,11 +132,15 @@ fn check(args: CheckArgs) -> Result<()> {
     // As if on a node that has what is asked for.
     let ranks = Ranks { rank: 0, size, local_rank: 0, local_size: 1, cuda_devices: 1, cores: 1 };
     let plan = Plan::from_draft(draft, &ranks)?;
+    let notes = notes(&plan.config.model)?;
     let data = match args.no_data {
         true => String::new(),
         false => plan::check_data(&plan, args.file.config.display())?,
     };
-    super::print(&if args.json { summary_json(&plan) } else { summary(&plan) + &indented(&data) })
+    super::print(&match args.json {
+        true => summary_json(&plan, &notes),
+        false => summary(&plan, &notes) + &indented(&data),
+    })
 }
 
 /// The corpora, under one name.
@@ -144,7 +149,17 @@ fn indented(lines: &str) -> String {
     lines.lines().zip(names).map(|(line, name)| format!("  {name:<7} {line}\n")).collect()
 }
 
-fn summary_json(plan: &Plan) -> String {
+/// What was guessed or left out of the file that gives the shape.
+fn notes(section: &ModelSection) -> Result<Vec<String>> {
+    let file = match (&section.shape, &section.config, &section.weights) {
+        (Some(_), ..) | (None, None, None) => return Ok(Vec::new()),
+        (None, Some(file), _) => file.clone(),
+        (None, None, Some(directory)) => directory.join("config.json"),
+    };
+    hf::config::read(&file).map(|found| found.notes)
+}
+
+fn summary_json(plan: &Plan, notes: &[String]) -> String {
     let (memory, flops) = (Memory::peak(plan), PerToken::new(&plan.model, plan.config.data.sequence_length));
     let value = json!({
         "ranks": plan.topology.world(),
@@ -157,11 +172,12 @@ fn summary_json(plan: &Plan) -> String {
             "moments": memory.moments, "inputs": memory.inputs, "activations": memory.activations,
             "working": memory.working, "peak": memory.total(),
         },
+        "notes": notes,
     });
     format!("{value:#}\n")
 }
 
-fn summary(plan: &Plan) -> String {
+fn summary(plan: &Plan, notes: &[String]) -> String {
     let (m, c, memory) = (&plan.model, &plan.config, Memory::peak(plan));
     let flops = PerToken::new(m, c.data.sequence_length);
     let tokens = plan.tokens_per_step();
@@ -206,7 +222,8 @@ fn summary(plan: &Plan) -> String {
             ),
         ),
     ];
-    let body: String = lines.iter().map(|(name, text)| format!("  {name:<7} {text}\n")).collect();
+    let notes = notes.iter().map(|note| ("note", note.clone()));
+    let body: String = lines.into_iter().chain(notes).map(|(name, text)| format!("  {name:<7} {text}\n")).collect();
     format!("ok\n{body}")
 }
 

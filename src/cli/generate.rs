@@ -1,6 +1,9 @@
 //! `herd generate`: continue prompts with a trained model.
 
+mod prompts;
+
 use crate::checkpoint::weights::{self, Weights};
+use crate::checkpoint::{foreign, Own};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Exit, Result};
 use crate::generate::{Generator, Options, Sampling, TextStream};
@@ -8,7 +11,7 @@ use crate::kernels::device;
 use crate::layout::Layout;
 use crate::model::Params;
 use crate::topology::Topology;
-use std::io::Read;
+use prompts::{Prompt, PromptArgs};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
@@ -17,8 +20,10 @@ Examples:
   herd generate --model runs/demo --prompt 'Once upon a time'
   herd generate --model Llama-3.2-1B -p 'The sea' --temperature 0.8 --top-p 0.95 --seed 7
   herd generate --model runs/demo/checkpoints/step-00000200 --max-new-tokens 500 -p - < prompt.txt
+  herd generate --model Llama-3.2-1B-Instruct --chat --system 'Answer in one sentence.' -p 'What is a herd?'
 
-The text goes to standard output as it is made, prompt first; several prompts are separated by an empty line.
+The text goes to standard output as it is made, prompt first (with --chat the answer alone); several are separated by an
+empty line. A line on standard error says what was put in front of the prompts.
 Greedy by default; with --temperature above 0 the same seed gives the same text.";
 
 /// Continue prompts with a model.
@@ -28,9 +33,8 @@ pub struct Args {
     /// A Hugging Face directory, a herd run directory (its newest valid checkpoint) or one checkpoint.
     #[arg(long, short, value_name = "DIR")]
     model: PathBuf,
-    /// Text to continue; may be given several times. `-` reads standard input to its end.
-    #[arg(long, short, value_name = "TEXT", required = true)]
-    prompt: Vec<String>,
+    #[command(flatten)]
+    prompts: PromptArgs,
     /// `bytes`, a tokenizer.json or a tiktoken tokenizer.model. Default: the one the model came with.
     #[arg(long, value_name = "SPEC")]
     tokenizer: Option<String>,
@@ -49,10 +53,7 @@ pub struct Args {
     /// Seed of the draws.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Do not put the model's beginning-of-text token before the prompt (never done for `bytes`).
-    #[arg(long)]
-    no_bos: bool,
-    /// Go on after the end-of-text token.
+    /// Go on after a token that ends a text.
     #[arg(long)]
     ignore_eos: bool,
     /// Where to compute. `auto`: the first GPU where there is one, else the CPU.
@@ -67,37 +68,32 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
+    super::logging::init(true, None, 0)?;
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     sampling.check()?;
     let device = choose_device(&args.device)?;
     if args.threads > 0 {
         tch::set_num_threads(args.threads.min(i32::MAX as usize) as i32);
     }
-    let prompts = args.prompt.iter().map(|p| read_prompt(p)).collect::<Result<Vec<String>>>()?;
-
     let weights = weights::open(&args.model)?;
     let tokenizer = open_tokenizer(args.tokenizer.as_deref(), &weights, &args.model)?;
-    let special = weights.special_tokens();
-    let bos = special.bos.filter(|_| !args.no_bos && tokenizer.spec() != "bytes");
-    let prompts = prompts
-        .into_iter()
-        .map(|text| Ok((bos.into_iter().chain(tokenizer.encode(&text)?).collect::<Vec<u32>>(), text)))
-        .collect::<Result<Vec<_>>>()?;
+    let (prompts, says) = args.prompts.read(&tokenizer)?;
     let stop = match args.ignore_eos {
         true => vec![],
-        false => tokenizer.eos().into_iter().chain(special.eos.iter().copied()).collect(),
+        false => tokenizer.ends().into_iter().chain(weights.ends()).collect(),
     };
 
     let params = load(&weights, dtype(args.precision.as_deref(), device), device)?;
-    let longest = prompts.iter().map(|(ids, _)| ids.len().saturating_add(args.max_new_tokens)).max().unwrap_or(0);
+    let longest = prompts.iter().map(|p| p.ids.len().saturating_add(args.max_new_tokens)).max().unwrap_or(0);
     let generator = Generator::new(weights.model(), &params, longest, device);
     let options = Options { max_new_tokens: args.max_new_tokens, sampling, stop };
-    for (index, (ids, text)) in prompts.iter().enumerate() {
-        generator.check(ids)?;
+    prompts.iter().try_for_each(|p| generator.check(&p.ids))?;
+    tracing::info!("{says}");
+    for (index, Prompt { ids, shown }) in prompts.iter().enumerate() {
         if index > 0 {
             super::print("\n")?;
         }
-        super::print(text)?;
+        super::print(shown)?;
         let mut stream = TextStream::new(|ids| tokenizer.decode(ids));
         generator.run(ids, index as u64, &options, &mut |id| match options.stop.contains(&id) {
             true => Ok(()),
@@ -108,31 +104,22 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// The text itself, or standard input for `-`.
-fn read_prompt(prompt: &str) -> Result<String> {
-    if prompt != "-" {
-        return Ok(prompt.to_string());
-    }
-    let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).map_err(|e| {
-        Error::new(Exit::Data, format!("cannot read the prompt from standard input: {e}")).hint("it must be UTF-8 text")
-    })?;
-    // The newline that ends a file is not part of the sentence to go on with.
-    Ok(text.strip_suffix('\n').map(String::from).unwrap_or(text))
-}
-
 fn open_tokenizer(given: Option<&str>, weights: &Weights, model: &Path) -> Result<Tokenizer> {
-    let spec = match given {
-        Some(spec) => spec,
-        None if !weights.tokenizer().is_empty() => weights.tokenizer(),
-        None => {
-            return Err(Error::new(Exit::Data, format!("{} names no tokenizer", model.display()))
-                .hint("give one with --tokenizer: `bytes`, a tokenizer.json or a tokenizer.model"))
+    let hint = "give one with --tokenizer: `bytes`, a tokenizer.json or a tokenizer.model";
+    let tokenizer = match given {
+        Some(spec) => Tokenizer::open(spec)?,
+        None if weights.tokenizer().is_empty() => {
+            return Err(Error::new(Exit::Data, format!("{} names no tokenizer", model.display())).hint(hint))
         }
+        None => match Own::of(weights)? {
+            Own::Is(tokenizer) => *tokenizer,
+            Own::Lost(why) => return Err(Error::new(Exit::Data, format!("no tokenizer: {why}")).hint(hint)),
+        },
     };
-    let tokenizer = Tokenizer::open(spec)?;
+    foreign(weights, &tokenizer).into_iter().for_each(|line| tracing::warn!("{line}"));
     let (has, takes) = (tokenizer.vocab_size(), weights.model().vocab_size);
     if has > takes {
+        let spec = tokenizer.spec();
         let fact = format!("the tokenizer {spec} has {has} tokens, the model's vocabulary only {takes}");
         return Err(Error::new(Exit::Data, fact).hint("use the tokenizer that the model was trained with"));
     }

@@ -26,7 +26,7 @@ pub enum Part {
 /// One tokenized document.
 pub struct Encoded {
     pub part: Part,
-    /// Ids, end-of-text included if one was asked for.
+    /// Ids, with what stands in front of a document and the end-of-text that was asked for.
     pub ids: Vec<u32>,
     /// Bytes of its text.
     pub text_bytes: u64,
@@ -44,8 +44,8 @@ pub struct Job<'a> {
     pub inputs: &'a [String],
     pub rules: &'a Rules,
     pub tokenizer: &'a Tokenizer,
-    /// Put before each document.
-    pub bos: Option<Mark>,
+    /// Put before each document, in this order.
+    pub front: Vec<Mark>,
     /// Appended to each document.
     pub eos: Option<Mark>,
     /// Share of documents for validation; 0 holds none out.
@@ -102,7 +102,7 @@ pub fn run(job: &Job, mut sink: impl FnMut(Encoded) -> Result<()>) -> Result<Vec
 fn work(job: &Job, batches: Receiver<Result<Batch>>, to_sink: SyncSender<Result<Vec<Encoded>>>) {
     let encode = |(part, text): (Part, String)| {
         twice(job, &text)?;
-        let mut ids: Vec<u32> = job.bos.iter().map(|mark| mark.id).collect();
+        let mut ids: Vec<u32> = job.front.iter().map(|mark| mark.id).collect();
         ids.extend(job.tokenizer.encode(&text)?);
         ids.extend(job.eos.iter().map(|mark| mark.id));
         Ok(Encoded { part, ids, text_bytes: text.len() as u64 })
@@ -119,14 +119,15 @@ fn work(job: &Job, batches: Receiver<Result<Batch>>, to_sink: SyncSender<Result<
 fn twice(job: &Job, text: &str) -> Result<()> {
     let begins = |name: &&String| text.trim_start().starts_with(name.as_str());
     let ends = |name: &&String| text.trim_end().ends_with(name.as_str());
-    let first = job.bos.iter().filter_map(|m| m.name.as_ref()).find(begins).map(|name| ("begins", "--bos", name));
-    let last = || job.eos.iter().filter_map(|m| m.name.as_ref()).find(ends).map(|name| ("ends", "--eos", name));
-    match first.or_else(last) {
+    let first = job.front.iter().filter_map(|m| m.name.as_ref()).find(begins);
+    let last = || job.eos.iter().filter_map(|m| m.name.as_ref()).find(ends);
+    let first = first.map(|name| ("begins", "put nothing there with --no-bos", name));
+    match first.or_else(|| last().map(|name| ("ends", "leave --eos out", name))) {
         None => Ok(()),
-        Some((verb, option, name)) => {
+        Some((verb, instead, name)) => {
             let start: String = text.chars().take(40).collect();
             Err(Error::new(Exit::Data, format!("a document {verb} with {name} already: {start:?}…"))
-                .hint(format!("take it out of the texts, where it counts as characters, or leave {option} out")))
+                .hint(format!("take it out of the texts, where it counts as characters, or {instead}")))
         }
     }
 }

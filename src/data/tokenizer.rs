@@ -1,14 +1,16 @@
 //! Text to ids and back: built-in bytes, a Hugging Face `tokenizer.json`, or a tiktoken `tokenizer.model`.
 //!
 //! Text is data: the names of special tokens inside it (`<|end_of_text|>`) are encoded as ordinary characters, so that no
-//! document can forge the end of another.
+//! document can forge the end of another. Prompts may ask for the tokens ([`Tokenizer::encode_special`]).
 
 mod bytes;
+mod front;
 mod huggingface;
 mod tiktoken;
 
 use crate::error::{Error, Exit, Result};
 use crate::text::unmarked;
+pub use front::{Bos, Front};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -18,6 +20,8 @@ pub type NamedFile = (String, Vec<u8>);
 /// An open tokenizer. Encoding is thread-safe.
 pub struct Tokenizer {
     spec: String,
+    /// The file it was read from, absolute; symbolic links stay as they are.
+    file: Option<PathBuf>,
     kind: Kind,
     vocab_size: usize,
     bos: Option<u32>,
@@ -57,11 +61,13 @@ impl Tokenizer {
             return Ok(Tokenizer::bytes("bytes"));
         }
         let fingerprint = hex(xxh3_128(&content));
+        let file = Some(std::path::absolute(&path).unwrap_or_else(|_| path.clone()));
         if content.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{') {
             let t = huggingface::HuggingFace::open(&path, content)?;
             let (vocab_size, bos, eos) = (t.vocab_size(), t.bos, t.eos);
             return Ok(Tokenizer {
                 spec: spec.into(),
+                file,
                 kind: Kind::HuggingFace(Box::new(t)),
                 vocab_size,
                 bos,
@@ -71,12 +77,14 @@ impl Tokenizer {
         }
         let t = tiktoken::Tiktoken::open(&path, content)?;
         let (vocab_size, bos, eos) = (t.vocab_size(), Some(t.bos()), Some(t.eos()));
-        Ok(Tokenizer { spec: spec.into(), kind: Kind::Tiktoken(Box::new(t)), vocab_size, bos, eos, fingerprint })
+        let kind = Kind::Tiktoken(Box::new(t));
+        Ok(Tokenizer { spec: spec.into(), file, kind, vocab_size, bos, eos, fingerprint })
     }
 
     fn bytes(spec: &str) -> Tokenizer {
         Tokenizer {
             spec: spec.into(),
+            file: None,
             kind: Kind::Bytes,
             vocab_size: bytes::VOCAB,
             bos: Some(bytes::BOS),
@@ -97,6 +105,16 @@ impl Tokenizer {
             Kind::Bytes => Ok(bytes::encode(text)),
             Kind::HuggingFace(t) => t.encode(text),
             Kind::Tiktoken(t) => t.encode(text),
+        }
+        .map_err(|e| e.context(&self.spec))
+    }
+
+    /// As [`Tokenizer::encode`], but the name of a special token in the text is the token.
+    pub fn encode_special(&self, text: &str) -> Result<Vec<u32>> {
+        match &self.kind {
+            Kind::Bytes => Ok(bytes::encode_special(text)),
+            Kind::HuggingFace(t) => t.encode_special(text),
+            Kind::Tiktoken(t) => t.encode_special(text),
         }
         .map_err(|e| e.context(&self.spec))
     }
@@ -130,6 +148,17 @@ impl Tokenizer {
         self.eos
     }
 
+    /// Every id that ends a text, [`Tokenizer::eos`] first. Llama 3's models end their turns with others; a
+    /// `tokenizer.model` does not say of which kind its model is, and one that is not tuned to follow instructions never
+    /// writes them.
+    pub fn ends(&self) -> Vec<u32> {
+        let turns = match &self.kind {
+            Kind::Tiktoken(t) => t.ends_of_turns().to_vec(),
+            Kind::Bytes | Kind::HuggingFace(_) => Vec::new(),
+        };
+        self.eos.into_iter().chain(turns).collect()
+    }
+
     /// xxh3-128 of the defining file, as 32 hexadecimal digits; a constant for `bytes`.
     pub fn fingerprint(&self) -> String {
         self.fingerprint.clone()
@@ -147,6 +176,16 @@ impl Tokenizer {
     /// What the user called it.
     pub fn spec(&self) -> &str {
         &self.spec
+    }
+
+    /// What it is from wherever a command is run: `bytes`, or the absolute path of its file.
+    pub fn place(&self) -> String {
+        self.file.as_ref().map_or("bytes".into(), |f| f.to_string_lossy().into_owned())
+    }
+
+    /// The directory of its file.
+    pub fn directory(&self) -> Option<&Path> {
+        self.file.as_ref()?.parent()
     }
 
     /// One line for logs.
@@ -169,18 +208,28 @@ fn hex(x: u128) -> String {
     format!("{x:032x}")
 }
 
-/// The files of `names` that lie beside `path`.
+/// The files of `names` that lie beside `path`. What is called JSON must be JSON: else what it says would be passed over.
 fn beside(path: &Path, names: &[&str]) -> Result<Vec<NamedFile>> {
     let mut found = Vec::new();
     for name in names {
         let p = path.with_file_name(name);
         match std::fs::read(&p) {
-            Ok(content) => found.push((name.to_string(), unmarked(&content).to_vec())),
+            Ok(content) => found.push((name.to_string(), checked(&p, unmarked(&content))?.to_vec())),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(Error::io(&p, "read", &e, Exit::Data)),
         }
     }
     Ok(found)
+}
+
+fn checked<'a>(path: &Path, content: &'a [u8]) -> Result<&'a [u8]> {
+    if path.extension().is_some_and(|e| e == "json") {
+        serde_json::from_slice::<serde_json::Value>(content).map_err(|e| {
+            Error::new(Exit::Data, format!("{} is not JSON: {e}", path.display()))
+                .hint("it says which tokens begin and end a text; mend it, or move it away")
+        })?;
+    }
+    Ok(content)
 }
 
 #[cfg(test)]

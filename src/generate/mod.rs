@@ -1,11 +1,13 @@
 //! Text from a model: the prompt in one pass, then a token at a time with a KV cache.
 //!
+//! - [`chat`]: messages to a prompt, by the model's own template
 //! - [`cache`]: keys and values of the tokens so far
 //! - [`decode`]: the model's blocks over a cache
 //! - [`sample`]: one token from logits
 //! - [`stream`]: tokens to text as they come
 
 pub mod cache;
+pub mod chat;
 pub mod decode;
 pub mod sample;
 pub mod stream;

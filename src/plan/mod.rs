@@ -11,7 +11,7 @@ mod rules;
 mod same_data;
 mod shape;
 
-pub use resume::check_resume;
+pub use resume::{check_resume, check_weights};
 pub use rules::check_vocabulary;
 pub use same_data::{check_same_data, DataChanges};
 

@@ -1,10 +1,12 @@
-//! Whether a run may go on from a checkpoint: the same model, and the same samples in the same order.
+//! Whether a run may go on from a checkpoint: the same model, and the same samples in the same order. Whether it may start
+//! from weights: the same model.
 
 use super::Plan;
 use crate::checkpoint::Meta;
 use crate::config::ModelConfig;
 use crate::error::{Error, Exit, Result};
 use serde_json::Value;
+use std::path::Path;
 
 /// Compares `plan` with what the checkpoint in the run directory says about the run that wrote it. Length of the run,
 /// learning rates, precision, micro-batch and number of ranks may change; what decides the model or which sample comes
@@ -38,8 +40,51 @@ pub fn check_resume(plan: &Plan, meta: &Meta) -> Result<()> {
         .hint("put the old values back, or start afresh with another run_dir"))
 }
 
+/// Compares the model of `plan` with that of the weights that it is to start from. Other sizes are an error, for the tensors
+/// of one model may fit another; other numbers inside the layers are a choice, and come back as a line each.
+///
+/// # Errors
+/// [`Exit::Config`] with every difference.
+pub fn check_weights(plan: &Plan, weights: &ModelConfig, name: &Path) -> Result<Vec<String>> {
+    let (sizes, choices): (Vec<_>, Vec<_>) =
+        differences(&plan.model, weights).into_iter().partition(|d| SIZES.contains(&d.key.as_str()));
+    let line = |d: &Difference| format!("model.shape.{}: is {}, but the weights have {}", d.key, d.now, d.then);
+    if sizes.is_empty() {
+        let taken = |d: &Difference| format!("{}: {}; the former is taken", name.display(), line(d));
+        return Ok(choices.iter().map(taken).collect());
+    }
+    let place = format!("model.weights {}", name.display());
+    Err(Error::several(Exit::Config, place, sizes.iter().map(line).collect())
+        .hint("give the shape that the weights have, or leave it out: model.weights alone brings it"))
+}
+
 /// Differences that change what the model computes.
 fn model(now: &ModelConfig, then: &ModelConfig) -> Vec<String> {
+    let line = |d: Difference| format!("model.shape.{}: is {}, but the checkpoint has {}", d.key, d.now, d.then);
+    differences(now, then).into_iter().map(line).collect()
+}
+
+/// Keys that decide the shapes of tensors, or how they are cut into heads.
+pub const SIZES: &[&str] = &[
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "tie_word_embeddings",
+];
+
+/// A key in which two models differ.
+pub struct Difference {
+    pub key: String,
+    pub now: Value,
+    pub then: Value,
+}
+
+/// Every key that enters the computation and has another value.
+pub fn differences(now: &ModelConfig, then: &ModelConfig) -> Vec<Difference> {
     let comparable = |m: &ModelConfig| {
         let mut value = serde_json::to_value(m).unwrap_or(Value::Null);
         value["head_dim"] = m.head_dim().into();
@@ -52,7 +97,7 @@ fn model(now: &ModelConfig, then: &ModelConfig) -> Vec<String> {
     let passive = ["initializer_range", "max_position_embeddings"];
     let keys = now.as_object().into_iter().flat_map(|m| m.keys()).filter(|k| !passive.contains(&k.as_str()));
     keys.filter(|k| now[*k] != then[*k])
-        .map(|k| format!("model.shape.{k}: is {}, but the checkpoint has {}", now[k], then[k]))
+        .map(|k| Difference { key: k.clone(), now: now[k].clone(), then: then[k].clone() })
         .collect()
 }
 

@@ -1,5 +1,6 @@
 //! The model's shape, from wherever the configuration says it comes from.
 
+use super::resume::{differences, SIZES};
 use crate::checkpoint::hf;
 use crate::config::{check, ModelConfig, ModelSection, Problem};
 use crate::error::Exit;
@@ -28,8 +29,36 @@ impl Shape {
 /// The shape that `section` names.
 ///
 /// # Errors
-/// None or several are given, the file cannot be read ([`Exit::Model`]) or holds no Llama 3.
+/// None or several are given, the file cannot be read ([`Exit::Model`]) or holds no Llama 3, or the shape is another than
+/// that of the weights beside which it is given.
 pub fn resolve(section: &ModelSection) -> std::result::Result<Shape, Vec<Problem>> {
+    let shape = read(section)?;
+    let beside = section.weights.as_ref().filter(|_| shape.section != "model.weights").map(|d| d.join("config.json"));
+    match beside.filter(|file| file.is_file()).and_then(|file| Some((hf::config::read(&file).ok()?, file))) {
+        Some((theirs, file)) => fits(&shape, &theirs.model, &file).map(|()| shape),
+        // Weights that are no Hugging Face directory, or a broken one, are looked at when the run starts.
+        None => Ok(shape),
+    }
+}
+
+/// The weights' own shape, which is `theirs`, is the one that was given.
+fn fits(shape: &Shape, theirs: &ModelConfig, file: &Path) -> std::result::Result<(), Vec<Problem>> {
+    // Whether the head is tied the tensors have to tell, when they are opened.
+    let told = |key: &str| SIZES.contains(&key) && key != "tie_word_embeddings";
+    let differ = differences(&shape.model, theirs).into_iter().filter(|d| told(&d.key));
+    let problem = |d: super::resume::Difference| {
+        let fact = format!("{} is {}, but {} in the weights' {}", d.key, d.now, d.then, file.display());
+        let mut problem = shape.problem(&[&d.key], fact);
+        problem.keys.push("model.weights".into());
+        problem.hint("give the shape that the weights have, or leave it out: model.weights alone brings it")
+    };
+    match differ.map(problem).collect::<Vec<_>>() {
+        none if none.is_empty() => Ok(()),
+        some => Err(some),
+    }
+}
+
+fn read(section: &ModelSection) -> std::result::Result<Shape, Vec<Problem>> {
     let from_file = |section: &'static str, path: &Path| {
         let file = path.display().to_string();
         match hf::config::read(path) {

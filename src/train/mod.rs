@@ -1,10 +1,12 @@
 //! Training: the step, the loop around it, and what a person sees of both.
 //!
-//! Read `step` first: it is the paper's equations in order. `run` is the loop, `start` what comes before it, `state` what a
+//! Read `step` first: it is the paper's equations in order. `run` is the loop, `start` what comes before it, `heritage`
+//! what it takes over from the model it starts from, `state` what a
 //! checkpoint holds, `report` what is written down.
 
 mod batch;
 mod behind;
+mod heritage;
 pub mod metrics;
 pub mod progress;
 mod report;

@@ -1,6 +1,7 @@
 //! Before the first step: data, model, and where the state comes from.
 
 use super::behind;
+use super::heritage::Heritage;
 use super::report::{self, Report};
 use super::state::State;
 use super::validate::validate;
@@ -9,7 +10,8 @@ use crate::checkpoint::keeper::{From, Keeper, Setup};
 use crate::checkpoint::snapshot::place::{random, run_id};
 use crate::checkpoint::snapshot::table::Table;
 use crate::checkpoint::tiers::{self, Tiers};
-use crate::checkpoint::{weights, Event, Meta, Source, SpecialTokens};
+use crate::checkpoint::weights::{self, Weights};
+use crate::checkpoint::{Event, Meta, Source, SpecialTokens};
 use crate::data::identity::DataNote;
 use crate::data::{Mixture, Tokenizer};
 use crate::error::{Error, Exit, Result};
@@ -65,8 +67,9 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     let session = world.broadcast_bytes(world.agree(random())?.to_le_bytes().to_vec(), 0)?;
     let session = u64::from_le_bytes(session.try_into().unwrap_or_default()) >> 11;
     let meta = Meta { session, ..meta(plan, &tokenizer)? };
-    let meta = Meta { data: Some(data_note(&corpus, held_out.as_ref())), ..meta };
+    let mut meta = Meta { data: Some(data_note(&corpus, held_out.as_ref())), ..meta };
     let mut changes = DataChanges::default();
+    let mut heritage = None;
     progress.at(Phase::Restore);
     let mut events = Vec::new();
     let mut from_store = Vec::new();
@@ -93,6 +96,7 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
         },
         &mut |source| {
             touched = true;
+            heritage = Some(Heritage::of_meta(source.meta()));
             changes = resume(plan, &meta, source, &mut state)?;
             Ok(())
         },
@@ -106,6 +110,15 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
         None if touched => state.clear(),
         None => {}
     }
+    let given = world.agree(match &restored {
+        Some(_) => Ok(None),
+        None => base(plan),
+    })?;
+    if restored.is_none() {
+        changes = DataChanges::default();
+        heritage = world.agree(inherited(plan, given.as_ref()))?;
+    }
+    heritage.into_iter().for_each(|h| h.give(&mut meta, &tokenizer));
     progress.at(Phase::Start);
     progress.begin(state.step);
     let mut report = world.agree(Report::open(plan, world, state.step))?;
@@ -148,7 +161,7 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     let keeper = Keeper::new(&setup, world.agree(Table::new(state.specs()))?, world)?;
     keeper.notes(world)?.iter().for_each(|text| report.note(text));
     if restored.is_none() {
-        world.agree(begin(plan, &mut state))?;
+        world.agree(begin(plan, given, &mut state))?;
         state.publish()?;
         report.event("start", json!({ "world": world.size(), "weights": config.model.weights }))?;
         if let Some(held_out) = held_out.as_ref().filter(|_| config.validation.every > 0) {
@@ -205,14 +218,32 @@ fn tell(changes: &DataChanges, report: &mut Report) -> Result<()> {
     report.event("data_changed", json!({ "changes": changes.accepted }))
 }
 
+/// The weights that the configuration names, opened, if they are of its model.
+fn base(plan: &Plan) -> Result<Option<Weights>> {
+    let Some(path) = &plan.config.model.weights else { return Ok(None) };
+    let weights = weights::open(path)?;
+    plan::check_weights(plan, weights.model(), path)?.iter().for_each(|note| tracing::warn!("{note}"));
+    Ok(Some(weights))
+}
+
+/// What a run that begins takes over from the model that its configuration names.
+fn inherited(plan: &Plan, given: Option<&Weights>) -> Result<Option<Heritage>> {
+    let section = &plan.config.model;
+    match (given, &section.weights, &section.config) {
+        (Some(weights), Some(path), _) => Ok(Some(Heritage::of_weights(weights, path))),
+        (_, _, Some(config)) => Heritage::of_shape(config),
+        _ => Ok(None),
+    }
+}
+
 /// First weights: given ones, or fresh ones.
-fn begin(plan: &Plan, state: &mut State) -> Result<()> {
-    match &plan.config.model.weights {
-        Some(path) => {
-            state.start_from(&weights::open(path)?)?;
+fn begin(plan: &Plan, given: Option<Weights>, state: &mut State) -> Result<()> {
+    match (given, &plan.config.model.weights) {
+        (Some(weights), Some(path)) => {
+            state.start_from(&weights)?;
             tracing::info!("starting from the weights in {}", path.display());
         }
-        None => {
+        _ => {
             state.initialise(plan)?;
             tracing::info!("starting from fresh weights, seed {}", plan.config.seed);
         }
@@ -225,7 +256,7 @@ fn meta(plan: &Plan, tokenizer: &Tokenizer) -> Result<Meta> {
     Ok(Meta {
         attempt: attempt::current(),
         seed: plan.config.seed,
-        tokenizer: plan.config.data.tokenizer.clone(),
+        tokenizer: tokenizer.place(),
         tokenizer_fingerprint: tokenizer.fingerprint(),
         special_tokens: SpecialTokens { bos: tokenizer.bos(), eos: tokenizer.eos().into_iter().collect(), pad: None },
         config: serde_json::to_value(&plan.config).map_err(|e| Error::new(Exit::Internal, e.to_string()))?,

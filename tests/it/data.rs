@@ -279,7 +279,7 @@ fn tokenizers_agree_with_others() {
     for (kind, spec) in
         [("hf", "hf"), ("hf", "hf/tokenizer.json"), ("tiktoken", "tiktoken/tokenizer.model"), ("bytes", "bytes")]
     {
-        ok(d, &format!("tokenize -t {spec} -o ids --no-eos --force texts.jsonl"));
+        ok(d, &format!("tokenize -t {spec} -o ids --no-eos --no-bos --force texts.jsonl"));
         let (got, want) = (documents(&d.join("ids")), ids(&want[kind]));
         for (i, (g, w)) in got.iter().zip(&want).enumerate() {
             assert!(g == w, "{spec}: text {i} differs");

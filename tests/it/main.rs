@@ -2,6 +2,7 @@
 
 mod support;
 
+mod chat;
 mod checkpoint;
 mod cli;
 mod config;
@@ -18,6 +19,7 @@ mod memory;
 mod meta;
 mod metrics;
 mod model;
+mod models_in_out;
 mod parity;
 mod pipeline;
 mod recycle;

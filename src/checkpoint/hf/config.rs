@@ -1,11 +1,11 @@
 //! `config.json` both ways.
 //!
-//! Two spellings of the rotary parameters are in use: transformers 4 has `rope_theta` and `rope_scaling`, transformers 5
-//! has `rope_parameters` with both in it (and reads the old spelling). herd reads either and writes the old one, which
-//! both load. Absent keys take transformers' `LlamaConfig` defaults, which differ from herd's own.
+//! herd reads the rotary parameters in the spelling of transformers 4 or 5 and writes the old one, which both load. Absent
+//! keys take transformers' `LlamaConfig` defaults, which differ from herd's own; the notes say so.
 
+use super::rope;
 use crate::checkpoint::SpecialTokens;
-use crate::config::{ModelConfig, RopeScaling};
+use crate::config::ModelConfig;
 use crate::error::{Error, Exit, Result};
 use crate::text::unmarked;
 use serde_json::{json, Map, Value};
@@ -16,6 +16,8 @@ use std::path::Path;
 pub struct HfConfig {
     pub model: ModelConfig,
     pub special_tokens: SpecialTokens,
+    /// What was guessed or left out, a line each.
+    pub notes: Vec<String>,
 }
 
 /// Reads a `config.json`. Errors ([`Exit::Model`]): missing, no JSON, not a Llama, or a variant that herd does not compute.
@@ -23,7 +25,9 @@ pub fn read(path: &Path) -> Result<HfConfig> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", &e, Exit::Model))?;
     let json = serde_json::from_slice(unmarked(text.as_bytes()))
         .map_err(|e| Error::new(Exit::Model, format!("{} is not JSON: {e}", path.display())))?;
-    parse(&json).map_err(|e| e.context(path.display()))
+    let mut config = parse(&json).map_err(|e| e.context(path.display()))?;
+    config.notes.iter_mut().for_each(|note| *note = format!("{}: {note}", path.display()));
+    Ok(config)
 }
 
 /// The value of a `config.json`.
@@ -33,7 +37,14 @@ pub fn parse(json: &Value) -> Result<HfConfig> {
     only_llama(&keys)?;
     let hidden_size = keys.required("hidden_size")?;
     let num_attention_heads = keys.required("num_attention_heads")?;
-    let (rope_theta, rope_scaling) = rope(&keys)?;
+    let mut notes = Vec::new();
+    let (rope_theta, rope_scaling) = rope::read(&keys, &mut notes)?;
+    let mut or_default = |key: &str, found: Option<f64>, default: f64| {
+        if found.is_none() {
+            notes.push(format!("{key} is missing: {default} is taken, as transformers does"));
+        }
+        found.unwrap_or(default)
+    };
     let model = ModelConfig {
         vocab_size: keys.required("vocab_size")?,
         hidden_size,
@@ -42,15 +53,20 @@ pub fn parse(json: &Value) -> Result<HfConfig> {
         num_attention_heads,
         num_key_value_heads: keys.size("num_key_value_heads")?.unwrap_or(num_attention_heads),
         head_dim: keys.size("head_dim")?,
-        max_position_embeddings: keys.size("max_position_embeddings")?.unwrap_or(2048),
-        rms_norm_eps: keys.number("rms_norm_eps")?.unwrap_or(1e-6),
+        max_position_embeddings: or_default(
+            "max_position_embeddings",
+            keys.size("max_position_embeddings")?.map(|n| n as f64),
+            2048.0,
+        ) as usize,
+        rms_norm_eps: or_default("rms_norm_eps", keys.number("rms_norm_eps")?, 1e-6),
         rope_theta,
         rope_scaling,
         tie_word_embeddings: keys.flag("tie_word_embeddings")?,
         initializer_range: keys.number("initializer_range")?.unwrap_or(0.02),
     };
     check_heads(&model)?;
-    Ok(HfConfig { model, special_tokens: special_tokens(map) })
+    let special_tokens = special_tokens(map, &mut notes);
+    Ok(HfConfig { model, special_tokens, notes })
 }
 
 fn only_llama(keys: &Keys) -> Result<()> {
@@ -80,46 +96,6 @@ fn only_llama(keys: &Keys) -> Result<()> {
     }
 }
 
-fn rope(keys: &Keys) -> Result<(f64, Option<RopeScaling>)> {
-    let object = |key: &str| match keys.value(key) {
-        Some(Value::Object(m)) => Ok(Some(m)),
-        Some(other) => Err(wrong(format!("{key} is {other}, not an object"))),
-        None => Ok(None),
-    };
-    let (new, old) = (object("rope_parameters")?, object("rope_scaling")?);
-    let theta = match new {
-        Some(m) => Keys(m).number("rope_theta")?.or(keys.number("rope_theta")?),
-        None => keys.number("rope_theta")?,
-    };
-    // transformers' default; herd's own is Llama 3's 500,000.
-    let theta = theta.unwrap_or(10_000.0);
-    let Some(scaling) = new.or(old) else { return Ok((theta, None)) };
-    let scaling = Keys(scaling);
-    if let Some(factor) = scaling.number("partial_rotary_factor")?.filter(|&f| f != 1.0) {
-        return Err(wrong(format!("partial_rotary_factor is {factor}; herd rotates whole heads only")));
-    }
-    match scaling.value("rope_type").or(scaling.value("type")).and_then(Value::as_str) {
-        None | Some("default") => Ok((theta, None)),
-        Some("llama3") => {
-            let need =
-                |key: &str| scaling.number(key)?.ok_or_else(|| wrong(format!("llama3 rope scaling lacks {key}")));
-            let original = scaling.size("original_max_position_embeddings")?;
-            let rope = RopeScaling {
-                rope_type: crate::config::RopeType::Llama3,
-                factor: need("factor")?,
-                low_freq_factor: need("low_freq_factor")?,
-                high_freq_factor: need("high_freq_factor")?,
-                original_max_position_embeddings: original
-                    .ok_or_else(|| wrong("llama3 rope scaling lacks original_max_position_embeddings".into()))?,
-            };
-            Ok((theta, Some(rope)))
-        }
-        Some(other) => {
-            Err(wrong(format!("rope scaling of type \"{other}\"; herd computes \"default\" and \"llama3\"")))
-        }
-    }
-}
-
 fn check_heads(m: &ModelConfig) -> Result<()> {
     let (h, heads, kv) = (m.hidden_size, m.num_attention_heads, m.num_key_value_heads);
     if heads % kv != 0 {
@@ -136,17 +112,26 @@ fn check_heads(m: &ModelConfig) -> Result<()> {
     }
 }
 
-fn special_tokens(map: &Map<String, Value>) -> SpecialTokens {
-    let ids = |key: &str| -> Vec<u32> {
-        let one = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
-        match map.get(key) {
-            Some(Value::Array(all)) => all.iter().filter_map(one).collect(),
-            Some(v) => one(v).into_iter().collect(),
-            None => Vec::new(),
+fn special_tokens(map: &Map<String, Value>, notes: &mut Vec<String>) -> SpecialTokens {
+    let mut read = |key: &str| {
+        let value = map.get(key).unwrap_or(&Value::Null);
+        let (found, given) = (ids(value), value.as_array().map_or(usize::from(!value.is_null()), Vec::len));
+        if found.len() < given {
+            notes.push(format!("{key} is {value}, not only token ids: {found:?} is kept"));
         }
+        found
     };
-    let first = |key: &str| ids(key).first().copied();
-    SpecialTokens { bos: first("bos_token_id"), eos: ids("eos_token_id"), pad: first("pad_token_id") }
+    let (bos, eos, pad) = (read("bos_token_id"), read("eos_token_id"), read("pad_token_id"));
+    SpecialTokens { bos: bos.first().copied(), eos, pad: pad.first().copied() }
+}
+
+/// The token ids in a value that is one, or a list of them.
+pub(super) fn ids(value: &Value) -> Vec<u32> {
+    let one = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value {
+        Value::Array(all) => all.iter().filter_map(one).collect(),
+        v => one(v).into_iter().collect(),
+    }
 }
 
 /// The `config.json` of `model`, loadable by transformers 4 and 5. `dtype` is that of the weights, in torch's words.
@@ -178,15 +163,8 @@ pub fn write(model: &ModelConfig, special: &SpecialTokens, dtype: &str) -> Value
     c
 }
 
-/// `generation_config.json`.
-pub fn write_generation(special: &SpecialTokens) -> Value {
-    let mut c = json!({ "_from_model_config": true });
-    tokens_into(&mut c, special);
-    c
-}
-
 /// All three ids, null where there is none: transformers' defaults (1 and 2) are Llama 2's.
-fn tokens_into(config: &mut Value, special: &SpecialTokens) {
+pub(super) fn tokens_into(config: &mut Value, special: &SpecialTokens) {
     config["bos_token_id"] = json!(special.bos);
     config["eos_token_id"] = match special.eos[..] {
         [one] => json!(one),
@@ -196,20 +174,20 @@ fn tokens_into(config: &mut Value, special: &SpecialTokens) {
     config["pad_token_id"] = json!(special.pad);
 }
 
-fn wrong(fact: String) -> Error {
+pub(super) fn wrong(fact: String) -> Error {
     Error::new(Exit::Model, fact)
 }
 
-struct Keys<'a>(&'a Map<String, Value>);
+pub(super) struct Keys<'a>(pub &'a Map<String, Value>);
 
 impl<'a> Keys<'a> {
     /// The value, unless it is absent or null.
-    fn value(&self, key: &str) -> Option<&'a Value> {
+    pub fn value(&self, key: &str) -> Option<&'a Value> {
         self.0.get(key).filter(|v| !v.is_null())
     }
 
     /// A count of at least 1; sizes beyond 2^31 are no model's and would overflow products.
-    fn size(&self, key: &str) -> Result<Option<usize>> {
+    pub fn size(&self, key: &str) -> Result<Option<usize>> {
         match self.value(key) {
             None => Ok(None),
             Some(v) => match v.as_u64().or(v.as_f64().filter(|f| f.fract() == 0.0 && *f > 0.0).map(|f| f as u64)) {
@@ -223,7 +201,7 @@ impl<'a> Keys<'a> {
         self.size(key)?.ok_or_else(|| wrong(format!("{key} is missing")))
     }
 
-    fn number(&self, key: &str) -> Result<Option<f64>> {
+    pub fn number(&self, key: &str) -> Result<Option<f64>> {
         self.value(key).map(|v| v.as_f64().ok_or_else(|| wrong(format!("{key} is {v}, not a number")))).transpose()
     }
 

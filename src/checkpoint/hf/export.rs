@@ -1,9 +1,10 @@
 //! Writing a Hugging Face directory: headers first, then the data tensor by tensor, all under a temporary name.
 
-use super::config;
 use super::shards::{Dtype, INDEX, SINGLE};
-use crate::checkpoint::disk;
+use super::{config, generation};
 use crate::checkpoint::weights::Weights;
+use crate::checkpoint::{disk, foreign, Own};
+use crate::data::tokenizer::Bos;
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
 use crate::layout::units;
@@ -36,6 +37,9 @@ pub struct Exported {
     pub bytes: u64,
     /// Tokenizer files written.
     pub tokenizer: Vec<String>,
+    /// Why there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_tokenizer: Option<String>,
 }
 
 type Tensor = (String, Vec<usize>);
@@ -70,6 +74,9 @@ pub fn export(weights: &Weights, out: &Path, options: &ExportOptions) -> Result<
 }
 
 fn write_all(weights: &Weights, directory: &Path, options: &ExportOptions) -> Result<Exported> {
+    // First: what cannot be had is told before gigabytes are written.
+    let tokenizer = tokenizer(weights, options)?;
+    let generation = generation(weights, &tokenizer)?;
     let tensors: Vec<Tensor> = units(weights.model()).into_iter().flat_map(|(_, params)| params).collect();
     let shards = split(tensors, options);
     let mut map = Map::new();
@@ -87,11 +94,12 @@ fn write_all(weights: &Weights, directory: &Path, options: &ExportOptions) -> Re
     }
     let special = weights.special_tokens();
     write_json(&directory.join("config.json"), &config::write(weights.model(), special, options.dtype.torch()))?;
-    let tokenizer = write_tokenizer(weights, directory, options)?;
-    if !directory.join("generation_config.json").exists() {
-        write_json(&directory.join("generation_config.json"), &config::write_generation(special))?;
-    }
-    Ok(Exported { path: directory.into(), shards: shards.len(), bytes, tokenizer })
+    write_json(&directory.join(generation::FILE), &generation)?;
+    let (tokenizer, no_tokenizer) = match tokenizer {
+        Own::Is(tokenizer) => (write_tokenizer(weights, &tokenizer, directory)?, None),
+        Own::Lost(why) => (Vec::new(), Some(why)),
+    };
+    Ok(Exported { path: directory.into(), shards: shards.len(), bytes, tokenizer, no_tokenizer })
 }
 
 /// Consecutive tensors up to the shard size.
@@ -173,14 +181,32 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
     disk::write_synced(path, format!("{value:#}\n").as_bytes())
 }
 
-/// Writes the files of the tokenizer. One that the weights name but that is gone is not an error: the caller sees the list.
-fn write_tokenizer(weights: &Weights, directory: &Path, options: &ExportOptions) -> Result<Vec<String>> {
-    let spec = match &options.tokenizer {
-        Some(path) => path.to_string_lossy().into_owned(),
-        None if weights.tokenizer() == "bytes" || Path::new(weights.tokenizer()).exists() => weights.tokenizer().into(),
-        None => return Ok(Vec::new()),
+/// The one asked for, else the weights' own.
+fn tokenizer(weights: &Weights, options: &ExportOptions) -> Result<Own> {
+    let tokenizer = match &options.tokenizer {
+        None => Own::of(weights)?,
+        Some(path) => Own::Is(Box::new(Tokenizer::open(&path.to_string_lossy())?)),
     };
-    let mut files = Tokenizer::open(&spec)?.files();
+    match &tokenizer {
+        Own::Is(t) => foreign(weights, t).into_iter().for_each(|line| tracing::warn!("{line}")),
+        Own::Lost(why) => tracing::warn!("no tokenizer is exported: {why}"),
+    }
+    Ok(tokenizer)
+}
+
+/// Writes the files of the tokenizer; their names.
+fn write_tokenizer(weights: &Weights, tokenizer: &Tokenizer, directory: &Path) -> Result<Vec<String>> {
+    let (has, takes) = (tokenizer.vocab_size(), weights.model().vocab_size);
+    if has > takes {
+        tracing::warn!("tokenizer {} has {has} tokens, the model's vocabulary only {takes}", tokenizer.place());
+    }
+    if tokenizer.kind() == "tiktoken" {
+        tracing::info!(
+            "from a tokenizer.model transformers reads no rule for what stands in front of a text; herd: {}",
+            tokenizer.front(Bos::Own)?.says
+        );
+    }
+    let mut files = tokenizer.files();
     let has = |name: &str| files.iter().any(|(n, _)| n == name);
     if has("tokenizer.json") && !has("tokenizer_config.json") {
         // Without it transformers would guess a class from the model type and rebuild the tokenizer its own way.
@@ -188,12 +214,28 @@ fn write_tokenizer(weights: &Weights, directory: &Path, options: &ExportOptions)
         let config = json!({ "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length });
         files.push(("tokenizer_config.json".into(), format!("{config:#}\n").into_bytes()));
     }
-    let beside = Path::new(&spec).with_file_name("generation_config.json");
-    if let Ok(bytes) = std::fs::read(&beside) {
-        files.push(("generation_config.json".into(), bytes));
-    }
     for (name, bytes) in &files {
         disk::write_synced(&directory.join(name), bytes)?;
     }
     Ok(files.into_iter().map(|(name, _)| name).collect())
+}
+
+/// The model's own `generation_config.json`; for weights that know none, the one beside the tokenizer; else one that says
+/// no more than the special tokens.
+fn generation(weights: &Weights, tokenizer: &Own) -> Result<Value> {
+    if !weights.generation().is_null() {
+        return Ok(weights.generation().clone());
+    }
+    let directory = match tokenizer {
+        Own::Is(t) => t.directory(),
+        Own::Lost(_) => None,
+    };
+    if let Some(directory) = directory {
+        let beside = generation::read(directory)?;
+        if !beside.is_null() {
+            tracing::info!("{} is taken from {}", generation::FILE, directory.display());
+            return Ok(beside);
+        }
+    }
+    Ok(generation::write(weights.special_tokens()))
 }

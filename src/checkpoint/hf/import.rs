@@ -22,11 +22,12 @@ pub fn import(weights: &Weights, checkpoints: &Path) -> Result<Saved> {
         .iter()
         .map(|(name, shape)| Spec { group: Group::Param, name: name.clone(), span: Span::whole(shape) })
         .collect();
+    let (tokenizer, tokenizer_fingerprint) = tokenizer(weights);
     let meta = Meta {
-        tokenizer: weights.tokenizer().into(),
-        // A tokenizer that herd cannot open (SentencePiece, say) does not keep the weights from being of use.
-        tokenizer_fingerprint: Tokenizer::open(weights.tokenizer()).map(|t| t.fingerprint()).unwrap_or_default(),
+        tokenizer,
+        tokenizer_fingerprint,
         special_tokens: weights.special_tokens().clone(),
+        generation: weights.generation().clone(),
         ..Meta::new(weights.model().clone())
     };
     let mut buffer = vec![0.0; BLOCK];
@@ -41,4 +42,20 @@ pub fn import(weights: &Weights, checkpoints: &Path) -> Result<Saved> {
         }
         Ok(())
     })
+}
+
+/// Place and fingerprint of the tokenizer. One that herd cannot open (SentencePiece, say) does not keep the weights from
+/// being of use.
+fn tokenizer(weights: &Weights) -> (String, String) {
+    let named = weights.tokenizer();
+    if named.is_empty() {
+        return Default::default();
+    }
+    match Tokenizer::open(named) {
+        Ok(t) => (t.place(), t.fingerprint()),
+        Err(e) => {
+            tracing::warn!("the tokenizer is named in the import but cannot be used: {e}");
+            (named.into(), String::new())
+        }
+    }
 }

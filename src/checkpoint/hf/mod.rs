@@ -1,11 +1,13 @@
-//! Hugging Face's layout: `config.json`, sharded safetensors with their index, tokenizer files.
+//! Hugging Face's layout: `config.json`, sharded safetensors with their index, tokenizer files, `generation_config.json`.
 //!
 //! q and k rows lie in Hugging Face's half-split order in herd as well, so nothing is permuted on the way in or out.
 
 pub mod config;
 mod export;
+pub mod generation;
 mod import;
 mod periodic;
+mod rope;
 mod shards;
 
 #[cfg(test)]

@@ -70,13 +70,21 @@ struct Place {
 
 impl Shards {
     /// Opens `model.safetensors.index.json` with all its files, or `model.safetensors`. Errors ([`Exit::Model`]): none of
-    /// them, a file that the index names is absent, cut off or damaged, a type other than fp32, bf16 and fp16.
+    /// them, or both, a file that the index names is absent, cut off or damaged, a type other than fp32, bf16 and fp16.
     pub fn open(directory: &Path) -> Result<Shards> {
         let index = directory.join(INDEX);
         let names: BTreeSet<String> = match index.is_file() {
             true => index_map(&index)?.into_values().collect(),
             false => [SINGLE.to_string()].into(),
         };
+        if !names.contains(SINGLE) && directory.join(SINGLE).is_file() {
+            let fact = format!(
+                "{} holds two sets of weights: {SINGLE}, and {} files named by {INDEX}",
+                directory.display(),
+                names.len()
+            );
+            return Err(wrong(fact).hint("move away the set that is not meant; transformers would read the first"));
+        }
         let mut s = Shards { files: Vec::new(), tensors: HashMap::new() };
         for name in names {
             s.add(directory, &name, index.is_file())?;
@@ -128,6 +136,11 @@ impl Shards {
         }
         self.files.push((path, file));
         Ok(())
+    }
+
+    /// Names of the files.
+    pub fn files(&self) -> Vec<&str> {
+        self.files.iter().filter_map(|(path, _)| path.file_name()?.to_str()).collect()
     }
 
     pub fn names(&self) -> impl Iterator<Item = &str> {

@@ -146,13 +146,45 @@ fn columns_of_a_matrix_are_read_alone() {
 }
 
 #[test]
-fn tied_models_need_no_head_and_ignore_one() {
+fn tied_models_need_no_head_and_one_with_other_values_unties_them() {
     let mut tied = config();
     tied["tie_word_embeddings"] = json!(true);
     assert_holds(&weights::open(directory(&tied, Dtype::Fp32).path()).unwrap(), &tied);
     let with_head = directory(&config(), Dtype::Fp32);
     fs::write(with_head.path().join("config.json"), tied.to_string()).unwrap();
-    assert_holds(&weights::open(with_head.path()).unwrap(), &tied);
+    let w = weights::open(with_head.path()).unwrap();
+    assert!(!w.model().tie_word_embeddings);
+    assert_holds(&w, &config());
+    // One value in the last place is enough to untie, and a copy of the embedding is none.
+    for (change, stays) in [(0.0, true), (0.25, false)] {
+        let mut all = tensors(&config());
+        let mut head = all["model.embed_tokens.weight"].clone();
+        *head.1.last_mut().unwrap() += change;
+        all.insert("lm_head.weight".into(), head);
+        write_shard(&with_head.path().join("model.safetensors"), &all, Dtype::Fp32);
+        assert_eq!(weights::open(with_head.path()).unwrap().model().tie_word_embeddings, stays);
+    }
+    // Neither tied nor a head: said by name.
+    let headless = directory(&tied, Dtype::Fp32);
+    fs::write(headless.path().join("config.json"), config().to_string()).unwrap();
+    refused(weights::open(headless.path()), &["lack lm_head.weight", "tie_word_embeddings"]);
+}
+
+#[test]
+fn of_two_sets_of_weights_none_is_chosen() {
+    let dir = directory(&config(), Dtype::Fp32);
+    write_shard(&dir.path().join("model-00001-of-00001.safetensors"), &tensors(&config()), Dtype::Fp32);
+    let map: serde_json::Map<String, Value> =
+        tensors(&config()).into_keys().map(|name| (name, json!("model-00001-of-00001.safetensors"))).collect();
+    let index = dir.path().join("model.safetensors.index.json");
+    fs::write(&index, json!({ "weight_map": map }).to_string()).unwrap();
+    refused(weights::open(dir.path()), &["two sets of weights", "model.safetensors,", "1 files named by"]);
+    fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    assert_holds(&weights::open(dir.path()).unwrap(), &config());
+    // An index may name the single file itself.
+    fs::rename(dir.path().join("model-00001-of-00001.safetensors"), dir.path().join("model.safetensors")).unwrap();
+    fs::write(&index, fs::read_to_string(&index).unwrap().replace("model-00001-of-00001", "model")).unwrap();
+    assert_holds(&weights::open(dir.path()).unwrap(), &config());
 }
 
 #[test]
@@ -222,6 +254,11 @@ fn other_models_are_refused_by_name() {
         ("mlp_bias", json!(true), "mlp_bias"),
         ("rope_scaling", json!({"type": "linear", "factor": 2.0}), "\"linear\""),
         ("rope_scaling", json!({"rope_type": "llama3", "factor": 2.0}), "lacks"),
+        ("rope_scaling", json!({"factor": 8.0, "low_freq_factor": 1.0}), "factor, low_freq_factor but no rope_type"),
+        ("rope_scaling", json!({"rope_type": 3, "factor": 8.0}), "rope_type 3, which is no name"),
+        ("rope_scaling", json!({"rope_type": "default", "type": "yarn"}), "\"default\" and the type \"yarn\""),
+        ("rope_parameters", json!({"rope_type": "default", "rope_theta": 1e4}), "but rope_scaling is"),
+        ("original_max_position_embeddings", json!(16), "is 16, but 32"),
         ("quantization_config", json!({"bits": 4}), "quantized"),
         ("num_key_value_heads", json!(3), "not a multiple of num_key_value_heads 3"),
         ("num_attention_heads", json!(0), "num_attention_heads is 0"),
@@ -254,6 +291,40 @@ fn both_spellings_of_the_rotary_parameters_mean_the_same() {
     new["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 10000.0});
     let plain: ModelConfig = config::parse(&new).unwrap().model;
     assert_eq!((plain.rope_theta, plain.rope_scaling), (10000.0, None));
+}
+
+#[test]
+fn what_is_guessed_or_left_out_of_a_configuration_is_noted() {
+    let notes = |change: &dyn Fn(&mut serde_json::Map<String, Value>)| {
+        let mut c = config();
+        change(c.as_object_mut().unwrap());
+        config::parse(&c).unwrap().notes
+    };
+    let set = |key: &'static str, value: Value| notes(&move |c| drop(c.insert(key.into(), value.clone())));
+    assert!(notes(&|_| ()).is_empty());
+    // An object without a type scales nothing if it has nothing to scale by; a type by its old name is one.
+    assert!(notes(&|c| {
+        c.remove("rope_scaling");
+        c.remove("rope_theta");
+        c.insert("rope_parameters".into(), json!({"rope_theta": 1e4}));
+    })
+    .is_empty());
+    let old = json!({"type": "llama3", "factor": 8, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32});
+    assert!(set("rope_scaling", old.clone()).is_empty());
+    assert!(set("rope_parameters", old).is_empty(), "both spellings, of one meaning");
+    assert!(set("rope_scaling", json!({})).is_empty());
+    let one =
+        |notes: Vec<String>, word: &str| assert!(notes.len() == 1 && notes[0].contains(word), "{notes:?}: {word}");
+    one(
+        set("rope_scaling", json!({"type": "default", "factor": 8.0})),
+        "factor, which rope_type \"default\" does not use",
+    );
+    one(notes(&|c| drop(c.remove("rope_theta"))), "rope_theta is missing: 10000 is taken");
+    one(notes(&|c| drop(c.remove("rms_norm_eps"))), "rms_norm_eps is missing: 0.000001 is taken");
+    one(notes(&|c| drop(c.remove("max_position_embeddings"))), "2048 is taken");
+    one(set("pad_token_id", json!(-1)), "pad_token_id is -1");
+    one(set("eos_token_id", json!([2, "x"])), "[2] is kept");
+    one(notes(&|c| c["rope_scaling"]["rope_theta"] = json!(1e6)), "rope_theta is 500000, but 1000000 in rope_scaling");
 }
 
 #[test]

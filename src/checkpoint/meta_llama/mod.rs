@@ -29,6 +29,11 @@ pub fn is_meta(directory: &Path) -> bool {
     directory.join("params.json").is_file()
 }
 
+/// The rank whose file has this name.
+pub fn rank_of(name: &str) -> Option<usize> {
+    name.strip_prefix("consolidated.")?.strip_suffix(".pth")?.parse().ok()
+}
+
 /// The opened files of one model. Nothing is in memory; reading streams.
 pub struct Original {
     files: Vec<Pth>,
@@ -85,6 +90,11 @@ impl Original {
 
     pub fn model(&self) -> &ModelConfig {
         &self.model
+    }
+
+    /// Names of the files, in rank order.
+    pub fn files(&self) -> Vec<&str> {
+        self.files.iter().filter_map(|f| f.path.file_name()?.to_str()).collect()
     }
 
     /// Global shape of a parameter by its Hugging Face name.
@@ -182,9 +192,8 @@ impl Original {
 /// `consolidated.00.pth` and its siblings, in rank order, none missing.
 fn files(directory: &Path) -> Result<Vec<PathBuf>> {
     let listed = std::fs::read_dir(directory).map_err(|e| Error::io(directory, "list", &e, Exit::Model))?;
-    let rank = |name: &str| name.strip_prefix("consolidated.")?.strip_suffix(".pth")?.parse::<usize>().ok();
     let mut found: Vec<(usize, PathBuf)> =
-        listed.filter_map(|e| e.ok()).filter_map(|e| Some((rank(e.file_name().to_str()?)?, e.path()))).collect();
+        listed.filter_map(|e| e.ok()).filter_map(|e| Some((rank_of(e.file_name().to_str()?)?, e.path()))).collect();
     found.sort();
     if found.is_empty() {
         return Err(wrong(format!("{} has params.json but no consolidated.*.pth", directory.display())));

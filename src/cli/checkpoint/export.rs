@@ -23,7 +23,8 @@ pub struct Args {
     /// Largest size of one safetensors file: a number with KB, MB or GB (powers of 1000).
     #[arg(long, alias = "shard-size", default_value = "5GB", value_parser = size)]
     max_shard_size: u64,
-    /// `bytes`, a tokenizer.json or a tokenizer.model to export instead of the one the run used.
+    /// `bytes`, a tokenizer.json, a tokenizer.model or a directory that holds one, to export instead of the one the run
+    /// used.
     #[arg(long)]
     tokenizer: Option<PathBuf>,
     /// One JSON object on stdout.
@@ -35,10 +36,9 @@ pub fn run(args: &Args) -> Result<()> {
     let weights = weights::open(&args.from)?;
     let (dtype, shard_size, tokenizer) = (args.dtype, args.max_shard_size, args.tokenizer.clone());
     let done = hf::export(&weights, &args.to, &ExportOptions { dtype, shard_size, tokenizer })?;
-    let tokenizer = match done.tokenizer.is_empty() {
-        true if weights.tokenizer().is_empty() => "no tokenizer (pass --tokenizer)".to_string(),
-        true => format!("no tokenizer: {} is gone (pass --tokenizer)", weights.tokenizer()),
-        false => done.tokenizer.join(", "),
+    let tokenizer = match &done.no_tokenizer {
+        Some(why) => format!("no tokenizer: {why} (pass --tokenizer)"),
+        None => done.tokenizer.join(", "),
     };
     let (path, bytes, shards) = (done.path.display(), human(done.bytes), done.shards);
     let line = format!("exported {path}: {bytes} of {} in {shards} safetensors, {tokenizer}\n", dtype.torch());

@@ -80,7 +80,9 @@ fn summary(out: &mut String, file: &Indexed) {
                 "tokenizer",
                 format!("{} ({}, vocabulary {}), {}", t.spec, t.kind, grouped(t.vocab_size as u64), t.fingerprint),
             );
-            t.bos.iter().for_each(|id| row("begin of text", format!("id {id} before each document")));
+            if !t.front.is_empty() {
+                row("in front", format!("{:?} before each document", t.front));
+            }
             row("end of text", t.eos.map_or("not appended".into(), |id| format!("id {id} after each document")));
             let share = if s.split == "all" { String::new() } else { format!(", held out {}", s.holdout) };
             row("split", format!("{}{share}", s.split));

@@ -87,7 +87,7 @@ fn alike(first: &Shard, other: &Shard) -> Result<()> {
             &b.tokenizer.fingerprint as &dyn std::fmt::Debug,
         ),
         ("vocabulary", &a.tokenizer.vocab_size, &b.tokenizer.vocab_size),
-        ("token before each document", &a.tokenizer.bos, &b.tokenizer.bos),
+        ("tokens before each document", &a.tokenizer.front, &b.tokenizer.front),
         ("token after each document", &a.tokenizer.eos, &b.tokenizer.eos),
         ("split", &a.split, &b.split),
         ("share held out", &a.holdout, &b.holdout),

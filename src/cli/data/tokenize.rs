@@ -1,15 +1,17 @@
 //! `herd data tokenize`.
 
+mod around;
 mod outputs;
 mod progress;
 mod report;
 
 use crate::cli::print;
 use crate::data::indexed::TokenizerNote;
-use crate::data::pipeline::{self, Job, Mark};
+use crate::data::pipeline::{self, Job};
 use crate::data::source::{Format, Rules, Split};
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
+use around::Around;
 use outputs::Outputs;
 use progress::Progress;
 use std::path::{Path, PathBuf};
@@ -21,7 +23,7 @@ const EXAMPLES: &str = "\
 Examples:
   herd data tokenize --tokenizer bytes --output data/books --holdout 0.05 --split-documents blank-lines books/*.txt
   herd data tokenize --tokenizer Llama-3.1-8B/tokenizer.json --output data/web shard-*.jsonl.zst
-  herd data tokenize --tokenizer tokenizer.model --bos '<|begin_of_text|>' --output data/fineweb fineweb/*.parquet
+  herd data tokenize --tokenizer tokenizer.json --eos '<|end_of_text|>' --output data/fineweb fineweb/*.parquet
   xz -dc dump.xz | herd data tokenize --tokenizer tokenizer.model --output data/dump --text-key title --text-key meta.body -
 
 Writes PREFIX.bin and PREFIX.idx, which Megatron-LM reads as well, and PREFIX.json, which says how they were made.";
@@ -52,9 +54,13 @@ pub struct Args {
     /// Share of documents to hold out for validation, by a hash of their text; of a single document, its tail.
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     holdout: f64,
-    /// Special token to put before each document, by its name, as '<|begin_of_text|>', with which Llama 3 was trained.
-    #[arg(long, value_name = "TOKEN")]
+    /// Special token to put before each document, by its name. Default: what the tokenizer itself puts before a text (its
+    /// post-processor)
+    #[arg(long, value_name = "TOKEN", conflicts_with = "no_bos")]
     bos: Option<String>,
+    /// Put nothing before a document, whatever the tokenizer's own rule is.
+    #[arg(long)]
+    no_bos: bool,
     /// Special token to append to each document, by its name. Default: the tokenizer's end of text
     #[arg(long, value_name = "TOKEN", conflicts_with = "no_eos")]
     eos: Option<String>,
@@ -75,7 +81,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     pipeline::check_holdout(args.holdout)?;
     let tokenizer = Tokenizer::open(&args.tokenizer)?;
-    let (bos, eos) = marks(&args, &tokenizer)?;
+    let Around { front, eos, says } = Around::new(&args, &tokenizer)?;
     let total = stored_size(&args.inputs)?;
     let mut outputs = Outputs::create(&args, tokenizer.vocab_size())?;
 
@@ -90,7 +96,7 @@ pub fn run(args: Args) -> Result<()> {
         inputs: &args.inputs,
         rules: &rules,
         tokenizer: &tokenizer,
-        bos,
+        front,
         eos,
         holdout: args.holdout,
         threads: match args.threads {
@@ -113,41 +119,12 @@ pub fn run(args: Args) -> Result<()> {
         kind: tokenizer.kind().into(),
         fingerprint: tokenizer.fingerprint(),
         vocab_size: tokenizer.vocab_size(),
-        bos: job.bos.as_ref().map(|m| m.id),
+        front: job.front.iter().map(|m| m.id).collect(),
         eos: job.eos.as_ref().map(|m| m.id),
     };
     let written = outputs.finish(&args, note, &accounts)?;
     report::warn(&accounts);
-    print(&report::text(&accounts, &written, &args, began.elapsed()))
-}
-
-/// What is put before and after each document.
-fn marks(args: &Args, tokenizer: &Tokenizer) -> Result<(Option<Mark>, Option<Mark>)> {
-    let named = |option: &str, name: &Option<String>| -> Result<Option<Mark>> {
-        let Some(name) = name else { return Ok(None) };
-        let id = tokenizer.special(name).ok_or_else(|| {
-            let fact = format!("{option} {name}: tokenizer {} has no special token of this name", args.tokenizer);
-            Error::new(Exit::Data, fact).hint("write it as the tokenizer's files do, in quotes")
-        })?;
-        Ok(Some(Mark { id, name: Some(name.clone()) }))
-    };
-    let bos = named("--bos", &args.bos)?;
-    let eos = match (named("--eos", &args.eos)?, args.no_eos, tokenizer.eos()) {
-        (Some(eos), ..) => Some(eos),
-        (None, true, _) => None,
-        (None, false, Some(id)) => Some(Mark { id, name: None }),
-        (None, false, None) => {
-            return Err(Error::new(Exit::Data, format!("tokenizer {} names no end-of-text token", args.tokenizer))
-                .hint("name one with --eos, put a tokenizer_config.json with eos_token beside it, or pass --no-eos"))
-        }
-    };
-    if let (Some(b), Some(e)) = (&bos, &eos) {
-        if b.id == e.id {
-            let fact = format!("token {} would stand after each document and again before the next", b.id);
-            return Err(Error::new(Exit::Usage, fact).hint("give two tokens, or one of --bos and --no-eos"));
-        }
-    }
-    Ok((bos, eos))
+    print(&report::text(&accounts, &written, &args, &says, began.elapsed()))
 }
 
 /// Bytes of all inputs as stored; `None` where one is a stream. Finds a missing file before any work is done.

@@ -43,9 +43,9 @@ pub struct TokenizerNote {
     pub kind: String,
     pub fingerprint: String,
     pub vocab_size: usize,
-    /// The id before each document, if one was put there.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bos: Option<u32>,
+    /// The ids before each document; none before herd put some there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub front: Vec<u32>,
     /// The id after each document, if one was appended.
     pub eos: Option<u32>,
 }

@@ -8,7 +8,7 @@ fn about(vocab_size: usize) -> Written {
             kind: "bytes".into(),
             fingerprint: "f".into(),
             vocab_size,
-            bos: None,
+            front: Vec::new(),
             eos: Some(0),
         },
         sources: vec!["a.txt".into()],

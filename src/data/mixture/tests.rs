@@ -11,7 +11,7 @@ fn corpus(dir: &Path, name: &str, tokens: u32, weight: f64) -> Corpus {
         kind: "huggingface".into(),
         fingerprint: "abc".into(),
         vocab_size: 65_000,
-        bos: None,
+        front: Vec::new(),
         eos: None,
     };
     w.finish(Written { tokenizer, sources: vec![], split: "all".into(), holdout: 0.0, text_bytes: 0 }).unwrap();
@@ -135,7 +135,7 @@ fn samples_know_where_documents_begin() {
         kind: "huggingface".into(),
         fingerprint: "abc".into(),
         vocab_size: 65_000,
-        bos: None,
+        front: Vec::new(),
         eos: None,
     };
     w.finish(Written { tokenizer, sources: vec![], split: "all".into(), holdout: 0.0, text_bytes: 0 }).unwrap();

@@ -11,12 +11,29 @@ pub const EOS: u32 = 257;
 pub const VOCAB: usize = 258;
 const BOS_NAME: &str = "<|begin_of_text|>";
 const EOS_NAME: &str = "<|end_of_text|>";
+const SPECIALS: [(&str, u32); 2] = [(BOS_NAME, BOS), (EOS_NAME, EOS)];
 
 /// What the fingerprint is taken of. Changes only if an id changes its meaning.
 pub const DEFINITION: &[u8] = b"herd bytes v1: 0..255 bytes, 256 bos, 257 eos";
 
 pub fn encode(text: &str) -> Vec<u32> {
     text.bytes().map(u32::from).collect()
+}
+
+/// As [`encode`], but the name of a special token is the token.
+pub fn encode_special(text: &str) -> Vec<u32> {
+    let mut ids = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let named = SPECIALS.into_iter().find(|(name, _)| rest.starts_with(name));
+        let length = named.map_or(first.len_utf8(), |(name, _)| name.len());
+        match named {
+            Some((_, id)) => ids.push(id),
+            None => ids.extend(encode(&rest[..length])),
+        }
+        rest = &rest[length..];
+    }
+    ids
 }
 
 pub fn decode(ids: &[u32]) -> String {
@@ -33,7 +50,7 @@ pub fn decode(ids: &[u32]) -> String {
 }
 
 pub fn special(name: &str) -> Option<u32> {
-    [(BOS_NAME, BOS), (EOS_NAME, EOS)].into_iter().find(|(n, _)| *n == name).map(|(_, id)| id)
+    SPECIALS.into_iter().find(|(n, _)| *n == name).map(|(_, id)| id)
 }
 
 /// Printable stand-in that byte-level BPE files use for each byte: printable Latin-1 stands for itself, the others take

@@ -6,6 +6,8 @@ use crate::error::{Error, Exit, Result};
 use crate::foreign::guarded;
 use serde_json::Value;
 use std::path::Path;
+use std::sync::OnceLock;
+use tokenizers::{Encoding, PostProcessor, Token};
 
 const BOS_NAMES: &[&str] = &["<|begin_of_text|>", "<s>", "<|startoftext|>", "<bos>"];
 const EOS_NAMES: &[&str] = &["<|end_of_text|>", "</s>", "<|endoftext|>", "<eos>"];
@@ -16,6 +18,11 @@ pub struct HuggingFace {
     pub bos: Option<u32>,
     pub eos: Option<u32>,
     pub files: Vec<NamedFile>,
+    /// What the post-processor puts before a text, and behind it.
+    pub front: Vec<u32>,
+    pub behind: Vec<u32>,
+    /// The same tokenizer, which takes the names of special tokens for the tokens. Made when it is first asked for.
+    special: OnceLock<tokenizers::Tokenizer>,
 }
 
 impl HuggingFace {
@@ -32,10 +39,11 @@ impl HuggingFace {
             .with_truncation(None)
             .map_err(|e| Error::new(Exit::Data, format!("{}: cannot turn truncation off: {e}", path.display())))?;
         let mut files = beside(path, COMPANIONS)?;
-        let bos = special(&inner, path, &files, "bos_token", BOS_NAMES)?;
-        let eos = special(&inner, path, &files, "eos_token", EOS_NAMES)?;
+        let bos = special(&inner, &files, "bos_token", BOS_NAMES);
+        let eos = special(&inner, &files, "eos_token", EOS_NAMES);
         files.insert(0, ("tokenizer.json".into(), content));
-        Ok(HuggingFace { inner, bos, eos, files })
+        let (front, behind) = around(&inner, path)?;
+        Ok(HuggingFace { inner, bos, eos, files, front, behind, special: OnceLock::new() })
     }
 
     pub fn vocab_size(&self) -> usize {
@@ -48,10 +56,17 @@ impl HuggingFace {
     }
 
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = guarded(|| self.inner.encode_fast(text, false)).map_err(panicked);
-        let encoding = encoding.and_then(|e| e.map_err(|e| e.to_string()));
-        let encoding = encoding.map_err(|e| Error::new(Exit::Data, format!("cannot encode a text: {e}")))?;
-        Ok(encoding.get_ids().to_vec())
+        encode(&self.inner, text)
+    }
+
+    /// As [`HuggingFace::encode`], but the name of a special token is the token.
+    pub fn encode_special(&self, text: &str) -> Result<Vec<u32>> {
+        let special = self.special.get_or_init(|| {
+            let mut special = self.inner.clone();
+            special.set_encode_special_tokens(false);
+            special
+        });
+        encode(special, text)
     }
 
     pub fn decode(&self, ids: &[u32]) -> String {
@@ -78,19 +93,34 @@ fn panicked(words: String) -> String {
     format!("it makes the tokenizers library fail ({words})")
 }
 
-/// The id of the token that a companion file beside `path` calls `key`, else of the first of `usual` that exists.
-fn special(
-    t: &tokenizers::Tokenizer, path: &Path, files: &[NamedFile], key: &str, usual: &[&str],
-) -> Result<Option<u32>> {
-    for (file, content) in files.iter().filter(|(file, _)| file.ends_with(".json")) {
-        let json: Value = serde_json::from_slice(content).map_err(|e| {
-            Error::new(Exit::Data, format!("{} is not JSON: {e}", path.with_file_name(file).display()))
-                .hint("it says which tokens begin and end a text; mend it, or move it away")
-        })?;
-        let name = json.get(key).and_then(|v| v.as_str().or_else(|| v.get("content")?.as_str()));
-        if let Some(id) = name.and_then(|name| t.token_to_id(name)) {
-            return Ok(Some(id));
-        }
-    }
-    Ok(usual.iter().find_map(|name| t.token_to_id(name)))
+fn encode(t: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
+    let encoding = guarded(|| t.encode_fast(text, false)).map_err(panicked);
+    let encoding = encoding.and_then(|e| e.map_err(|e| e.to_string()));
+    let encoding = encoding.map_err(|e| Error::new(Exit::Data, format!("cannot encode a text: {e}")))?;
+    Ok(encoding.get_ids().to_vec())
+}
+
+/// What the post-processor makes of a text of one token that no vocabulary has.
+fn around(t: &tokenizers::Tokenizer, path: &Path) -> Result<(Vec<u32>, Vec<u32>)> {
+    let Some(processor) = t.get_post_processor() else { return Ok(Default::default()) };
+    let text = Encoding::from_tokens(vec![Token::new(u32::MAX, "x".into(), (0, 1))], 0);
+    let done = guarded(|| processor.process(text, None, true)).map_err(panicked);
+    let done = done.and_then(|d| d.map_err(|e| e.to_string())).map_err(|e| {
+        Error::new(Exit::Data, format!("{}: its post-processor cannot be used: {e}", path.display()))
+            .hint("it says what stands in front of a text; mend it, or take it out")
+    })?;
+    let ids = done.get_ids();
+    let at = ids.iter().position(|&id| id == u32::MAX).unwrap_or(ids.len());
+    Ok((ids[..at].to_vec(), ids.get(at + 1..).unwrap_or_default().to_vec()))
+}
+
+/// The id of the token that a companion file calls `key`, else of the first of `usual` that exists.
+fn special(t: &tokenizers::Tokenizer, files: &[NamedFile], key: &str, usual: &[&str]) -> Option<u32> {
+    let named = files.iter().filter(|(file, _)| file.ends_with(".json")).find_map(|(_, content)| {
+        let json: Value = serde_json::from_slice(content).ok()?;
+        let v = json.get(key)?;
+        let name = v.as_str().or_else(|| v.get("content")?.as_str())?;
+        t.token_to_id(name)
+    });
+    named.or_else(|| usual.iter().find_map(|name| t.token_to_id(name)))
 }

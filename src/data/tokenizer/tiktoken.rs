@@ -43,7 +43,7 @@ impl Tiktoken {
         let specials = special_names().into_iter().zip(base..).collect();
         let bpe = CoreBPE::new(ranks.into_iter().collect(), specials, SPLIT)
             .map_err(|e| Error::new(Exit::Internal, format!("the Llama 3 split pattern does not compile: {e}")))?;
-        let mut files = beside(path, &["tokenizer_config.json", "special_tokens_map.json"])?;
+        let mut files = beside(path, &["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"])?;
         files.insert(0, ("tokenizer.model".into(), content));
         Ok(Tiktoken { bpe, base, files })
     }
@@ -60,17 +60,36 @@ impl Tiktoken {
         self.base + 1
     }
 
+    /// Ids of `<|eom_id|>` and `<|eot_id|>`.
+    pub fn ends_of_turns(&self) -> [u32; 2] {
+        [self.base + 8, self.base + 9]
+    }
+
     pub fn files(&self) -> Vec<NamedFile> {
         self.files.clone()
     }
 
+    /// The files that lie beside it.
+    pub fn beside(&self) -> &[NamedFile] {
+        &self.files[1..]
+    }
+
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_allowing(text, &HashSet::new())
+    }
+
+    /// As [`Tiktoken::encode`], but the name of a special token is the token.
+    pub fn encode_special(&self, text: &str) -> Result<Vec<u32>> {
+        let names = special_names();
+        self.encode_allowing(text, &names.iter().map(String::as_str).collect())
+    }
+
+    fn encode_allowing(&self, text: &str, special: &HashSet<&str>) -> Result<Vec<u32>> {
         let mut ids = Vec::with_capacity(text.len() / 3);
-        let none = HashSet::new();
         for piece in pieces(text) {
             let (some, _) = self
                 .bpe
-                .encode(piece, &none)
+                .encode(piece, special)
                 .map_err(|e| Error::new(Exit::Data, format!("cannot encode a text: {}", e.message)))?;
             ids.extend(some);
         }
@@ -172,7 +191,7 @@ mod tests {
         assert_eq!(names.len(), 256);
         assert_eq!(names[0], "<|begin_of_text|>");
         assert_eq!(names[1], "<|end_of_text|>");
-        assert_eq!(names[9], "<|eot_id|>");
+        assert_eq!((&names[8][..], &names[9][..]), ("<|eom_id|>", "<|eot_id|>"));
         assert_eq!(names[255], "<|reserved_special_token_247|>");
         assert_eq!(names.iter().collect::<HashSet<_>>().len(), 256);
     }

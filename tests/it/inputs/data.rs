@@ -2,6 +2,7 @@
 
 use super::table::{case, put, Case};
 use crate::support::{herd, text};
+use herd::data::Tokenizer;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::data_type::{ByteArray, ByteArrayType, Int32Type};
 use parquet::file::properties::WriterProperties;
@@ -156,11 +157,33 @@ fn shards(dir: &Path) {
     made(dir, "tokenize -t bytes -o b more");
     made(dir, "tokenize -t bytes -o bare more");
     made(dir, "tokenize -t bytes -o other more --no-eos");
+    made(dir, "tokenize -t bytes -o begins more --bos <|begin_of_text|>");
     std::fs::remove_file(dir.join("bare.json")).unwrap();
 }
 
 fn begun(dir: &Path) {
     put(dir, "rows", "{\"text\": \"owl\"}\n{\"text\": \"<|begin_of_text|>elk\"}\n");
+}
+
+/// `bytes` as a tokenizer.json whose post-processor puts begin-of-text in front.
+fn own_rule(dir: &Path) {
+    two(dir);
+    std::fs::create_dir(dir.join("own")).unwrap();
+    let files = Tokenizer::open("bytes").unwrap().files();
+    for (name, content) in files.into_iter().filter(|(name, _)| name != "herd_tokenizer.json") {
+        let rule = r#""post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<|begin_of_text|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}], "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}], "special_tokens": {"<|begin_of_text|>": {"id": "<|begin_of_text|>", "ids": [256], "tokens": ["<|begin_of_text|>"]}}}"#;
+        put(dir, &format!("own/{name}"), String::from_utf8(content).unwrap().replace("\"post_processor\": null", rule));
+    }
+}
+
+fn own_rule_begun(dir: &Path) {
+    own_rule(dir);
+    begun(dir);
+}
+
+fn broken_companion(dir: &Path) {
+    own_rule(dir);
+    put(dir, "own/special_tokens_map.json", "{");
 }
 
 /// Joining token files, and tokens around documents.
@@ -183,6 +206,32 @@ pub fn tokens() -> Vec<Case> {
             .writes("out", &["^owl|", "^elk|"]),
         case("another token after", two, "data tokenize -t bytes -o out rows --eos <|begin_of_text|>")
             .writes("out", &["owl^", "elk^"]),
+        case("what the tokenizer itself puts before", own_rule, "data tokenize -t own -o out rows")
+            .writes("out", &["^owl|", "^elk|"])
+            .says(&["each document: <|begin_of_text|> [256] in front", "post-processor"]),
+        case("nothing before, whatever its rule", own_rule, "data tokenize -t own -o out rows --no-bos")
+            .writes("out", &["owl|", "elk|"])
+            .says(&["nothing in front, as asked for"]),
+        case("a token before, and none", two, "data tokenize -t bytes -o out rows --no-bos --bos <|begin_of_text|>")
+            .fails(2)
+            .says(&["--no-bos"]),
+        case("a text that has by itself what the rule puts there", own_rule_begun, "data tokenize -t own -o out rows")
+            .refused(11)
+            .says(&["begins with <|begin_of_text|> already", "--no-bos"]),
+        case(
+            "what the rule puts there after each as well",
+            own_rule,
+            "data tokenize -t own -o out rows --eos <|begin_of_text|>",
+        )
+        .refused(2)
+        .says(&["256", "post-processor"]),
+        case("shards with other beginnings", shards, "data merge -o out a begins")
+            .refused(11)
+            .says(&["tokens before each document", "256"]),
+        case("a shard with a beginning", shards, "data inspect begins").says(&["[256] before each document"]),
+        case("a companion of a tokenizer that is no JSON", broken_companion, "data tokenize -t own -o out rows")
+            .refused(11)
+            .says(&["special_tokens_map.json is not JSON"]),
         case("a token that is none", two, "data tokenize -t bytes -o out rows --bos <s>")
             .refused(11)
             .says(&["no special token", "<s>"]),

@@ -8,9 +8,10 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// The report: the inputs by what they were read as, then the files and the rate.
-pub fn text(accounts: &[Account], written: &[(PathBuf, Sidecar)], args: &Args, took: Duration) -> String {
-    let mut out = inputs(accounts, args);
+/// The report: the inputs by what they were read as, what stands in front of each document (`front`), then the files and the
+/// rate.
+pub fn text(accounts: &[Account], written: &[(PathBuf, Sidecar)], args: &Args, front: &str, took: Duration) -> String {
+    let mut out = inputs(accounts, args) + &format!("each document: {front}\n");
     let mut text_bytes = 0;
     for (prefix, s) in written {
         text_bytes += s.text_bytes;
