@@ -31,8 +31,10 @@ impl Around {
                     .hint("give another --bos or --eos, or one of --no-bos and --no-eos"));
             }
         }
-        let front_marks = front.ids.iter().map(|&id| Mark { id, name: name(tokenizer, id) });
-        Ok(Around { front: front_marks.collect(), eos, says: front.says })
+        // Texts are looked through for the name of a token that was asked for; by the tokenizer's own rule its name in a text is
+        // characters, as all names are.
+        let mark = |&id: &u32| Mark { id, name: args.bos.clone() };
+        Ok(Around { front: front.ids.iter().map(mark).collect(), eos, says: front.says })
     }
 }
 
@@ -53,9 +55,4 @@ fn special(tokenizer: &Tokenizer, option: &str, name: &str) -> Result<u32> {
         let fact = format!("{option} {name}: tokenizer {} has no special token of this name", tokenizer.spec());
         Error::new(Exit::Data, fact).hint("write it as the tokenizer's files do, in quotes")
     })
-}
-
-/// The name of a special token; of any other token the text may be anything.
-fn name(tokenizer: &Tokenizer, id: u32) -> Option<String> {
-    Some(tokenizer.decode(&[id])).filter(|name| tokenizer.special(name) == Some(id))
 }
