@@ -2,6 +2,7 @@
 //! would work; all of them are reported together.
 
 use super::numbers::{divisors, multiples, near};
+use super::settings::{fits, fitting};
 use super::shape::Shape;
 use crate::config::{Config, ParallelSection, PipelineSchedule, Problem};
 
@@ -15,7 +16,7 @@ pub fn data_size(p: &ParallelSection, world: usize) -> usize {
 
 /// Clashes of the axes with the world and with the model's shape (where it is known).
 pub fn check(config: &Config, shape: Option<&Shape>, world: usize, out: &mut Vec<Problem>) {
-    product(&config.parallel, world, out);
+    product(config, shape, world, out);
     sequence(config, out);
     sharding(&config.parallel, world, out);
     schedule(&config.parallel, out);
@@ -27,56 +28,58 @@ pub fn check(config: &Config, shape: Option<&Shape>, world: usize, out: &mut Vec
 }
 
 /// tensor × context × pipeline × data = world.
-fn product(p: &ParallelSection, world: usize, out: &mut Vec<Problem>) {
+fn product(config: &Config, shape: Option<&Shape>, world: usize, out: &mut Vec<Problem>) {
+    let p = &config.parallel;
     let inner = p.tensor * p.context * p.pipeline;
-    let keys = ["parallel.data", "parallel.tensor", "parallel.context", "parallel.pipeline"];
-    let axes = format!("tensor {} × context {} × pipeline {}", p.tensor, p.context, p.pipeline);
-    // What each axis could be, the others as they are.
-    let alternatives = |fixed_data: usize| {
-        let mut fits = Vec::new();
-        for (name, own) in [("tensor", p.tensor), ("context", p.context), ("pipeline", p.pipeline)] {
-            let rest = inner / own * fixed_data;
-            if world.is_multiple_of(rest) && world / rest != own {
-                fits.push(format!("parallel.{name} {}", world / rest));
-            }
-        }
-        fits
+    let own = format!("tensor {} × context {} × pipeline {}", p.tensor, p.context, p.pipeline);
+    let (fact, start) = match p.data {
+        0 if !world.is_multiple_of(inner) => (
+            format!("{own} = {inner} ranks a replica, which do not divide the world of {world}"),
+            format!("start {} ranks", multiples(world, inner)),
+        ),
+        data if data > 0 && inner * data != world => (
+            format!("{own} × data {data} = {} ranks, but the world has {world}", inner * data),
+            format!("start {} ranks", inner * data),
+        ),
+        _ => return,
     };
-    match p.data {
-        0 if !world.is_multiple_of(inner) => {
-            let fact = format!("{axes} = {inner} ranks a replica, which do not divide the world of {world}");
-            let mut hint = format!("start {} ranks", multiples(world, inner));
-            let per_axis =
-                [("tensor", p.tensor), ("context", p.context), ("pipeline", p.pipeline)].map(|(name, own)| {
-                    let rest = inner / own;
-                    (
-                        name,
-                        own,
-                        if world.is_multiple_of(rest) { near(own, &divisors(world / rest)) } else { String::new() },
-                    )
-                });
-            for (name, own, fits) in per_axis {
-                if own > 1 && !fits.is_empty() {
-                    hint += &format!(", or set parallel.{name} to {fits}");
-                }
-            }
-            out.push(Problem::new(keys, fact).hint(hint));
-        }
-        0 => {}
-        data if inner * data != world => {
-            let fact = format!("{axes} × data {data} = {} ranks, but the world has {world}", inner * data);
-            let mut fits = alternatives(data);
-            if world.is_multiple_of(inner) {
-                fits.insert(0, format!("parallel.data {} (or 0, whatever the world has)", world / inner));
-            }
-            let hint = match fits.is_empty() {
-                true => format!("start {} ranks", inner * data),
-                false => format!("set {}, or start {} ranks", fits.join(" or "), inner * data),
-            };
-            out.push(Problem::new(keys, fact).hint(hint));
-        }
-        _ => {}
+    let mut hints = one_axis(config, shape, world);
+    // Where data alone can take up the difference, that is what is wanted.
+    if !world.is_multiple_of(inner) {
+        let settings = fitting(config, shape, world);
+        hints.extend((!settings.is_empty()).then(|| format!("for {world} ranks set {}", settings.join(", or "))));
     }
+    hints.push(start);
+    let keys = ["parallel.data", "parallel.tensor", "parallel.context", "parallel.pipeline"];
+    out.push(Problem::new(keys, fact).hint(hints.join(", or ")));
+}
+
+/// What one axis could be, the others as they are.
+fn one_axis(config: &Config, shape: Option<&Shape>, world: usize) -> Vec<String> {
+    let p = &config.parallel;
+    let inner = p.tensor * p.context * p.pipeline;
+    let mut hints = Vec::new();
+    if p.data > 0 && world.is_multiple_of(inner) {
+        hints.push(format!("set parallel.data {} (or 0, whatever the world has)", world / inner));
+    }
+    for (name, own) in [("tensor", p.tensor), ("context", p.context), ("pipeline", p.pipeline)] {
+        let rest = inner / own * p.data.max(1);
+        if !world.is_multiple_of(rest) || (own == 1 && p.data == 0) {
+            continue;
+        }
+        let with = |n: usize| match name {
+            "tensor" => ParallelSection { tensor: n, ..p.clone() },
+            "context" => ParallelSection { context: n, ..p.clone() },
+            _ => ParallelSection { pipeline: n, ..p.clone() },
+        };
+        let whole = |n: &usize| p.data == 0 || *n == world / rest;
+        let sizes = divisors(world / rest).into_iter().filter(whole).filter(|&n| fits(config, shape, world, with(n)));
+        let near = near(own, &sizes.collect::<Vec<_>>());
+        if !near.is_empty() {
+            hints.push(format!("set parallel.{name} to {near}"));
+        }
+    }
+    hints
 }
 
 /// Groups that share a copy of the state share out the replicas.

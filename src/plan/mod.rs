@@ -9,6 +9,7 @@ mod numbers;
 mod resume;
 mod rules;
 mod same_data;
+mod settings;
 mod shape;
 
 pub use resume::{check_resume, check_weights};

@@ -42,7 +42,7 @@ fn copies(config: &Config, out: &mut Vec<Problem>) {
     }
 }
 
-fn batch(config: &Config, world: usize, out: &mut Vec<Problem>) {
+pub(super) fn batch(config: &Config, world: usize, out: &mut Vec<Problem>) {
     let (global, micro) = (config.batch.global, config.batch.micro);
     let dp = data_size(&config.parallel, world);
     let unit = micro * dp;

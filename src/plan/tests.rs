@@ -61,7 +61,11 @@ fn every_clash_names_its_factors_and_what_would_work() {
             4,
             &["tensor 1 × context 1 × pipeline 1 × data 3 = 3", "has 4", "parallel.data 4", "3 ranks"][..],
         ),
-        ("parallel.tensor=2 parallel.data=2", 8, &["× data 2 = 4 ranks", "world has 8", "parallel.data 4", "tensor 4"]),
+        (
+            "parallel.tensor=2 parallel.data=2",
+            8,
+            &["× data 2 = 4 ranks", "world has 8", "parallel.data 4", "tensor to 4"],
+        ),
         (
             "parallel.pipeline=3 model.shape.num_hidden_layers=6",
             4,
@@ -121,6 +125,55 @@ fn every_clash_names_its_factors_and_what_would_work() {
     let lines = problems(&[scaling], 1);
     assert!(lines[0].contains("low_freq_factor 4 is not below high_freq_factor 1"), "{lines:?}");
     assert!(lines[1].contains("128 is above max_position_embeddings 64"), "{lines:?}");
+}
+
+#[test]
+fn settings_for_a_world_that_fits_none_of_the_axes_are_named() {
+    // 8 × 4 × 4 = 128 as a 70B model is cut; no single axis makes 100 of it but by leaving tensor parallelism.
+    let large = [
+        "model.shape.num_attention_heads=64",
+        "model.shape.num_key_value_heads=8",
+        "model.shape.head_dim=2",
+        "model.shape.intermediate_size=28672",
+        "model.shape.num_hidden_layers=80",
+        "batch.micro=1",
+        "parallel.tensor=8",
+        "parallel.pipeline=4",
+    ];
+    let line = |more: &[&str], world: usize| {
+        let lines = problems(&[&large[..], more].concat(), world);
+        let line = lines.iter().find(|l| l.contains("parallel.data: ")).unwrap_or_else(|| panic!("{lines:?}"));
+        line.to_string()
+    };
+    let has = |line: &str, words: &[&str]| words.iter().for_each(|w| assert!(line.contains(w), "{w}: {line}"));
+    let free = line(&["batch.global=100"], 100);
+    has(
+        &free,
+        &[
+            "32 ranks a replica",
+            "world of 100",
+            "for 100 ranks set tensor 4 × context 1 × pipeline 5 × data 5",
+            "start 96 or 128",
+        ],
+    );
+    has(
+        &line(&["batch.global=100", "parallel.data=4"], 100),
+        &["= 128 ranks, but the world has 100", "tensor 4 × context 1 × pipeline 5 × data 5", "start 128"],
+    );
+    // With a batch that no number of data-parallel ranks shares out but 1, 2 and 4.
+    has(&line(&["batch.global=4"], 100), &["for 100 ranks set tensor", "× data "]);
+    let prime = line(&["batch.global=8"], 101);
+    has(&prime, &["tensor 1 × context 1 × pipeline 1 × data 101 with another batch.global"]);
+    // What is named does fit.
+    let named = free.split("ranks set ").nth(1).unwrap().split(", or ").filter(|s| s.starts_with("tensor "));
+    let fits = |setting: &str| {
+        let sizes = setting.split(|c: char| !c.is_ascii_digit()).filter(|s| !s.is_empty());
+        let sets = ["tensor", "context", "pipeline"].into_iter().zip(sizes).map(|(k, n)| format!("parallel.{k}={n}"));
+        let sets: Vec<String> = sets.chain(["batch.global=100".to_string()]).collect();
+        let all: Vec<&str> = large.iter().copied().chain(sets.iter().map(String::as_str)).collect();
+        Plan::from_draft(config(&all), &ranks(100)).unwrap().topology.world() == 100
+    };
+    assert_eq!(named.filter(|s| fits(s)).count(), 3);
 }
 
 #[test]
