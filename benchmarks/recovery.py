@@ -63,8 +63,7 @@ class Drill:
             self.disk = None
 
     def job(self, name, case, **more):
-        sets = (*case.sets, *self.args.launch)
-        keys = dict(steps=case.steps, ranks=case.ranks, sets=sets, sbatch=case.sbatch, nodes=case.ask or case.nodes)
+        keys = dict(steps=case.steps, ranks=case.ranks, sets=case.sets, sbatch=case.sbatch, nodes=case.ask or case.nodes)
         folder = self.disk.path / name if self.disk else self.folder / name
         job = lab.Job(self.cluster, folder, self.herd, **{**keys, **more})
         job.disk, job.cut, job.crashed = self.disk, None, []
@@ -305,7 +304,6 @@ def main():
     p.add_argument("--soak-steps", type=int, default=7000)
     p.add_argument("--seed", type=int, default=5)
     p.add_argument("--slack", type=float, default=0.0, help="seconds added to limits, for a busy machine; records nothing")
-    p.add_argument("--launch", action="append", default=[], metavar="KEY=VALUE", help="a key of every run's configuration (repeatable)")
     p.add_argument("--rows", type=Path, help="write what came of each case there, as JSON lines, and record nothing else")
     p.add_argument("--folder", type=Path, default=FOLDER, help="for runs and their logs; emptied first")
     p.add_argument("--herd", help="binary (default target/release/herd)")

@@ -16,7 +16,7 @@ use super::{watch, Launch};
 use crate::attempt;
 use crate::error::{Error, Exit, Result};
 use crate::events::Events;
-use crate::slurm::{compress, control, Job, Site, StepLine};
+use crate::slurm::{compress, control, site, Job, Site, StepLine};
 use crate::wire::library;
 use jiff::Timestamp;
 use serde_json::{json, Value};
@@ -61,10 +61,6 @@ pub(super) fn step_name(attempt: u64) -> String {
     format!("herd-{attempt:04}")
 }
 
-fn first_line(text: &str) -> &str {
-    text.lines().next().unwrap_or_default().split(',').next().unwrap_or_default().trim()
-}
-
 /// A fault that is being mended.
 pub(super) struct Fault {
     pub(super) noticed: Instant,
@@ -85,8 +81,9 @@ impl Supervisor {
             ("job".into(), json!(job.address())),
         ];
         let site = Site::ask();
-        let mpi = site.plugin(&config.launch.mpi, &library())?;
-        tracing::info!("Slurm {}, {}; ranks find each other by --mpi={mpi}", site.version, first_line(&library()));
+        let library = library();
+        let mpi = site.plugin(&config.launch.mpi, &library)?;
+        tracing::info!("Slurm {}, {}; ranks find each other by --mpi={mpi}", site.version, site::short(&library));
         let same_job = |r: &&Record| r.job == job.id && r.restarts == job.restarts;
         let before = history.attempts.last().filter(same_job);
         let s = Supervisor {

@@ -5,7 +5,7 @@ mod environment;
 mod hostlist;
 pub mod messages;
 pub mod process;
-mod site;
+pub mod site;
 mod step;
 
 pub use environment::{Job, Step, Told};

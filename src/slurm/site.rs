@@ -95,7 +95,7 @@ fn links_pmix() -> bool {
 }
 
 /// `Open MPI v5.0.7`, `MPICH Version: 5.0.2`: the first words of what a library says of itself.
-fn short(library: &str) -> String {
+pub fn short(library: &str) -> String {
     let line = library.lines().next().unwrap_or_default();
     line.split(',').next().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
 }
