@@ -1,4 +1,4 @@
-//! Compiles the libtorch shim, tells the linker where libtorch lies, so that the binary finds it without
+//! Compiles the libtorch shim and the parent of supervisors, tells the linker where libtorch lies, so that the binary finds it without
 //! LD_LIBRARY_PATH, and records for `herd --version` which libtorch that is and, where the build sets HERD_COMMIT, the
 //! commit.
 
@@ -18,6 +18,25 @@ fn main() {
         println!("cargo:rustc-env=HERD_LIBTORCH={version}");
     }
     shim(Path::new(&lib));
+    parent();
+}
+
+/// The small program that starts a supervisor again, which the binary carries: with the C library in it, so that it stays small in
+/// memory, where this system has that library's archive.
+fn parent() {
+    let source = "src/launch/parent/program.rs";
+    println!("cargo:rerun-if-changed={source}");
+    let variable = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("cargo sets {name}"));
+    let out = Path::new(&variable("OUT_DIR")).join("herd-parent");
+    let build = |features: &[&str]| {
+        let mut rustc = std::process::Command::new(variable("RUSTC"));
+        rustc.args(["--edition=2021", "--crate-name=herd_parent", "--target", &variable("TARGET")]);
+        rustc.args(["-O", "-Cpanic=abort", "-Cstrip=symbols"]).args(features).arg("-o").arg(&out).arg(source);
+        rustc.status().is_ok_and(|status| status.success())
+    };
+    if !build(&["-Ctarget-feature=+crt-static"]) && !build(&[]) {
+        panic!("{source} cannot be compiled");
+    }
 }
 
 fn shim(lib: &Path) {

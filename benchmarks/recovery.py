@@ -67,6 +67,8 @@ class Drill:
         folder = self.disk.path / name if self.disk else self.folder / name
         job = lab.Job(self.cluster, folder, self.herd, **{**keys, **more})
         job.disk, job.cut, job.crashed = self.disk, None, []
+        if case.own_program:
+            job.herd = Path(shutil.copy(self.herd, job.folder / "herd"))
         return job
 
     def reference(self, case):
@@ -87,6 +89,7 @@ class Drill:
             self.up(case.nodes, case.cluster, case.disk)
             reference = self.reference(case)
             job = self.job(f"case-{number:02}", case).submit()
+            job.reference = reference
             job.reach(actions.AT)
             moment = case.do(job)
             self.judge(case, row, job, moment, reference)
@@ -154,6 +157,8 @@ class Drill:
         """All nodes up and idle, nothing of the job left."""
         if not job.ended():
             self.cluster.run(f"scancel {job.id}", check=False)
+        if mounted := getattr(job, "mounted", None):
+            self.cluster.on(mounted[0], f"umount {mounted[1]}", check=False)
         for node in job.crashed:
             if node not in (job.cut or ""):
                 self.cluster.tool("boot", node, check=False)

@@ -37,6 +37,8 @@ pub enum Exit {
     Different = 23,
     /// No step is whole in the memory of the nodes that were asked.
     NoSnapshot = 24,
+    /// The run directory is gone.
+    Gone = 25,
     /// Loss or gradient norm was not finite too many steps in a row.
     NonFinite = 30,
     /// Another rank failed or a communication call returned an error.
@@ -69,6 +71,11 @@ impl Exit {
         ),
         (Exit::Different, "the two checkpoints compared differ", "look at what was printed"),
         (Exit::NoSnapshot, "no snapshot in memory is whole", "start again from the newest checkpoint on disk"),
+        (
+            Exit::Gone,
+            "the run directory is gone: removed, moved, or not mounted",
+            "bring it back, or go on from launch.rescue_dir",
+        ),
         (
             Exit::NonFinite,
             "loss or gradient norm not finite too many steps in a row",

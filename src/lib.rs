@@ -21,6 +21,7 @@
 //!   a crash, what happened, why a process left, panics of other people's code
 //! - [`topology`], [`layout`], [`config`], [`error`], [`text`]: values and pure functions
 
+pub mod appended;
 pub mod attempt;
 pub mod checkpoint;
 pub mod cli;

@@ -84,6 +84,7 @@ impl Keeper {
             turns: turns.1,
             fence: setup.fence.clone(),
             direct: false,
+            in_run: true,
         };
         let writer = match periodic(&config) && config.background {
             true => Some(Writer::start(world.duplicate()?, checkpoints.clone(), rules.clone(), setup.on_cores)?),

@@ -55,7 +55,7 @@ pub use own::{foreign, Own};
 pub use prune::{prune, prune_if, Keep, Pruned};
 pub use read::{Checkpoint, FileReport};
 pub use restore::{list, newest_valid, newest_valid_alone, Event};
-pub use save::{save, save_by, Rules};
+pub use save::{directory, save, save_by, Rules};
 pub use slice::Span;
 pub use source::{Source, Tally};
 pub use team::Team;

@@ -12,6 +12,7 @@ use super::map::Spec;
 use super::meta::{Meta, Piece, Saved};
 use super::recycle;
 use super::team::Team;
+use crate::appended::{gone, is_gone};
 use crate::error::{Error, Exit, Result};
 use crate::wire::World;
 use std::path::{Path, PathBuf};
@@ -41,11 +42,20 @@ pub struct Rules {
     /// Whether the data goes around the page cache on any filesystem that lets it, not only where that is faster: it is less
     /// work for the cores.
     pub direct: bool,
+    /// Whether the folder that holds `checkpoints` must be there: a run directory that is gone is not made again.
+    pub in_run: bool,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Rules { stripes: Stripes::default(), turn: 0, turns: 1, fence: Arc::new(|| Ok(())), direct: false }
+        Rules {
+            stripes: Stripes::default(),
+            turn: 0,
+            turns: 1,
+            fence: Arc::new(|| Ok(())),
+            direct: false,
+            in_run: false,
+        }
     }
 }
 
@@ -144,6 +154,11 @@ fn write_all(
 
 fn prepare(names: &Names, rules: &Rules, ranks: usize) -> Result<()> {
     let Names { checkpoints, temporary, .. } = names;
+    // made again, it might lie on another filesystem
+    let dir = checkpoints.parent().filter(|dir| !dir.as_os_str().is_empty());
+    if let Some(dir) = dir.filter(|dir| rules.in_run && is_gone(dir)) {
+        return Err(gone(dir));
+    }
     std::fs::create_dir_all(checkpoints).map_err(disk::refused(checkpoints, "create"))?;
     // Of this step and this attempt: a save that was killed.
     disk::remove_dir(temporary)?;

@@ -3,7 +3,7 @@
 use super::logging;
 use crate::error::{Error, Exit, Result};
 use crate::launch::submitted::{self, Submitted};
-use crate::launch::{standby, Launch, Supervisor};
+use crate::launch::{standby, Launch, Parent, Supervisor};
 use crate::slurm::Job;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -35,7 +35,16 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
+    // before anything is started or said: this command starts anew under its parent
+    let parent = match args.standby {
+        Some(_) => None,
+        None => Some(Parent::of_this()),
+    };
     logging::init(true, None, 0)?;
+    let parent = parent.and_then(|p| {
+        p.inspect_err(|e| tracing::warn!("nothing will start this supervisor again if it is killed: no parent ({e})"))
+            .ok()
+    });
     let told = Job::current();
     told.notes.iter().for_each(|note| tracing::warn!("{note}"));
     let Some(job) = told.job else {
@@ -62,10 +71,13 @@ pub fn run(args: Args) -> Result<()> {
         signal_hook::flag::register(signal, asked.clone())
             .map_err(|e| Error::new(Exit::Internal, format!("cannot install signal handlers: {e}")))?;
     }
+    if let Some(parent) = &parent {
+        parent.may_signal();
+    }
     let launch = Launch::new(config, path, args.train, args.spares, &job)?;
     let exit = match &args.standby {
         Some(node) => standby::wait(launch, job, asked, node)?,
-        None => Supervisor::open(launch, job, asked)?.run()?,
+        None => Supervisor::open(launch, job, asked, parent)?.run()?,
     };
     match exit {
         Exit::Ok => Ok(()),

@@ -3,11 +3,13 @@
 //! Console lines go to stderr without a rank prefix: `srun --label` adds one. `HERD_LOG` sets the level or a filter
 //! (`HERD_LOG=debug`, `HERD_LOG=herd::train=trace`); the default is `info`.
 
+use crate::appended::{is_at, open};
 use crate::error::{Error, Exit, Result};
-use std::fs::{create_dir_all, OpenOptions};
-use std::io::IsTerminal;
-use std::path::Path;
+use std::fs::{create_dir_all, File};
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
@@ -32,15 +34,40 @@ pub fn init(console: bool, run_dir: Option<&Path>, rank: usize) -> Result<()> {
             let dir = dir.join("logs");
             create_dir_all(&dir).map_err(|e| Error::io(&dir, "create", &e, Exit::Storage))?;
             let path = dir.join(format!("rank-{rank:05}.log"));
-            let file = OpenOptions::new().create(true).append(true).open(&path);
-            let file = file.map_err(|e| Error::io(&path, "open", &e, Exit::Storage))?;
-            let layer = fmt::layer().with_writer(Mutex::new(file)).with_ansi(false);
+            let file = open(&path)?;
+            let layer =
+                fmt::layer().with_writer(Mutex::new(Followed { file, path, looked: Instant::now() })).with_ansi(false);
             Some(layer.with_timer(Clock("%Y-%m-%dT%H:%M:%S%.3fZ")).with_filter(filter()?))
         }
         None => None,
     };
     let _ = tracing_subscriber::registry().with(console).with(file).try_init();
     Ok(())
+}
+
+/// A log that may be rotated: a file that is no longer at its path is opened anew, looked for at most once a second.
+struct Followed {
+    file: File,
+    path: PathBuf,
+    looked: Instant,
+}
+
+impl Write for Followed {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.looked.elapsed() > Duration::from_secs(1) {
+            self.looked = Instant::now();
+            // where it cannot be opened, the old file takes the lines as before
+            match is_at(&self.file, &self.path) {
+                true => {}
+                false => self.file = open(&self.path).unwrap_or(self.file.try_clone()?),
+            }
+        }
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
 }
 
 /// The object store's client tells of every request that it tries again.

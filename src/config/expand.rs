@@ -164,6 +164,7 @@ mod tests {
                 "checkpoint.snapshot_dir",
                 "checkpoint.store.url",
                 "launch.ledger",
+                "launch.rescue_dir",
                 "alerts.webhook_file"
             ]
         );

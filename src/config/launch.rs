@@ -62,6 +62,11 @@ pub struct LaunchSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1), extend("format" = "path"))]
     pub ledger: Option<PathBuf>,
+    /// Where the newest state is saved when the run directory is gone (removed, moved, unmounted), in a folder with that
+    /// directory's name; absent: it is lost. On another filesystem than `run_dir`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1), extend("format" = "path"))]
+    pub rescue_dir: Option<PathBuf>,
     /// Seconds within which started ranks must have met; what hangs longer is ended.
     #[schemars(range(min = 1.0))]
     pub start_timeout_s: f64,
@@ -88,6 +93,7 @@ impl Default for LaunchSection {
             node_failures: 3,
             node_pause_s: 86400.0,
             ledger: None,
+            rescue_dir: None,
             start_timeout_s: 600.0,
         }
     }

@@ -2,21 +2,21 @@
 
 use super::classify::Finding;
 use super::history::{Class, Record};
-use super::ledger::Failure;
+use super::ledger::{Failure, Standing};
 use super::place::Placement;
 use super::policy::Decision;
 use super::ranks::Ranks;
 use super::supervise::{step_name, Fault, Supervisor};
 use super::{standby, watch};
 use crate::config::AlertKind;
-use crate::error::{Exit, Result};
+use crate::error::{Error, Exit, Result};
 use crate::slurm::control;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
 impl Supervisor {
-    pub(super) fn begin_record(&mut self, placement: &Placement) -> Result<()> {
+    pub(super) fn begin_record(&mut self, placement: &Placement, srun: u32) -> Result<()> {
         let record = Record {
             attempt: self.number,
             job: self.job.id,
@@ -24,6 +24,7 @@ impl Supervisor {
             nodes: placement.active.clone(),
             shrunk_to: self.shrunk_to,
             started: Timestamp::now(),
+            srun: Some(srun),
             ended: None,
             last_step: 0,
             class: None,
@@ -95,6 +96,35 @@ impl Supervisor {
         self.patiently(|s| s.book.save())
     }
 
+    /// The ranks of a supervisor that a signal has ended, under the same parent: they have gone on, and this one goes on with them.
+    pub(super) fn adopted(&mut self) -> Result<Option<(Ranks, Placement)>> {
+        let Some(parent) = self.parent.as_ref().filter(|p| p.starts > 0) else { return Ok(None) };
+        let same_job =
+            |r: &&Record| r.job == self.job.id && r.restarts == self.job.restarts && r.attempt == self.number;
+        let open = self.history.attempts.last().filter(|r| r.ended.is_none()).filter(same_job);
+        let held = open.and_then(|r| Some((r.nodes.clone(), parent.holds(r.srun?)?)));
+        parent.end_others(held.as_ref().map(|(_, srun)| srun.pid()));
+        let (signal, starts) = (parent.ended_by, parent.starts);
+        let Some((active, srun)) = held else { return Ok(None) };
+        let (pid, reader) = (srun.pid(), parent.reader());
+        let reader = reader.map_err(|e| Error::new(Exit::Internal, format!("the parent's pipe: {e}")))?;
+        let name = step_name(self.number);
+        let ranks = Ranks::adopt(&self.the_attempt(&name, &active), srun, reader);
+        let text = format!(
+            "the supervisor was ended by signal {signal} and is there again; attempt {} has gone on meanwhile",
+            self.number
+        );
+        tracing::warn!("{text}");
+        let here = standby::here(&self.job);
+        let value = json!({ "signal": signal, "starts": starts, "attempt": self.number, "srun": pid, "node": here });
+        self.say("supervisor_restarted", value.clone())?;
+        self.alerts.tell(AlertKind::Fault, &format!("supervisor-{starts}"), &text, value);
+        let standing = |n: &String| self.book.ledger.standing(n, Timestamp::now());
+        let left = self.job.nodes.iter().filter(|n| !active.contains(n) && standing(n) == Standing::Good);
+        let spares = left.cloned().collect();
+        Ok(Some((ranks, Placement { active, spares })))
+    }
+
     /// The first decision: an attempt that nobody has closed was left by a supervisor that is lost.
     pub(super) fn after_the_last_supervisor(&mut self) -> Result<Decision> {
         let step = watch::last_step(&self.run_dir);
@@ -105,6 +135,14 @@ impl Supervisor {
             // what is left of its ranks leaves by itself within a moment; nobody waits for it
             control::kill_step_beside(&self.job, &step_name(self.number));
         }
+        // Slurm may start a job once more whose run was done, where somebody asked for that before
+        let is_done = |r: &&Record| r.job == self.job.id && r.class == Some(Class::Done);
+        if self.history.attempts.last().filter(is_done).is_some_and(|r| r.last_step >= self.launch.config.train.steps) {
+            tracing::info!("the run was done before Slurm started the job again");
+            return Ok(Decision::Done);
+        }
+        // what was started again after a signal says nothing about its node
+        let started_again = self.parent.as_ref().is_some_and(|p| p.starts > 0);
         let Some(record) = self.history.attempts.last_mut().filter(|r| r.ended.is_none()) else { return Ok(again) };
         record.ended = Some(Timestamp::now());
         record.last_step = step;
@@ -114,7 +152,8 @@ impl Supervisor {
             Some(node) => format!("node {node} is lost, and the supervisor of attempt {} with it", record.attempt),
             None => format!("the supervisor of attempt {} left no word", record.attempt),
         };
-        let host = self.lost.clone().or_else(|| record.nodes.first().filter(|_| record.job == self.job.id).cloned());
+        let first = record.nodes.first().filter(|_| record.job == self.job.id && !started_again);
+        let host = self.lost.clone().or_else(|| first.cloned());
         let (attempt, fact) = (record.attempt, record.fact.clone());
         self.write_history()?;
         let value = json!({

@@ -4,7 +4,7 @@ use super::history::{Class, History, Record};
 use super::ranks::TICK;
 use super::supervise::Supervisor;
 use crate::config::AlertKind;
-use crate::error::{Exit, Result};
+use crate::error::{Error, Exit, Result};
 use crate::slurm::control;
 use jiff::Timestamp;
 use serde_json::{json, Value};
@@ -63,6 +63,16 @@ impl Supervisor {
         let absent = self.absent_at_the_end();
         self.empty_memory(&absent);
         self.give_back(&absent);
+        if self.site.requeues_preempted() && control::is_preempted_for_requeue(&self.job) {
+            let why = format!(
+                "{why}; the job is preempted, and Slurm {} puts it back into the queue itself",
+                self.site.version
+            );
+            self.say("requeue", json!({ "job": self.job.address(), "why": why, "by": "slurm" }))?;
+            tracing::info!("{why}");
+            self.finish_alerts();
+            return Ok(Exit::Requeue);
+        }
         if for_want_of_nodes {
             self.alerts.tell(
                 AlertKind::Requeued,
@@ -80,6 +90,22 @@ impl Supervisor {
         }
     }
 
+    /// The end of a run whose directory is gone: nothing can be written down, so it is said, and the operators are told.
+    pub(super) fn without_run_dir(&mut self, e: Error) -> Error {
+        self.alerts.tell(
+            AlertKind::Stopped,
+            "",
+            &format!("the run has stopped: {}", e.fact),
+            json!({ "exit": e.exit.code() }),
+        );
+        for sent in self.alerts.finish() {
+            if let Some(why) = &sent.failure {
+                tracing::warn!("alert {:?} by {} failed: {why}", sent.kind, sent.channel);
+            }
+        }
+        e
+    }
+
     /// Not enough nodes are left for the plan.
     pub(super) fn too_few(mut self, alive: &[String]) -> Result<Exit> {
         let need = self.launch.nodes_for(self.shrunk_to);
@@ -94,6 +120,7 @@ impl Supervisor {
             nodes: vec![],
             shrunk_to: self.shrunk_to,
             started: now,
+            srun: None,
             ended: Some(now),
             last_step: super::watch::last_step(&self.run_dir),
             class: Some(Class::Node),
@@ -107,7 +134,8 @@ impl Supervisor {
         }
         if self.launch.config.launch.successor {
             self.empty_memory(&self.absent_at_the_end());
-            match control::submit_successor(&self.job, &avoid, &self.launch.own_command()) {
+            let program = self.program.current()?;
+            match control::submit_successor(&self.job, &avoid, &self.launch.own_command(program)) {
                 Ok(next) => {
                     let text = format!("{why}; job {next} follows without {}", avoid.join(", "));
                     self.say("successor", json!({ "job": next, "exclude": avoid, "why": why }))?;

@@ -55,6 +55,9 @@ pub struct Record {
     pub shrunk_to: Option<usize>,
     /// When srun was started, by the supervisor's clock.
     pub started: Timestamp,
+    /// Its process on the supervisor's node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub srun: Option<u32>,
     /// When the end was noticed.
     #[serde(default)]
     pub ended: Option<Timestamp>,

@@ -2,10 +2,11 @@
 
 use super::classify::Finding;
 use super::history::Class;
+use super::rollcall;
 use super::supervise::Supervisor;
-use super::{own_program, rollcall};
 use crate::config::Partner;
 use crate::error::{Exit, Result};
+use crate::slurm::messages::{self, Message};
 use crate::slurm::{process, StepLine};
 use serde_json::json;
 use std::time::Duration;
@@ -57,6 +58,10 @@ impl Supervisor {
         if nodes.is_empty() {
             return;
         }
+        let program = match self.program.current() {
+            Ok(program) => program,
+            Err(e) => return tracing::error!("snapshots stay in memory: {e}"),
+        };
         let flush = |nodes: &[String]| {
             let line = StepLine {
                 job: &self.job,
@@ -71,7 +76,7 @@ impl Supervisor {
             // nothing watches over these ranks: when one dies, the others would wait for it
             command.arg(format!("--wait={FLUSH_TOGETHER_S}"));
             let run_dir = self.run_dir.display().to_string();
-            command.args([own_program(), "checkpoint".into(), "flush".into(), run_dir]);
+            command.args([program.clone(), "checkpoint".into(), "flush".into(), run_dir]);
             command.args(remove.then_some("--remove"));
             process::output(command, FLUSH)
         };
@@ -80,7 +85,10 @@ impl Supervisor {
         let mut result = flush(&nodes);
         if !decided(&result) {
             // a node on which herd does not start would end this too
-            let fit: Vec<String> = nodes.iter().filter(|n| !self.book.ledger.is_unfit(n)).cloned().collect();
+            let said = result.as_ref().map_or_else(|e| e.fact.clone(), |_| String::new());
+            let named: Vec<String> = said.lines().filter_map(unfit).collect();
+            let fits = |n: &&String| !self.book.ledger.is_unfit(n) && !named.contains(n);
+            let fit: Vec<String> = nodes.iter().filter(fits).cloned().collect();
             let without: Vec<&str> = nodes.iter().filter(|n| !fit.contains(n)).map(String::as_str).collect();
             tracing::warn!(
                 "snapshots: {}; once more{}{}",
@@ -97,5 +105,13 @@ impl Supervisor {
         };
         tracing::info!("snapshots: {said}");
         let _ = self.say("flush", json!({ "nodes": nodes, "without": absent, "result": said }));
+    }
+}
+
+/// The node on which a program cannot be started, where a line of Slurm's says so.
+fn unfit(line: &str) -> Option<String> {
+    match messages::parse(line.trim()) {
+        Some(Message::CannotRun { node, .. }) => node,
+        _ => None,
     }
 }

@@ -1,6 +1,6 @@
 //! The supervisor behind `herd launch`: starts the ranks, watches them, starts them again.
 //!
-//! `supervise` is the loop, `ranks` one start of the ranks, `ending` how it leaves, `standby` who goes on when its node is lost. What they decide by is pure:
+//! `parent` starts a supervisor again that was killed, `supervise` is the loop, `ranks` one start of the ranks, `ending` how it leaves, `standby` who goes on when its node is lost. What they decide by is pure:
 //! `classify` and `tasks` (what was seen → what it means), `policy` (whether to start again), `place` (on which nodes). What they
 //! remember is in the run directory: `ledger` (nodes), `history` (attempts), `submitted` (the configuration).
 
@@ -13,8 +13,10 @@ pub mod history;
 pub mod ledger;
 mod memory;
 mod nodes;
+mod parent;
 mod place;
 mod policy;
+mod program;
 mod ranks;
 mod relay;
 mod rollcall;
@@ -25,6 +27,7 @@ mod supervise;
 mod tasks;
 pub mod watch;
 
+pub use parent::Parent;
 pub use supervise::Supervisor;
 
 use crate::config::Config;
@@ -101,8 +104,8 @@ impl Launch {
     }
 
     /// What each task of the step executes.
-    fn rank_command(&self, shrunk_to: Option<usize>, skip_steps: &[u64]) -> Vec<String> {
-        let mut line = vec![own_program(), "train".into(), self.path.display().to_string()];
+    fn rank_command(&self, program: String, shrunk_to: Option<usize>, skip_steps: &[u64]) -> Vec<String> {
+        let mut line = vec![program, "train".into(), self.path.display().to_string()];
         line.extend(self.arguments.iter().cloned());
         if let Some(replicas) = shrunk_to {
             line.extend(["--set".into(), format!("parallel.data={replicas}")]);
@@ -114,11 +117,11 @@ impl Launch {
     }
 
     /// This very command for a shell, with the configuration that this job goes by.
-    fn own_command(&self) -> String {
+    fn own_command(&self, program: String) -> String {
         let quoted = |a: String| format!("'{}'", a.replace('\'', r"'\''"));
         let path = self.path.display().to_string();
         let arguments = with_configuration(std::env::args().skip(1), &path).map(quoted);
-        std::iter::once(quoted(own_program())).chain(arguments).collect::<Vec<_>>().join(" ")
+        std::iter::once(quoted(program)).chain(arguments).collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -139,11 +142,6 @@ fn tasks_on_each_node(job: &Job) -> Result<usize> {
         }
         (None, tasks) => Ok(tasks.map_or(1, |t| (t / nodes).max(1))),
     }
-}
-
-/// Path of this binary, for the ranks: they run the supervisor's own version whatever their PATH says.
-fn own_program() -> String {
-    std::env::current_exe().map_or_else(|_| "herd".into(), |p| p.display().to_string())
 }
 
 /// A `herd launch` command's arguments with `path` in the place of its configuration, and without overrides, which are in it.
@@ -248,7 +246,7 @@ train: {steps: 1000}
         }
         let l = launch(&["parallel.data=4"], "n[1-3]", None).unwrap();
         assert_eq!(l.nodes_for(Some(2)), 1);
-        let line = l.rank_command(Some(2), &[7, 9]).join(" ");
+        let line = l.rank_command("herd".into(), Some(2), &[7, 9]).join(" ");
         assert!(line.ends_with("--set parallel.data=2 --set train.skip_steps=[7, 9]"), "{line}");
     }
 }

@@ -1,17 +1,20 @@
 //! One start of the ranks: the `srun` child, what comes out of it, and how it is ended without waiting for anybody.
 
 use super::classify::Seen;
+use super::parent::{Parent, Srun};
 use super::relay::Relay;
 use super::rollcall::{drain, set_nonblocking};
 use super::watch::{Signs, Tail};
+use crate::appended::{gone, is_gone};
 use crate::error::{Error, Exit, Result};
 use crate::exit_record;
 use crate::liveness::verdict;
 use crate::slurm::messages::{self, Message};
-use crate::slurm::{control, process, Job, StepLine};
-use std::os::fd::AsRawFd;
+use crate::slurm::{control, Job, StepLine};
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -25,12 +28,32 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How many lines of srun's own are kept.
 const SRUN_LINES: usize = 4;
 
+/// One start of the ranks.
+pub struct Attempt<'a> {
+    pub number: u64,
+    /// Name of its step.
+    pub name: &'a str,
+    /// How many nodes it is on.
+    pub nodes: usize,
+    pub run_dir: &'a Path,
+    /// How long the ranks may take to find each other.
+    pub start_limit: Duration,
+}
+
+impl Attempt<'_> {
+    /// Where its ranks write down why they leave, as a path for processes with other working directories.
+    fn records(&self) -> PathBuf {
+        let path = self.run_dir.join(format!("launch/exits-{:04}", self.number));
+        std::path::absolute(&path).unwrap_or(path)
+    }
+}
+
 /// A running step.
 pub struct Ranks {
     number: u64,
     step: String,
-    child: Child,
-    stderr: Option<ChildStderr>,
+    srun: Srun,
+    stderr: Option<File>,
     relay: Relay,
     run_dir: PathBuf,
     /// Where ranks write down why they leave.
@@ -43,47 +66,65 @@ pub struct Ranks {
 }
 
 impl Ranks {
-    /// Starts `program` as the ranks of attempt `number`.
-    pub fn start(
-        number: u64, line: &StepLine, program: &[String], run_dir: &Path, start_limit: Duration,
-    ) -> Result<Ranks> {
+    /// Starts `program` as the ranks of an attempt. `parent`: where there is one, what srun says goes by way of it.
+    pub fn start(what: &Attempt, line: &StepLine, program: &[String], parent: Option<&Parent>) -> Result<Ranks> {
         if !line.in_order() {
             crate::durable::write_atomic(line.hosts_file, line.hosts().as_bytes())?;
         }
-        let events = Tail::from_end(run_dir.join("events.jsonl"));
-        let records = run_dir.join(format!("launch/exits-{number:04}"));
+        let events = Tail::from_end(what.run_dir.join("events.jsonl"));
+        let records = what.records();
+        if is_gone(what.run_dir) {
+            return Err(gone(what.run_dir));
+        }
         std::fs::create_dir_all(&records).map_err(|e| Error::io(&records, "create", &e, Exit::Storage))?;
-        let records = std::path::absolute(&records).unwrap_or(records);
         let mut command: Command = line.command();
-        command.args(program).env("HERD_ATTEMPT", number.to_string()).env(exit_record::FOLDER, &records);
-        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(|e| {
+        command.args(program).env("HERD_ATTEMPT", what.number.to_string()).env(exit_record::FOLDER, &records);
+        let failed = |e: std::io::Error| {
             Error::new(Exit::World, format!("srun cannot be started: {e}")).hint("is Slurm's client in PATH?")
-        })?;
-        let stderr = child.stderr.take();
+        };
+        let (stdio, ours) = match parent {
+            Some(parent) => parent.stderr().map(|(stdio, reader)| (stdio, Some(reader))).map_err(failed)?,
+            None => (Stdio::piped(), None),
+        };
+        let mut child = command.stdin(Stdio::null()).stderr(stdio).spawn().map_err(failed)?;
+        let stderr = ours.or_else(|| child.stderr.take().map(|pipe| File::from(OwnedFd::from(pipe))));
         if let Some(pipe) = &stderr {
             set_nonblocking(pipe.as_raw_fd());
         }
-        Ok(Ranks {
-            number,
-            step: line.name.to_string(),
-            child,
+        Ok(Ranks::new(what, Srun::Child(child), stderr, events))
+    }
+
+    /// The ranks that an earlier supervisor has started by `srun`. What they have said so far is read again.
+    pub fn adopt(what: &Attempt, srun: Srun, stderr: File) -> Ranks {
+        let mut ranks = Ranks::new(what, srun, Some(stderr), Tail::from_start(what.run_dir.join("events.jsonl")));
+        ranks.look();
+        ranks.seen.asked = ranks.signs.asked;
+        ranks
+    }
+
+    fn new(what: &Attempt, srun: Srun, stderr: Option<File>, events: Tail) -> Ranks {
+        Ranks {
+            number: what.number,
+            step: what.name.to_string(),
+            srun,
             stderr,
             relay: Relay::default(),
-            run_dir: run_dir.to_path_buf(),
-            records,
+            run_dir: what.run_dir.to_path_buf(),
+            records: what.records(),
             events,
             signs: Signs::default(),
             began: Instant::now(),
-            start_limit,
-            seen: Seen { nodes: line.nodes.len(), ..Default::default() },
-        })
+            start_limit: what.start_limit,
+            seen: Seen { nodes: what.nodes, ..Default::default() },
+        }
     }
 
     /// Hands the wish to save and stop on to the ranks. srun passes SIGUSR1 on; SIGTERM would make it kill them.
     pub fn ask_to_stop(&mut self) {
         self.seen.asked = true;
-        // SAFETY: a signal to a child that has not been waited for.
-        unsafe { libc::kill(self.child.id() as i32, libc::SIGUSR1) };
+        if self.srun.ended().is_none() {
+            self.srun.signal(libc::SIGUSR1);
+        }
     }
 
     /// The step that the ranks go on after, once they have met.
@@ -96,7 +137,7 @@ impl Ranks {
         self.wait_for_output();
         self.listen();
         self.look();
-        if let Some(code) = process::ended(&mut self.child) {
+        if let Some(code) = self.srun.ended() {
             self.listen();
             let end = Instant::now() + LAST_WORDS;
             self.seen.code = Some(code);
@@ -119,6 +160,16 @@ impl Ranks {
         None
     }
 
+    /// The process of srun.
+    pub fn pid(&self) -> u32 {
+        self.srun.pid()
+    }
+
+    /// Whether they have been asked to save and stop.
+    pub fn were_asked(&self) -> bool {
+        self.seen.asked
+    }
+
     /// Whether the ranks have found each other, and so watch each other's nodes.
     pub fn have_met(&self) -> bool {
         self.signs.met
@@ -137,9 +188,11 @@ impl Ranks {
 
     /// Ends the srun client. It stays a moment to say what it knows, then goes: it may wait for a dead node for minutes.
     pub fn end(mut self) {
-        if process::within(&mut self.child, Duration::from_millis(200)).is_none() {
-            process::end(&mut self.child);
+        let limit = Instant::now() + Duration::from_millis(200);
+        while self.srun.ended().is_none() && Instant::now() < limit {
+            std::thread::sleep(Duration::from_millis(5));
         }
+        self.srun.end();
         self.listen();
         self.relay.finish(&mut std::io::stderr());
         // the folder stays where it tells something
@@ -206,8 +259,6 @@ impl Ranks {
 /// A supervisor that leaves by an error takes its srun along; the ranks end with it.
 impl Drop for Ranks {
     fn drop(&mut self) {
-        if process::ended(&mut self.child).is_none() {
-            process::end(&mut self.child);
-        }
+        self.srun.end();
     }
 }

@@ -5,7 +5,7 @@
 
 use super::rollcall::{self, Patience};
 use super::supervise::Supervisor;
-use super::{own_program, Launch};
+use super::Launch;
 use crate::error::{Error, Exit, Result};
 use crate::slurm::{compress, control, expand, process, Job, StepLine};
 use std::fs::OpenOptions;
@@ -59,7 +59,9 @@ pub struct Standby {
 impl Standby {
     /// Keeps a deputy on one of `nodes`, the last first, and not on this one. Without one the run is as good as before, so
     /// nothing here is an error.
-    pub fn keep(standby: &mut Option<Standby>, job: &Job, nodes: &[String], extra: &[String], hosts_file: &Path) {
+    pub fn keep(
+        standby: &mut Option<Standby>, job: &Job, program: &str, nodes: &[String], extra: &[String], hosts_file: &Path,
+    ) {
         let own = here(job);
         if let Some(s) = standby {
             let lives = process::ended(&mut s.child).is_none();
@@ -69,7 +71,7 @@ impl Standby {
         }
         *standby = None;
         let Some(node) = nodes.iter().rev().find(|n| **n != own) else { return };
-        match Standby::start(job, node, &own, extra, hosts_file) {
+        match Standby::start(job, program, node, &own, extra, hosts_file) {
             Ok(s) => {
                 tracing::info!("a deputy of the supervisor waits on {node}");
                 *standby = Some(s);
@@ -78,12 +80,14 @@ impl Standby {
         }
     }
 
-    fn start(job: &Job, node: &str, own: &str, extra: &[String], hosts_file: &Path) -> std::io::Result<Standby> {
+    fn start(
+        job: &Job, program: &str, node: &str, own: &str, extra: &[String], hosts_file: &Path,
+    ) -> std::io::Result<Standby> {
         let nodes = [node.to_string()];
         let line =
             StepLine { job, name: "herd-standby", nodes: &nodes, ranks_per_node: 1, mpi: "none", extra, hosts_file };
         let mut command = line.command();
-        command.args(["--quiet", &own_program()]);
+        command.args(["--quiet", program]);
         command.env(NODES, compress(&job.nodes));
         for (name, value) in [(TASKS_PER_NODE, job.tasks_per_node), (TASKS, job.tasks)] {
             match value {
@@ -174,7 +178,7 @@ fn take_over(launch: Launch, job: Job, asked: Arc<AtomicBool>, lost: &str) -> Re
     }
     tracing::warn!("the supervisor's node {lost} is lost: going on in its place");
     let address = job.address();
-    let exit = Supervisor::open(launch, job, asked)?.after(lost).run()?;
+    let exit = Supervisor::open(launch, job, asked, None)?.after(lost).run()?;
     // with its batch script lost, nothing but this ends the job
     if matches!(control::job_state(&address), Ok(Some(state)) if state == "RUNNING") && exit != Exit::Fenced {
         tracing::info!(

@@ -289,6 +289,7 @@ mod tests {
             restarts: 0,
             nodes: vec!["n1".into(), "n2".into()],
             shrunk_to: None,
+            srun: None,
             started: at(started),
             ended: Some(at(ended)),
             last_step: 5,

@@ -8,11 +8,14 @@ use super::classify::{classify, Finding, Seen};
 use super::history::{History, Record};
 use super::ledger::Book;
 use super::nodes::Found;
+use super::parent::Parent;
 use super::place::Placement;
 use super::policy::{decide, Decision};
-use super::ranks::{Ranks, TICK};
+use super::program::Program;
+use super::ranks::{Attempt, Ranks, TICK};
 use super::standby::Standby;
 use super::{watch, Launch};
+use crate::appended;
 use crate::attempt;
 use crate::error::{Error, Exit, Result};
 use crate::events::Events;
@@ -49,10 +52,13 @@ pub struct Supervisor {
     pub(super) fault: Option<Fault>,
     /// The node of the supervisor whose place this one takes within the job.
     pub(super) lost: Option<String>,
+    pub(super) site: Site,
     /// What `srun --mpi` is told, for ranks.
     pub(super) mpi: String,
     /// Nodes that have just answered a roll call, and when.
     pub(super) answered: Option<(Instant, Vec<String>)>,
+    pub(super) program: Program,
+    pub(super) parent: Option<Parent>,
     standby: Option<Standby>,
 }
 
@@ -68,12 +74,13 @@ pub(super) struct Fault {
 }
 
 impl Supervisor {
-    /// Reads the run directory. `asked` is raised by a signal.
-    pub fn open(launch: Launch, job: Job, asked: Arc<AtomicBool>) -> Result<Supervisor> {
+    /// Reads the run directory. `asked` is raised by a signal; `parent` starts this supervisor again when it is killed.
+    pub fn open(launch: Launch, job: Job, asked: Arc<AtomicBool>, parent: Option<Parent>) -> Result<Supervisor> {
         let config = &launch.config;
         let run_dir = config.run_dir.clone();
         let here = run_dir.join("launch");
         std::fs::create_dir_all(&here).map_err(|e| Error::io(&here, "create", &e, Exit::Storage))?;
+        let program = Program::settle(&run_dir, &job)?;
         let history = History::read(&run_dir)?;
         let about = [
             ("run".to_string(), json!(config.name)),
@@ -95,8 +102,11 @@ impl Supervisor {
             slots: before.map_or_else(Vec::new, |r| r.nodes.clone()),
             fault: None,
             lost: None,
+            site,
             mpi,
             answered: None,
+            program,
+            parent,
             standby: None,
             history,
             launch,
@@ -117,8 +127,16 @@ impl Supervisor {
     /// Runs the ranks until the run is done, stops, or the job goes back into the queue.
     pub fn run(mut self) -> Result<Exit> {
         let nodes = compress(&self.job.nodes);
-        self.say("launch", json!({ "job": self.job.id, "restarts": self.job.restarts, "nodes": nodes }))?;
-        let mut decision = self.after_the_last_supervisor()?;
+        let mut decision = match self.adopted()? {
+            Some((ranks, placement)) => match self.follow(ranks, &placement)? {
+                Some(found) => self.consider(found.exit),
+                None => return self.overtaken(),
+            },
+            None => {
+                self.say("launch", json!({ "job": self.job.id, "restarts": self.job.restarts, "nodes": nodes }))?;
+                self.after_the_last_supervisor()?
+            }
+        };
         loop {
             match decision {
                 Decision::Again { wait, skip } => {
@@ -157,6 +175,7 @@ impl Supervisor {
         if !self.patiently(Supervisor::claim_number)? {
             return Ok(None);
         }
+        let program = self.patiently(|s| s.program.current())?;
         let nodes = &placement.active;
         let hosts_file = self.run_dir.join(format!("launch/hosts-{:04}", self.number));
         let name = step_name(self.number);
@@ -169,12 +188,23 @@ impl Supervisor {
             extra: &self.launch.config.launch.srun,
             hosts_file: &hosts_file,
         };
-        let limit = Duration::from_secs_f64(self.launch.config.launch.start_timeout_s);
-        let program = self.launch.rank_command(self.shrunk_to, &self.history.skip_steps);
-        let mut ranks = Ranks::start(self.number, &line, &program, &self.run_dir, limit)?;
-        self.begin_record(placement)?;
+        let program = self.launch.rank_command(program, self.shrunk_to, &self.history.skip_steps);
+        let ranks = Ranks::start(&self.the_attempt(&name, nodes), &line, &program, self.parent.as_ref())?;
+        self.begin_record(placement, ranks.pid())?;
+        self.follow(ranks, placement)
+    }
 
-        let mut asked_them = false;
+    /// The newest attempt, whose step is called `name`, on `nodes`.
+    pub(super) fn the_attempt<'a>(&'a self, name: &'a str, nodes: &[String]) -> Attempt<'a> {
+        let start_limit = Duration::from_secs_f64(self.launch.config.launch.start_timeout_s);
+        Attempt { number: self.number, name, nodes: nodes.len(), run_dir: &self.run_dir, start_limit }
+    }
+
+    /// Watches the ranks until the attempt is over.
+    fn follow(&mut self, mut ranks: Ranks, placement: &Placement) -> Result<Option<Finding>> {
+        let nodes = &placement.active;
+        let mut asked_them = ranks.were_asked();
+        let mut gone: Option<Instant> = None;
         let (mut looked, mut called) = (Instant::now(), Instant::now());
         let seen = loop {
             if let Some(seen) = ranks.poll() {
@@ -185,6 +215,12 @@ impl Supervisor {
                 ranks.ask_to_stop();
                 self.say("asked_to_stop", json!({ "attempt": self.number }))?;
             }
+            // nothing can be written; the ranks save what they have elsewhere, and leave
+            if appended::is_gone(&self.run_dir) {
+                gone.get_or_insert_with(Instant::now);
+                continue;
+            }
+            gone = None;
             self.note_recovery(&ranks)?;
             if looked.elapsed() > FENCE {
                 looked = Instant::now();
@@ -203,6 +239,8 @@ impl Supervisor {
                 called = Instant::now();
             }
         };
+        let patience = appended::PATIENCE.saturating_sub(gone.map_or(Duration::ZERO, |since| since.elapsed()));
+        appended::wait_for(&self.run_dir, patience).map_err(|e| self.without_run_dir(e))?;
         self.note_recovery(&ranks)?;
         let at_stop = self.launch.config.train.stop_at.is_some_and(|s| watch::last_step(&self.run_dir) >= s);
         let silent = if seen.may_follow_from_a_lost_node() { self.who_is_silent(nodes) } else { Vec::new() };
@@ -250,10 +288,16 @@ impl Supervisor {
     }
 
     fn keep_standby(&mut self, placement: &Placement) {
+        // looked at each time: where the file is replaced, the copy is made while this process still has the program
+        let program = match self.program.current() {
+            Ok(program) => program,
+            Err(e) => return tracing::warn!("{e}"),
+        };
         if self.launch.config.launch.standby {
             let nodes = [&placement.active[..], &placement.spares].concat();
             let extra = &self.launch.config.launch.srun;
-            Standby::keep(&mut self.standby, &self.job, &nodes, extra, &self.run_dir.join("launch/hosts-standby"));
+            let hosts_file = self.run_dir.join("launch/hosts-standby");
+            Standby::keep(&mut self.standby, &self.job, &program, &nodes, extra, &hosts_file);
         }
     }
 
@@ -313,6 +357,7 @@ impl Supervisor {
                         tracing::warn!("{e}; trying again for {} s", limit.as_secs_f64());
                     }
                     std::thread::sleep(STORAGE_AGAIN);
+                    appended::wait_for(&self.run_dir, appended::PATIENCE).map_err(|e| self.without_run_dir(e))?;
                 }
                 done => return done,
             }

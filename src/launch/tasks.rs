@@ -63,7 +63,7 @@ fn death_of(m: &Message) -> Option<Death<'_>> {
 pub(super) fn of_records(seen: &Seen) -> Option<Finding> {
     let weight = |r: &&ExitRecord| match exit_of(r.code) {
         Exit::Device => 2,
-        Exit::Storage => 3,
+        Exit::Storage | Exit::Gone => 3,
         Exit::Internal => 4,
         Exit::Requeue => 5,
         _ => 1,
@@ -92,7 +92,7 @@ fn meaning(exit: Exit) -> (Class, bool) {
     match exit {
         Exit::Usage | Exit::Config | Exit::Data | Exit::Model | Exit::World | Exit::Checkpoint => (Class::User, false),
         Exit::Device => (Class::Node, true),
-        Exit::Storage => (Class::Storage, false),
+        Exit::Storage | Exit::Gone => (Class::Storage, false),
         Exit::NonFinite => (Class::Process, false),
         Exit::Internal => (Class::Process, true),
         Exit::Requeue => (Class::Stopped, false),
@@ -239,6 +239,9 @@ pub(super) fn of_codes(seen: &Seen) -> Finding {
     } else if seen.said.contains(&Message::Aborted) {
         let fact = format!("Slurm or PMIx ended the step, and nothing says why: {who} ended with code {code}");
         (Class::Unknown, "step_ended".into(), fact, Exit::Peer)
+    } else if first.is_none() && code > 128 {
+        let fact = format!("srun of the ranks was ended by signal {}", code - 128);
+        (Class::Unknown, "srun_killed".into(), fact, Exit::Peer)
     } else {
         let fact = format!("{who} ended with code {code}, and no rank wrote down why: MPI, PMIx or Slurm ended it");
         (Class::Unknown, format!("code_{code}"), fact, Exit::Peer)

@@ -20,6 +20,11 @@ impl Tail {
         Tail { path, at, part: Vec::new() }
     }
 
+    /// All of a file.
+    pub fn from_start(path: PathBuf) -> Tail {
+        Tail { path, at: 0, part: Vec::new() }
+    }
+
     /// JSON lines that have come since the last call. A file that cannot be read now is read the next time.
     pub fn news(&mut self) -> Vec<Value> {
         let mut read = || -> std::io::Result<()> {
@@ -52,6 +57,8 @@ pub struct Signs {
     pub from: Option<u64>,
     pub finished: bool,
     pub stopped: bool,
+    /// A supervisor has asked them to save and stop.
+    pub asked: bool,
 }
 
 impl Signs {
@@ -64,6 +71,7 @@ impl Signs {
             match event["kind"].as_str() {
                 Some("finished") => self.finished = true,
                 Some("stopped") => self.stopped = true,
+                Some("asked_to_stop") => self.asked = true,
                 Some("slurm_job") => self.met = true,
                 Some("start") => (self.met, self.from) = (true, Some(0)),
                 Some("resume") => (self.met, self.from) = (true, event["step"].as_u64()),

@@ -5,6 +5,7 @@
 //! [`choose`] makes of them.
 
 use super::Phase;
+use crate::appended::{gone, is_gone};
 use crate::durable::{refused, sync_dir, write_synced};
 use crate::error::{Error, Exit, Result};
 use serde::{Deserialize, Serialize};
@@ -60,7 +61,7 @@ impl Reason {
     pub fn of(exit: Exit) -> Reason {
         match exit {
             Exit::Usage | Exit::Config | Exit::Data | Exit::Model | Exit::World | Exit::Checkpoint => Reason::UserError,
-            Exit::Storage => Reason::IoError,
+            Exit::Storage | Exit::Gone => Reason::IoError,
             Exit::Device => Reason::DeviceError,
             Exit::NonFinite => Reason::NonFinite,
             Exit::Peer => Reason::PeerLost,
@@ -157,10 +158,13 @@ impl Verdict {
     /// Writes it, unless this rank has already written one of this attempt: the first is nearest the cause.
     ///
     /// # Errors
-    /// [`Exit::Storage`].
+    /// [`Exit::Gone`]: there is no run directory any more; [`Exit::Storage`].
     pub fn write(&self, run_dir: &Path) -> Result<PathBuf> {
         let path = self.path(run_dir);
         let dir = dir(run_dir);
+        if is_gone(run_dir) {
+            return Err(gone(run_dir));
+        }
         std::fs::create_dir_all(&dir).map_err(refused(&dir, "create"))?;
         let text = serde_json::to_string_pretty(self).map_err(|e| Error::new(Exit::Internal, e.to_string()))?;
         let temporary = path.with_extension("json.tmp");

@@ -82,6 +82,25 @@ pub fn requeue(job: &Job) -> Result<()> {
     }
 }
 
+/// Whether a job is being preempted in a way that puts it back into the queue: by the priorities of partitions, and its
+/// partition says so. By QOS the way may be another one for each, which nobody here can ask; then the answer is no.
+pub fn is_preempted_for_requeue(job: &Job) -> bool {
+    let ask = |args: &[&str]| output(command("scontrol", args), LIMIT).unwrap_or_default();
+    let shown = ask(&["show", "job", "-o", &job.address()]);
+    if !is_preempted(&shown) {
+        return false;
+    }
+    let partition = field(&shown, "Partition").map(|p| ask(&["show", "partition", "-o", p])).unwrap_or_default();
+    let config = ask(&["show", "config"]);
+    let by_partition = config.lines().any(|l| l.starts_with("PreemptType ") && l.ends_with("preempt/partition_prio"));
+    by_partition && field(&partition, "PreemptMode") == Some("REQUEUE")
+}
+
+/// Whether the line of a job has the moment of a preemption.
+fn is_preempted(shown: &str) -> bool {
+    field(shown, "PreemptTime").is_some_and(|t| t.starts_with(|c: char| c.is_ascii_digit()))
+}
+
 /// Whether a job that had been started again `restarts` times has gone back into the queue since.
 fn requeued(shown: &str, restarts: u32) -> bool {
     let counted = field(shown, "Restarts").and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n > restarts);
@@ -210,6 +229,15 @@ mod tests {
         ] {
             assert_eq!(field(spaces, key), Some(value));
         }
+    }
+
+    #[test]
+    fn the_moment_of_a_preemption() {
+        assert!(is_preempted(
+            "JobState=RUNNING PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=2026-01-01T00:00:30"
+        ));
+        assert!(!is_preempted("JobState=RUNNING PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=None"));
+        assert!(!is_preempted("JobState=RUNNING PreemptEligibleTime=2026-01-01T00:00:00"));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! | --- | --- | --- |
 //! | 24.11 | `srun` refuses `--nodes` beside `--distribution=arbitrary` | [`super::StepLine`] never says both: every version takes the list of hosts alone |
 //! | 24.11 | the PMIx plugin ends a step 0.3 s after one of its nodes or tasks is lost, and the other ranks with it | what is killed after "Job step aborted" blames nobody ([`super::messages`]) |
+//! | 24.05 | a preempted job whose script ends within its grace time is requeued by Slurm itself, and once more if it was requeued by hand before | [`Site::requeues_preempted`] |
 //! | 26.05 | SLURM_STEP_ID is -5 in batch scripts | [`crate::wire::is_step`] |
 //! | 26.05 | Debian's package has no PMIx plugin | [`Site::plugin`] takes `pmi2` where the MPI can |
 
@@ -35,6 +36,19 @@ impl Site {
         };
         // 22.05 lists on stderr, later ones on stdout
         Site { version: version(&asked("--version")), plugins: plugins(&asked("--mpi=list")) }
+    }
+
+    /// Whether a preempted job is put back into the queue when its script ends, with whatever code (slurmctld's
+    /// `_slurm_rpc_complete_batch_script`, since 24.05). A requeue asked for by hand then leaves a mark behind, and the end of
+    /// the next start, be it the end of the run, requeues the job again (seen on 24.11; the drill's preemption).
+    pub fn requeues_preempted(&self) -> bool {
+        self.release().is_some_and(|r| r >= (24, 5))
+    }
+
+    /// `(24, 11)` of 24.11.5.
+    fn release(&self) -> Option<(u32, u32)> {
+        let mut numbers = self.version.split('.').map_while(|n| n.parse().ok());
+        numbers.next().zip(numbers.next())
     }
 
     /// The value of `--mpi` by which ranks of `library` (MPI_Get_library_version) find each other here. `wanted`: what the
@@ -136,6 +150,13 @@ mod tests {
 
     fn site(list: &str) -> Site {
         Site { version: "24.11.5".into(), plugins: plugins(list) }
+    }
+
+    #[test]
+    fn releases() {
+        let requeues = |version: &str| Site { version: version.into(), plugins: vec![] }.requeues_preempted();
+        assert!(requeues("24.05.0") && requeues("24.11.5") && requeues("26.05"));
+        assert!(!requeues("23.11.10") && !requeues("22.05.8") && !requeues("of unknown version"));
     }
 
     #[test]

@@ -4,10 +4,10 @@
 //! to `metrics.superseded.jsonl`. Numbers that are not finite are `null` in JSON.
 
 use super::tensorboard::EventFile;
+use crate::appended::{self, Appended};
 use crate::attempt;
 use crate::error::{Error, Exit, Result};
 pub use crate::events::Events;
-use crate::events::{append, write_line};
 use crate::{kernels, wire};
 use serde::Serialize;
 use serde_json::Value;
@@ -69,8 +69,7 @@ pub fn memory_peak() -> u64 {
 
 /// Writes the records of one run; one rank has it.
 pub struct Metrics {
-    file: File,
-    path: PathBuf,
+    file: Appended,
     dir: PathBuf,
     tensorboard: Option<EventFile>,
 }
@@ -83,20 +82,20 @@ impl Metrics {
     pub fn open(dir: &Path, restored: u64, tensorboard: bool) -> Result<Metrics> {
         let path = dir.join("metrics.jsonl");
         supersede(&path, restored)?;
-        let file = append(&path)?;
+        let file = Appended::open(&path)?;
         let tensorboard = match tensorboard {
             true => Some(EventFile::create(&dir.join("tensorboard"), restored)?),
             false => None,
         };
-        Ok(Metrics { file, path, dir: dir.to_path_buf(), tensorboard })
+        Ok(Metrics { file, dir: dir.to_path_buf(), tensorboard })
     }
 
     /// # Errors
-    /// [`Exit::Fenced`] when a newer attempt writes here; [`Exit::Storage`].
+    /// [`Exit::Fenced`] when a newer attempt writes here; those of [`Appended::line`].
     pub fn record(&mut self, r: &StepRecord) -> Result<()> {
         attempt::check(&self.dir)?;
         let value = serde_json::to_value(r).map_err(|e| Error::new(Exit::Internal, format!("a step record: {e}")))?;
-        write_line(&mut self.file, &self.path, &value)?;
+        self.file.line(&value)?;
         match &mut self.tensorboard {
             Some(t) => t.scalars(r.step, &scalars(r)),
             None => Ok(()),
@@ -149,7 +148,7 @@ fn supersede(path: &Path, restored: u64) -> Result<()> {
     if !moved.ends_with(b"\n") {
         moved.push(b'\n');
     }
-    append(&beside)?.write_all(&moved).map_err(|e| Error::io(&beside, "write to", &e, Exit::Storage))?;
+    appended::open(&beside)?.write_all(&moved).map_err(|e| Error::io(&beside, "write to", &e, Exit::Storage))?;
     let new = path.with_extension("jsonl.tmp");
     let write = || {
         let mut file = File::create(&new)?;
@@ -178,7 +177,7 @@ mod tests {
         };
         write(0, 1..=5, 1.0);
         // A line that a killed process did not finish.
-        append(&path).unwrap().write_all(b"{\"step\":6,\"lo").unwrap();
+        appended::open(&path).unwrap().write_all(b"{\"step\":6,\"lo").unwrap();
         write(3, 4..=6, 2.0);
         let got: Vec<_> = lines(&path).iter().map(|v| (v["step"].as_u64(), v["loss"].as_f64())).collect();
         let want: Vec<_> = (1..=6).map(|s| (Some(s), Some(if s <= 3 { 1.0 } else { 2.0 }))).collect();

@@ -1,7 +1,7 @@
 //! Training: the step, the loop around it, and what a person sees of both.
 //!
 //! Read `step` first: it is the paper's equations in order. `run` is the loop, `start` what comes before it, `heritage`
-//! what it takes over from the model it starts from, `state` what a
+//! what it takes over from the model it starts from, `rescue` where its last state goes when the run directory is gone, `state` what a
 //! checkpoint holds, `report` what is written down.
 
 mod batch;
@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod progress;
 mod report;
 mod resave;
+mod rescue;
 mod run;
 mod signals;
 mod start;

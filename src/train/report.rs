@@ -23,6 +23,9 @@ pub struct Report {
     flops: PerToken,
     /// FLOP/s of one rank's device: the data sheet's for a known GPU, measured for a CPU after the first step.
     peak: Option<f64>,
+    /// Whether the last state has another place to go to when the run directory is gone.
+    may_rescue: bool,
+    gone: Option<Error>,
 }
 
 struct Inner {
@@ -43,15 +46,42 @@ impl Report {
             }),
             _ => None,
         };
-        Ok(Report { inner, flops: PerToken::new(&plan.model, config.data.sequence_length), peak: None })
+        Ok(Report {
+            inner,
+            flops: PerToken::new(&plan.model, config.data.sequence_length),
+            peak: None,
+            may_rescue: config.launch.rescue_dir.is_some(),
+            gone: None,
+        })
     }
 
     /// One line in `events.jsonl`.
     pub fn event(&mut self, kind: &str, fields: Value) -> Result<()> {
-        match &mut self.inner {
-            Some(inner) => inner.events.event(kind, fields),
-            None => Ok(()),
+        let written = match &mut self.inner {
+            Some(inner) if self.gone.is_none() => inner.events.event(kind, fields),
+            _ => Ok(()),
+        };
+        self.bear(written)
+    }
+
+    /// A run directory that is gone ends the run, after its state has been saved where that is possible.
+    fn bear(&mut self, written: Result<()>) -> Result<()> {
+        match written {
+            Err(e) if e.exit == Exit::Gone && self.may_rescue => {
+                self.note(&format!(
+                    "WARNING: {}: this step's state goes to launch.rescue_dir, and the run ends",
+                    e.fact
+                ));
+                self.gone = Some(e);
+                Ok(())
+            }
+            other => other,
         }
+    }
+
+    /// Whether the run directory was found gone, on the rank that writes.
+    pub fn is_gone(&self) -> bool {
+        self.gone.is_some()
     }
 
     /// What happened to the state between two steps.
@@ -133,14 +163,15 @@ impl Report {
         };
         // measured on every rank at once, since ranks of one node share its memory and its clock
         self.peak = self.peak.or_else(|| peak(plan));
-        match &mut self.inner {
-            Some(inner) => {
-                inner.metrics.record(&record)?;
+        let written = match &mut self.inner {
+            Some(inner) if self.gone.is_none() => {
+                let written = inner.metrics.record(&record);
                 inner.progress.step(&record);
-                Ok(())
+                written
             }
-            None => Ok(()),
-        }
+            _ => Ok(()),
+        };
+        self.bear(written)
     }
 
     /// Leaves the console in order.

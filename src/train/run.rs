@@ -1,6 +1,7 @@
 //! The training loop: step, validate, report, save, stop.
 
 use super::behind::Behind;
+use super::rescue;
 use super::signals::StopFlag;
 use super::start::{self, Started};
 use super::step::{self, Outcome, Stage};
@@ -70,7 +71,7 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
         }
         let began = Instant::now();
         memory::reset_peak();
-        let mut found = step::step(&stage, &mut state, stop.raised())?;
+        let mut found = step::step(&stage, &mut state, stop.raised() || report.is_gone())?;
         let took = began.elapsed();
         progress.step_done(state.step, took);
 
@@ -104,9 +105,16 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
 
         progress.at(Phase::Save);
         let meta = state.describe(plan, &meta);
+        let rescue = if ending { rescue::place(config, report.is_gone(), world)? } else { None };
+        let to = rescue.as_ref().unwrap_or(&checkpoints);
         let happened = keeper.after_step(&meta, ending, &mut |take| state.give(take), &mut |rules| {
-            state.save(&checkpoints, world, &meta, rules)
+            state.save(to, world, &meta, rules)
         })?;
+        if let Some(place) = rescue {
+            // what is in memory belongs to a directory that is no more
+            let _ = keeper.finish();
+            return Err(rescue::saved(config, &place, state.step));
+        }
         for what in happened {
             if let Happened::Saved(saved, step) = &what {
                 behind.committed(*step, &saved.path, ending && *step == state.step);

@@ -2,6 +2,7 @@
 //! protobuf encoded by hand because four message types are all there is (tensorflow/core/util/event.proto,
 //! tensorflow/core/framework/summary.proto).
 
+use crate::appended::is_at;
 use crate::error::{Error, Exit, Result};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -62,7 +63,21 @@ impl EventFile {
         varint(&mut event, step);
         body(&mut event);
         let record = record(&event);
+        self.follow()?;
         self.file.write_all(&record).map_err(|e| Error::io(&self.path, "write to", &e, Exit::Storage))
+    }
+}
+
+impl EventFile {
+    /// Begins a new file where this one was moved or removed.
+    fn follow(&mut self) -> Result<()> {
+        if is_at(&self.file, &self.path) {
+            return Ok(());
+        }
+        let dir = self.path.parent().unwrap_or(Path::new(".")).to_path_buf();
+        *self = EventFile::create(&dir, 0)?;
+        tracing::warn!("TensorBoard's file in {} was moved or removed: what comes now is in a new one", dir.display());
+        Ok(())
     }
 }
 

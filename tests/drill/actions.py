@@ -124,6 +124,101 @@ def harmless(text):
     return any(f'"{kind}"' in text for kind in ("sleep_io", "nan_gradient", "slow"))
 
 
+def kill_supervisor(job):
+    """SIGKILL, as the kernel does when memory is short. The ranks must not notice."""
+    _, pid = job.supervisor()
+    now = time.time()
+    os.kill(pid, signal.SIGKILL)
+    wait_for("the next supervisor", 20, lambda: job.events("supervisor_restarted"))
+    return now
+
+
+def kill_supervisor_then_rank(job):
+    """What the next supervisor knows of the ranks must do for a recovery."""
+    kill_supervisor(job)
+    return kill(1)(job)
+
+
+def kill_rank_without_supervisor(job):
+    """A rank dies in the moment in which there is no supervisor."""
+    _, pid = job.supervisor()
+    rank, node = job.rank_processes()[1]
+    job.harmed.add(node)
+    os.kill(pid, signal.SIGKILL)
+    os.kill(rank, signal.SIGKILL)
+    now = time.time()
+    wait_for("the next supervisor", 20, lambda: job.events("supervisor_restarted"))
+    return now
+
+
+def kill_supervisor_then_limit(job):
+    """The warning before the time limit comes while there is no supervisor."""
+    _, pid = job.supervisor()
+    now = time.time()
+    os.kill(pid, signal.SIGKILL)
+    job.cluster.run(f"scancel --batch --signal=USR1 {job.id}")
+    wait_for("the requeue", 60, lambda: job.state().get("Restarts") == "1", every=0.2)
+    return now
+
+
+def kill_srun(job):
+    """The ranks' srun dies; Slurm ends their step."""
+    pid = job.srun()
+    now = time.time()
+    os.kill(pid, signal.SIGKILL)
+    return now
+
+
+def move_run_away(job):
+    """The run's directory is renamed, as by a person who tidies up; the job must not hold its nodes for it."""
+    now = time.time()
+    job.run_dir.rename(job.run_dir.with_name("moved"))
+    wait_for("the end of the job", 60, job.ended, every=0.2)
+    job.ended_s = time.time() - now
+    job.run_dir = job.folder / "rescue" / "run"
+    return now
+
+
+def rotate(job):
+    """metrics.jsonl and events.jsonl are renamed while they are written to."""
+    now = time.time()
+    for name in ("metrics.jsonl", "events.jsonl"):
+        (job.run_dir / name).rename(job.run_dir / f"{name}.1")
+    wait_for("the new file", 30, (job.run_dir / "metrics.jsonl").exists)
+    return now
+
+
+def unfit_spare(job):
+    """The program cannot be executed on the spare that comes first."""
+    job.harmed.update(("herd2", "herd4"))
+    broken = job.folder / "broken"
+    broken.write_text("this is no program")
+    broken.chmod(0o755)
+    job.cluster.on("herd4", f"mount --bind {broken} {job.herd}")
+    job.mounted = ("herd4", job.herd)
+    now = moment(job.cluster.tool("kill", "herd2"))
+    job.crashed = ["herd2"]
+    return now
+
+
+def replace_program(job):
+    """The program's file is replaced by another while the job runs; then a rank dies, and the job is requeued."""
+    path = job.herd
+    new = path.with_suffix(".new")
+    new.write_text("#!/bin/sh\nexit 3\n")
+    new.chmod(0o755)
+    new.rename(path)
+    wait_for("the copy", 20, lambda: list((job.run_dir / "launch").glob("job-*.program")))
+    return kill(1)(job)
+
+
+def edit_config(job):
+    """The configuration is edited while the job runs; then a rank dies."""
+    text = job.config.read_text()
+    job.config.write_text(text.replace("optim: {warmup_steps: 10}", "optim: {warmup_steps: 10, lr: 0.01}"))
+    return kill(1)(job)
+
+
 def crash_each_time(job):
     """The same crash in the same step, whatever attempt."""
     job.harmed.add(job.rank_processes()[1][1])

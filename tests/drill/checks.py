@@ -80,6 +80,58 @@ def taken_over(job, notes, running=False):
     notes.append(f"the deputy on {found[0]['by']} took over")
 
 
+def one_attempt(job, notes):
+    """The ranks trained on."""
+    found = job.events("supervisor_restarted")
+    if len(found) != 1 or found[0]["signal"] != 9 or len(job.events("attempt_started")) != 1:
+        raise Failed(f"{found}, {len(job.events('attempt_started'))} attempts")
+    notes.append("started again; the ranks trained on")
+
+
+def goes_on_elsewhere(job, notes):
+    """What was saved when the run's directory was gone is the state of the last step, and a run goes on from it."""
+    saved = sorted((job.run_dir / "checkpoints").glob("step-*"))
+    if len(saved) != 1 or job.ended_s > 25:
+        raise Failed(f"{saved} in launch.rescue_dir, the job ended after {job.ended_s:.1f} s")
+    step = int(saved[0].name.split("-")[1])
+    after = job.again(f"run_dir={job.run_dir}")
+    if after.finish(120) != 0 or after.losses() != [x for x in job.reference if x[0] > step]:
+        raise Failed(f"the run that went on from step {step} ended at {after.step()}: {after.log.read_text()[-1000:]}")
+    notes.append(f"over after {job.ended_s:.1f} s; step {step} was saved elsewhere, and a new job went on from there")
+
+
+def in_two_files(job, notes):
+    """Every step and event stands in the old file or in the new one, which job.losses() has read together."""
+    new = (job.run_dir / "events.jsonl").read_text()
+    if '"finished"' not in new or "was moved or removed" not in job.log.read_text():
+        raise Failed("no event in the new file, or nothing was said")
+    notes.append("nothing is lost, and it was said")
+
+
+def second_spare(job, notes):
+    """The node on which the program cannot start is passed over at once."""
+    tries = [e["nodes"] for e in job.events("attempt_started")]
+    if len(tries) != 3 or "herd4" not in tries[1] or "herd4" in tries[2] or "herd2" in tries[2]:
+        raise Failed(f"attempts on {tries}")
+    notes.append(f"herd4 cannot run it: then {tries[2]}")
+
+
+def said_and_ignored(job, notes):
+    """What was submitted goes on."""
+    kept = list((job.run_dir / "launch").glob("job-*.yaml"))
+    if len(kept) != 1:
+        raise Failed(f"kept: {kept}")
+    notes.append("what was submitted went on")
+
+
+def first_program(job, notes):
+    """Ranks run the program that the job was started with."""
+    kept = list((job.run_dir / "launch").glob("job-*.program"))
+    if len(kept) != 1 or "was replaced or removed" not in job.log.read_text():
+        raise Failed(f"kept: {kept}")
+    notes.append("the first program went on, from the run directory")
+
+
 def requeued(count):
     def look(job, notes):
         restarts = int(job.state()["Restarts"])

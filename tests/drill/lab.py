@@ -159,18 +159,25 @@ class Job:
 
     def submit(self):
         script = self.folder / "job.sh"
-        sets = "".join(f" --set '{s}'" for s in self.sets)
+        sets = "".join(f" --set '{s}'".replace("{folder}", str(self.folder)) for s in self.sets)
         script.write_text(f"#!/bin/bash\nexport HERD_LOG=info\nexec {self.herd} launch {self.config}{sets}\n")
         line = ["sbatch", "--parsable", f"-N{self.nodes}", "--ntasks-per-node=1", "--no-kill", "--requeue", "--open-mode=append"]
         line += [*self.sbatch, "-o", str(self.log), str(script)]
         self.id = self.cluster.tool("run", *line)
         return self
 
+    def again(self, *sets):
+        """Another job with the same configuration and these changes, submitted."""
+        job = Job.__new__(Job)
+        job.__dict__.update(self.__dict__, sets=[*self.sets, *sets], log=self.folder / "again.log", harmed=set())
+        return job.submit()
+
     def json_lines(self, name):
-        try:
-            text = (self.run_dir / name).read_bytes()
-        except FileNotFoundError:
-            return []
+        """Whole lines; a file that was rotated away comes first."""
+        text = b""
+        for part in (f"{name}.1", name):
+            with contextlib.suppress(FileNotFoundError):
+                text += (self.run_dir / part).read_bytes()
         lines = []
         for line in text.split(b"\n")[:-1]:
             try:
@@ -223,6 +230,23 @@ class Job:
             if "SLURM_PROCID" in env and "HERD_ATTEMPT" in env and env.get("SLURM_STEP_ID"):
                 found.setdefault(int(env["HERD_ATTEMPT"]), {})[int(env["SLURM_PROCID"])] = (pid, env["SLURMD_NODENAME"])
         return found[max(found)] if found else {}
+
+    def supervisor(self):
+        """Processes of `herd launch`: (parent, supervisor). A deputy's command line has --standby."""
+        mine = [p for p, env in processes([" launch ", str(self.config)]) if "SLURM_JOB_ID" in env]
+        lines = {p: Path(f"/proc/{p}/cmdline").read_bytes().decode().split("\0") for p in mine}
+        parent = [p for p, line in lines.items() if line[0] == "herd-parent"]
+        own = [p for p, line in lines.items() if line[0] == str(self.herd) and not any(w.startswith("--standby") for w in line)]
+        if len(parent) != 1 or len(own) != 1:
+            raise Failed(f"one parent and one supervisor are wanted: {lines}")
+        return parent[0], own[0]
+
+    def srun(self):
+        """The process of the ranks' srun."""
+        found = [p for p, env in processes(["srun", " train ", str(self.run_dir)]) if "HERD_ATTEMPT" in env and "SLURM_PROCID" not in env]
+        if not found:
+            raise Failed("no srun of the ranks")
+        return min(found)
 
     def kill_rank(self, rank, sig=signal.SIGKILL):
         pid, node = self.rank_processes()[rank]

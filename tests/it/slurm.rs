@@ -6,4 +6,5 @@ mod memory;
 mod nodes;
 mod recovery;
 mod starts;
+mod supervisor;
 mod training;
