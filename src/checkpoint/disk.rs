@@ -5,7 +5,27 @@ pub use crate::durable::{refused, sync_dir, write_atomic, write_synced};
 use crate::error::{Error, Exit, Result};
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// `step-NNNNNNNN`.
+pub fn directory(step: u64) -> String {
+    format!("step-{step:08}")
+}
+
+/// The file of one rank, in the directory of a checkpoint.
+pub fn file_name(rank: usize) -> String {
+    format!("rank-{rank:05}.h5")
+}
+
+/// Paths of everything in a directory; one that does not exist is empty.
+pub fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
+    let refused = |e: std::io::Error| Error::io(directory, "list", &e, Exit::Checkpoint);
+    match std::fs::read_dir(directory) {
+        Ok(all) => all.map(|e| e.map(|e| e.path())).collect::<std::io::Result<_>>().map_err(refused),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(refused(e)),
+    }
+}
 
 /// Removes a directory and everything in it; one that is absent is fine.
 pub fn remove_dir(path: &Path) -> Result<()> {

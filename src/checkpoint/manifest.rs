@@ -4,8 +4,7 @@
 //! The file is JSON in three parts: a first line that opens it and holds the checksum, the manifest, and a last line with
 //! the closing brace. The checksum covers the bytes between the first and the last line break.
 
-use super::map::hex;
-use super::meta::{Group, Meta};
+use super::meta::{hex, Group, Meta};
 use super::slice::Span;
 use crate::error::{Error, Exit, Result};
 use serde::{Deserialize, Serialize};

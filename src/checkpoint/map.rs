@@ -6,7 +6,7 @@
 //!
 //! HDF5 is built without its own thread safety; the crate holds one lock around every call.
 
-use super::meta::{Group, Piece};
+use super::meta::{hex, Group, Piece};
 use super::slice::Span;
 use crate::error::{Error, Exit, Result};
 use hdf5::file::LibraryVersion;
@@ -126,11 +126,6 @@ type SumText = FixedAscii<16>;
 
 fn sum_text(sum: u64) -> hdf5::Result<SumText> {
     SumText::from_ascii(&hex(sum)).map_err(|e| hdf5::Error::from(e.to_string()))
-}
-
-/// 16 hexadecimal digits.
-pub fn hex(sum: u64) -> String {
-    format!("{sum:016x}")
 }
 
 fn memfd() -> Result<File> {

@@ -158,3 +158,8 @@ pub struct Saved {
     /// Wall time of the save on rank 0.
     pub seconds: f64,
 }
+
+/// A checksum as 16 hexadecimal digits.
+pub fn hex(sum: u64) -> String {
+    format!("{sum:016x}")
+}

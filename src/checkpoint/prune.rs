@@ -1,10 +1,10 @@
 //! Retention: which checkpoints go, and in which order their files go.
 
-use super::disk;
+use super::disk::{self, entries};
 use super::manifest;
 use super::read::Checkpoint;
 use super::recycle;
-use super::restore::{entries, list};
+use super::restore::list;
 use crate::error::Result;
 use serde::Serialize;
 use std::path::{Path, PathBuf};

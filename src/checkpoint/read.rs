@@ -1,10 +1,8 @@
 //! Reading: any rectangle and flat range of any tensor, and the check of every byte.
 
-use super::manifest::{self, Dataset, FileEntry, Manifest, Tensor};
-use super::map;
-use super::meta::{Group, Meta};
-use super::slice::{copy_runs, cover, runs, Span};
-use super::store::Remote;
+use crate::checkpoint::manifest::{self, Dataset, FileEntry, Manifest, Tensor};
+use crate::checkpoint::meta::{hex, Group, Meta};
+use crate::checkpoint::slice::{copy_runs, cover, runs, Span};
 use crate::error::{Error, Exit, Result};
 use crate::kernels::sum::Sum;
 use std::collections::{HashMap, HashSet};
@@ -39,7 +37,7 @@ pub struct FileReport {
 
 /// What reading has found out about a checkpoint on the way.
 #[derive(Debug, Default)]
-pub(super) struct Compared {
+pub(crate) struct Compared {
     /// Datasets of which every byte was read and is as it was written, as numbers of file and dataset.
     whole: HashSet<(usize, usize)>,
     /// The first one that is not, or cannot be read.
@@ -57,14 +55,8 @@ impl Checkpoint {
         }
     }
 
-    /// The description of a checkpoint that lies in an object store; its files are not looked at and cannot be read by it.
-    /// Errors: those of [`Remote::parsed`].
-    pub fn of_remote(remote: &Remote, step: u64) -> Result<Checkpoint> {
-        Checkpoint::from_manifest(Path::new(&remote.step_url(step)), &remote.parsed(step)?.0)
-    }
-
     /// From the bytes of its manifest, without a look at the files.
-    pub(super) fn from_manifest(path: &Path, bytes: &[u8]) -> Result<Checkpoint> {
+    pub fn from_manifest(path: &Path, bytes: &[u8]) -> Result<Checkpoint> {
         let manifest = Manifest::parse(bytes, &path.join(manifest::NAME))?;
         let mut index = HashMap::new();
         for (t, tensor) in manifest.tensors.iter().enumerate() {
@@ -113,11 +105,11 @@ impl Checkpoint {
         self.files().map(|f| (f.name.as_str(), f.size))
     }
 
-    pub(super) fn manifest(&self) -> &Manifest {
+    pub(crate) fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    pub(super) fn files(&self) -> impl ExactSizeIterator<Item = &FileEntry> {
+    pub(crate) fn files(&self) -> impl ExactSizeIterator<Item = &FileEntry> {
         self.manifest.files.iter()
     }
 
@@ -134,7 +126,7 @@ impl Checkpoint {
     /// As [`Checkpoint::read`], for a restore: what is read of a dataset as a whole is compared with its checksum in passing,
     /// and leaves the page cache.
     #[allow(clippy::too_many_arguments)]
-    pub(super) fn read_comparing(
+    pub(crate) fn read_comparing(
         &self, group: Group, name: &str, offset: &[usize], extent: &[usize], start: usize, out: &mut [f32],
         compared: &mut Compared,
     ) -> Result<()> {
@@ -214,12 +206,12 @@ impl Checkpoint {
     }
 
     /// What is wrong with file number `i`, if anything. What `compared` has is not read again.
-    pub(super) fn problem(&self, i: usize, compared: &Compared) -> Option<String> {
+    pub(crate) fn problem(&self, i: usize, compared: &Compared) -> Option<String> {
         let file = &self.manifest.files[i];
         self.size_problem(file).or_else(|| self.sum_problem(i, file, compared))
     }
 
-    pub(super) fn size_problem(&self, file: &FileEntry) -> Option<String> {
+    pub(crate) fn size_problem(&self, file: &FileEntry) -> Option<String> {
         match std::fs::metadata(self.path.join(&file.name)) {
             Ok(m) if m.len() == file.size => None,
             Ok(m) => Some(format!("{} has {} bytes, the manifest says {}", file.name, m.len(), file.size)),
@@ -243,7 +235,7 @@ impl Checkpoint {
             for (from, to) in file.gaps() {
                 add(&mut sum, &f, from, to, &mut buffer)?;
             }
-            let (is, was) = (map::hex(sum.digest()), map::hex(file.rest));
+            let (is, was) = (hex(sum.digest()), hex(file.rest));
             Ok((is != was)
                 .then(|| format!("{}: HDF5 structures have checksum {is}, it was {was} when written", file.name)))
         };
@@ -252,13 +244,13 @@ impl Checkpoint {
 
     fn differs(&self, file: &str, d: &Dataset, sum: u64) -> Option<String> {
         let Tensor { group, name, .. } = &self.manifest.tensors[d.tensor];
-        let (is, was) = (map::hex(sum), map::hex(d.xxh3));
+        let (is, was) = (hex(sum), hex(d.xxh3));
         (sum != d.xxh3).then(|| format!("{file}: {group} {name} has checksum {is}, it was {was} when written"))
     }
 }
 
 /// The manifest of the step directory `path`.
-pub(super) fn manifest_bytes(path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn manifest_bytes(path: &Path) -> Result<Vec<u8>> {
     let manifest = path.join(manifest::NAME);
     std::fs::read(&manifest).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => {

@@ -6,9 +6,7 @@
 //!
 //! The directory `recycled` has no manifest, so it is no checkpoint, and no name that a reader looks for. At most one is kept.
 
-use super::disk;
-use super::restore::entries;
-use super::save::file_name;
+use super::disk::{self, entries, file_name};
 use crate::error::Result;
 use std::collections::HashSet;
 use std::fs;
@@ -20,7 +18,7 @@ use std::time::SystemTime;
 const NAME: &str = "recycled";
 
 /// Puts the directory of a checkpoint that is none any more aside; false where there is one already.
-pub(super) fn put(directory: &Path, checkpoints: &Path) -> Result<bool> {
+pub(crate) fn put(directory: &Path, checkpoints: &Path) -> Result<bool> {
     match fs::rename(directory, checkpoints.join(NAME)) {
         Ok(()) => Ok(true),
         // rename(2): there are files in the other.
@@ -30,7 +28,7 @@ pub(super) fn put(directory: &Path, checkpoints: &Path) -> Result<bool> {
 }
 
 /// Makes `temporary` of what was put aside, with the files that `ranks` ranks may write over; false where there is nothing.
-pub(super) fn take(checkpoints: &Path, temporary: &Path, ranks: usize) -> Result<bool> {
+pub(crate) fn take(checkpoints: &Path, temporary: &Path, ranks: usize) -> Result<bool> {
     let aside = checkpoints.join(NAME);
     if !aside.is_dir() {
         return Ok(false);
@@ -58,13 +56,13 @@ fn ours_alone(path: &Path) -> bool {
 }
 
 /// What [`clear`] would remove.
-pub(super) fn left(checkpoints: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn left(checkpoints: &Path) -> Result<Vec<PathBuf>> {
     let ours = |p: &PathBuf| p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.split('.').next() == Some(NAME));
     Ok(entries(checkpoints)?.into_iter().filter(ours).collect())
 }
 
 /// Removes what was put aside, unless a save takes it first.
-pub(super) fn clear(checkpoints: &Path) -> Result<()> {
+pub(crate) fn clear(checkpoints: &Path) -> Result<()> {
     left(checkpoints)?.iter().filter(|p| !p.ends_with(NAME)).try_for_each(|p| disk::remove_dir(p))?;
     // Under a name of its own: a save that took it half-way would miss files.
     let (path, gone) = (checkpoints.join(NAME), checkpoints.join(format!("{NAME}.old-{}", std::process::id())));

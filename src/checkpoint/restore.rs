@@ -1,5 +1,6 @@
 //! Finding the newest checkpoint that is whole.
 
+use super::disk::entries;
 use super::manifest::FileEntry;
 use super::read::{manifest_bytes, Checkpoint, Compared};
 use super::team::Team;
@@ -22,7 +23,7 @@ pub enum Event {
 }
 
 impl Event {
-    pub(super) fn chosen(c: &Checkpoint) -> Event {
+    pub(crate) fn chosen(c: &Checkpoint) -> Event {
         Event::CheckpointChosen { path: c.path().into(), step: c.meta().step, bytes: c.bytes() }
     }
 }
@@ -45,7 +46,7 @@ impl fmt::Display for Event {
 
 /// A directory that has the name of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Candidate {
+pub(crate) struct Candidate {
     pub step: u64,
     /// False for `step-N.old-*`, which a crash in the middle of a replacement leaves behind.
     pub current: bool,
@@ -53,7 +54,7 @@ pub(super) struct Candidate {
 }
 
 /// Checkpoints by name, newest first; temporary directories are none.
-pub(super) fn candidates(checkpoints: &Path) -> Result<Vec<Candidate>> {
+pub(crate) fn candidates(checkpoints: &Path) -> Result<Vec<Candidate>> {
     let mut found: Vec<Candidate> = entries(checkpoints)?
         .into_iter()
         .filter_map(|path| {
@@ -69,16 +70,6 @@ pub(super) fn candidates(checkpoints: &Path) -> Result<Vec<Candidate>> {
         .collect();
     found.sort_unstable_by(|a, b| b.cmp(a));
     Ok(found)
-}
-
-/// Paths of everything in a directory; one that does not exist is empty.
-pub(super) fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
-    let refused = |e: std::io::Error| Error::io(directory, "list", &e, Exit::Checkpoint);
-    match std::fs::read_dir(directory) {
-        Ok(all) => all.map(|e| e.map(|e| e.path())).collect::<std::io::Result<_>>().map_err(refused),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(refused(e)),
-    }
 }
 
 /// Everything in `checkpoints` that has the name of a checkpoint, newest first, with what opening it says. Checksums of
@@ -134,7 +125,7 @@ fn newest_checked(checkpoints: &Path, team: Team, report: &mut dyn FnMut(&Event)
 
 /// The newest checkpoint that has a whole manifest and all its files with their sizes, but for those in `passed`. Collective
 /// over the team.
-pub(super) fn newest_opened(
+pub(crate) fn newest_opened(
     checkpoints: &Path, passed: &[PathBuf], team: Team, report: &mut dyn FnMut(&Event),
 ) -> Result<Option<Checkpoint>> {
     let mut found = team.agree(if team.rank() == 0 { candidates(checkpoints) } else { Ok(Vec::new()) })?;
@@ -200,7 +191,7 @@ fn opened(path: &Path, manifest: &[u8], team: Team) -> Result<Checkpoint> {
 /// Collective over the team.
 ///
 /// Errors: [`Exit::Checkpoint`], on every rank.
-pub(super) fn check(checkpoint: &Checkpoint, compared: &Compared, team: Team) -> Result<()> {
+pub(crate) fn check(checkpoint: &Checkpoint, compared: &Compared, team: Team) -> Result<()> {
     agree(share(checkpoint, team).find_map(|(i, _)| checkpoint.problem(i, compared)), team)
 }
 
@@ -209,7 +200,7 @@ fn share<'a>(checkpoint: &'a Checkpoint, team: Team<'a>) -> impl Iterator<Item =
 }
 
 /// The first rank's problem, on every rank.
-pub(super) fn agree(problem: Option<String>, team: Team) -> Result<()> {
+pub(crate) fn agree(problem: Option<String>, team: Team) -> Result<()> {
     let all = team.all_gather(problem.unwrap_or_default().into_bytes())?;
     match all.iter().find(|p| !p.is_empty()) {
         Some(p) => Err(Error::new(Exit::Checkpoint, String::from_utf8_lossy(p))),

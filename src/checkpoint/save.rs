@@ -4,7 +4,7 @@
 //! manifest written and synced; directory synced; renamed; parent synced. Until the rename nobody sees the directory.
 
 use super::direct;
-use super::disk;
+use super::disk::{self, directory, file_name};
 use super::file::Writer;
 use super::lustre::Stripes;
 use super::manifest::{self, FileTable, Manifest};
@@ -113,16 +113,6 @@ impl Names {
             target: checkpoints.join(step),
         }
     }
-}
-
-/// `step-NNNNNNNN`.
-pub fn directory(step: u64) -> String {
-    format!("step-{step:08}")
-}
-
-/// The file of one rank, in the directory of a checkpoint.
-pub(super) fn file_name(rank: usize) -> String {
-    format!("rank-{rank:05}.h5")
 }
 
 fn write_all(

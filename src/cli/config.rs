@@ -1,7 +1,7 @@
 //! `herd config`: check a configuration, print it with its defaults, print the schema of its keys, change keys of a job.
 
-use crate::checkpoint::hf;
 use crate::config::{self, schema, Config, ModelSection};
+use crate::convert::hf;
 use crate::error::Result;
 use crate::launch::submitted;
 use crate::layout;

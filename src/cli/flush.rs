@@ -1,8 +1,9 @@
 //! `herd checkpoint flush`: snapshots from memory to disk, after the training processes have died.
 
 use super::outcome;
-use crate::checkpoint::{flush, Rules};
+use crate::checkpoint::Rules;
 use crate::error::{Error, Exit, Result};
+use crate::tiers::flush;
 use crate::wire::World;
 use serde_json::json;
 use std::path::{Path, PathBuf};

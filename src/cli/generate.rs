@@ -2,8 +2,8 @@
 
 mod prompts;
 
-use crate::checkpoint::weights::{self, Weights};
-use crate::checkpoint::{foreign, Own};
+use crate::convert::weights::{self, Weights};
+use crate::convert::{foreign, Own};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Exit, Result};
 use crate::generate::{Generator, Options, Sampling, TextStream};

@@ -3,7 +3,7 @@
 use super::logging;
 use crate::error::{Error, Exit, Result};
 use crate::launch::submitted::{self, Submitted};
-use crate::launch::{standby, Launch, Parent, Supervisor};
+use crate::launch::{standby, wait, Launch, Parent, Supervisor};
 use crate::slurm::Job;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -76,7 +76,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let launch = Launch::new(config, path, args.train, args.spares, &job)?;
     let exit = match &args.standby {
-        Some(node) => standby::wait(launch, job, asked, node)?,
+        Some(node) => wait(launch, job, asked, node)?,
         None => Supervisor::open(launch, job, asked, parent)?.run()?,
     };
     match exit {

@@ -20,7 +20,7 @@ pub struct LaunchSection {
     /// Without a spare, go on with fewer data-parallel replicas (same global batch, more accumulation) instead of
     /// requeueing.
     pub shrink: bool,
-    /// A deputy on another node takes the supervisor's place when the supervisor's node is lost.
+    /// A standby on another node takes the supervisor's place when the supervisor's node is lost.
     pub standby: bool,
     /// Put the job back into the queue when it cannot go on here: time limit, preemption, no node left.
     pub requeue: bool,
@@ -30,7 +30,7 @@ pub struct LaunchSection {
     /// was built with can use: pmix for Open MPI, pmi2 for MPICH.
     #[schemars(length(min = 1))]
     pub mpi: String,
-    /// Further arguments of srun for every step that runs herd: the ranks, a flush of snapshots, the deputy.
+    /// Further arguments of srun for every step that runs herd: the ranks, a flush of snapshots, the standby.
     pub srun: Vec<String>,
     /// Most starts of the ranks over the life of the run, requeues included.
     #[schemars(range(min = 1, max = limit::STEPS))]

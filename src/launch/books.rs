@@ -1,11 +1,11 @@
 //! What the supervisor writes down about its attempts: history, ledger of nodes, events, alerts.
 
-use super::classify::Finding;
 use super::history::{Class, Record};
 use super::ledger::{Failure, Standing};
 use super::place::Placement;
 use super::policy::Decision;
 use super::ranks::Ranks;
+use super::seen::Finding;
 use super::supervise::{step_name, Fault, Supervisor};
 use super::{standby, watch};
 use crate::config::AlertKind;

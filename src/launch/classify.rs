@@ -4,65 +4,18 @@
 //! What dies after that, and codes that no rank has vouched for, blame nobody.
 
 use super::history::Class;
+use super::seen::{exit_of, Finding, Seen, FROM_OUTSIDE};
 use super::tasks;
 use crate::error::Exit;
-use crate::exit_record::ExitRecord;
 use crate::liveness::{verdict, Reason, Verdict};
 use crate::slurm::messages::{How, Message};
-
-/// Everything seen of the end of an attempt.
-#[derive(Clone, Debug, Default)]
-pub struct Seen {
-    /// The ranks' own `finished` event, of this attempt.
-    pub finished: bool,
-    /// The ranks' own `stopped` event, of this attempt.
-    pub stopped: bool,
-    /// The ranks have found each other.
-    pub met: bool,
-    /// The supervisor has passed a signal on.
-    pub asked: bool,
-    /// The plan stops at a step of its own, and that is where the run stands.
-    pub at_stop: bool,
-    /// How srun ended, if it has.
-    pub code: Option<i32>,
-    /// What srun and slurmstepd said, in order.
-    pub said: Vec<Message>,
-    /// What else srun said of itself: the first lines.
-    pub srun: Vec<String>,
-    /// The first error that a rank printed.
-    pub error: Option<String>,
-    pub verdicts: Vec<Verdict>,
-    /// Errors that ranks wrote down as they left.
-    pub records: Vec<ExitRecord>,
-    /// The ranks did not meet within this many seconds.
-    pub no_start_s: Option<f64>,
-    /// Nodes of the attempt.
-    pub nodes: usize,
-    /// Nodes of the attempt that did not answer after its end, while others did.
-    pub silent: Vec<String>,
-}
-
-/// What it means.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Finding {
-    pub class: Class,
-    /// One word for ledger and events.
-    pub reason: String,
-    /// One line for people.
-    pub fact: String,
-    /// Nodes that the failure is counted against.
-    pub nodes: Vec<String>,
-    pub ranks: Vec<usize>,
-    /// Exit code that the supervisor leaves with if it stops now.
-    pub exit: Exit,
-}
 
 impl Seen {
     /// Whether there is reason to end the attempt although srun still runs.
     pub fn is_fault(&self) -> bool {
         let bad = |m: &Message| match m {
             Message::Tasks { how: How::Code(c), .. } => *c != 0 && *c != Exit::Requeue.code(),
-            Message::Tasks { how: How::Signal(s), .. } => !tasks::FROM_OUTSIDE.contains(&s.as_str()),
+            Message::Tasks { how: How::Signal(s), .. } => !FROM_OUTSIDE.contains(&s.as_str()),
             Message::LaunchFailed { .. } | Message::NodeFailed { .. } | Message::Refused { .. } => true,
             // words about deaths that follow
             Message::OutOfMemory | Message::Aborted | Message::CannotRun { .. } => false,
@@ -180,11 +133,6 @@ fn lost_nodes(seen: &Seen) -> Option<Finding> {
         ranks: vec![],
         exit: Exit::Peer,
     })
-}
-
-/// What a number stands for in herd's table; [`Exit::Internal`] where it is not there.
-pub(super) fn exit_of(code: i32) -> Exit {
-    Exit::TABLE.iter().map(|row| row.0).find(|e| e.code() == code && *e != Exit::Ok).unwrap_or(Exit::Internal)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What each kind of end means.
 
+use crate::exit_record::ExitRecord;
 use super::*;
 use crate::liveness::{verdict::Evidence, Phase};
 use crate::slurm::messages;

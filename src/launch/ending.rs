@@ -154,8 +154,8 @@ impl Supervisor {
     pub(super) fn overtaken(self) -> Result<Exit> {
         let last = History::read(&self.run_dir)?.attempts.pop();
         if last.is_some_and(|r| r.job == self.job.id && r.restarts == self.job.restarts) {
-            // the end of the batch script would end the job, and with it what the deputy has started
-            tracing::error!("the deputy has taken over the run; this one is silent until Slurm ends it");
+            // the end of the batch script would end the job, and with it what the standby has started
+            tracing::error!("the standby has taken over the run; this one is silent until Slurm ends it");
             while !self.asked.load(Ordering::Relaxed) {
                 std::thread::sleep(TICK);
             }

@@ -1,8 +1,8 @@
 //! Snapshots in the memory of the job's nodes, on their way to disk: when the job ends, and when nodes leave the run alive.
 
-use super::classify::Finding;
 use super::history::Class;
 use super::rollcall;
+use super::seen::Finding;
 use super::supervise::Supervisor;
 use crate::config::Partner;
 use crate::error::{Exit, Result};

@@ -20,15 +20,18 @@ mod program;
 mod ranks;
 mod relay;
 mod rollcall;
+mod seen;
 pub mod standby;
 pub mod status;
 pub mod submitted;
 mod supervise;
+mod takeover;
 mod tasks;
 pub mod watch;
 
 pub use parent::Parent;
 pub use supervise::Supervisor;
+pub use takeover::wait;
 
 use crate::config::Config;
 use crate::error::{Error, Exit, Result};

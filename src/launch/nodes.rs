@@ -1,7 +1,7 @@
 //! Which nodes the next attempt runs on: those that answer, in their slots, or fewer where the run may shrink.
 
 use super::ledger::Standing;
-use super::place::{fewer_replicas, place, Placement};
+use super::place::{fewer_replicas, place, Found};
 use super::supervise::Supervisor;
 use super::{rollcall, watch};
 use crate::config::AlertKind;
@@ -15,18 +15,6 @@ const ROLL_CALL: Duration = Duration::from_secs(3);
 const ROLL_CALL_NODE: Duration = Duration::from_millis(10);
 /// How often a controller that does not answer is asked again, and for how long.
 const CONTROLLER_AWAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
-
-/// What a search for nodes came to.
-pub(super) enum Found {
-    Nodes(Placement),
-    TooFew {
-        alive: Vec<String>,
-    },
-    /// Another supervisor has taken over meanwhile.
-    Overtaken,
-    /// A signal came meanwhile.
-    Asked,
-}
 
 impl Supervisor {
     /// Nodes that answer, for as many slots as the plan needs.

@@ -128,7 +128,7 @@ impl Parent {
         (ended || children().contains(&pid)).then(|| Srun::Adopted { pid, ends: self.ends.clone() })
     }
 
-    /// Ends what earlier supervisors have left, but `kept`: the srun of a deputy, of a roll call, of a step that nobody wrote down.
+    /// Ends what earlier supervisors have left, but `kept`: the srun of a standby, of a roll call, of a step that nobody wrote down.
     pub fn end_others(&self, kept: Option<u32>) {
         let others = children().into_iter().filter(|pid| Some(*pid) != kept && *pid != std::process::id());
         for pid in others.filter(|pid| name(*pid).is_some_and(|n| n == "srun")) {

@@ -12,6 +12,18 @@ pub struct Placement {
     pub spares: Vec<String>,
 }
 
+/// What a search for nodes came to.
+pub enum Found {
+    Nodes(Placement),
+    TooFew {
+        alive: Vec<String>,
+    },
+    /// Another supervisor has taken over meanwhile.
+    Overtaken,
+    /// A signal came meanwhile.
+    Asked,
+}
+
 /// Fills `need` slots from the allocation. `before`: who held them in the last attempt, empty at first. Paused nodes are
 /// taken only where good ones do not suffice. `None` when there are not enough.
 pub fn place(

@@ -1,9 +1,9 @@
 //! One start of the ranks: the `srun` child, what comes out of it, and how it is ended without waiting for anybody.
 
-use super::classify::Seen;
 use super::parent::{Parent, Srun};
 use super::relay::Relay;
 use super::rollcall::{drain, set_nonblocking};
+use super::seen::Seen;
 use super::watch::{Signs, Tail};
 use crate::appended::{gone, is_gone};
 use crate::error::{Error, Exit, Result};

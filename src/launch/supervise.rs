@@ -4,15 +4,15 @@
 //! goes on where this one stood. It never waits for a dead node: not for its srun, not for scancel, not for Slurm to notice.
 
 use super::alert::Alerts;
-use super::classify::{classify, Finding, Seen};
+use super::classify::classify;
 use super::history::{History, Record};
 use super::ledger::Book;
-use super::nodes::Found;
 use super::parent::Parent;
-use super::place::Placement;
+use super::place::{Found, Placement};
 use super::policy::{decide, Decision};
 use super::program::Program;
 use super::ranks::{Attempt, Ranks, TICK};
+use super::seen::{Finding, Seen};
 use super::standby::Standby;
 use super::{watch, Launch};
 use crate::appended;

@@ -1,14 +1,12 @@
 //! What the deaths of tasks mean: those that left a record, those that a signal ended, codes that are nobody's word.
 
-use super::classify::{exit_of, Finding, Seen};
 use super::history::{Class, UNFIT};
+use super::seen::{exit_of, Finding, Seen, FROM_OUTSIDE};
 use crate::error::Exit;
 use crate::exit_record::ExitRecord;
 use crate::liveness::Reason;
 use crate::slurm::messages::{How, Message};
 
-/// Signals by which Slurm or the supervisor ends tasks: they say nothing about who failed.
-pub(super) const FROM_OUTSIDE: &[&str] = &["Terminated", "Hangup", "Interrupt"];
 /// Codes that Slurm or the supervisor ask for, or that follow from another rank's failure.
 const NO_CAUSE: &[Exit] = &[Exit::Requeue, Exit::Peer, Exit::Fenced];
 /// How Open MPI 5 leaves when its node's slurmstepd, which is its PMIx server, ends the step (seen with 5.0.7 and Slurm 24.11).

@@ -5,7 +5,7 @@ use super::roster::Roster;
 use super::slow::{self, Slow};
 use super::stuck::{self, Blame};
 use super::verdict::{Evidence, Reason, Suspect, Verdict};
-use super::watch::{Action, Timing, Watch};
+use super::view::{Action, Timing, View};
 use crate::error::Exit;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -51,28 +51,28 @@ impl Judge {
     }
 
     /// `round`: an interval has passed, and this is the monitor.
-    pub(super) fn tick(&mut self, watch: &Watch, now: Duration, round: bool) -> Vec<Action> {
+    pub(super) fn tick(&mut self, view: &View, now: Duration, round: bool) -> Vec<Action> {
         if self.decide_at.is_some_and(|at| now >= at) {
-            return vec![Action::Verdict(Box::new(self.decide(watch, now)))];
+            return vec![Action::Verdict(Box::new(self.decide(view, now)))];
         }
         if !round {
             return Vec::new();
         }
-        let probes = newest(watch);
-        if let Some(blame) = self.standstill(watch, now, &probes) {
-            return vec![Action::Verdict(Box::new(stuck_verdict(watch, now, blame)))];
+        let probes = newest(view);
+        if let Some(blame) = self.standstill(view, now, &probes) {
+            return vec![Action::Verdict(Box::new(stuck_verdict(view, now, blame)))];
         }
-        let timing = &watch.timing;
-        let found = self.slow.look(&watch.roster, &probes, timing.progress.slow_factor);
+        let timing = &view.timing;
+        let found = self.slow.look(&view.roster, &probes, timing.progress.slow_factor);
         match found.iter().find(|f| f.still && timing.progress.evict_slow) {
-            Some(slow) => vec![Action::Verdict(Box::new(slow_verdict(watch, now, slow)))],
+            Some(slow) => vec![Action::Verdict(Box::new(slow_verdict(view, now, slow)))],
             None => found.into_iter().filter(|f| !f.still).map(Action::Slow).collect(),
         }
     }
 
-    fn decide(&mut self, watch: &Watch, now: Duration) -> Verdict {
-        let roster = &watch.roster;
-        let late = watch.timing.late();
+    fn decide(&mut self, view: &View, now: Duration) -> Verdict {
+        let roster = &view.roster;
+        let late = view.timing.late();
         let spoke =
             |&r: &usize| r == roster.rank || self.turned.get(&r).is_some_and(|&at| now.saturating_sub(at) <= late);
         let mut ranks: Vec<usize> = Vec::new();
@@ -92,20 +92,20 @@ impl Judge {
         if self.accused.values().any(|a| a.reason == Reason::Signal) {
             reason = Reason::Signal;
         }
-        let heard = match roster.rank == roster.monitor() {
-            true => watch.below.iter().filter(|(&r, s)| roster.is_leader(r) && s.age(now) <= late).count(),
+        let heard = match view.is_monitor() {
+            true => view.below.iter().filter(|(&r, s)| roster.is_leader(r) && s.age(now) <= late).count(),
             false => {
                 self.turned.iter().filter(|(&r, &at)| roster.is_leader(r) && now.saturating_sub(at) <= late).count()
             }
         };
-        silence(watch, now, reason, ranks, age, heard + 1)
+        silence(view, now, reason, ranks, age, heard + 1)
     }
 
     /// Ranks that have been to blame for two whole rounds of reports. Less would be hasty: at the moment at which a long
     /// write ends, the one that wrote is heard as awake while those that waited for it are still heard as standing.
-    fn standstill(&mut self, watch: &Watch, now: Duration, probes: &[Option<Probe>]) -> Option<Blame> {
+    fn standstill(&mut self, view: &View, now: Duration, probes: &[Option<Probe>]) -> Option<Blame> {
         let stuck = probes.iter().flatten().any(Probe::is_stuck);
-        let blame = stuck.then(|| stuck::blame(&watch.wires, probes)).flatten();
+        let blame = stuck.then(|| stuck::blame(&view.wires, probes)).flatten();
         let Some(blame) = blame else {
             self.stuck_since = None;
             return None;
@@ -117,14 +117,14 @@ impl Judge {
                 now
             }
         };
-        (now > since && now >= since + 2 * watch.timing.interval).then_some(blame)
+        (now > since && now >= since + 2 * view.timing.interval).then_some(blame)
     }
 }
 
 /// The newest probe of each rank, as far as it is known.
-fn newest(watch: &Watch) -> Vec<Option<Probe>> {
-    let mut out = vec![None; watch.roster.size()];
-    for (&rank, heard) in &watch.board {
+fn newest(view: &View) -> Vec<Option<Probe>> {
+    let mut out = vec![None; view.roster.size()];
+    for (&rank, heard) in &view.board {
         out[rank] = Some(heard.probe);
     }
     out
@@ -132,11 +132,11 @@ fn newest(watch: &Watch) -> Vec<Option<Probe>> {
 
 /// A verdict about ranks that are not heard any more, or have ended.
 pub(super) fn silence(
-    watch: &Watch, now: Duration, reason: Reason, ranks: Vec<usize>, age: Duration, nodes_heard: usize,
+    view: &View, now: Duration, reason: Reason, ranks: Vec<usize>, age: Duration, nodes_heard: usize,
 ) -> Verdict {
-    let mut v = draft(watch, reason, ranks);
-    let who = describe(&watch.roster, &v.ranks, v.whole_node);
-    let timing = &watch.timing;
+    let mut v = draft(view, reason, ranks);
+    let who = describe(&view.roster, &v.ranks, v.whole_node);
+    let timing = &view.timing;
     v.fact = match reason {
         Reason::Signal => format!("the process of {who} ended without a word"),
         _ => format!(
@@ -148,8 +148,8 @@ pub(super) fn silence(
     };
     let named = |r: usize| v.ranks.contains(&r);
     let above =
-        |r: usize, s: Duration| Suspect { rank: r, node: watch.roster.node(r).name.clone(), age_s: s.as_secs_f64() };
-    let late = watch.below.iter().map(|(&r, s)| (r, s.age(now))).filter(|(_, age)| *age > timing.late());
+        |r: usize, s: Duration| Suspect { rank: r, node: view.roster.node(r).name.clone(), age_s: s.as_secs_f64() };
+    let late = view.below.iter().map(|(&r, s)| (r, s.age(now))).filter(|(_, age)| *age > timing.late());
     v.evidence.suspects = late.filter(|(r, _)| !named(*r)).map(|(r, age)| above(r, age)).collect();
     v.evidence.age_s = (reason != Reason::Signal).then_some(age.as_secs_f64());
     v.evidence.limit_s = Some(timing.limit().as_secs_f64());
@@ -157,10 +157,10 @@ pub(super) fn silence(
     v
 }
 
-fn stuck_verdict(watch: &Watch, now: Duration, blame: Blame) -> Verdict {
-    let mut v = draft(watch, blame.reason, blame.ranks);
-    let who = describe(&watch.roster, &v.ranks, false);
-    let first = v.ranks.first().and_then(|r| watch.board.get(r));
+fn stuck_verdict(view: &View, now: Duration, blame: Blame) -> Verdict {
+    let mut v = draft(view, blame.reason, blame.ranks);
+    let who = describe(&view.roster, &v.ranks, false);
+    let first = v.ranks.first().and_then(|r| view.board.get(r));
     let (stuck, limit) = first.map_or((0.0, 0.0), |h| (h.probe.stuck_ms as f64 / 1e3, h.probe.limit_ms as f64 / 1e3));
     let stuck = stuck + first.map_or(0.0, |h| now.saturating_sub(h.at).as_secs_f64());
     let waiting = blame.waiting.iter().filter(|w| !w.waits_for.is_empty()).count();
@@ -180,19 +180,19 @@ fn stuck_verdict(watch: &Watch, now: Duration, blame: Blame) -> Verdict {
     v
 }
 
-fn slow_verdict(watch: &Watch, _now: Duration, slow: &slow::Found) -> Verdict {
-    let mut v = draft(watch, Reason::SlowNode, vec![slow.rank]);
+fn slow_verdict(view: &View, _now: Duration, slow: &slow::Found) -> Verdict {
+    let mut v = draft(view, Reason::SlowNode, vec![slow.rank]);
     v.fact = format!(
         "{} takes {:.2} s for its own work of a step, the median is {:.2} s",
-        describe(&watch.roster, &v.ranks, false),
+        describe(&view.roster, &v.ranks, false),
         slow.own.as_secs_f64(),
         slow.median.as_secs_f64()
     );
     v
 }
 
-fn draft(watch: &Watch, reason: Reason, mut ranks: Vec<usize>) -> Verdict {
-    let roster = &watch.roster;
+fn draft(view: &View, reason: Reason, mut ranks: Vec<usize>) -> Verdict {
+    let roster = &view.roster;
     ranks.sort_unstable();
     ranks.dedup();
     let mut nodes: Vec<String> = ranks.iter().map(|&r| roster.node(r).name.clone()).collect();
@@ -206,7 +206,7 @@ fn draft(watch: &Watch, reason: Reason, mut ranks: Vec<usize>) -> Verdict {
     });
     let whole_node = reason == Reason::MissedProbes
         && ranks.iter().all(|&r| roster.node(r).ranks.iter().all(|o| ranks.binary_search(o).is_ok()));
-    let last = ranks.first().and_then(|r| watch.board.get(r)).or_else(|| watch.board.get(&roster.rank));
+    let last = ranks.first().and_then(|r| view.board.get(r)).or_else(|| view.board.get(&roster.rank));
     Verdict {
         attempt: roster.attempt,
         accuser: roster.rank,
@@ -221,8 +221,8 @@ fn draft(watch: &Watch, reason: Reason, mut ranks: Vec<usize>) -> Verdict {
         time: jiff::Timestamp::UNIX_EPOCH,
         fact: String::new(),
         evidence: Evidence {
-            interval_s: watch.timing.interval.as_secs_f64(),
-            misses: watch.timing.misses,
+            interval_s: view.timing.interval.as_secs_f64(),
+            misses: view.timing.misses,
             nodes_heard: 1,
             ..Default::default()
         },

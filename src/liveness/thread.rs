@@ -4,7 +4,8 @@
 use super::exit::{self, Reaper};
 use super::message::{Message, Probe};
 use super::process::Processes;
-use super::watch::{Action, Watch};
+use super::view::Action;
+use super::watch::Watch;
 use super::{slow, Progress, Verdict};
 use crate::config::LivenessSection;
 use crate::error::{Exit, Result};

@@ -7,7 +7,7 @@ use crate::layout::Unit;
 use crate::model::block::Block;
 use crate::model::chunk::{Chunk, Micro};
 use crate::model::head::{Head, Projection};
-use crate::model::{Accumulate, Axes, Documents, Params, Positions, Resident, Rope};
+use crate::model::{Accumulate, Axes, Documents, Params, Positions, Resident, Rope, StepOptions};
 use tch::{Device, Tensor};
 
 /// Geometry and rotary tables; the weights are in [`Params`].
@@ -21,17 +21,6 @@ pub struct Llama {
     /// What blocks keep for the backward pass, and how many of the first ones do so (0: all); the others keep everything.
     pub recompute: (Recompute, usize),
     pub axes: Axes,
-}
-
-/// How one micro-batch is turned into gradients.
-#[derive(Clone, Copy, Debug)]
-pub struct StepOptions {
-    /// Factor on the summed loss before differentiation: 1 / tokens of the global batch for a mean.
-    pub grad_scale: f64,
-    /// Weight of (log Z)² in the loss; 0 turns it off.
-    pub z_loss: f64,
-    /// Replace in the first micro-batch of a step, Add in the others.
-    pub grads: Accumulate,
 }
 
 impl Llama {

@@ -2,7 +2,6 @@
 //! would work; all of them are reported together.
 
 use super::numbers::{divisors, multiples, near};
-use super::settings::{fits, fitting};
 use super::shape::Shape;
 use crate::config::{Config, ParallelSection, PipelineSchedule, Problem};
 
@@ -14,9 +13,8 @@ pub fn data_size(p: &ParallelSection, world: usize) -> usize {
     }
 }
 
-/// Clashes of the axes with the world and with the model's shape (where it is known).
+/// Clashes of the axes with the model's shape (where it is known) and among themselves, in a world that they make.
 pub fn check(config: &Config, shape: Option<&Shape>, world: usize, out: &mut Vec<Problem>) {
-    product(config, shape, world, out);
     sequence(config, out);
     sharding(&config.parallel, world, out);
     schedule(&config.parallel, out);
@@ -27,59 +25,31 @@ pub fn check(config: &Config, shape: Option<&Shape>, world: usize, out: &mut Vec
     }
 }
 
-/// tensor × context × pipeline × data = world.
-fn product(config: &Config, shape: Option<&Shape>, world: usize, out: &mut Vec<Problem>) {
-    let p = &config.parallel;
-    let inner = p.tensor * p.context * p.pipeline;
-    let own = format!("tensor {} × context {} × pipeline {}", p.tensor, p.context, p.pipeline);
-    let (fact, start) = match p.data {
-        0 if !world.is_multiple_of(inner) => (
-            format!("{own} = {inner} ranks a replica, which do not divide the world of {world}"),
-            format!("start {} ranks", multiples(world, inner)),
-        ),
-        data if data > 0 && inner * data != world => (
-            format!("{own} × data {data} = {} ranks, but the world has {world}", inner * data),
-            format!("start {} ranks", inner * data),
-        ),
-        _ => return,
+/// The global batch is whole micro-batches on every data-parallel rank.
+pub fn batch(config: &Config, world: usize, out: &mut Vec<Problem>) {
+    let (global, micro) = (config.batch.global, config.batch.micro);
+    let dp = data_size(&config.parallel, world);
+    let unit = micro * dp;
+    if global % unit == 0 {
+        return;
+    }
+    let below = global / unit * unit;
+    let mut hint = match below {
+        0 => format!("batch.global {unit} works"),
+        _ => format!("batch.global {below} or {} works", below + unit),
     };
-    let mut hints = one_axis(config, shape, world);
-    // Where data alone can take up the difference, that is what is wanted.
-    if !world.is_multiple_of(inner) {
-        let settings = fitting(config, shape, world);
-        hints.extend((!settings.is_empty()).then(|| format!("for {world} ranks set {}", settings.join(", or "))));
+    if global % dp == 0 {
+        // Micro-batches that divide a rank's share: the nearest below (1 always does) and above.
+        let share = global / dp;
+        let down = (1..micro.min(share + 1)).rev().find(|m| share.is_multiple_of(*m));
+        let up = (micro + 1..=share).find(|m| share.is_multiple_of(*m));
+        let fits: Vec<String> = [down, up].into_iter().flatten().map(|m| m.to_string()).collect();
+        hint += &format!(", and so does batch.micro {}", fits.join(" or "));
     }
-    hints.push(start);
-    let keys = ["parallel.data", "parallel.tensor", "parallel.context", "parallel.pipeline"];
-    out.push(Problem::new(keys, fact).hint(hints.join(", or ")));
-}
-
-/// What one axis could be, the others as they are.
-fn one_axis(config: &Config, shape: Option<&Shape>, world: usize) -> Vec<String> {
-    let p = &config.parallel;
-    let inner = p.tensor * p.context * p.pipeline;
-    let mut hints = Vec::new();
-    if p.data > 0 && world.is_multiple_of(inner) {
-        hints.push(format!("set parallel.data {} (or 0, whatever the world has)", world / inner));
-    }
-    for (name, own) in [("tensor", p.tensor), ("context", p.context), ("pipeline", p.pipeline)] {
-        let rest = inner / own * p.data.max(1);
-        if !world.is_multiple_of(rest) || (own == 1 && p.data == 0) {
-            continue;
-        }
-        let with = |n: usize| match name {
-            "tensor" => ParallelSection { tensor: n, ..p.clone() },
-            "context" => ParallelSection { context: n, ..p.clone() },
-            _ => ParallelSection { pipeline: n, ..p.clone() },
-        };
-        let whole = |n: &usize| p.data == 0 || *n == world / rest;
-        let sizes = divisors(world / rest).into_iter().filter(whole).filter(|&n| fits(config, shape, world, with(n)));
-        let near = near(own, &sizes.collect::<Vec<_>>());
-        if !near.is_empty() {
-            hints.push(format!("set parallel.{name} to {near}"));
-        }
-    }
-    hints
+    let fact = format!(
+        "{global} sequences a step are not a multiple of micro-batch {micro} × {dp} data-parallel ranks = {unit}"
+    );
+    out.push(Problem::new(["batch.global", "batch.micro", "parallel.data"], fact).hint(hint));
 }
 
 /// Groups that share a copy of the state share out the replicas.

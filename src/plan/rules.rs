@@ -2,18 +2,19 @@
 //!
 //! The checks of single keys have been made: every size is at least 1 and no product here overflows.
 
-use super::axes::{self, data_size};
 use super::numbers::{divisors, multiples, near};
 use super::shape::Shape;
 use super::Ranks;
+use super::{axes, settings};
 use crate::config::{Config, ModelConfig, Problem, Schedule};
 use crate::error::{Error, Exit, Result};
 
 /// All clashes between the values of `config`, the model's shape (where it is known) and the world.
 pub fn check(config: &Config, shape: Option<&Shape>, ranks: &Ranks) -> Vec<Problem> {
     let mut out = Vec::new();
+    settings::product(config, shape, ranks.size, &mut out);
     axes::check(config, shape, ranks.size, &mut out);
-    batch(config, ranks.size, &mut out);
+    axes::batch(config, ranks.size, &mut out);
     schedule(config, &mut out);
     data(config, &mut out);
     copies(config, &mut out);
@@ -37,35 +38,9 @@ fn copies(config: &Config, out: &mut Vec<Problem>) {
         };
         out.push(Problem::new(["checkpoint.export_every", "checkpoint.every"], fact).hint(hint));
     }
-    if let Some(Err(e)) = c.store.as_ref().map(|s| crate::checkpoint::store::place::check(&s.url)) {
+    if let Some(Err(e)) = c.store.as_ref().map(|s| crate::store::place::check(&s.url)) {
         out.push(Problem::new(["checkpoint.store.url"], e.fact).hint(e.hint.unwrap_or_default()));
     }
-}
-
-pub(super) fn batch(config: &Config, world: usize, out: &mut Vec<Problem>) {
-    let (global, micro) = (config.batch.global, config.batch.micro);
-    let dp = data_size(&config.parallel, world);
-    let unit = micro * dp;
-    if global % unit == 0 {
-        return;
-    }
-    let below = global / unit * unit;
-    let mut hint = match below {
-        0 => format!("batch.global {unit} works"),
-        _ => format!("batch.global {below} or {} works", below + unit),
-    };
-    if global % dp == 0 {
-        // Micro-batches that divide a rank's share: the nearest below (1 always does) and above.
-        let share = global / dp;
-        let down = (1..micro.min(share + 1)).rev().find(|m| share.is_multiple_of(*m));
-        let up = (micro + 1..=share).find(|m| share.is_multiple_of(*m));
-        let fits: Vec<String> = [down, up].into_iter().flatten().map(|m| m.to_string()).collect();
-        hint += &format!(", and so does batch.micro {}", fits.join(" or "));
-    }
-    let fact = format!(
-        "{global} sequences a step are not a multiple of micro-batch {micro} × {dp} data-parallel ranks = {unit}"
-    );
-    out.push(Problem::new(["batch.global", "batch.micro", "parallel.data"], fact).hint(hint));
 }
 
 fn schedule(config: &Config, out: &mut Vec<Problem>) {

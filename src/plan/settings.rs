@@ -1,12 +1,67 @@
-//! Settings of the parallel axes that fit a world in which the configured ones do not.
+//! The product of the parallel axes and the world; where they clash, the settings that would fit.
 
-use super::numbers::divisors;
+use super::axes;
+use super::numbers::{divisors, multiples, near};
 use super::shape::Shape;
-use super::{axes, rules};
-use crate::config::{Config, ParallelSection};
+use crate::config::{Config, ParallelSection, Problem};
 
 /// As many are named.
 const SHOWN: usize = 3;
+
+/// tensor × context × pipeline × data = world; else what to change.
+pub fn product(config: &Config, shape: Option<&Shape>, world: usize, out: &mut Vec<Problem>) {
+    let p = &config.parallel;
+    let inner = p.tensor * p.context * p.pipeline;
+    let own = format!("tensor {} × context {} × pipeline {}", p.tensor, p.context, p.pipeline);
+    let (fact, start) = match p.data {
+        0 if !world.is_multiple_of(inner) => (
+            format!("{own} = {inner} ranks a replica, which do not divide the world of {world}"),
+            format!("start {} ranks", multiples(world, inner)),
+        ),
+        data if data > 0 && inner * data != world => (
+            format!("{own} × data {data} = {} ranks, but the world has {world}", inner * data),
+            format!("start {} ranks", inner * data),
+        ),
+        _ => return,
+    };
+    let mut hints = one_axis(config, shape, world);
+    // Where data alone can take up the difference, that is what is wanted.
+    if !world.is_multiple_of(inner) {
+        let settings = fitting(config, shape, world);
+        hints.extend((!settings.is_empty()).then(|| format!("for {world} ranks set {}", settings.join(", or "))));
+    }
+    hints.push(start);
+    let keys = ["parallel.data", "parallel.tensor", "parallel.context", "parallel.pipeline"];
+    out.push(Problem::new(keys, fact).hint(hints.join(", or ")));
+}
+
+/// What one axis could be, the others as they are.
+fn one_axis(config: &Config, shape: Option<&Shape>, world: usize) -> Vec<String> {
+    let p = &config.parallel;
+    let inner = p.tensor * p.context * p.pipeline;
+    let mut hints = Vec::new();
+    if p.data > 0 && world.is_multiple_of(inner) {
+        hints.push(format!("set parallel.data {} (or 0, whatever the world has)", world / inner));
+    }
+    for (name, own) in [("tensor", p.tensor), ("context", p.context), ("pipeline", p.pipeline)] {
+        let rest = inner / own * p.data.max(1);
+        if !world.is_multiple_of(rest) || (own == 1 && p.data == 0) {
+            continue;
+        }
+        let with = |n: usize| match name {
+            "tensor" => ParallelSection { tensor: n, ..p.clone() },
+            "context" => ParallelSection { context: n, ..p.clone() },
+            _ => ParallelSection { pipeline: n, ..p.clone() },
+        };
+        let whole = |n: &usize| p.data == 0 || *n == world / rest;
+        let sizes = divisors(world / rest).into_iter().filter(whole).filter(|&n| fits(config, shape, world, with(n)));
+        let near = near(own, &sizes.collect::<Vec<_>>());
+        if !near.is_empty() {
+            hints.push(format!("set parallel.{name} to {near}"));
+        }
+    }
+    hints
+}
 
 /// The settings nearest to the configured ones with which the model, the sequence and the batch run on `world` ranks, in
 /// words. Where none suits the batch, those that want another `batch.global`, and the words say so.
@@ -17,7 +72,7 @@ pub fn fitting(config: &Config, shape: Option<&Shape>, world: usize) -> Vec<Stri
         let mut clashes = Vec::new();
         axes::check(&changed, shape, world, &mut clashes);
         if with_batch {
-            rules::batch(&changed, world, &mut clashes);
+            axes::batch(&changed, world, &mut clashes);
         }
         clashes.is_empty()
     };

@@ -1,8 +1,8 @@
 //! The model's shape, from wherever the configuration says it comes from.
 
 use super::resume::{differences, SIZES};
-use crate::checkpoint::hf;
 use crate::config::{check, ModelConfig, ModelSection, Problem};
+use crate::convert::hf;
 use crate::error::Exit;
 use serde_json::Value;
 use std::path::Path;

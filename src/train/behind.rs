@@ -3,12 +3,12 @@
 
 use super::report::Report;
 use crate::checkpoint;
-use crate::checkpoint::hf::{Dtype, ExportEvent, Exporter};
-use crate::checkpoint::store::{fetch_newer, Event, Uploader};
 use crate::config::{CheckpointSection, Precision, StoreSection};
+use crate::convert::hf::{Dtype, ExportEvent, Exporter};
 use crate::error::Result;
 use crate::liveness::Progress;
 use crate::plan::Plan;
+use crate::store::{fetch_newer, Event, Uploader};
 use crate::wire::World;
 use serde_json::json;
 use std::path::{Path, PathBuf};

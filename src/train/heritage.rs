@@ -1,9 +1,9 @@
 //! What a run takes over from the model that it starts from: every token that ends a text, and the generation settings. Its
 //! own tokenizer names one end only; a model tuned for chat has more, and would talk on past them.
 
-use crate::checkpoint::hf::{self, generation};
-use crate::checkpoint::weights::Weights;
 use crate::checkpoint::{Meta, SpecialTokens};
+use crate::convert::hf::{self, generation};
+use crate::convert::weights::Weights;
 use crate::data::Tokenizer;
 use crate::error::Result;
 use serde_json::Value;

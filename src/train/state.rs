@@ -3,8 +3,8 @@
 //! A rank makes, reads and saves only the part of each unit that it owns; what others need of it they get through
 //! [`Sharded::publish`]. So no rank ever has more of the model in memory than training itself asks for.
 
-use crate::checkpoint::snapshot::slot::Take;
-use crate::checkpoint::{self, weights::Weights, Group, Meta, Rules, Source, Span, Spec, Team};
+use crate::checkpoint::{self, Group, Meta, Rules, Span, Spec, Team};
+use crate::convert::weights::Weights;
 use crate::error::Result;
 use crate::kernels::host::{floats, floats_mut};
 use crate::layout::Param;
@@ -12,6 +12,8 @@ use crate::model::init;
 use crate::optim::{Optimizer, Slots};
 use crate::parallel::{Groups, How, Sharded};
 use crate::plan::Plan;
+use crate::tiers::snapshot::slot::Take;
+use crate::tiers::Source;
 use crate::wire::World;
 use std::ops::Range;
 use std::path::Path;

@@ -61,7 +61,7 @@ def from_disk(job, notes):
 
 
 def heal_first(job, notes):
-    """The link is back while the deputy's attempt runs: the old supervisor must not disturb it, nor end the job."""
+    """The link is back while the standby's attempt runs: the old supervisor must not disturb it, nor end the job."""
     job.cluster.tool("heal", job.cut)
     job.cut = None
     before = job.step()
@@ -71,13 +71,13 @@ def heal_first(job, notes):
 
 
 def taken_over(job, notes, running=False):
-    """The supervisor's deputy has gone on in its place, in the same job, and has ended the job that lost its batch script."""
+    """The supervisor's standby has gone on in its place, in the same job, and has ended the job that lost its batch script."""
     found = job.events("taken_over")
     if len(found) != 1 or found[0]["lost"] != "herd1" or not (running or job.events("finished")):
         raise Failed(f"taken over: {found}")
     if job.events("requeue") or int(job.state()["Restarts"]):
         raise Failed("it was requeued")
-    notes.append(f"the deputy on {found[0]['by']} took over")
+    notes.append(f"the standby on {found[0]['by']} took over")
 
 
 def one_attempt(job, notes):

@@ -232,7 +232,7 @@ class Job:
         return found[max(found)] if found else {}
 
     def supervisor(self):
-        """Processes of `herd launch`: (parent, supervisor). A deputy's command line has --standby."""
+        """Processes of `herd launch`: (parent, supervisor). A standby's command line has --standby."""
         mine = [p for p, env in processes([" launch ", str(self.config)]) if "SLURM_JOB_ID" in env]
         lines = {p: Path(f"/proc/{p}/cmdline").read_bytes().decode().split("\0") for p in mine}
         parent = [p for p, line in lines.items() if line[0] == "herd-parent"]

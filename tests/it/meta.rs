@@ -1,7 +1,7 @@
 //! Import of Meta's originals: Meta's own forward pass in PyTorch is the oracle, transformers reads what herd exports.
 
 use crate::support::{herd, python, said};
-use herd::checkpoint::weights;
+use herd::convert::weights;
 use herd::error::Exit;
 use std::fs;
 use std::path::Path;

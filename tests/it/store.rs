@@ -24,7 +24,7 @@ fn imported(dir: &Path) -> PathBuf {
         "num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": true, "head_dim": 8
     });
     fs::write(hf.join("config.json"), config.to_string()).unwrap();
-    let model = herd::checkpoint::hf::config::parse(&config).unwrap().model;
+    let model = herd::convert::hf::config::parse(&config).unwrap().model;
     let tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)> = herd::layout::units(&model)
         .into_iter()
         .flat_map(|(_, p)| p)

@@ -2,8 +2,8 @@
 
 use crate::support::{herd, text};
 use crate::train::{bits, herd_pids, lines, losses, wait_for_step, Run};
-use herd::checkpoint::snapshot::place::{known_run_id, Place};
 use herd::error::Exit;
+use herd::tiers::snapshot::place::{known_run_id, Place};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
 //! `herd checkpoint diff`: two checkpoints, tensor by tensor and key by key.
 
 use super::places::say;
-use crate::checkpoint::weights::{self, Weights};
 use crate::checkpoint::{Checkpoint, Group};
+use crate::convert::weights::{self, Weights};
 use crate::error::{Error, Exit, Result};
 use serde_json::{json, Value};
 use std::path::PathBuf;

@@ -1,10 +1,10 @@
 //! `herd checkpoint download`
 
 use super::places::{human, place, say, steps_of, Place};
-use crate::checkpoint::store::persist_fetch;
 use crate::checkpoint::Checkpoint;
 use crate::config::StoreSection;
 use crate::error::{Error, Exit, Result};
+use crate::store::persist_fetch;
 use serde_json::json;
 use std::path::PathBuf;
 

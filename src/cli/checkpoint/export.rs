@@ -1,8 +1,8 @@
 //! `herd checkpoint export`
 
 use super::places::{human, say};
-use crate::checkpoint::hf::{self, Dtype, ExportOptions};
-use crate::checkpoint::weights;
+use crate::convert::hf::{self, Dtype, ExportOptions};
+use crate::convert::weights;
 use crate::error::Result;
 use serde_json::json;
 use std::path::PathBuf;

@@ -1,7 +1,8 @@
 //! `herd checkpoint import`
 
 use super::places::{human, say};
-use crate::checkpoint::{hf, list, weights};
+use crate::checkpoint::list;
+use crate::convert::{hf, weights};
 use crate::error::{Error, Exit, Result};
 use serde_json::json;
 use std::path::PathBuf;

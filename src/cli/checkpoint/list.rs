@@ -1,9 +1,9 @@
 //! `herd checkpoint list`
 
 use super::places::{human, place, say, Place};
-use crate::checkpoint::store::Remote;
 use crate::checkpoint::{list, Checkpoint};
 use crate::error::Result;
+use crate::store::Remote;
 use serde_json::{json, Value};
 use std::path::Path;
 
@@ -58,7 +58,7 @@ fn remote_rows(remote: &Remote, step: Option<u64>) -> Result<Vec<Value>> {
     wanted
         .map(|step| {
             let path = remote.step_url(step);
-            match Checkpoint::of_remote(remote, step) {
+            match remote.checkpoint(step) {
                 Err(e) if e.exit == crate::error::Exit::Store => Err(e),
                 c => Ok(row(Path::new(&path), &c)),
             }

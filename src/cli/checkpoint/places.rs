@@ -1,8 +1,8 @@
 //! What the arguments of the checkpoint commands name: a step directory, a run, a place in an object store.
 
-use crate::checkpoint::store::{place, Remote};
 use crate::checkpoint::{list, Checkpoint};
 use crate::error::{Error, Exit, Result};
+use crate::store::{place, Remote};
 use std::path::{Path, PathBuf};
 
 /// Where checkpoints are looked for.

@@ -1,9 +1,9 @@
 //! `herd checkpoint prune`
 
 use super::places::{checkpoints_of, place, say, Place};
-use crate::checkpoint::store::{self, Ledger};
 use crate::checkpoint::{prune_if, Checkpoint, Keep};
 use crate::error::{Error, Exit, Result};
+use crate::store::{self, Ledger};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 

@@ -26,7 +26,7 @@ pub fn run(args: &Args) -> Result<()> {
     let c = match place(&args.path)? {
         Place::Step(path) => Checkpoint::open(&path)?,
         Place::Run(_) => one(Path::new(&args.path))?,
-        Place::Store(remote, step) => Checkpoint::of_remote(&remote, steps_of(&remote, step)?[0])?,
+        Place::Store(remote, step) => remote.checkpoint(steps_of(&remote, step)?[0])?,
     };
     let files: Vec<Value> = c.file_names().map(|(name, bytes)| json!({ "name": name, "bytes": bytes })).collect();
     let tensors = c.tensors().count();

@@ -1,10 +1,10 @@
 //! `herd checkpoint upload`
 
 use super::places::{checkpoints_of, human, is_step, say};
-use crate::checkpoint::store::{persist_upload, Ledger, Pace, Remote, Way};
 use crate::checkpoint::{list, newest_valid_alone};
 use crate::config::StoreSection;
 use crate::error::{Error, Exit, Result};
+use crate::store::{persist_upload, Ledger, Pace, Remote, Way};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;

@@ -1,8 +1,9 @@
 //! `herd checkpoint verify`
 
 use super::places::{human, place, say, steps_of, Place};
-use crate::checkpoint::{list, store, Checkpoint, FileReport};
+use crate::checkpoint::{list, Checkpoint, FileReport};
 use crate::error::{Error, Exit, Result};
+use crate::store;
 use serde_json::json;
 
 /// Read every byte of one checkpoint, or of all of a run or an object store, and compare the checksums.

@@ -1,7 +1,8 @@
 //! Passes over flat buffers and rows on the CPU: AdamW, norms, sums, casts, the embedding's gradient. They are bound by
 //! memory, so each reads and writes everything once.
 
-use super::simd::{simd_fn, LANES};
+use super::dispatch::simd_fn;
+use super::simd::LANES;
 use super::view::{Real, Rows};
 use crate::kernels::{parallel, AdamW};
 use std::sync::atomic::{AtomicU64, Ordering};

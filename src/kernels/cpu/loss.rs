@@ -1,7 +1,8 @@
 //! Cross-entropy with its gradient in place on the CPU: a row of logits comes from memory once and stays in the cache for
 //! its maximum, its sum of exponentials and its gradient.
 
-use super::simd::{simd_fn, LANES};
+use super::dispatch::simd_fn;
+use super::simd::LANES;
 use super::view::{Real, Rows};
 use crate::kernels::parallel;
 use crate::kernels::LossSums;

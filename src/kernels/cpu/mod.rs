@@ -2,6 +2,7 @@
 //! caller then takes libtorch's way, which also raises the error where the shapes are wrong.
 
 pub mod attend;
+mod dispatch;
 pub mod flat;
 pub mod level;
 pub mod linear;

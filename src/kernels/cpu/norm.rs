@@ -1,6 +1,7 @@
 //! RMSNorm on the CPU: one pass over each row forward, one backward.
 
-use super::simd::{simd_fn, LANES};
+use super::dispatch::simd_fn;
+use super::simd::LANES;
 use super::view::{Real, Rows};
 use crate::kernels::parallel;
 use tch::{Kind, Tensor};

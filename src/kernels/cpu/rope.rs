@@ -1,6 +1,7 @@
 //! Rotary embedding in place on the CPU.
 
-use super::simd::{simd_fn, LANES};
+use super::dispatch::simd_fn;
+use super::simd::LANES;
 use super::view::{Heads, Real, Rows};
 use crate::kernels::parallel;
 use tch::Tensor;

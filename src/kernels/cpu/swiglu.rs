@@ -1,6 +1,7 @@
 //! SwiGLU on the CPU, one pass forward and one backward.
 
-use super::simd::{simd_fn, LANES};
+use super::dispatch::simd_fn;
+use super::simd::LANES;
 use super::view::{Real, Rows};
 use crate::kernels::parallel;
 use tch::Tensor;

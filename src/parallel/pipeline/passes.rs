@@ -6,7 +6,7 @@ use crate::error::{Error, Exit, Result};
 use crate::kernels::LossSums;
 use crate::liveness::inject::Inject;
 use crate::liveness::{Phase, Progress};
-use crate::model::chunk::{Activations, Deferred};
+use crate::model::passes::{Activations, Deferred};
 use crate::model::{Chunk, Llama, Micro, StepOptions, Units};
 use std::collections::hash_map::{Entry, HashMap};
 use tch::{Device, Kind, Tensor};

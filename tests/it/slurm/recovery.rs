@@ -131,9 +131,9 @@ fn memory_of_nodes_that_were_given_up_and_live_is_not_lost() {
     wait_until("the job is cancelled", Duration::from_secs(30), || ended(&cluster, &job));
 }
 
-/// Slurm leaves a job with `--no-kill` running when the node of its batch script is lost: the supervisor's deputy goes on.
+/// Slurm leaves a job with `--no-kill` running when the node of its batch script is lost: the supervisor's standby goes on.
 #[test]
-fn the_first_node_crashes_and_the_deputy_goes_on_in_the_same_job() {
+fn the_first_node_crashes_and_the_standby_goes_on_in_the_same_job() {
     let steps = 300;
     let cluster = Cluster::up(&["--nodes", "4", "--set", "SlurmdTimeout=15", "--cred-expire", "5"]);
     if !cluster.has_namespaces() {
@@ -144,7 +144,7 @@ fn the_first_node_crashes_and_the_deputy_goes_on_in_the_same_job() {
     let job = submit(&run, &cluster, &[]);
     run.reaches(&cluster, &job, 20);
     cluster.ok("kill", &["herd1"]);
-    wait_until("the deputy has taken over", Duration::from_secs(120), || run.events("taken_over").len() == 1);
+    wait_until("the standby has taken over", Duration::from_secs(120), || run.events("taken_over").len() == 1);
     let over = &run.events("taken_over")[0];
     assert!(over["lost"] == "herd1" && over["by"] == "herd4", "{over}");
     run.ends(&cluster, &job);

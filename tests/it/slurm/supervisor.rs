@@ -6,7 +6,7 @@ use super::training::*;
 use herd::error::Exit;
 use std::time::Duration;
 
-/// SIGKILL to the supervisor of a run, and not to its parent or deputy.
+/// SIGKILL to the supervisor of a run, and not to its parent or standby.
 fn kill_supervisor(cluster: &Cluster, run: &Run) {
     let find = format!("for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -v standby | grep -q '^/[^ ]*herd launch' && \
          readlink $p/cwd | grep -qx {} && kill -9 ${{p#/proc/}}; done; true",

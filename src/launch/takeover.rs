@@ -1,0 +1,107 @@
+//! The standby's own side: it listens beside the supervisor, and takes its place when the supervisor's node is lost.
+
+use super::rollcall::{self, Patience};
+use super::standby::{here, BEAT};
+use super::supervise::Supervisor;
+use super::Launch;
+use crate::error::{Error, Exit, Result};
+use crate::slurm::{control, Job};
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{channel, Receiver, RecvTimeoutError};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// After so long without a byte the supervisor's node is asked; it is given up only after `liveness.misses` intervals of silence.
+const SUSPICION: Duration = Duration::from_millis(1250);
+/// How long two nodes may take to answer: this one, which may be busy, and then the other.
+const ROLL_CALL: Patience = Patience { first: Duration::from_secs(5), others: Duration::from_secs(1) };
+
+/// Waits beside the supervisor on node `supervisor`; becomes it when that node is lost. Comes back when the supervisor has
+/// left, or when the run has ended under this one.
+pub fn wait(launch: Launch, job: Job, asked: Arc<AtomicBool>, supervisor: &str) -> Result<Exit> {
+    let own = here(&job);
+    let live = &launch.config.liveness;
+    let limit = Duration::from_secs_f64(live.interval_s * f64::from(live.misses)).max(Duration::from_secs(3));
+    let beats = listen()?;
+    let hosts_file = launch.config.run_dir.join("launch/hosts-standby");
+    let mut heard = Instant::now();
+    let mut silent = 0;
+    while silent < 2 || heard.elapsed() < limit {
+        match beats.recv_timeout(BEAT / 5) {
+            Ok(()) => (heard, silent) = (Instant::now(), 0),
+            Err(RecvTimeoutError::Disconnected) => return Ok(Exit::Ok),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if asked.load(Ordering::Relaxed) {
+            return Ok(Exit::Ok);
+        }
+        if heard.elapsed() < SUSPICION || silent >= 2 {
+            continue;
+        }
+        let asked_both = [own.clone(), supervisor.to_string()];
+        let absent = rollcall::absent(&job, &asked_both, &hosts_file, ROLL_CALL);
+        match (absent.contains(&own), absent.iter().any(|n| n == supervisor)) {
+            // this node is cut off, or the controller is away
+            (true, _) => silent = 0,
+            (false, true) => silent += 1,
+            (false, false) => (heard, silent) = (Instant::now(), 0),
+        }
+    }
+    take_over(launch, job, asked, supervisor)
+}
+
+fn take_over(launch: Launch, job: Job, asked: Arc<AtomicBool>, lost: &str) -> Result<Exit> {
+    speak_into(&launch.config.run_dir.join("launch/standby.log"))?;
+    // srun reads how this step was bound and sized from the environment
+    let of_this_step =
+        ["SLURM_STEP_", "SLURM_CPU_BIND", "SLURM_MEM_BIND", "SLURM_SRUN_", "SLURM_LAUNCH_", "SLURM_TASK_"];
+    let names: Vec<_> = std::env::vars_os().map(|(name, _)| name).collect();
+    for name in names.iter().filter(|n| of_this_step.iter().any(|p| n.to_string_lossy().starts_with(p))) {
+        // SAFETY: the thread that reads standard input reads no variables, and there is no other.
+        unsafe { std::env::remove_var(name) };
+    }
+    tracing::warn!("the supervisor's node {lost} is lost: going on in its place");
+    let address = job.address();
+    let exit = Supervisor::open(launch, job, asked, None)?.after(lost).run()?;
+    // with its batch script lost, nothing but this ends the job
+    if matches!(control::job_state(&address), Ok(Some(state)) if state == "RUNNING") && exit != Exit::Fenced {
+        tracing::info!(
+            "the run has ended with code {}; the job is cancelled, since its batch script is lost",
+            exit.code()
+        );
+        control::cancel(&address)?;
+    }
+    Ok(exit)
+}
+
+/// One message for each byte of the supervisor's; disconnected when its srun has closed.
+fn listen() -> Result<Receiver<()>> {
+    let (send, receive) = channel();
+    let read = move || {
+        let mut bytes = [0u8; 64];
+        let mut input = std::io::stdin().lock();
+        while matches!(input.read(&mut bytes), Ok(1..)) {
+            if send.send(()).is_err() {
+                return;
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("herd-listen".into()).spawn(read);
+    thread.map_err(|e| Error::new(Exit::Internal, format!("cannot start a thread: {e}")))?;
+    Ok(receive)
+}
+
+/// What is said from now on goes to a file: the srun that carried it is on the lost node.
+fn speak_into(path: &Path) -> Result<()> {
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    let file = file.map_err(|e| Error::io(path, "open", &e, Exit::Storage))?;
+    for target in [1, 2] {
+        // SAFETY: two open descriptors; the second becomes another name of the first's file.
+        unsafe { libc::dup2(file.as_raw_fd(), target) };
+    }
+    Ok(())
+}

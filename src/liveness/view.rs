@@ -1,0 +1,125 @@
+//! What a rank knows of the others: who they are, whom it hears, and what they last said. The watch keeps it, the judge reads it.
+
+use super::message::{Message, Probe};
+use super::roster::Roster;
+use super::slow;
+use super::verdict::Verdict;
+use crate::config::LivenessSection;
+use crate::wire::Table;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A probe may be this much later than its interval before it counts as missed: scheduling, polling, the network.
+const SLACK: Duration = Duration::from_millis(400);
+/// A rank that has not been heard yet has at least this long: not all start at the same moment.
+const FIRST: Duration = Duration::from_secs(30);
+
+/// When a silent rank is late, given up, and when those who should have acted on it are given up too.
+#[derive(Clone, Debug)]
+pub struct Timing {
+    pub interval: Duration,
+    pub misses: u32,
+    pub progress: LivenessSection,
+}
+
+impl Timing {
+    pub fn new(config: &LivenessSection) -> Timing {
+        let interval = Duration::from_secs_f64(config.interval_s);
+        Timing { interval, misses: config.misses, progress: config.clone() }
+    }
+
+    /// One miss short of the limit.
+    pub fn late(&self) -> Duration {
+        self.interval * (self.misses - 1) + SLACK / 2
+    }
+
+    pub fn limit(&self) -> Duration {
+        self.interval * self.misses + SLACK
+    }
+
+    pub(super) fn alone(&self) -> Duration {
+        self.limit() + self.interval * 2
+    }
+}
+
+/// What is to be done now.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    Send {
+        to: usize,
+        message: Message,
+    },
+    /// This rank has decided: write the verdict, give it to [`super::Watch::order`], leave.
+    Verdict(Box<Verdict>),
+    /// Another rank has decided: pass it on ([`super::Watch::relay`]), leave.
+    Leave {
+        verdict: Box<Verdict>,
+        written: bool,
+    },
+    /// A rank is slow: an event, nothing more.
+    Slow(slow::Found),
+}
+
+/// A peer's last sign of life.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    pub(super) heard: Duration,
+    pub(super) ever: bool,
+    /// When its silence was last complained about.
+    pub(super) told: Option<Duration>,
+}
+
+impl Seen {
+    pub(super) fn new(now: Duration) -> Seen {
+        Seen { heard: now, ever: false, told: None }
+    }
+
+    pub(super) fn hear(&mut self, now: Duration) {
+        *self = Seen { heard: now, ever: true, told: None };
+    }
+
+    pub(super) fn age(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.heard)
+    }
+
+    pub(super) fn over(&self, now: Duration, limit: Duration) -> bool {
+        self.age(now) > if self.ever { limit } else { limit.max(FIRST) }
+    }
+
+    /// Whether it is time to complain, at most once an interval.
+    pub(super) fn complain(&mut self, now: Duration, every: Duration) -> bool {
+        let due = self.told.is_none_or(|t| now >= t + every);
+        if due {
+            self.told = Some(now);
+        }
+        due
+    }
+}
+
+/// What a rank last said about itself, and when that was heard.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Heard {
+    pub at: Duration,
+    pub probe: Probe,
+}
+
+/// The newest probe of each rank that this one hears about.
+pub(super) type Board = BTreeMap<usize, Heard>;
+
+/// One rank's knowledge.
+pub(super) struct View {
+    pub roster: Roster,
+    pub timing: Timing,
+    /// Those who report to this rank.
+    pub below: BTreeMap<usize, Seen>,
+    pub board: Board,
+    /// Who shares which wire, as far as they are made.
+    pub wires: Vec<Table>,
+}
+
+impl View {
+    /// Whether this rank judges the others: the monitor everybody, the deputy the monitor.
+    pub fn is_monitor(&self) -> bool {
+        self.roster.rank == self.roster.monitor()
+    }
+}

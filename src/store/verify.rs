@@ -1,0 +1,16 @@
+//! A checkpoint in the store, read in full and compared with its manifest. Nothing is written here.
+
+use crate::checkpoint::FileReport;
+use crate::error::Result;
+use crate::store::remote::{digest, Remote};
+
+/// What is wrong with each file of a step, if anything. Errors: [`Exit::Checkpoint`](crate::error::Exit::Checkpoint) for a
+/// manifest that is absent or damaged, [`Exit::Store`](crate::error::Exit::Store) when the store does not answer.
+pub fn verify(remote: &Remote, step: u64) -> Result<Vec<FileReport>> {
+    let (bytes, m) = remote.parsed(step)?;
+    let report = |file| -> Result<FileReport> {
+        let problem = remote.check(step, &digest(&bytes), &m, file)?;
+        Ok(FileReport { name: file.name.clone(), bytes: file.size, problem })
+    };
+    m.files.iter().map(report).collect()
+}

@@ -1,0 +1,154 @@
+//! Writing the newest whole snapshot to disk after the training processes have died.
+//!
+//! One process per surviving node; each writes what lies on its own node, so nothing crosses the network.
+
+use crate::checkpoint::map::Spec;
+use crate::checkpoint::meta::{Meta, Saved};
+use crate::checkpoint::restore::list;
+use crate::checkpoint::Team;
+use crate::checkpoint::{directory, save_by, Rules};
+use crate::error::{Error, Exit, Result};
+use crate::tiers::snapshot::image::Image;
+use crate::tiers::snapshot::inventory::{agreed_place, Entry, Inventory, Set};
+use crate::tiers::snapshot::nodes::Nodes;
+use crate::tiers::snapshot::place::known_run_id;
+use crate::wire::World;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// Elements in memory at a time.
+const BLOCK: usize = 1 << 20;
+
+/// What a flush did.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Flushed {
+    pub step: u64,
+    pub path: PathBuf,
+    /// False: the disk had this step, or a newer one, already.
+    pub written: bool,
+    pub bytes: u64,
+    pub seconds: f64,
+    /// Parts that came from second copies.
+    pub from_partners: usize,
+    /// Newer steps of which a part was missing or damaged.
+    pub passed_over: Vec<u64>,
+}
+
+/// Writes `RUN/checkpoints/step-…` from the newest step whose every part lies on the nodes that take part. Collective.
+///
+/// Errors: [`Exit::NoSnapshot`] when no step is whole and the disk has nothing newer to offer; [`Exit::Storage`].
+pub fn flush(run_dir: &Path, snapshot_dir: &Path, rules: &Rules, world: &World) -> Result<Flushed> {
+    let none = |why: &str| {
+        Error::new(Exit::NoSnapshot, format!("{}: {why}", run_dir.display()))
+            .hint("the run goes on from its newest checkpoint on disk")
+    };
+    let run = world.agree(known_run_id(run_dir))?.ok_or_else(|| none("the run has kept no snapshots"))?;
+    let nodes = Nodes::find(snapshot_dir, world)?;
+    let place = agreed_place(snapshot_dir, run_dir, run, world)?;
+    let mut inventory = Inventory::take(&place, nodes, world)?;
+    let checkpoints = run_dir.join("checkpoints");
+    let on_disk = newest_on_disk(&checkpoints, world)?;
+    let mut passed_over = Vec::new();
+    loop {
+        let sets = inventory.sets();
+        let Some(set) = sets.iter().find(|s| {
+            let whole = s.is_whole();
+            if !whole && !passed_over.contains(&s.step) {
+                passed_over.push(s.step);
+            }
+            whole
+        }) else {
+            return Err(none(&format!(
+                "of {} snapshots in memory of {} nodes no step is whole",
+                inventory.entries.len(),
+                inventory.nodes.leaders().len()
+            )));
+        };
+        passed_over.retain(|&s| s > set.step);
+        if let Some(step) = on_disk.filter(|&d| d >= set.step) {
+            let path = checkpoints.join(directory(step));
+            return Ok(Flushed { step, path, written: false, bytes: 0, seconds: 0.0, from_partners: 0, passed_over });
+        }
+        let chosen: Vec<Entry> = set.copies.iter().filter_map(|c| c.first().copied()).collect();
+        let mut damaged = Vec::new();
+        match write(&checkpoints, &chosen, &inventory, rules, world, &mut damaged) {
+            Ok(Saved { path, bytes, seconds }) => {
+                let from_partners = chosen.iter().filter(|e| e.partner == 1).count();
+                return Ok(Flushed { step: set.step, path, written: true, bytes, seconds, from_partners, passed_over });
+            }
+            Err(e) if e.exit == Exit::Checkpoint => {
+                let set: Set = set.clone();
+                if inventory.drop_damaged(&damaged, world)? == 0 {
+                    inventory.drop_set(&set);
+                }
+                passed_over.push(set.step);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Each node's process writes the parts that were chosen from its node.
+fn write(
+    checkpoints: &Path, chosen: &[Entry], inventory: &Inventory, rules: &Rules, world: &World,
+    damaged: &mut Vec<(u64, u64)>,
+) -> Result<Saved> {
+    let me = world.rank() as u64;
+    let mut images = Vec::new();
+    let mut opened = Ok(());
+    for &entry in chosen.iter().filter(|e| e.leader == me) {
+        match Image::open(entry, Some(&inventory.files[entry.item as usize]), None) {
+            Ok(image) => images.push(image),
+            Err(e) => {
+                damaged.push(entry.id());
+                opened = Err(e);
+            }
+        }
+    }
+    world.agree(opened)?;
+    let meta = agreed_meta(&images, world)?;
+    let specs: Vec<Spec> = images.iter().flat_map(|i| i.table.specs.iter().cloned()).collect();
+    save_by(rules, checkpoints, specs, &meta, Team(Some(world)), &mut |file| {
+        let (mut n, mut buffer) = (0, Vec::new());
+        for image in &mut images {
+            for i in 0..image.table.specs.len() {
+                let len = image.table.specs[i].span.len;
+                for from in (0..len).step_by(BLOCK) {
+                    buffer.resize(BLOCK.min(len - from), 0.0);
+                    image.elements(i, from, &mut buffer).inspect_err(|_| damaged.push(image.entry.id()))?;
+                    file.append(n, &buffer)?;
+                }
+                n += 1;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The description that all parts have, on every rank: rank 0 may hold none of them.
+fn agreed_meta(images: &[Image], world: &World) -> Result<Meta> {
+    let mine = images.first().map(|i| serde_json::to_vec(&i.meta)).transpose();
+    let mine = world.agree(mine.map_err(|e| Error::new(Exit::Internal, e.to_string())))?;
+    let all = world.all_gather_bytes(&mine.unwrap_or_default())?;
+    let some = all.iter().find(|b| !b.is_empty());
+    let some = some.ok_or_else(|| Error::new(Exit::Internal, "a snapshot that no node holds"))?;
+    serde_json::from_slice(some).map_err(|e| Error::new(Exit::Internal, format!("a snapshot's description: {e}")))
+}
+
+/// Step of the newest checkpoint that opens; collective, rank 0 looks.
+fn newest_on_disk(checkpoints: &Path, world: &World) -> Result<Option<u64>> {
+    let mine = match world.rank() {
+        0 => list(checkpoints).map(|all| all.into_iter().find_map(|(_, c)| c.ok()).map(|c| c.meta().step)),
+        _ => Ok(None),
+    };
+    let bytes = world.broadcast_bytes(world.agree(mine)?.map_or(Vec::new(), |s| s.to_le_bytes().to_vec()), 0)?;
+    Ok(bytes.try_into().ok().map(u64::from_le_bytes))
+}
+
+/// Removes this run's snapshots from this node, unless living processes hold them.
+pub fn remove(run_dir: &Path, snapshot_dir: &Path) -> Result<()> {
+    let Some(run) = known_run_id(run_dir)? else { return Ok(()) };
+    let place = crate::tiers::snapshot::place::Place::of(snapshot_dir, run_dir, run)?;
+    place.clean(&|_| false)?;
+    place.remove_if_empty()
+}

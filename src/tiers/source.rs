@@ -1,0 +1,230 @@
+//! The state of one step, wherever its slices lie: in snapshots on this and other nodes, or on disk.
+
+use crate::checkpoint::meta::{Group, Meta};
+use crate::checkpoint::read::{Checkpoint, Compared};
+use crate::checkpoint::slice::{cover, Span};
+use crate::error::{Error, Exit, Result};
+use crate::tiers::snapshot::image::Image;
+use crate::tiers::snapshot::inventory::{Entry, Inventory, Set};
+use crate::wire::World;
+use serde::Serialize;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ops::AddAssign;
+use std::path::Path;
+
+/// Bytes taken from each place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Tally {
+    /// Snapshots in this node's memory.
+    pub node: u64,
+    /// Second copies in this node's memory.
+    pub node_partner: u64,
+    /// Snapshots in another node's memory.
+    pub remote: u64,
+    /// Second copies in another node's memory.
+    pub remote_partner: u64,
+    pub disk: u64,
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, o: Tally) {
+        self.node += o.node;
+        self.node_partner += o.node_partner;
+        self.remote += o.remote;
+        self.remote_partner += o.remote_partner;
+        self.disk += o.disk;
+    }
+}
+
+/// What a run can go on from. Reading is by slice, whatever topology wrote it.
+pub struct Source<'a> {
+    memory: Option<RefCell<Memory<'a>>>,
+    disk: Option<&'a Checkpoint>,
+    meta: Meta,
+    tally: RefCell<Tally>,
+    compared: RefCell<Compared>,
+}
+
+/// A set of snapshots, opened one by one as they are needed.
+struct Memory<'a> {
+    /// For each writer its copies, nearest first.
+    copies: Vec<Vec<Entry>>,
+    images: Vec<Option<Image<'a>>>,
+    /// Where slices of a tensor are, among the opened images: (image, slice).
+    index: HashMap<(Group, String), Vec<(usize, usize)>>,
+    /// Writers in the order in which they are looked at.
+    order: Vec<usize>,
+    opened: usize,
+    inventory: &'a Inventory,
+    world: &'a World,
+    leader: u64,
+    damaged: Vec<(u64, u64)>,
+}
+
+/// Why nothing can be read, and the copies that were found damaged.
+pub type Damaged = (Error, Vec<(u64, u64)>);
+
+impl<'a> Source<'a> {
+    pub fn disk(checkpoint: &'a Checkpoint) -> Source<'a> {
+        let (tally, compared) = (RefCell::default(), RefCell::default());
+        Source { memory: None, meta: checkpoint.meta().clone(), disk: Some(checkpoint), tally, compared }
+    }
+
+    /// `disk`: the checkpoint of the same step and start, for what the set lacks. `served`: a world in which every node
+    /// answers for its snapshots. `Err` holds what was found damaged.
+    pub fn memory(
+        set: &Set, inventory: &'a Inventory, served: &'a World, disk: Option<&'a Checkpoint>,
+    ) -> std::result::Result<Source<'a>, Box<Damaged>> {
+        let (rank, size, old) = (served.rank(), served.size(), set.copies.len());
+        let leader = inventory.nodes.leader[rank] as u64;
+        let mut copies = set.copies.clone();
+        copies.iter_mut().for_each(|c| c.sort_by_key(|e| (e.leader != leader, e.partner)));
+        // Slices that this rank needs are most likely those of the writer with its place in the world.
+        let first = rank * old / size;
+        let mut memory = Memory {
+            images: (0..old).map(|_| None).collect(),
+            order: (0..old).map(|i| (first + i) % old).collect(),
+            index: HashMap::new(),
+            opened: 0,
+            copies,
+            inventory,
+            world: served,
+            leader,
+            damaged: Vec::new(),
+        };
+        let meta = match memory.any_meta() {
+            Ok(meta) => meta,
+            Err(e) => return Err(Box::new((e, memory.damaged))),
+        };
+        let (tally, compared) = (RefCell::default(), RefCell::default());
+        Ok(Source { memory: Some(RefCell::new(memory)), disk, meta, tally, compared })
+    }
+
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// For messages.
+    pub fn name(&self) -> String {
+        match (&self.memory, self.disk) {
+            (None, Some(c)) => c.path().display().to_string(),
+            _ => format!("the snapshots of step {}", self.meta.step),
+        }
+    }
+
+    /// The directory, where it is a checkpoint on disk alone.
+    pub fn path(&self) -> Option<&Path> {
+        self.disk.filter(|_| self.memory.is_none()).map(Checkpoint::path)
+    }
+
+    pub fn tally(&self) -> Tally {
+        *self.tally.borrow()
+    }
+
+    /// What reading from disk has found out about the files.
+    pub(super) fn into_compared(self) -> Compared {
+        self.compared.into_inner()
+    }
+
+    /// Snapshots in which this rank found damage.
+    pub fn damaged(&self) -> Vec<(u64, u64)> {
+        self.memory.as_ref().map(|m| m.borrow().damaged.clone()).unwrap_or_default()
+    }
+
+    /// As [`Checkpoint::read`]: elements `[start, start + out.len())` of the rectangle (`offset`, `extent`) of a tensor.
+    ///
+    /// Errors: [`Exit::Checkpoint`] when an element is nowhere, or a snapshot turns out damaged ([`Source::damaged`]).
+    pub fn read(
+        &self, group: Group, name: &str, offset: &[usize], extent: &[usize], start: usize, out: &mut [f32],
+    ) -> Result<()> {
+        let mut tally = self.tally.borrow_mut();
+        if let Some(memory) = &self.memory {
+            let len = out.len();
+            let want =
+                |s: &[usize]| Span { offset: offset.into(), extent: extent.into(), start, len, ..Span::whole(s) };
+            if memory.borrow_mut().read(group, name, &want, out, &mut tally)? {
+                return Ok(());
+            }
+        }
+        match self.disk {
+            Some(disk) => {
+                tally.disk += 4 * out.len() as u64;
+                disk.read_comparing(group, name, offset, extent, start, out, &mut self.compared.borrow_mut())
+            }
+            None => Err(Error::new(
+                Exit::Checkpoint,
+                format!("{}: not every element of {group} {name} is there", self.name()),
+            )),
+        }
+    }
+}
+
+impl Memory<'_> {
+    fn any_meta(&mut self) -> Result<Meta> {
+        while self.opened < self.order.len() {
+            let opened = self.open_next()?;
+            if let Some(image) = opened.and_then(|i| self.images[i].as_ref()) {
+                return Ok(image.meta.clone());
+            }
+        }
+        Err(Error::new(Exit::Checkpoint, "a set of snapshots without any"))
+    }
+
+    /// Opens the next writer's snapshot, if there is one.
+    fn open_next(&mut self) -> Result<Option<usize>> {
+        let writer = self.order[self.opened];
+        self.opened += 1;
+        let Some(&entry) = self.copies[writer].first() else { return Ok(None) };
+        let here = (entry.leader == self.leader).then(|| &*self.inventory.files[entry.item as usize]);
+        let image = Image::open(entry, here, Some(self.world)).inspect_err(|e| {
+            if e.exit == Exit::Checkpoint {
+                self.damaged.push(entry.id());
+            }
+        })?;
+        for (i, s) in image.table.specs.iter().enumerate() {
+            self.index.entry((s.group, s.name.clone())).or_default().push((writer, i));
+        }
+        self.images[writer] = Some(image);
+        Ok(Some(writer))
+    }
+
+    /// Whether all of it was found.
+    fn read(
+        &mut self, group: Group, name: &str, want: &dyn Fn(&[usize]) -> Span, out: &mut [f32], tally: &mut Tally,
+    ) -> Result<bool> {
+        let key = (group, name.to_string());
+        let (mut looked, mut filled) = (0, Vec::new());
+        loop {
+            let slices = self.index.get(&key).map_or(&[][..], |s| s);
+            for &(writer, i) in &slices[looked..] {
+                let Some(image) = &mut self.images[writer] else { continue };
+                let span = want(&image.table.specs[i].span.shape);
+                if let Some(why) = span.fault() {
+                    return Err(Error::new(Exit::Checkpoint, format!("snapshot: {group} {name}: {why}")));
+                }
+                let got = image.read(i, &span, out).inspect_err(|e| {
+                    if e.exit == Exit::Checkpoint {
+                        self.damaged.push(image.entry.id());
+                    }
+                })?;
+                let bytes: usize = got.iter().map(|r| 4 * (r.1 - r.0)).sum();
+                *match (image.is_remote(), image.entry.partner == 1) {
+                    (false, false) => &mut tally.node,
+                    (false, true) => &mut tally.node_partner,
+                    (true, false) => &mut tally.remote,
+                    (true, true) => &mut tally.remote_partner,
+                } += bytes as u64;
+                filled.extend(got);
+            }
+            looked = slices.len();
+            if cover(filled.clone(), out.len()) {
+                return Ok(true);
+            }
+            if self.opened == self.order.len() {
+                return Ok(false);
+            }
+            self.open_next()?;
+        }
+    }
+}
