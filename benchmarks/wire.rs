@@ -6,7 +6,9 @@
 //! a receive that nobody waits for costs the core it waits on.
 
 use herd::topology::{Axis, Topology};
-use herd::wire::{Op, Via, World};
+use herd::wire::MakeWires;
+use herd::wire::Route;
+use herd::world::{Op, World};
 use mpi::ffi;
 use std::time::Instant;
 use tch::{Kind, Tensor};
@@ -21,11 +23,11 @@ fn main() -> herd::error::Result<()> {
     let n = (megabytes * 250_000).next_multiple_of(64 * size);
     let topo = Topology::data(world.rank(), size);
     for (name, via, made_by_wire) in [
-        ("shared memory, in place", Via::Fastest, true),
-        ("shared memory, staged", Via::Fastest, false),
-        ("messages", Via::Messages, false),
+        ("shared memory, in place", Route::Fastest, true),
+        ("shared memory, staged", Route::Fastest, false),
+        ("messages", Route::Messages, false),
     ] {
-        let wire = world.wire_via(&topo, Axis::Data, via)?;
+        let wire = world.wire_by(&topo, Axis::Data, via)?;
         let t = if made_by_wire { wire.tensor(n, Kind::Float)? } else { Tensor::zeros([n as i64], f32_cpu()) };
         let _ = t.shallow_clone().fill_(1.0);
         let own = t.narrow(0, (n / size * wire.rank()) as i64, (n / size) as i64);
@@ -55,8 +57,8 @@ fn messages(world: &World) -> herd::error::Result<()> {
     let topo = Topology::data(world.rank(), world.size());
     for (name, bytes, rounds) in [("8 bytes", 8usize, 2000), ("4 MiB", 4 << 20, 100)] {
         let t = Tensor::zeros([bytes as i64 / 2], (Kind::BFloat16, tch::Device::Cpu));
-        for (via_name, via) in [("lanes", Via::Fastest), ("messages", Via::Messages)] {
-            let wire = world.wire_via(&topo, Axis::Data, via)?;
+        for (via_name, via) in [("lanes", Route::Fastest), ("messages", Route::Messages)] {
+            let wire = world.wire_by(&topo, Axis::Data, via)?;
             ping_pong(world, name, via_name, bytes, rounds, |first| {
                 let other = 1 - wire.rank();
                 for send in [first, !first] {
@@ -81,8 +83,8 @@ fn messages(world: &World) -> herd::error::Result<()> {
             Ok(())
         })?;
     }
-    for (name, via) in [("lanes", Via::Fastest), ("messages", Via::Messages)] {
-        let wire = world.wire_via(&topo, Axis::Data, via)?;
+    for (name, via) in [("lanes", Route::Fastest), ("messages", Route::Messages)] {
+        let wire = world.wire_by(&topo, Axis::Data, via)?;
         let t = Tensor::zeros([1 << 20], f32_cpu());
         world.barrier()?;
         if world.rank() == 0 {

@@ -4,22 +4,29 @@
 //! Rooms, from the top; a room uses only rooms below it.
 //!
 //! - [`cli`]: arguments, one file per command, exit codes, human output
-//! - [`launch`]: the supervisor: attempts, nodes and spares, requeue, alerts
+//! - [`launch`]: the supervisor: attempts, nodes and spares, retry policy, alerts
 //! - [`train`]: the step, the loop, metrics, progress
-//! - [`generate`]: KV cache, sampling
-//! - [`parallel`]: one file per axis
-//! - [`plan`]: configuration + world → everything resolved; memory formulas
-//! - [`model`]: Llama 3 layers with explicit forward, backward_input, backward_weight
-//! - [`optim`]: AdamW on fp32 state, learning-rate schedules, clipping
-//! - [`checkpoint`]: the universal HDF5 format, restore, Hugging Face import and export
-//! - [`liveness`]: probes, verdicts, the progress watchdog, how a rank leaves
-//! - [`slurm`]: the environment that Slurm gives a step, and its commands
+//! - [`generate`]: KV cache, sampling, chat templates
+//! - [`parallel`]: the pipeline's executor, ZeRO over the replicas, every communicator of a rank; tensor and context
+//!   parallelism are inside the layers of `model`
+//! - [`plan`]: configuration + world → everything resolved; memory and FLOP formulas
+//! - [`schedules`]: pipeline schedules as lists of actions, and the simulator that plays them
+//! - [`optim`]: AdamW on sharded fp32 state, learning-rate schedules, clipping
+//! - [`model`]: Llama 3 layers: `forward`, `backward_input`, `backward_weight`, no autograd
+//! - [`convert`]: models in other forms: Hugging Face, Meta's originals
+//! - [`tiers`]: snapshots in the memory of nodes, their second copies, saving behind the steps, restore over all tiers
+//! - [`store`]: the object store: upload, download, verification
+//! - [`checkpoint`]: the HDF5 format: save, read, verify, prune
+//! - [`liveness`]: probes, monitor, watchdog, verdicts, fencing, how a rank leaves
+//! - [`slurm`]: what Slurm tells a step about itself, what this site's Slurm can do, its commands
 //! - [`data`]: tokenizers, indexed token files, sample order
 //! - [`kernels`]: fused operations, each with its libtorch reference
-//! - [`wire`]: moving bytes between ranks
-//! - [`attempt`], [`durable`], [`events`], [`exit_record`], [`foreign`]: the number that fences old processes, files that survive
-//!   a crash, what happened, why a process left, panics of other people's code
-//! - [`topology`], [`layout`], [`config`], [`error`], [`text`]: values and pure functions
+//! - [`wire`]: tensors between ranks: collectives and messages over MPI, NCCL, and MPI with host staging
+//! - [`world`]: the MPI world: ranks, small host messages, meters
+//! - [`appended`], [`attempt`], [`durable`], [`events`], [`exit_record`], [`foreign`]: small files and how a process leaves:
+//!   the number that fences old processes, files that survive a crash or are rotated, what happened, why a process left,
+//!   panics of other people's code
+//! - [`config`], [`error`], [`layout`], [`text`], [`topology`]: values and pure functions
 
 pub mod appended;
 pub mod attempt;
@@ -42,6 +49,7 @@ pub mod model;
 pub mod optim;
 pub mod parallel;
 pub mod plan;
+pub mod schedules;
 pub mod slurm;
 pub mod store;
 pub mod text;
@@ -49,3 +57,4 @@ pub mod tiers;
 pub mod topology;
 pub mod train;
 pub mod wire;
+pub mod world;

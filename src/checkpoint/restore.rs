@@ -5,7 +5,7 @@ use super::manifest::FileEntry;
 use super::read::{manifest_bytes, Checkpoint, Compared};
 use super::team::Team;
 use crate::error::{Error, Exit, Result};
-use crate::wire::World;
+use crate::world::World;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};

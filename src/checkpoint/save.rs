@@ -14,7 +14,7 @@ use super::recycle;
 use super::team::Team;
 use crate::appended::{gone, is_gone};
 use crate::error::{Error, Exit, Result};
-use crate::wire::World;
+use crate::world::World;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,7 +1,7 @@
 //! The ranks that work on a checkpoint together: an MPI world, or this process alone (commands on one host).
 
 use crate::error::Result;
-use crate::wire::World;
+use crate::world::World;
 
 /// The ranks of a save or a restore. Every method but `rank` and `size` is collective.
 #[derive(Clone, Copy)]

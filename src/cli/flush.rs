@@ -4,7 +4,7 @@ use super::outcome;
 use crate::checkpoint::Rules;
 use crate::error::{Error, Exit, Result};
 use crate::tiers::flush;
-use crate::wire::World;
+use crate::world::World;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 

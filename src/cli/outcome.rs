@@ -4,7 +4,7 @@ use crate::error::{Error, Exit, Result};
 use crate::exit_record;
 use crate::foreign;
 use crate::liveness::{self, Reason};
-use crate::wire::{leave, World};
+use crate::world::{leave, World};
 use std::io::Write;
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;

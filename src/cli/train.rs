@@ -5,7 +5,7 @@ use crate::error::{Exit, Result};
 use crate::kernels::{device, memory};
 use crate::plan::{Plan, Ranks};
 use crate::train::{self, End};
-use crate::wire::World;
+use crate::world::World;
 use std::path::PathBuf;
 
 /// Train a model; started once per rank by srun or mpirun.

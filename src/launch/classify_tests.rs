@@ -1,7 +1,7 @@
 //! What each kind of end means.
 
-use crate::exit_record::ExitRecord;
 use super::*;
+use crate::exit_record::ExitRecord;
 use crate::liveness::{verdict::Evidence, Phase};
 use crate::slurm::messages;
 

@@ -20,7 +20,7 @@ use crate::attempt;
 use crate::error::{Error, Exit, Result};
 use crate::events::Events;
 use crate::slurm::{compress, control, site, Job, Site, StepLine};
-use crate::wire::library;
+use crate::world::library;
 use jiff::Timestamp;
 use serde_json::{json, Value};
 use std::path::PathBuf;

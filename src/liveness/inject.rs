@@ -9,7 +9,7 @@ use super::Progress;
 use crate::attempt;
 use crate::error::{Error, Exit, Result};
 use crate::events::Events;
-use crate::wire::Meters;
+use crate::world::Meters;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
 use std::path::{Path, PathBuf};

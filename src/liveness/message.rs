@@ -4,7 +4,7 @@
 //! the sender's own clock; no wall clock is in it.
 
 use super::{Phase, Verdict};
-use crate::wire::WIRES;
+use crate::world::WIRES;
 use bytemuck::{Pod, Zeroable};
 
 /// A rank's state, by its own threads.

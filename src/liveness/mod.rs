@@ -29,7 +29,7 @@ pub use verdict::{choose, Reason, Verdict};
 use crate::attempt;
 use crate::config::LivenessSection;
 use crate::error::{Error, Exit, Result};
-use crate::wire::{Post, World};
+use crate::world::{Post, World};
 use exit::{Myself, Reaper, MYSELF};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::SeqCst};

@@ -2,7 +2,7 @@
 
 use super::Phase;
 use crate::config::LivenessSection;
-use crate::wire::Meters;
+use crate::world::Meters;
 use std::sync::atomic::{AtomicU64, AtomicU8, Ordering::Relaxed};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

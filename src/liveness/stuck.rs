@@ -8,7 +8,7 @@
 use super::message::Probe;
 use super::verdict::Waiting;
 use super::{Phase, Reason};
-use crate::wire::Table;
+use crate::world::Table;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The ranks to blame, and why.

@@ -10,7 +10,7 @@ use super::{slow, Progress, Verdict};
 use crate::config::LivenessSection;
 use crate::error::{Exit, Result};
 use crate::events::Events;
-use crate::wire::{Meters, Post};
+use crate::world::{Meters, Post};
 use serde_json::json;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};

@@ -5,7 +5,7 @@ use super::roster::Roster;
 use super::slow;
 use super::verdict::Verdict;
 use crate::config::LivenessSection;
-use crate::wire::Table;
+use crate::world::Table;
 use std::collections::BTreeMap;
 use std::time::Duration;
 

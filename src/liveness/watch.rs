@@ -9,7 +9,7 @@ use super::monitor::{silence, Judge};
 use super::roster::Roster;
 use super::verdict::{Reason, Verdict};
 use super::view::{Action, Board, Heard, Seen, Timing, View};
-use crate::wire::Table;
+use crate::world::Table;
 use std::time::Duration;
 
 /// One rank's part.

@@ -12,7 +12,9 @@ use crate::layout::{Param, Sharding, Unit};
 use crate::model::{Axes, Owned};
 use crate::plan::Plan;
 use crate::topology::Axis;
-use crate::wire::{MpiWire, Op, Wire, World};
+use crate::wire::MakeWires;
+use crate::wire::{MpiWire, Wire};
+use crate::world::{Op, World};
 use std::sync::Arc;
 use tch::Tensor;
 

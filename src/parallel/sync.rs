@@ -7,7 +7,8 @@
 use super::Sharded;
 use crate::error::{Error, Exit, Result};
 use crate::layout::Unit;
-use crate::wire::{Wire, World};
+use crate::wire::Wire;
+use crate::world::World;
 use tch::{Device, Kind, Tensor};
 
 /// Compares bit for bit. Collective over the world.

@@ -5,7 +5,9 @@ use crate::error::Result;
 use crate::model::Axes;
 use crate::plan::Plan;
 use crate::topology::Axis;
-use crate::wire::{Wire, World};
+use crate::wire::MakeWires;
+use crate::wire::Wire;
+use crate::world::World;
 use std::sync::Arc;
 
 /// The wires of one rank.

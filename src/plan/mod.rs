@@ -22,7 +22,7 @@ use crate::config::{self, load, Config, DeviceChoice, Draft, ModelConfig, Precis
 use crate::error::{Exit, Result};
 use crate::layout::{stages, Layout, Unit};
 use crate::topology::{Axis, Topology};
-use crate::wire::World;
+use crate::world::World;
 use std::path::Path;
 use tch::{Device, Kind};
 

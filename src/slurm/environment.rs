@@ -5,7 +5,7 @@
 //! a variable of an unknown form costs what it is for, with a line that says so, and never the job.
 
 use super::hostlist;
-use crate::wire::is_step;
+use crate::world::is_step;
 use std::str::FromStr;
 
 /// A Slurm allocation.

@@ -6,7 +6,7 @@
 //! | 24.11 | `srun` refuses `--nodes` beside `--distribution=arbitrary` | [`super::StepLine`] never says both: every version takes the list of hosts alone |
 //! | 24.11 | the PMIx plugin ends a step 0.3 s after one of its nodes or tasks is lost, and the other ranks with it | what is killed after "Job step aborted" blames nobody ([`super::messages`]) |
 //! | 24.05 | a preempted job whose script ends within its grace time is requeued by Slurm itself, and once more if it was requeued by hand before | [`Site::requeues_preempted`] |
-//! | 26.05 | SLURM_STEP_ID is -5 in batch scripts | [`crate::wire::is_step`] |
+//! | 26.05 | SLURM_STEP_ID is -5 in batch scripts | [`crate::world::is_step`] |
 //! | 26.05 | Debian's package has no PMIx plugin | [`Site::plugin`] takes `pmi2` where the MPI can |
 
 use super::process::{command, said};

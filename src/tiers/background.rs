@@ -6,7 +6,7 @@ use crate::checkpoint::Team;
 use crate::checkpoint::{prune, Keep};
 use crate::error::{Error, Exit, Result};
 use crate::tiers::snapshot::slot::Slot;
-use crate::wire::World;
+use crate::world::World;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, Receiver, Sender};

@@ -12,7 +12,7 @@ use crate::tiers::snapshot::image::Image;
 use crate::tiers::snapshot::inventory::{agreed_place, Entry, Inventory, Set};
 use crate::tiers::snapshot::nodes::Nodes;
 use crate::tiers::snapshot::place::known_run_id;
-use crate::wire::World;
+use crate::world::World;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 

@@ -20,7 +20,7 @@ use crate::tiers::snapshot::place::Place;
 use crate::tiers::snapshot::slot::{Owner, Slot};
 use crate::tiers::snapshot::table::Table;
 use crate::tiers::snapshot::Shelf;
-use crate::wire::{Op, World};
+use crate::world::{Op, World};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -11,7 +11,7 @@ use crate::tiers::snapshot::collect;
 use crate::tiers::snapshot::inventory::{agreed_place, Inventory, Set};
 use crate::tiers::snapshot::nodes::Nodes;
 use crate::tiers::source::{Source, Tally};
-use crate::wire::{Request, World};
+use crate::world::{Request, World};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -207,7 +207,7 @@ fn damage(result: Result<()>) -> Result<Option<String>> {
 
 fn sum(t: Tally, world: &World) -> Result<Tally> {
     let mine = [t.node, t.node_partner, t.remote, t.remote_partner, t.disk].map(|n| n as f64);
-    let all = world.all_reduce_f64(&mine, crate::wire::Op::Sum)?;
+    let all = world.all_reduce_f64(&mine, crate::world::Op::Sum)?;
     let n = |i: usize| all[i] as u64;
     Ok(Tally { node: n(0), node_partner: n(1), remote: n(2), remote_partner: n(3), disk: n(4) })
 }

@@ -6,7 +6,7 @@ use crate::checkpoint::slice::{cover, Span};
 use crate::error::{Error, Exit, Result};
 use crate::tiers::snapshot::image::Image;
 use crate::tiers::snapshot::inventory::{Entry, Inventory, Set};
-use crate::wire::World;
+use crate::world::World;
 use serde::Serialize;
 use std::cell::RefCell;
 use std::collections::HashMap;

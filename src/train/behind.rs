@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::liveness::Progress;
 use crate::plan::Plan;
 use crate::store::{fetch_newer, Event, Uploader};
-use crate::wire::World;
+use crate::world::World;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

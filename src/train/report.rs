@@ -10,7 +10,7 @@ use crate::kernels;
 use crate::plan::flops::{self, PerToken};
 use crate::plan::Plan;
 use crate::tiers::keeper::Happened;
-use crate::wire::World;
+use crate::world::World;
 use jiff::Timestamp;
 use serde_json::{json, Value};
 use std::path::Path;

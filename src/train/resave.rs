@@ -6,7 +6,7 @@ use crate::checkpoint::{Rules, Saved};
 use crate::error::Result;
 use crate::liveness::Progress;
 use crate::plan::Plan;
-use crate::wire::World;
+use crate::world::World;
 use std::path::Path;
 
 /// Takes the state as a start of the run would and saves it under `checkpoints`, in the plan's own slices. Collective.

@@ -4,7 +4,7 @@ use crate::appended::{gone, is_gone};
 use crate::checkpoint::directory;
 use crate::config::Config;
 use crate::error::{Error, Exit, Result};
-use crate::wire::World;
+use crate::world::World;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 

@@ -13,7 +13,7 @@ use crate::liveness::{self, Liveness, Phase};
 use crate::parallel::sync;
 use crate::plan::Plan;
 use crate::tiers::keeper::Happened;
-use crate::wire::World;
+use crate::world::World;
 use serde_json::json;
 use std::time::Instant;
 

@@ -22,7 +22,7 @@ use crate::tiers::snapshot::table::Table;
 use crate::tiers::Source;
 use crate::tiers::{self, Tiers};
 use crate::topology::Topology;
-use crate::wire::World;
+use crate::world::World;
 use serde_json::json;
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ pub struct Started {
 pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started> {
     let config = &plan.config;
     let told = Job::current();
-    world.use_device(plan.device)?;
+    crate::wire::use_device(&world, plan.device)?;
     world.agree(report::open_run_directory(plan, world))?;
     let tokenizer = world.agree(Tokenizer::open(&config.data.tokenizer))?;
     world.agree(plan::check_vocabulary(&plan.model, tokenizer.vocab_size(), &config.data.tokenizer))?;

@@ -14,7 +14,7 @@ use crate::parallel::{Groups, How, Sharded};
 use crate::plan::Plan;
 use crate::tiers::snapshot::slot::Take;
 use crate::tiers::Source;
-use crate::wire::World;
+use crate::world::World;
 use std::ops::Range;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};

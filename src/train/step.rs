@@ -13,7 +13,7 @@ use crate::parallel::pipeline::{Pipeline, Work};
 use crate::parallel::CommTiming;
 use crate::plan::Plan;
 use crate::topology::Axis;
-use crate::wire::{Op, World};
+use crate::world::{Op, World};
 use std::time::Duration;
 
 /// What a step needs besides the state it changes.

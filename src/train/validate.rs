@@ -10,7 +10,7 @@ use crate::model::Llama;
 use crate::parallel::pipeline::{Pipeline, Work};
 use crate::plan::Plan;
 use crate::topology::Axis;
-use crate::wire::{Op, World};
+use crate::world::{Op, World};
 
 /// Mean cross-entropy in nats per token over the first `validation.sequences` samples (or all there are).
 pub fn validate(

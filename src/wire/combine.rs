@@ -3,7 +3,7 @@
 //! Every path of a wire calls it with the inputs in rank order, so that a sum has the same bits whatever path, chunk or
 //! bucket it went through. bf16 is combined in fp32 and rounded once.
 
-use super::Op;
+use crate::world::Op;
 use half::bf16;
 use tch::Kind;
 

@@ -4,11 +4,12 @@
 //! The receiver copies with process_vm_readv(2) and marks the letter taken. Nothing polls: whoever writes to a lane
 //! rings the other rank's bell, a futex that its thread sleeps on.
 
-use super::ffi::Comm;
-use super::mail::Job;
-use super::mpi::Span;
-use super::segment::{Parts, Segment};
 use crate::error::{Error, Exit, Result};
+use crate::wire::buffer::TensorBuf;
+use crate::wire::futex;
+use crate::wire::message::TensorMessage;
+use crate::wire::segment::{Parts, Segment};
+use crate::world::ffi::Comm;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -52,10 +53,10 @@ struct Peer {
     node_rank: usize,
     pid: i32,
     /// Of which the first `posted - taken` are in the lane.
-    sends: VecDeque<Job>,
+    sends: VecDeque<TensorMessage>,
     posted: u32,
     taken: u32,
-    receives: VecDeque<Job>,
+    receives: VecDeque<TensorMessage>,
     received: u32,
     /// Bytes of the first receive that are here, and when its copy began.
     copied: usize,
@@ -110,7 +111,7 @@ impl Lanes {
     }
 
     /// Takes the job if its peer is on this node.
-    pub(super) fn accept(&mut self, job: Job) -> Option<Job> {
+    pub(super) fn accept(&mut self, job: TensorMessage) -> Option<TensorMessage> {
         match self.peers.iter_mut().find(|p| p.wire_rank == job.peer) {
             Some(p) if job.send => p.sends.push_back(job),
             Some(p) => p.receives.push_back(job),
@@ -123,7 +124,7 @@ impl Lanes {
         self.peers.iter().all(|p| p.sends.is_empty() && p.receives.is_empty())
     }
 
-    pub(super) fn take_jobs(&mut self) -> Vec<Job> {
+    pub(super) fn take_jobs(&mut self) -> Vec<TensorMessage> {
         self.peers.iter_mut().flat_map(|p| p.sends.drain(..).chain(p.receives.drain(..))).collect()
     }
 
@@ -174,7 +175,7 @@ impl Peer {
             if self.posted.wrapping_sub(self.taken) == DEPTH {
                 break;
             }
-            let span = Span::of(&job.tensor);
+            let span = TensorBuf::of(&job.tensor);
             let letter =
                 Letter { address: span.at(0) as u64, bytes: job.bytes() as u64, kind: job.kind() as i64, nanos: 0 };
             (&raw mut (*lane).ring[(self.posted % DEPTH) as usize]).write(letter);
@@ -207,7 +208,7 @@ impl Peer {
             }
             let since = *self.since.get_or_insert_with(Instant::now);
             let n = slice.min(bytes as usize - self.copied);
-            let to = Span::of(&job.tensor).at(0).wrapping_add(self.copied);
+            let to = TensorBuf::of(&job.tensor).at(0).wrapping_add(self.copied);
             read_memory(self.pid, address + self.copied as u64, to, n).map_err(|e| {
                 let fact = format!("cannot read the memory of rank {}, process {}: {e}", self.wire_rank, self.pid);
                 Error::new(Exit::Peer, fact)
@@ -244,7 +245,7 @@ fn lane(segment: Segment, to: usize, from: usize) -> *mut Lane {
 /// Says that something changed for the rank that sleeps on this bell.
 pub(super) fn ring(bell: &AtomicU32) {
     bell.fetch_add(1, Ordering::SeqCst);
-    super::shared::wake(bell);
+    futex::wake(bell);
 }
 
 /// Copies `len` bytes at `address` of another process.

@@ -3,17 +3,19 @@
 //! The thread sleeps on a bell where lanes carry the message. MPI has no bell, so there it must look: often while a
 //! caller waits, seldom while all compute, because looking takes the core of a rank that computes.
 
-use super::ffi::{stopped, Backoff, Comm, Message};
-use super::lanes::{ring, Lanes, SLICE};
-use super::mpi::Span;
-use super::work::Urgency;
-use super::Work;
 use crate::error::{Error, Exit, Result};
+use crate::wire::buffer::TensorBuf;
+use crate::wire::futex;
+use crate::wire::lanes::{ring, Lanes, SLICE};
+use crate::wire::message::TensorMessage;
+use crate::wire::work::Urgency;
+use crate::wire::Work;
+use crate::world::ffi::{stopped, Backoff, Comm, Message};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::mpsc::{channel, Sender};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 const TAG: i32 = 4;
 /// How often the stop flag is looked at while nothing rings.
@@ -26,40 +28,11 @@ const PATIENCE: u32 = 50;
 /// A message up to this long is copied by the caller that starts to receive it, if it is there already.
 const SHORT: usize = 64 << 10;
 
-/// A message; it holds its tensor, so that the memory outlives it.
-pub(super) struct Job {
-    pub(super) tensor: Tensor,
-    pub(super) send: bool,
-    /// Rank on the wire.
-    pub(super) peer: usize,
-    started: Instant,
-    done: Sender<Result<Duration>>,
-}
-
-impl Job {
-    pub(super) fn kind(&self) -> Kind {
-        self.tensor.kind()
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.tensor.numel() * self.kind().elt_size_in_bytes()
-    }
-
-    /// After an error the tensor is leaked: somebody may still read or write it.
-    pub(super) fn finish(self, result: Result<Duration>) {
-        if result.is_err() {
-            std::mem::forget(self.tensor);
-        }
-        // The caller may have dropped the Work.
-        let _ = self.done.send(result);
-    }
-}
-
 /// The messages of one wire.
 pub(super) struct Mail(Arc<Desk>);
 
 struct Desk {
-    new: Mutex<Vec<Job>>,
+    new: Mutex<Vec<TensorMessage>>,
     state: Mutex<State>,
     bell: &'static AtomicU32,
     /// Callers that block in [`Work::wait`].
@@ -72,7 +45,7 @@ struct State {
     comm: Comm,
     stop: Arc<AtomicBool>,
     lanes: Option<Lanes>,
-    messages: Vec<(Job, Message)>,
+    messages: Vec<(TensorMessage, Message)>,
     broken: Option<Error>,
     /// The thread sleeps without looking at the stop flag.
     resting: bool,
@@ -120,7 +93,7 @@ impl Mail {
                 .map_err(|e| Error::new(Exit::Internal, format!("cannot start a communication thread: {e}")))?;
         }
         let (done, rx) = channel();
-        let job = Job { tensor: tensor.shallow_clone(), send, peer, started: Instant::now(), done };
+        let job = TensorMessage { tensor: tensor.shallow_clone(), send, peer, started: Instant::now(), done };
         lock(&desk.new).push(job);
         // At once and here if nobody is moving bytes right now; else the thread does it next.
         let left_over = match desk.state.try_lock() {
@@ -181,18 +154,18 @@ fn serve(desk: &Desk) {
         match next {
             Next::Again => backoff = Backoff::default(),
             Next::Look if desk.waiting.load(Ordering::SeqCst) > 0 => backoff.step(),
-            Next::Look => super::shared::sleep(desk.bell, seen, SELDOM),
-            Next::Bell => super::shared::sleep(desk.bell, seen, LOOK),
+            Next::Look => futex::sleep(desk.bell, seen, SELDOM),
+            Next::Bell => futex::sleep(desk.bell, seen, LOOK),
             Next::Idle if desk.closed.load(Ordering::SeqCst) => return,
-            Next::Idle if idle > PATIENCE => super::shared::sleep(desk.bell, seen, Duration::from_secs(60)),
-            Next::Idle => super::shared::sleep(desk.bell, seen, LOOK),
+            Next::Idle if idle > PATIENCE => futex::sleep(desk.bell, seen, Duration::from_secs(60)),
+            Next::Idle => futex::sleep(desk.bell, seen, LOOK),
         }
     }
 }
 
 impl State {
     /// Starts what callers have handed in, in their order.
-    fn accept(&mut self, new: &Mutex<Vec<Job>>) {
+    fn accept(&mut self, new: &Mutex<Vec<TensorMessage>>) {
         for job in std::mem::take(&mut *lock(new)) {
             let rest = match (&self.broken, &mut self.lanes) {
                 (None, Some(lanes)) => lanes.accept(job),
@@ -203,7 +176,7 @@ impl State {
                 job.finish(Err(e.clone()));
                 continue;
             }
-            let (data, len) = (Span::of(&job.tensor).at(0), job.bytes());
+            let (data, len) = (TensorBuf::of(&job.tensor).at(0), job.bytes());
             // SAFETY: the job holds the tensor until it is finished, and leaks it after an error.
             let message = unsafe {
                 match job.send {
@@ -265,7 +238,7 @@ impl State {
     /// Every message under way and all later ones end with this error: the ranks no longer agree on what matches what.
     fn fail(&mut self, e: Error) {
         let jobs = self.messages.drain(..).map(|(job, _)| job);
-        let jobs: Vec<Job> = jobs.chain(self.lanes.iter_mut().flat_map(Lanes::take_jobs)).collect();
+        let jobs: Vec<TensorMessage> = jobs.chain(self.lanes.iter_mut().flat_map(Lanes::take_jobs)).collect();
         for job in jobs {
             job.finish(Err(e.clone()));
         }

@@ -5,11 +5,11 @@
 //! reduce-scatter and an all-gather, which is the least possible. Long tensors go in slabs, the next slab's pieces
 //! travelling with the last one's results.
 
-use super::combine::combine;
-use super::ffi::{Comm, Requests};
-use super::mpi::Span;
-use super::Op;
 use crate::error::Result;
+use crate::wire::buffer::TensorBuf;
+use crate::wire::combine::combine;
+use crate::world::ffi::{Comm, Requests};
+use crate::world::Op;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
@@ -41,7 +41,7 @@ impl Messages {
     /// # Safety
     /// For this and the other collectives: the spans are valid, aligned and nobody else's until the call returns `Ok`;
     /// after an error they must never be freed.
-    pub(super) unsafe fn all_reduce(&mut self, kind: Kind, op: Op, t: Span) -> Result<()> {
+    pub(super) unsafe fn all_reduce(&mut self, kind: Kind, op: Op, t: TensorBuf) -> Result<()> {
         let n = t.len;
         if n * t.width * self.size <= SMALL {
             return self.all_to_all_reduce(kind, op, t);
@@ -73,7 +73,7 @@ impl Messages {
         req.wait(&self.stop, "all-reduce")
     }
 
-    unsafe fn all_to_all_reduce(&mut self, kind: Kind, op: Op, t: Span) -> Result<()> {
+    unsafe fn all_to_all_reduce(&mut self, kind: Kind, op: Op, t: TensorBuf) -> Result<()> {
         let room = self.room(t.len * t.width);
         let mut req = Requests::default();
         self.swap_pieces(&mut req, t, |_| 0..t.len, room)?;
@@ -86,7 +86,9 @@ impl Messages {
     ///
     /// # Safety
     /// See [`Messages::all_reduce`].
-    pub(super) unsafe fn reduce_scatter(&mut self, kind: Kind, op: Op, input: Span, output: Span) -> Result<()> {
+    pub(super) unsafe fn reduce_scatter(
+        &mut self, kind: Kind, op: Op, input: TensorBuf, output: TensorBuf,
+    ) -> Result<()> {
         let slab = (SLAB / input.width / self.size).max(1);
         let room = self.room(slab * input.width);
         for a in (0..output.len).step_by(slab) {
@@ -102,7 +104,7 @@ impl Messages {
 
     /// # Safety
     /// See [`Messages::all_reduce`].
-    pub(super) unsafe fn all_gather(&mut self, input: Span, output: Span) -> Result<()> {
+    pub(super) unsafe fn all_gather(&mut self, input: TensorBuf, output: TensorBuf) -> Result<()> {
         let own = output.at(self.rank * input.len);
         if input.at(0) != own {
             std::ptr::copy_nonoverlapping(input.at(0), own, input.len * input.width);
@@ -122,7 +124,7 @@ impl Messages {
 
     /// # Safety
     /// See [`Messages::all_reduce`].
-    pub(super) unsafe fn broadcast(&mut self, t: Span, root: usize) -> Result<()> {
+    pub(super) unsafe fn broadcast(&mut self, t: TensorBuf, root: usize) -> Result<()> {
         let mut req = Requests::default();
         req.broadcast(&self.comm, t.at(0), t.len * t.width, root)?;
         req.wait(&self.stop, "broadcast")
@@ -147,7 +149,7 @@ impl Messages {
 
     /// Starts: piece `r` of mine to rank `r`, everyone's piece of mine into the scratch.
     unsafe fn swap_pieces(
-        &self, req: &mut Requests, t: Span, piece: impl Fn(usize) -> Range<usize>, room: usize,
+        &self, req: &mut Requests, t: TensorBuf, piece: impl Fn(usize) -> Range<usize>, room: usize,
     ) -> Result<()> {
         let mine = piece(self.rank).len() * t.width;
         for r in self.others() {

@@ -1,52 +1,39 @@
-//! Moving bytes between ranks.
+//! Moving tensors between ranks (the data plane).
 //!
-//! [`World`] is the MPI process world: who am I, who is on my node, small host messages (control plane).
-//! [`Wire`] is one axis's communicator for tensors (data plane): collectives start at once, finish in the order they
-//! were started on every rank, and are waited for through [`Work`]. Implementations: `mpi` on host memory, `nccl` on
-//! device memory, `staged` for device memory that passes through the host. docs/wires.md compares them.
+//! [`Wire`] is one axis's communicator for tensors: collectives start at once, finish in the order they were started on every rank,
+//! and are waited for through [`Work`]. [`MakeWires`] makes them from a [`crate::world::World`]. Implementations: `mpi` on host memory,
+//! `nccl` on device memory, `staged` for device memory that passes through the host. docs/wires.md compares them.
 
-mod carrier;
+mod backend;
+mod buffer;
 mod combine;
-mod control;
 mod dynamic;
-mod ffi;
+mod futex;
 mod groups;
 mod lanes;
 mod mail;
+mod message;
 mod messages;
-mod meters;
 mod mpi;
 mod nccl;
-mod post;
+mod route;
 mod segment;
-mod serve;
 mod shared;
 mod staged;
-mod stream;
 mod work;
-mod world;
 
 pub use self::mpi::MpiWire;
 pub use self::nccl::NcclWire;
-pub use carrier::Carrier;
-pub use meters::{Meters, Reading, Table, WIRES};
-pub use post::Post;
-pub use serve::Request;
+pub use backend::{chosen, use_device, Backend};
+pub use groups::MakeWires;
+pub use route::Route;
 pub use shared::shared_bytes;
 pub use staged::StagedWire;
-pub use stream::Incoming;
 pub use work::{Timing, Work};
-pub use world::{is_step, leave, library, Via, World};
 
 use crate::error::Result;
+use crate::world::Op;
 use tch::{Kind, Tensor};
-
-/// How elements are combined.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Op {
-    Sum,
-    Max,
-}
 
 /// Collectives and messages of one axis on contiguous tensors.
 ///

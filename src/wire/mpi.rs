@@ -3,40 +3,22 @@
 //!
 //! The thread, not MPI's progress, is what lets communication go on while the caller computes.
 
-use super::combine::element_size;
-use super::ffi::Comm;
-use super::mail::Mail;
-use super::messages::Messages;
-use super::meters::Meter;
-use super::shared::{Memory, Shared};
-use super::world::Via;
-use super::{Op, Wire, Work};
 use crate::error::{Error, Exit, Result};
+use crate::wire::buffer::{fits, is_peer, is_root, usable, TensorBuf};
+use crate::wire::combine::element_size;
+use crate::wire::mail::Mail;
+use crate::wire::messages::Messages;
+use crate::wire::route::Route;
+use crate::wire::shared::{Memory, Shared};
+use crate::wire::{Wire, Work};
+use crate::world::ffi::Comm;
+use crate::world::meters::Meter;
+use crate::world::Op;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
-
-/// `len` elements of `width` bytes in the memory of a tensor.
-#[derive(Clone, Copy)]
-pub(super) struct Span {
-    start: *mut u8,
-    pub(super) len: usize,
-    pub(super) width: usize,
-}
-
-impl Span {
-    pub(super) fn of(t: &Tensor) -> Span {
-        Span { start: t.data_ptr().cast(), len: t.numel(), width: element_size(t.kind()).unwrap_or(1) }
-    }
-
-    /// Address of element `i`.
-    pub(super) fn at(&self, i: usize) -> *mut u8 {
-        debug_assert!(i <= self.len);
-        self.start.wrapping_add(i * self.width)
-    }
-}
 
 enum What {
     AllReduce(Op),
@@ -83,12 +65,12 @@ impl MpiWire {
     }
 
     /// Collective over `comm`.
-    pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>, via: Via, meter: Meter) -> Result<MpiWire> {
+    pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>, via: Route, meter: Meter) -> Result<MpiWire> {
         let (rank, size) = (comm.rank()?, comm.size()?);
         let flag = stop.clone();
         let node = comm.split_node()?;
-        let one_node = via == Via::Fastest && node.size()? == size;
-        let mail = Mail::new(&comm, (via == Via::Fastest).then_some(&node), stop.clone())?;
+        let one_node = via == Route::Fastest && node.size()? == size;
+        let mail = Mail::new(&comm, (via == Route::Fastest).then_some(&node), stop.clone())?;
         let path = match one_node {
             true => match Shared::new(comm, stop.clone())? {
                 Ok(shared) => Path::Shared(shared),
@@ -137,34 +119,6 @@ impl MpiWire {
             Some(mail) => Ok(mail.start(tensor, send, peer)?.metered(self.meter.clone(), Some(peer))),
             None => Ok(Work::ready()),
         }
-    }
-}
-
-/// Checks that `many` has `size` times the elements of `one`, and the same dtype.
-pub(super) fn fits(call: &str, size: usize, one: &Tensor, many: &Tensor) -> Result<()> {
-    if one.numel() * size == many.numel() && one.kind() == many.kind() {
-        return Ok(());
-    }
-    let (a, b) = ((one.numel(), one.kind()), (many.numel(), many.kind()));
-    let fact = format!("{call} over {size} ranks between {} elements of {:?} and {} of {:?}", a.0, a.1, b.0, b.1);
-    Err(Error::new(Exit::Internal, fact))
-}
-
-/// Checks a rank that a message goes to or comes from.
-pub(super) fn is_peer(send: bool, rank: usize, size: usize, peer: usize) -> Result<()> {
-    if peer < size && peer != rank {
-        return Ok(());
-    }
-    let way = if send { "to" } else { "from" };
-    let fact = format!("rank {rank} started a message {way} rank {peer} on an axis of {size}");
-    Err(Error::new(Exit::Internal, fact))
-}
-
-/// Checks the rank that a broadcast starts from.
-pub(super) fn is_root(size: usize, root: usize) -> Result<()> {
-    match root < size {
-        true => Ok(()),
-        false => Err(Error::new(Exit::Internal, format!("broadcast from rank {root} of {size}"))),
     }
 }
 
@@ -237,21 +191,6 @@ impl Wire for MpiWire {
     }
 }
 
-/// Checks that a wire for tensors of `device` can move `t`.
-pub(super) fn usable(t: &Tensor, device: Device) -> Result<()> {
-    let fail = |why: String| Err(Error::new(Exit::Internal, format!("a tensor for a wire {why}")));
-    if t.device() != device {
-        return fail(format!("is on {:?}; this wire moves tensors on {device:?}", t.device()));
-    }
-    if !t.is_contiguous() {
-        return fail(format!("of shape {:?} is not contiguous", t.size()));
-    }
-    match element_size(t.kind()) {
-        Some(_) => Ok(()),
-        None => fail(format!("is {:?}; wires carry f32, f64, i64, u8 and bf16", t.kind())),
-    }
-}
-
 /// The communication thread. After the first error every later collective gets the same one: the ranks no longer agree
 /// on what is under way.
 fn serve(mut path: Path, jobs: Receiver<Job>, meter: &Meter, stop: &AtomicBool) {
@@ -280,8 +219,8 @@ fn serve(mut path: Path, jobs: Receiver<Job>, meter: &Meter, stop: &AtomicBool) 
 
 fn run(path: &mut Path, job: &Job) -> Result<()> {
     let kind = job.input.kind();
-    let input = Span::of(&job.input);
-    let output = job.output.as_ref().map_or(input, Span::of);
+    let input = TensorBuf::of(&job.input);
+    let output = job.output.as_ref().map_or(input, TensorBuf::of);
     // SAFETY: the job holds the tensors, whose users wait for the Work; `serve` leaks them after an error.
     unsafe {
         match (path, &job.what) {

@@ -4,8 +4,8 @@
 //! process is killed, is not limited by the size of /dev/shm, may use huge pages, and running out of memory is an
 //! answer instead of a SIGBUS.
 
-use super::ffi::Comm;
 use crate::error::Result;
+use crate::world::ffi::Comm;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::AtomicBool;
 

@@ -1,15 +1,16 @@
 //! Collectives among the ranks of one node through memory that all of them map.
 //!
-//! A tensor made by [`super::Wire::tensor`] lies in such memory: its peers read it where it is, and a reduction costs
+//! A tensor made by [`crate::wire::Wire::tensor`] lies in such memory: its peers read it where it is, and a reduction costs
 //! one pass over the data. Other tensors go through a small stage per rank, slab by slab. Ranks meet at counters in
 //! shared memory and sleep on a futex, because spinning would take the core of a rank that computes.
 
-use super::combine::combine;
-use super::ffi::{stopped, Comm};
-use super::mpi::Span;
-use super::segment::{Parts, Segment};
-use super::Op;
 use crate::error::{Error, Exit, Result};
+use crate::wire::buffer::TensorBuf;
+use crate::wire::combine::combine;
+use crate::wire::futex::{sleep, wake};
+use crate::wire::segment::{Parts, Segment};
+use crate::world::ffi::{stopped, Comm};
+use crate::world::Op;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -27,7 +28,7 @@ pub(super) struct Memory {
     segments: Mutex<Vec<Segment>>,
 }
 
-/// Bytes that tensors made by [`super::Wire::tensor`] hold outside libtorch's allocator, in this process.
+/// Bytes that tensors made by [`crate::wire::Wire::tensor`] hold outside libtorch's allocator, in this process.
 pub fn shared_bytes() -> u64 {
     SHARED_BYTES.load(Ordering::Relaxed)
 }
@@ -65,7 +66,7 @@ struct Call {
 const NAMES: [&str; 4] = ["all-reduce", "reduce-scatter", "all-gather", "broadcast"];
 
 impl Call {
-    fn new(name: usize, kind: Kind, t: Span, root: usize) -> Call {
+    fn new(name: usize, kind: Kind, t: TensorBuf, root: usize) -> Call {
         Call { name: name as u32, kind: kind as i32, len: t.len as u64, root: root as u64 }
     }
 
@@ -122,7 +123,7 @@ impl Shared {
     /// # Safety
     /// For this and the other collectives: the spans are valid, aligned and nobody else's until the call returns `Ok`;
     /// after an error they must never be freed.
-    pub(super) unsafe fn all_reduce(&mut self, kind: Kind, op: Op, t: Span) -> Result<()> {
+    pub(super) unsafe fn all_reduce(&mut self, kind: Kind, op: Op, t: TensorBuf) -> Result<()> {
         let call = Call::new(0, kind, t, 0);
         if let Some(all) = self.direct(call, t)? {
             let share = |r: usize| (t.len * r / self.size).next_multiple_of(GRAIN).min(t.len);
@@ -146,7 +147,9 @@ impl Shared {
     ///
     /// # Safety
     /// See [`Shared::all_reduce`].
-    pub(super) unsafe fn reduce_scatter(&mut self, kind: Kind, op: Op, input: Span, output: Span) -> Result<()> {
+    pub(super) unsafe fn reduce_scatter(
+        &mut self, kind: Kind, op: Op, input: TensorBuf, output: TensorBuf,
+    ) -> Result<()> {
         let call = Call::new(1, kind, input, 0);
         let chunk = output.len;
         if let Some(all) = self.direct(call, input)? {
@@ -174,7 +177,7 @@ impl Shared {
     ///
     /// # Safety
     /// See [`Shared::all_reduce`].
-    pub(super) unsafe fn all_gather(&mut self, kind: Kind, input: Span, output: Span) -> Result<()> {
+    pub(super) unsafe fn all_gather(&mut self, kind: Kind, input: TensorBuf, output: TensorBuf) -> Result<()> {
         let call = Call::new(2, kind, input, 0);
         if let Some(all) = self.direct(call, input)? {
             for (r, &from) in all.iter().enumerate() {
@@ -198,7 +201,7 @@ impl Shared {
 
     /// # Safety
     /// See [`Shared::all_reduce`].
-    pub(super) unsafe fn broadcast(&mut self, kind: Kind, t: Span, root: usize) -> Result<()> {
+    pub(super) unsafe fn broadcast(&mut self, kind: Kind, t: TensorBuf, root: usize) -> Result<()> {
         let call = Call::new(3, kind, t, root);
         if let Some(all) = self.direct(call, t)? {
             std::ptr::copy(all[root], t.at(0), t.len * t.width);
@@ -219,7 +222,7 @@ impl Shared {
     }
 
     /// Everyone's tensor of a call too long for one stage, when all of them lie in shared memory.
-    unsafe fn direct(&mut self, call: Call, t: Span) -> Result<Option<Vec<*mut u8>>> {
+    unsafe fn direct(&mut self, call: Call, t: TensorBuf) -> Result<Option<Vec<*mut u8>>> {
         if t.len * t.width <= STAGE {
             return Ok(None);
         }
@@ -233,14 +236,14 @@ impl Shared {
     }
 
     /// Meets the others, all with full stages; returns the stages of this meeting in rank order.
-    unsafe fn exchange(&mut self, call: Call, t: Span) -> Result<Vec<*const u8>> {
+    unsafe fn exchange(&mut self, call: Call, t: TensorBuf) -> Result<Vec<*const u8>> {
         let stages = (0..self.size).map(|r| self.stage(r).cast_const()).collect();
         self.announce(call, t)?;
         Ok(stages)
     }
 
     /// Meets the others and checks that all started the same call.
-    unsafe fn announce(&mut self, call: Call, t: Span) -> Result<Vec<Notice>> {
+    unsafe fn announce(&mut self, call: Call, t: TensorBuf) -> Result<Vec<Notice>> {
         let (segment, offset) = {
             let segments = self.memory.segments.lock().unwrap_or_else(|e| e.into_inner());
             let find = |s: &Segment| s.offset(self.rank, t.at(0), t.len * t.width);
@@ -319,17 +322,4 @@ fn odd_one(calls: &[Call]) -> Option<usize> {
         (Some(r), None) if calls.len() > 2 => Some(r),
         _ => None,
     }
-}
-
-/// Wakes every rank that sleeps on `word` (futex(2), not private: the sleepers are other processes).
-pub(super) fn wake(word: &AtomicU32) {
-    // SAFETY: the word is mapped; no time limit is passed.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
-}
-
-/// Sleeps while `word` is `now`, at most `limit`.
-pub(super) fn sleep(word: &AtomicU32, now: u32, limit: Duration) {
-    let limit = libc::timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos() as i64 };
-    // SAFETY: the word is mapped and the limit outlives the call.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, now, &limit) };
 }

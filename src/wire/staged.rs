@@ -5,10 +5,12 @@
 //! The copy back is made by whoever waits for the work. Receives have nothing to copy first and start at once. Sums are
 //! the host wire's: the same bits as on the CPU.
 
-use super::mpi::{fits, is_peer, is_root, usable, MpiWire};
-use super::work::{orphaned, Later};
-use super::{Op, Wire, Work};
 use crate::error::{Error, Exit, Result};
+use crate::wire::buffer::{fits, is_peer, is_root, usable};
+use crate::wire::mpi::MpiWire;
+use crate::wire::work::{orphaned, Later};
+use crate::wire::{Wire, Work};
+use crate::world::Op;
 use std::sync::mpsc::{channel, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};

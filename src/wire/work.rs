@@ -1,7 +1,7 @@
 //! A collective or message under way.
 
-use super::meters::Meter;
 use crate::error::{Error, Exit, Result};
+use crate::world::meters::Meter;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Timing {
     /// Time the wire was busy with it. For a message: the copy, where a lane carries it (see docs/wires.md), else the
-    /// time since it was started. NCCL: zero, see [`super::Wire::measured`].
+    /// time since it was started. NCCL: zero, see [`crate::wire::Wire::measured`].
     pub busy: Duration,
     /// Time [`Work::wait`] blocked: the exposed part.
     pub exposed: Duration,

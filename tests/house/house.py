@@ -174,6 +174,16 @@ def circles(uses):
     return out
 
 
+def listed(text, mark):
+    """Names of rooms in another list, in order: the backquoted words before the colon of each line that begins with mark."""
+    order = []
+    for line in text.splitlines():
+        if line.startswith(mark) and ":" in line:
+            names = re.findall(r"`(\w+)`", line.split(": ", 1)[0])
+            order += [set(names)] if names else []
+    return order
+
+
 def rooms():
     """Names of rooms from the README's map, the top first; rooms of one line are one."""
     text = (ROOT / "README.md").read_text()
@@ -200,6 +210,13 @@ def main():
         for m in part:
             print("   ", say(m), "→", ", ".join(say(u) for u in sorted(house.uses[m]) if u in part))
     order = rooms()
+    crate = (SRC / "lib.rs").read_text()
+    if listed(crate, "//! - [") != order:
+        wrong.append("the crate's # Layout is another list than the README's map")
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    page = page[page.index("## Rooms") : page.index("## One step")]
+    if listed(page, "- `") != order:
+        wrong.append("docs/architecture.md, Rooms, is another list than the README's map")
     place = {room: i for i, level in enumerate(order) for room in level}
     for m in sorted(house.file):
         if not m:

@@ -6,7 +6,7 @@ use herd::config::ModelConfig;
 use herd::error::Exit;
 use herd::layout::{units, Layout};
 use herd::topology::Topology;
-use herd::wire::World;
+use herd::world::World;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

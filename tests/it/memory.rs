@@ -4,7 +4,7 @@ use super::support::ranks;
 use super::train::Run;
 use herd::kernels::memory;
 use herd::plan::{memory::Memory, Plan, Ranks};
-use herd::wire::World;
+use herd::world::World;
 use std::path::{Path, PathBuf};
 
 /// What the formula promises.
@@ -75,7 +75,7 @@ fn memory_of_every_stage_and_recompute_on_4_ranks() {
             let sets: Vec<&str> = cell.iter().copied().chain([recompute.as_str()]).collect();
             let (formula, seen) = run(&dir, &sets.join(" "), &sets, &world);
             let off = seen as f64 / formula.total() as f64 - 1.0;
-            let all = world.all_reduce_f64(&[off.abs()], herd::wire::Op::Max).unwrap()[0];
+            let all = world.all_reduce_f64(&[off.abs()], herd::world::Op::Max).unwrap()[0];
             for rank in 0..world.size() {
                 if rank == world.rank() {
                     println!("{:60} rank {rank}: {seen:9} {:+.1}% {formula:?}", sets.join(" "), off * 100.0);

@@ -8,7 +8,7 @@ use crate::support::{mpirun, text, INSIDE};
 use crate::train::Run;
 use herd::checkpoint::{Checkpoint, Group};
 use herd::plan::{Plan, Ranks};
-use herd::wire::World;
+use herd::world::World;
 use serde_json::{json, Value};
 use std::path::Path;
 use std::time::Instant;

@@ -11,9 +11,11 @@ use herd::liveness::{inject::Inject, Progress};
 use herd::model::{init, Accumulate, Axes, Chunk, Documents, Llama, Params, Resident, StepOptions};
 use herd::parallel::pipeline::executor::{Compute, Executor};
 use herd::parallel::pipeline::passes::{Between, Evaluation, Stage, Training, Work};
-use herd::parallel::pipeline::schedules::{self, Action, Parcel};
+use herd::schedules::{self, Action, Parcel};
 use herd::topology::{Axis, Topology};
-use herd::wire::{Wire, World};
+use herd::wire::MakeWires;
+use herd::wire::Wire;
+use herd::world::World;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind as Dtype, Tensor};
@@ -270,5 +272,5 @@ fn a_dead_stage_does_not_hold_its_neighbour() {
     } else {
         std::thread::sleep(Duration::from_secs(8));
     }
-    herd::wire::leave(0);
+    herd::world::leave(0);
 }

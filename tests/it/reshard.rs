@@ -12,7 +12,7 @@ use crate::train::Run;
 use herd::checkpoint::{Checkpoint, Group};
 use herd::plan::{Plan, Ranks};
 use herd::topology::Axis;
-use herd::wire::World;
+use herd::world::World;
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::fs;

@@ -6,7 +6,9 @@ use herd::layout::{Kind as ParamKind, Layout, Param, Unit};
 use herd::model::chunk::Chunk;
 use herd::model::{init, positions, Accumulate, Axes, Documents, Llama, Params, Resident, StepOptions};
 use herd::topology::{Axis, Topology};
-use herd::wire::{Op, Via, World};
+use herd::wire::MakeWires;
+use herd::wire::Route;
+use herd::world::{Op, World};
 use tch::{Device, Kind, Tensor};
 
 /// Runs `body` with all ranks on the tensor axis.
@@ -20,8 +22,8 @@ pub fn on_grid(sizes: impl Fn(usize) -> [usize; 4], body: impl Fn(&Axes, &Topolo
     let _guard = tch::no_grad_guard();
     let world = World::init().unwrap();
     let topo = Topology::new(world.rank(), sizes(world.size()));
-    for via in [Via::Fastest, Via::Messages] {
-        let wire = |axis| world.wire_via(&topo, axis, via).unwrap().into();
+    for via in [Route::Fastest, Route::Messages] {
+        let wire = |axis| world.wire_by(&topo, axis, via).unwrap().into();
         body(&Axes::new(wire(Axis::Tensor), wire(Axis::Context)), &topo);
     }
     world.barrier().unwrap();

@@ -7,7 +7,9 @@ mod stops;
 use super::support::{mpirun, ranks, text};
 use herd::error::{Error, Exit};
 use herd::topology::{Axis, Topology};
-use herd::wire::{Carrier, Op, Via, Wire, World};
+use herd::wire::MakeWires;
+use herd::wire::{Backend, Route, Wire};
+use herd::world::{Op, World};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
@@ -37,10 +39,10 @@ pub(super) fn on_wires(body: impl Fn(&World, &Arc<dyn Wire>)) {
 }
 
 /// Over the host wires, then over the staged one with its copies made on the CPU.
-const WAYS: [Carrier; 3] =
-    [Carrier::Host(Via::Fastest), Carrier::Host(Via::Messages), Carrier::Staged(Device::Cpu, Via::Fastest)];
+const WAYS: [Backend; 3] =
+    [Backend::Host(Route::Fastest), Backend::Host(Route::Messages), Backend::Staged(Device::Cpu, Route::Fastest)];
 
-fn on(ways: &[Carrier], body: impl Fn(&World, &Arc<dyn Wire>)) {
+fn on(ways: &[Backend], body: impl Fn(&World, &Arc<dyn Wire>)) {
     tch::set_num_threads(1);
     let world = World::init().unwrap();
     let topo = Topology::data(world.rank(), world.size());
@@ -333,8 +335,8 @@ fn a_wait_can_be_stopped() {
     }
     let world = World::init().unwrap();
     let topo = Topology::data(world.rank(), world.size());
-    for via in [Via::Fastest, Via::Messages] {
-        let wire = world.wire_via(&topo, Axis::Data, via).unwrap();
+    for via in [Route::Fastest, Route::Messages] {
+        let wire = world.wire_by(&topo, Axis::Data, via).unwrap();
         if world.rank() == 0 {
             let flag = world.stop_flag();
             let work = wire.all_reduce(&Tensor::ones([1 << 20], (Kind::Float, Device::Cpu)), Op::Sum).unwrap();
@@ -350,7 +352,7 @@ fn a_wait_can_be_stopped() {
         }
         world.barrier().unwrap();
     }
-    herd::wire::leave(0);
+    herd::world::leave(0);
 }
 
 /// A rank killed in the middle of a collective: the launcher ends the others, in bounded time.
@@ -374,7 +376,7 @@ fn a_killed_rank_ends_the_run() {
             unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
         }
         if let Err(e) = work.wait() {
-            herd::wire::leave(e.exit.code());
+            herd::world::leave(e.exit.code());
         }
     }
 }
@@ -389,7 +391,7 @@ fn leaving_takes_everyone_along() {
     let world = World::init().unwrap();
     world.barrier().unwrap();
     if world.rank() == 1 {
-        herd::wire::leave(Exit::NonFinite.code());
+        herd::world::leave(Exit::NonFinite.code());
     }
     let _ = world.barrier();
     std::thread::sleep(Duration::from_secs(60));

@@ -8,7 +8,9 @@ use herd::model::{Accumulate, Axes, Chunk, Documents, Llama, StepOptions, Units,
 use herd::optim::Optimizer;
 use herd::parallel::{sync, CommTiming, Groups, How, Sharded};
 use herd::topology::{Axis, Topology};
-use herd::wire::{Carrier, Op, Via, Wire, World};
+use herd::wire::MakeWires;
+use herd::wire::{Backend, Route, Wire};
+use herd::world::{Op, World};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,25 +47,25 @@ struct Cut {
     /// Replicas that share one copy; 0 all.
     size: usize,
     micro_batches: usize,
-    via: Via,
+    via: Route,
     overlap: bool,
     /// All input gradients of a step before its weight gradients.
     split: bool,
 }
 
-const PLAIN: Cut = Cut { stage: 0, size: 0, micro_batches: 1, via: Via::Fastest, overlap: true, split: false };
+const PLAIN: Cut = Cut { stage: 0, size: 0, micro_batches: 1, via: Route::Fastest, overlap: true, split: false };
 
 type Wires = HashMap<(usize, bool), Groups>;
 
-fn groups(world: &World, sharding: &Sharding, topo: &Topology, via: Via, made: &mut Wires) -> Groups {
-    let wire = |ranks: Vec<usize>| -> Arc<dyn Wire> { world.wire_group_on(&ranks, Carrier::Host(via)).unwrap().into() };
+fn groups(world: &World, sharding: &Sharding, topo: &Topology, via: Route, made: &mut Wires) -> Groups {
+    let wire = |ranks: Vec<usize>| -> Arc<dyn Wire> { world.wire_group_on(&ranks, Backend::Host(via)).unwrap().into() };
     let make = || Groups {
         shard: wire(sharding.shard_ranks(topo)),
         gather: wire(sharding.shard_ranks(topo)),
         across: wire(sharding.across_ranks(topo)),
         ..Groups::solo()
     };
-    made.entry((sharding.group, via == Via::Messages)).or_insert_with(make).clone()
+    made.entry((sharding.group, via == Route::Messages)).or_insert_with(make).clone()
 }
 
 fn train(world: &World, tied: bool, dtype: Kind, cut: Cut, replicas: usize, made: &mut Wires) -> Result_ {
@@ -172,7 +174,7 @@ fn stages(sizes: &[usize]) {
                 continue;
             }
             let mut by_stage: HashMap<(u8, usize), Result_> = HashMap::new();
-            for via in [Via::Fastest, Via::Messages] {
+            for via in [Route::Fastest, Route::Messages] {
                 let hybrid = sizes.iter().flat_map(|&s| (1..=3).map(move |stage| (stage, s)));
                 for (stage, size) in (0..=3).map(|stage| (stage, 0)).chain(hybrid) {
                     let cut = Cut { stage, size, micro_batches, via, ..PLAIN };
@@ -231,7 +233,7 @@ fn split_backward_and_other_cuts() {
     let rounded = train(&world, false, Kind::BFloat16, PLAIN, 1, &mut made);
     assert!(rounded.losses[4] < rounded.losses[0]);
     for stage in 0..=3 {
-        for via in [Via::Fastest, Via::Messages] {
+        for via in [Route::Fastest, Route::Messages] {
             let cut = Cut { stage, micro_batches: 3, via, ..PLAIN };
             let split = train(&world, false, Kind::Float, Cut { split: true, ..cut }, 2, &mut made);
             assert!(apart(&split, &alone) < 2e-3, "{cut:?}: {}", apart(&split, &alone));
@@ -264,7 +266,7 @@ fn a_step_moves_what_theory_says() {
     let embedding = len(herd::layout::Unit::Embedding);
     let micro_batches = 3;
     let m = micro_batches as u64;
-    for (via, gathers) in [(Via::Fastest, 0), (Via::Messages, m * (2 * all - head - embedding) * 2)] {
+    for (via, gathers) in [(Route::Fastest, 0), (Route::Messages, m * (2 * all - head - embedding) * 2)] {
         for (stage, want) in
             [(0, all * 4), (1, all * 4 + all * 2), (2, m * all * 4 + all * 2), (3, m * all * 4 + gathers)]
         {

@@ -4,8 +4,8 @@
 //! and are looked after as the list goes on. Messages between two stages match in the order of the sender's list, which
 //! the receiver knows, because schedules are pure functions.
 
-use super::schedules::{Action, Parcel};
 use crate::error::{Error, Exit, Result};
+use crate::schedules::{Action, Parcel};
 use crate::wire::{Wire, Work};
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The pipeline axis: the model cut into chunks of units that lie on different ranks, micro-batches passed along.
 //!
-//! - [`schedules`]: who does what in which order, as data
-//! - [`simulate`]: plays the lists: deadlock, order, activation peak, time and bubble
+//! - [`crate::schedules`]: who does what in which order, as data
+//! - [`crate::schedules::simulate`]: plays the lists: deadlock, order, activation peak, time and bubble
 //! - [`executor`]: runs a list, whoever computes
 //! - [`passes`]: the model's chunks as what computes
 //!
@@ -9,14 +9,13 @@
 
 pub mod executor;
 pub mod passes;
-pub mod schedules;
-pub mod simulate;
 
 use crate::error::Result;
 use crate::kernels::LossSums;
 use crate::liveness::inject::Inject;
 use crate::model::{Chunk, StepOptions};
 use crate::plan::Plan;
+use crate::schedules;
 use crate::topology::Axis;
 use crate::wire::Wire;
 use executor::{Executor, Report};

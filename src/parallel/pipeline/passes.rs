@@ -1,13 +1,13 @@
 //! The model's chunks as the work of a stage: training passes, and forward passes alone.
 
 use super::executor::Compute;
-use super::schedules::{Action, Parcel};
 use crate::error::{Error, Exit, Result};
 use crate::kernels::LossSums;
 use crate::liveness::inject::Inject;
 use crate::liveness::{Phase, Progress};
 use crate::model::passes::{Activations, Deferred};
 use crate::model::{Chunk, Llama, Micro, StepOptions, Units};
+use crate::schedules::{Action, Parcel};
 use std::collections::hash_map::{Entry, HashMap};
 use tch::{Device, Kind, Tensor};
 

@@ -1,8 +1,8 @@
 //! Every schedule, played: order, deadlock, bubble, activation peak.
 
-use super::schedules::{forward_only, list, Action, Lists};
-use super::simulate::{play, timeline, Costs, Played};
 use crate::config::PipelineSchedule as Kind;
+use crate::schedules::simulate::{play, timeline, Costs, Played};
+use crate::schedules::{forward_only, list, Action, Lists};
 
 const ALL: [Kind; 4] = [Kind::GPipe, Kind::OneFOneB, Kind::Interleaved, Kind::ZeroBubble];
 

@@ -12,7 +12,8 @@ use crate::error::{Error, Exit, Result};
 use crate::layout::UnitLayout;
 use crate::model::Use;
 use crate::parallel::CommTiming;
-use crate::wire::{Op, Wire, Work};
+use crate::wire::{Wire, Work};
+use crate::world::Op;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 

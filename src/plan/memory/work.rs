@@ -22,8 +22,8 @@ use crate::config::{ModelConfig, Recompute};
 use crate::kernels;
 use crate::layout::Unit;
 use crate::model::{block, head};
-use crate::parallel::pipeline::schedules::{self, Action};
 use crate::plan::Plan;
+use crate::schedules::{self, Action};
 use crate::topology::Axis;
 
 /// The worst moment of a step.

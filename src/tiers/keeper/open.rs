@@ -9,7 +9,7 @@ use crate::tiers::snapshot::place::Place;
 use crate::tiers::snapshot::slot::{Header, Slot};
 use crate::tiers::snapshot::table::Table;
 use crate::tiers::snapshot::Shelf;
-use crate::wire::{Op, World};
+use crate::world::{Op, World};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

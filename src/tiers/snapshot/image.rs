@@ -8,7 +8,7 @@ use crate::tiers::snapshot::collect;
 use crate::tiers::snapshot::inventory::Entry;
 use crate::tiers::snapshot::slot::Part;
 use crate::tiers::snapshot::table::Table;
-use crate::wire::{Request, World};
+use crate::world::{Request, World};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;

@@ -5,7 +5,7 @@ use crate::tiers::snapshot::collect;
 use crate::tiers::snapshot::nodes::Nodes;
 use crate::tiers::snapshot::place::Place;
 use crate::tiers::snapshot::slot::Header;
-use crate::wire::World;
+use crate::world::World;
 use bytemuck::{Pod, Zeroable};
 use std::cmp::Reverse;
 use std::collections::HashMap;

@@ -2,7 +2,7 @@
 
 use crate::config::Partner;
 use crate::error::{Error, Exit, Result};
-use crate::wire::World;
+use crate::world::World;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;

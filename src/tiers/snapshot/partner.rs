@@ -11,7 +11,7 @@ use crate::tiers::snapshot::nodes::Nodes;
 use crate::tiers::snapshot::place::Place;
 use crate::tiers::snapshot::slot::{take, Header, Slot, PAGE};
 use crate::tiers::snapshot::table::{Table, BLOCK};
-use crate::wire::{Incoming, World};
+use crate::world::{Incoming, World};
 use memmap2::MmapMut;
 use std::fs::File;
 use std::mem::size_of;

@@ -1,11 +1,11 @@
 //! One communicator with its stream and the thread that gives it work.
 
-use super::clock::Clock;
-use super::cuda::{Event, Gpu};
-use super::ffi::{Call, Comm, UniqueId, ID};
 use crate::error::{Error, Exit, Result};
-use crate::wire::meters::Meter;
+use crate::wire::nccl::clock::Clock;
+use crate::wire::nccl::cuda::{Event, Gpu};
+use crate::wire::nccl::ffi::{Call, Comm, UniqueId, ID};
 use crate::wire::Work;
+use crate::world::meters::Meter;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Arc;

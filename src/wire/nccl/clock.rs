@@ -1,9 +1,9 @@
 //! Device time of operations, read from events once the device has come to them; liveness is told then as well.
 
-use super::cuda::{Event, Gpu};
 use crate::error::Result;
-use crate::wire::meters::Meter;
+use crate::wire::nccl::cuda::{Event, Gpu};
 use crate::wire::Timing;
+use crate::world::meters::Meter;
 use std::sync::Mutex;
 use std::time::Duration;
 

@@ -3,11 +3,11 @@
 //! Communicators are non-blocking (NCCL 2.14, user guide "Fault Tolerance"): a call that would wait returns
 //! ncclInProgress, and the host asks until it has gone through, so that it can stop asking.
 
-use super::cuda::Stream;
 use crate::error::{Error, Exit, Result};
 use crate::wire::dynamic::{functions, Library};
-use crate::wire::ffi::{stopped, Backoff};
-use crate::wire::Op;
+use crate::wire::nccl::cuda::Stream;
+use crate::world::ffi::{stopped, Backoff};
+use crate::world::Op;
 use std::ffi::{c_char, c_int, c_uint, c_void, CStr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};

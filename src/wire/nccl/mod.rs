@@ -16,11 +16,13 @@ mod tests;
 pub(super) use cuda::bus_id;
 pub(super) use ffi::version;
 
-use super::ffi::stopped;
-use super::mpi::{fits, is_peer, is_root, usable, MpiWire};
-use super::work::{orphaned, Later};
-use super::{Op, Timing, Wire, Work};
 use crate::error::{Error, Exit, Result};
+use crate::wire::buffer::{fits, is_peer, is_root, usable};
+use crate::wire::mpi::MpiWire;
+use crate::wire::work::{orphaned, Later};
+use crate::wire::{Timing, Wire, Work};
+use crate::world::ffi::stopped;
+use crate::world::Op;
 use channel::{Channel, Common, Party};
 use clock::Clock;
 use cuda::{Event, Gpu, COMPUTE};

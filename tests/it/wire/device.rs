@@ -3,7 +3,9 @@
 use super::{same, tensor, text, value};
 use herd::kernels::device::cuda_device_count;
 use herd::topology::{Axis, Topology};
-use herd::wire::{Carrier, Op, Via, Wire, World};
+use herd::wire::MakeWires;
+use herd::wire::{Backend, Route, Wire};
+use herd::world::{Op, World};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
@@ -13,7 +15,7 @@ fn on_the_cpu_it_is_mpi() {
         return;
     }
     let world = World::init().unwrap();
-    assert_eq!(world.use_device(Device::Cpu).unwrap(), Carrier::Host(Via::Fastest));
+    assert_eq!(herd::wire::use_device(&world, Device::Cpu).unwrap(), Backend::Host(Route::Fastest));
     let wire = world.wire(&Topology::data(world.rank(), 2), Axis::Data).unwrap();
     let t = tensor(Kind::Float, world.rank(), 10);
     wire.all_reduce(&t, Op::Sum).unwrap().wait().unwrap();
@@ -85,7 +87,7 @@ fn ranks_share_a_card_through_the_host() {
     }
     let world = World::init().unwrap();
     let device = Device::Cuda(0);
-    assert_eq!(world.use_device(device).unwrap(), Carrier::Staged(device, Via::Fastest));
+    assert_eq!(herd::wire::use_device(&world, device).unwrap(), Backend::Staged(device, Route::Fastest));
     operations(&*world.wire(&Topology::data(world.rank(), 2), Axis::Data).unwrap(), device);
     world.finalize().unwrap();
 }
@@ -97,13 +99,13 @@ fn nccl_joins_cards() {
     }
     let world = World::init().unwrap();
     let device = Device::Cuda(world.rank());
-    assert_eq!(world.use_device(device).unwrap(), Carrier::Nccl(device));
+    assert_eq!(herd::wire::use_device(&world, device).unwrap(), Backend::Nccl(device));
     let wire = world.wire(&Topology::data(world.rank(), 2), Axis::Data).unwrap();
     operations(&*wire, device);
     std::thread::sleep(Duration::from_millis(50));
     assert!(wire.measured().busy > Duration::ZERO);
     world.barrier().unwrap();
-    herd::wire::leave(0);
+    herd::world::leave(0);
 }
 
 /// A receive that no rank sends to: the stop flag frees the device and the next wait.
@@ -120,7 +122,7 @@ fn nccl_can_be_left() {
     }
     let world = World::init().unwrap();
     let device = Device::Cuda(world.rank());
-    world.use_device(device).unwrap();
+    herd::wire::use_device(&world, device).unwrap();
     let wire = world.wire(&Topology::data(world.rank(), 2), Axis::Data).unwrap();
     operations(&*wire, device);
     world.barrier().unwrap();
@@ -142,5 +144,5 @@ fn nccl_can_be_left() {
     } else {
         std::thread::sleep(Duration::from_secs(3));
     }
-    herd::wire::leave(0);
+    herd::world::leave(0);
 }

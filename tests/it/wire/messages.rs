@@ -3,7 +3,9 @@
 use super::{on_wires, outcome, ranks, same, tensor, text, KINDS};
 use herd::error::Exit;
 use herd::topology::{Axis, Topology};
-use herd::wire::{Op, Via, Work, World};
+use herd::wire::MakeWires;
+use herd::wire::{Route, Work};
+use herd::world::{Op, World};
 use std::collections::VecDeque;
 use tch::{Device, Kind, Tensor};
 
@@ -165,9 +167,9 @@ fn messages_that_do_not_fit_are_told() {
     tch::set_num_threads(1);
     let world = World::init().unwrap();
     let topo = Topology::data(world.rank(), 2);
-    for via in [Via::Fastest, Via::Messages] {
+    for via in [Route::Fastest, Route::Messages] {
         for (sent, wanted) in [(10, 11), (11, 10), (0, 1)] {
-            let wire = world.wire_via(&topo, Axis::Data, via).unwrap();
+            let wire = world.wire_by(&topo, Axis::Data, via).unwrap();
             if world.rank() == 0 {
                 // Rank 1 refuses it, so over a lane this never ends.
                 let _ = wire.send(&blank(Kind::Float, sent), 1).unwrap();
@@ -179,7 +181,7 @@ fn messages_that_do_not_fit_are_told() {
             }
             world.barrier().unwrap();
         }
-        let wire = world.wire_via(&topo, Axis::Data, via).unwrap();
+        let wire = world.wire_by(&topo, Axis::Data, via).unwrap();
         for nobody in [world.rank(), 2] {
             assert_eq!(wire.send(&blank(Kind::Float, 1), nobody).err().unwrap().exit, Exit::Internal);
             assert_eq!(wire.recv(&blank(Kind::Float, 1), nobody).err().unwrap().exit, Exit::Internal);
@@ -187,7 +189,7 @@ fn messages_that_do_not_fit_are_told() {
     }
     eprintln!("both were told");
     world.barrier().unwrap();
-    herd::wire::leave(0);
+    herd::world::leave(0);
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use super::{outcome, text};
 use herd::error::{Exit, Result};
 use herd::topology::{Axis, Topology};
-use herd::wire::{Carrier, Op, Via, Wire, World};
+use herd::wire::MakeWires;
+use herd::wire::{Backend, Route, Wire};
+use herd::world::{Op, World};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
@@ -91,10 +93,10 @@ fn every_wait_can_be_left() {
     let mut sets: Vec<(String, Vec<(String, Wait)>)> = Vec::new();
     for _ in 0..TRIES {
         for way in [
-            Carrier::Host(Via::Fastest),
-            Carrier::Host(Via::Messages),
-            Carrier::Staged(Device::Cpu, Via::Fastest),
-            Carrier::Staged(Device::Cpu, Via::Messages),
+            Backend::Host(Route::Fastest),
+            Backend::Host(Route::Messages),
+            Backend::Staged(Device::Cpu, Route::Fastest),
+            Backend::Staged(Device::Cpu, Route::Messages),
         ] {
             let make = || world.wire_group_on(&topo.group(Axis::Data), way).unwrap();
             sets.push((format!("{way:?}"), wire_waits(make)));
@@ -105,7 +107,7 @@ fn every_wait_can_be_left() {
     if world.rank() == 1 {
         // SAFETY: stops this process until rank 0 continues it.
         unsafe { libc::raise(libc::SIGSTOP) };
-        herd::wire::leave(0);
+        herd::world::leave(0);
     }
     let peer = i32::from_le_bytes(pids[1][..].try_into().unwrap());
     while !std::fs::read_to_string(format!("/proc/{peer}/stat")).unwrap().contains(") T ") {
@@ -125,5 +127,5 @@ fn every_wait_can_be_left() {
     eprintln!("{} waits, the slowest left after {:?}", took.len(), took.values().max().unwrap());
     assert!(late.is_empty(), "{late:?}");
     eprintln!("all waits left");
-    herd::wire::leave(0);
+    herd::world::leave(0);
 }

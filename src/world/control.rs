@@ -3,15 +3,15 @@
 //! Every call is collective: all ranks make the same calls in the same order, from one thread per `World`
 //! ([`World::duplicate`] gives another thread its own). Errors: [`Exit::Peer`].
 
-use super::ffi::Requests;
-use super::meters::Meter;
-use super::{Op, World};
 use crate::error::{Error, Exit, Result};
+use crate::world::ffi::Requests;
+use crate::world::meters::Meter;
+use crate::world::{Op, World};
 use serde_json::{json, Value};
 
 impl World {
     /// Runs one call of the control plane where liveness sees it.
-    pub(super) fn control<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(crate) fn control<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<T> {
         let meter = Meter::control(&self.meters, self.rank());
         meter.blocked(None, || meter.collective(&self.stop, run))
     }

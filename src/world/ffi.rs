@@ -13,7 +13,7 @@ use std::time::Duration;
 const PIECE: usize = 1 << 30;
 
 /// `Ok` for MPI_SUCCESS, else MPI's own words for the code (MPI 4.1 §9.3).
-pub(super) fn check(code: c_int, call: &str) -> Result<()> {
+pub(crate) fn check(code: c_int, call: &str) -> Result<()> {
     if code == ffi::MPI_SUCCESS as c_int {
         return Ok(());
     }
@@ -26,14 +26,14 @@ pub(super) fn check(code: c_int, call: &str) -> Result<()> {
 }
 
 /// A communicator whose errors are returned, never fatal.
-pub(super) struct Comm(ffi::MPI_Comm);
+pub(crate) struct Comm(ffi::MPI_Comm);
 
 // SAFETY: a communicator is a handle, and World::init refuses an MPI without MPI_THREAD_MULTIPLE.
 unsafe impl Send for Comm {}
 unsafe impl Sync for Comm {}
 
 impl Comm {
-    pub(super) fn world() -> Result<Comm> {
+    pub(crate) fn world() -> Result<Comm> {
         // SAFETY: MPI is initialised (World::init is the only caller).
         unsafe { Comm(ffi::RSMPI_COMM_WORLD).returning_errors() }
     }
@@ -45,7 +45,7 @@ impl Comm {
     }
 
     /// The same ranks with a message space of their own. Collective.
-    pub(super) fn duplicate(&self) -> Result<Comm> {
+    pub(crate) fn duplicate(&self) -> Result<Comm> {
         let mut out = self.0;
         // SAFETY: `out` receives the new handle.
         check(unsafe { ffi::MPI_Comm_dup(self.0, &mut out) }, "MPI_Comm_dup")?;
@@ -53,7 +53,7 @@ impl Comm {
     }
 
     /// The ranks that give the same `color`, ordered by `key`. Collective (MPI 4.1 §7.4.2).
-    pub(super) fn split(&self, color: usize, key: usize) -> Result<Comm> {
+    pub(crate) fn split(&self, color: usize, key: usize) -> Result<Comm> {
         let mut out = self.0;
         // SAFETY: as above; colour and key are ranks, which fit a c_int.
         check(unsafe { ffi::MPI_Comm_split(self.0, color as c_int, key as c_int, &mut out) }, "MPI_Comm_split")?;
@@ -61,7 +61,7 @@ impl Comm {
     }
 
     /// The ranks that can share memory with this one: its node. Collective (MPI 4.1 §7.4.2).
-    pub(super) fn split_node(&self) -> Result<Comm> {
+    pub(crate) fn split_node(&self) -> Result<Comm> {
         let mut out = self.0;
         // SAFETY: as above; key 0 keeps the order of ranks.
         check(
@@ -71,14 +71,14 @@ impl Comm {
         Comm(out).returning_errors()
     }
 
-    pub(super) fn rank(&self) -> Result<usize> {
+    pub(crate) fn rank(&self) -> Result<usize> {
         let mut n: c_int = 0;
         // SAFETY: out parameter.
         check(unsafe { ffi::MPI_Comm_rank(self.0, &mut n) }, "MPI_Comm_rank")?;
         Ok(n as usize)
     }
 
-    pub(super) fn size(&self) -> Result<usize> {
+    pub(crate) fn size(&self) -> Result<usize> {
         let mut n: c_int = 0;
         // SAFETY: out parameter.
         check(unsafe { ffi::MPI_Comm_size(self.0, &mut n) }, "MPI_Comm_size")?;
@@ -86,7 +86,7 @@ impl Comm {
     }
 
     /// A message of exactly `N` bytes from whoever sends one, and who did.
-    pub(super) fn recv_any<const N: usize>(&self, tag: c_int, stop: &AtomicBool) -> Result<(usize, [u8; N])> {
+    pub(crate) fn recv_any<const N: usize>(&self, tag: c_int, stop: &AtomicBool) -> Result<(usize, [u8; N])> {
         let mut data = Box::new([0u8; N]);
         let mut pause = Backoff::default();
         // SAFETY: the buffer outlives the wait, or is leaked; a status is plain data and an out parameter.
@@ -113,7 +113,7 @@ impl Comm {
     }
 
     /// Every rank's `mine`, in rank order. `T` is plain data of the same size everywhere.
-    pub(super) fn all_gather<T: bytemuck::Pod>(&self, mine: &[T], stop: &AtomicBool) -> Result<Vec<T>> {
+    pub(crate) fn all_gather<T: bytemuck::Pod>(&self, mine: &[T], stop: &AtomicBool) -> Result<Vec<T>> {
         let mine = mine.to_vec();
         let mut all = vec![T::zeroed(); mine.len() * self.size()?];
         let bytes = std::mem::size_of_val(&mine[..]) as c_int;
@@ -142,7 +142,7 @@ impl Comm {
 
 impl Comm {
     /// Sender and length of a message with `tag` that has come and is not being received yet.
-    pub(super) fn waiting(&self, tag: c_int) -> Result<Option<(usize, usize)>> {
+    pub(crate) fn waiting(&self, tag: c_int) -> Result<Option<(usize, usize)>> {
         let (mut there, mut len): (c_int, c_int) = (0, 0);
         // SAFETY: a status is plain data; all three are out parameters.
         unsafe {
@@ -160,7 +160,7 @@ impl Comm {
 
 /// Started non-blocking operations.
 #[derive(Default)]
-pub(super) struct Requests(Vec<ffi::MPI_Request>);
+pub(crate) struct Requests(Vec<ffi::MPI_Request>);
 
 // SAFETY: a request is a handle, which any thread may test under MPI_THREAD_MULTIPLE (MPI 4.1 §11.6.1), one at a time.
 unsafe impl Send for Requests {}
@@ -172,14 +172,14 @@ impl Requests {
         self.0.last_mut().expect("just pushed")
     }
 
-    pub(super) fn barrier(&mut self, comm: &Comm) -> Result<()> {
+    pub(crate) fn barrier(&mut self, comm: &Comm) -> Result<()> {
         // SAFETY: no buffers.
         check(unsafe { ffi::MPI_Ibarrier(comm.0, self.next()) }, "MPI_Ibarrier")
     }
 
     /// # Safety
     /// `data` is readable for `len` bytes until [`Requests::wait`] has returned `Ok`.
-    pub(super) unsafe fn send(
+    pub(crate) unsafe fn send(
         &mut self, comm: &Comm, data: *const u8, len: usize, to: usize, tag: c_int,
     ) -> Result<()> {
         for at in (0..len).step_by(PIECE) {
@@ -200,7 +200,7 @@ impl Requests {
 
     /// # Safety
     /// `data` is writable for `len` bytes, and nobody else's, until [`Requests::wait`] has returned `Ok`.
-    pub(super) unsafe fn recv(
+    pub(crate) unsafe fn recv(
         &mut self, comm: &Comm, data: *mut u8, len: usize, from: usize, tag: c_int,
     ) -> Result<()> {
         for at in (0..len).step_by(PIECE) {
@@ -221,7 +221,7 @@ impl Requests {
 
     /// # Safety
     /// As for [`Requests::send`] on the root and [`Requests::recv`] elsewhere.
-    pub(super) unsafe fn broadcast(&mut self, comm: &Comm, data: *mut u8, len: usize, root: usize) -> Result<()> {
+    pub(crate) unsafe fn broadcast(&mut self, comm: &Comm, data: *mut u8, len: usize, root: usize) -> Result<()> {
         for at in (0..len).step_by(PIECE) {
             let n = PIECE.min(len - at) as c_int;
             let code =
@@ -231,12 +231,12 @@ impl Requests {
         Ok(())
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Whether every operation is complete. Until then their buffers must not be touched or freed.
-    pub(super) fn done(&mut self) -> Result<bool> {
+    pub(crate) fn done(&mut self) -> Result<bool> {
         let mut done: c_int = 0;
         // SAFETY: `self.0` holds the requests; completed ones become null.
         let code = unsafe {
@@ -251,7 +251,7 @@ impl Requests {
 
     /// Until every operation is complete. On an error, or when `stop` is set, operations may still be under way:
     /// their buffers must then never be freed.
-    pub(super) fn wait(&mut self, stop: &AtomicBool, what: &str) -> Result<()> {
+    pub(crate) fn wait(&mut self, stop: &AtomicBool, what: &str) -> Result<()> {
         let mut pause = Backoff::default();
         loop {
             if self.done().map_err(|e| e.context(what))? {
@@ -266,7 +266,7 @@ impl Requests {
 }
 
 /// One message to or from another rank under way, in pieces that MPI can count.
-pub(super) struct Message {
+pub(crate) struct Message {
     /// Each with the bytes that must have arrived.
     pieces: Vec<(ffi::MPI_Request, Option<usize>)>,
     peer: usize,
@@ -278,7 +278,7 @@ unsafe impl Send for Message {}
 impl Message {
     /// # Safety
     /// `data` is readable for `len` bytes until [`Message::test`] has returned `Ok(true)`.
-    pub(super) unsafe fn send(comm: &Comm, data: *const u8, len: usize, to: usize, tag: c_int) -> Result<Message> {
+    pub(crate) unsafe fn send(comm: &Comm, data: *const u8, len: usize, to: usize, tag: c_int) -> Result<Message> {
         let mut m = Message { pieces: Vec::new(), peer: to };
         for (at, n) in pieces(len) {
             let mut r = ffi::RSMPI_REQUEST_NULL;
@@ -291,7 +291,7 @@ impl Message {
 
     /// # Safety
     /// `data` is writable for `len` bytes, and nobody else's, until [`Message::test`] has returned `Ok(true)`.
-    pub(super) unsafe fn recv(comm: &Comm, data: *mut u8, len: usize, from: usize, tag: c_int) -> Result<Message> {
+    pub(crate) unsafe fn recv(comm: &Comm, data: *mut u8, len: usize, from: usize, tag: c_int) -> Result<Message> {
         let mut m = Message { pieces: Vec::new(), peer: from };
         for (at, n) in pieces(len) {
             let mut r = ffi::RSMPI_REQUEST_NULL;
@@ -303,7 +303,7 @@ impl Message {
     }
 
     /// Whether all of it has been sent or received. [`Exit::Internal`] when what came has another length.
-    pub(super) fn test(&mut self) -> Result<bool> {
+    pub(crate) fn test(&mut self) -> Result<bool> {
         while let Some((request, expected)) = self.pieces.last_mut() {
             let (mut done, mut got): (c_int, c_int) = (0, 0);
             // SAFETY: a status is plain data and an out parameter; the request is this message's.
@@ -341,16 +341,16 @@ fn pieces(len: usize) -> impl Iterator<Item = (usize, usize)> {
 }
 
 /// The error of a wait that the stop flag ended.
-pub(super) fn stopped(what: &str) -> Error {
+pub(crate) fn stopped(what: &str) -> Error {
     Error::new(Exit::Peer, format!("told to stop while waiting for other ranks ({what})"))
 }
 
 /// Waiting that gives the core away soon: ranks share cores with threads that compute.
 #[derive(Default)]
-pub(super) struct Backoff(u32);
+pub(crate) struct Backoff(u32);
 
 impl Backoff {
-    pub(super) fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         self.0 += 1;
         match self.0 {
             0..=64 => std::hint::spin_loop(),

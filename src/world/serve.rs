@@ -1,8 +1,8 @@
 //! Asking another rank for bytes that only its node has. Answered by a thread of that rank.
 
-use super::ffi::Requests;
-use super::World;
 use crate::error::{Error, Exit, Result};
+use crate::world::ffi::Requests;
+use crate::world::World;
 
 const ASK: i32 = 8;
 const ANSWER: i32 = 9;

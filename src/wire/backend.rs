@@ -1,22 +1,23 @@
 //! Which wire carries the tensors of a run: decided once, from what every rank sees of its device.
 
-use super::nccl;
-use super::world::Via;
-use super::World;
 use crate::error::{Error, Exit, Result};
+use crate::wire::nccl;
+use crate::wire::route::Route;
+use crate::world::World;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use tch::Device;
 
 /// What moves tensors between ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Carrier {
+pub enum Backend {
     /// MPI, tensors on the host.
-    Host(Via),
+    Host(Route),
     /// NCCL, tensors on this CUDA device, which no other rank uses.
     Nccl(Device),
     /// MPI with copies to and from the host, tensors on this device, which other ranks may use.
-    Staged(Device, Via),
+    Staged(Device, Route),
 }
 
 /// Names the wire of CUDA tensors: `nccl` or `staged`; unset, herd chooses.
@@ -41,43 +42,47 @@ enum Kind {
     Staged,
 }
 
-impl World {
-    /// Chooses how wires made from now on carry tensors of `device`, this rank's: MPI for the CPU, NCCL where every rank
-    /// has a CUDA device of its own, MPI with staging where ranks share one. Collective.
-    ///
-    /// Errors, the same on every rank: [`Exit::Device`] when NCCL is needed and not found, in different versions, or
-    /// ranks are on different kinds of device.
-    pub fn use_device(&self, device: Device) -> Result<Carrier> {
-        let mine = Facts {
-            host: self.host().to_string(),
-            device: match device {
-                Device::Cuda(i) => Some(nccl::bus_id(i).unwrap_or_else(|_| format!("device {i}"))),
-                _ => None,
-            },
-            nccl: match device {
-                Device::Cuda(_) => nccl::version().map_err(|e| e.fact),
-                _ => Err("not asked for".into()),
-            },
-            wanted: std::env::var(VARIABLE).ok(),
-        };
-        let packed = serde_json::to_vec(&mine).map_err(|e| Error::new(Exit::Internal, e.to_string()))?;
-        let all: std::result::Result<Vec<Facts>, _> =
-            self.all_gather_bytes(&packed)?.iter().map(|b| serde_json::from_slice(b)).collect();
-        let all = all.map_err(|e| Error::new(Exit::Internal, format!("facts about devices: {e}")))?;
-        let kind = choose(&all).map_err(|e| Error { agreed: true, ..e })?;
-        let carrier = match kind {
-            Kind::Host => Carrier::Host(Via::Fastest),
-            Kind::Nccl => Carrier::Nccl(device),
-            Kind::Staged => Carrier::Staged(device, Via::Fastest),
-        };
-        if let (Kind::Staged, 0, Some(words)) = (kind, self.rank(), shared(&all)) {
-            tracing::warn!(
-                "{words}: tensors go through host memory, which is slow; give every rank a device of its own"
-            );
-        }
-        self.set_carrier(carrier);
-        Ok(carrier)
+/// This process's choice: it has one device and one MPI world.
+static CHOSEN: Mutex<Backend> = Mutex::new(Backend::Host(Route::Fastest));
+
+/// What moves the tensors of wires made from now on: MPI on the host until [`use_device`].
+pub fn chosen() -> Backend {
+    *CHOSEN.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// Chooses how wires made from now on carry tensors of `device`, this rank's: MPI for the CPU, NCCL where every rank
+/// has a CUDA device of its own, MPI with staging where ranks share one. Collective.
+///
+/// Errors, the same on every rank: [`Exit::Device`] when NCCL is needed and not found, in different versions, or
+/// ranks are on different kinds of device.
+pub fn use_device(world: &World, device: Device) -> Result<Backend> {
+    let mine = Facts {
+        host: world.host().to_string(),
+        device: match device {
+            Device::Cuda(i) => Some(nccl::bus_id(i).unwrap_or_else(|_| format!("device {i}"))),
+            _ => None,
+        },
+        nccl: match device {
+            Device::Cuda(_) => nccl::version().map_err(|e| e.fact),
+            _ => Err("not asked for".into()),
+        },
+        wanted: std::env::var(VARIABLE).ok(),
+    };
+    let packed = serde_json::to_vec(&mine).map_err(|e| Error::new(Exit::Internal, e.to_string()))?;
+    let all: std::result::Result<Vec<Facts>, _> =
+        world.all_gather_bytes(&packed)?.iter().map(|b| serde_json::from_slice(b)).collect();
+    let all = all.map_err(|e| Error::new(Exit::Internal, format!("facts about devices: {e}")))?;
+    let kind = choose(&all).map_err(|e| Error { agreed: true, ..e })?;
+    let backend = match kind {
+        Kind::Host => Backend::Host(Route::Fastest),
+        Kind::Nccl => Backend::Nccl(device),
+        Kind::Staged => Backend::Staged(device, Route::Fastest),
+    };
+    if let (Kind::Staged, 0, Some(words)) = (kind, world.rank(), shared(&all)) {
+        tracing::warn!("{words}: tensors go through host memory, which is slow; give every rank a device of its own");
     }
+    *CHOSEN.lock().unwrap_or_else(|e| e.into_inner()) = backend;
+    Ok(backend)
 }
 
 fn choose(all: &[Facts]) -> Result<Kind> {

@@ -1,8 +1,8 @@
 //! Small messages between any two ranks from a thread of their own, on a communicator of their own. No call here waits.
 
-use super::ffi::{Comm, Requests};
-use super::World;
 use crate::error::Result;
+use crate::world::ffi::{Comm, Requests};
+use crate::world::World;
 
 const TAG: i32 = 5;
 /// Messages under way to one rank; further ones are dropped: a rank that takes none is about to be given up.

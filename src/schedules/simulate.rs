@@ -1,7 +1,7 @@
 //! Plays a schedule: finds deadlocks and wrong order, and says how long it takes, how much of that is idle, and how many
 //! activations are alive at once.
 
-use super::schedules::{Action, Lists, Parcel};
+use super::{Action, Lists, Parcel};
 use crate::error::{Error, Exit, Result};
 use std::collections::HashMap;
 

@@ -1,5 +1,5 @@
 //! Pipeline schedules as data: pure functions from (stages, micro-batches, chunks per stage) to a list of actions for every
-//! stage. One executor runs the lists ([`super::executor`]), one simulator plays them ([`super::simulate`]).
+//! stage. One executor runs the lists (`parallel/pipeline/executor.rs`), one simulator plays them ([`simulate`]).
 //!
 //! The model is cut into stages × chunks-per-stage chunks in forward order; chunk c lies on stage c mod stages. What is
 //! sent follows from the actions ([`Action::output`]). On each stage every chunk's gradients are added up in the order
@@ -9,6 +9,8 @@ mod gpipe;
 mod interleaved;
 mod one_f_one_b;
 mod zero_bubble;
+
+pub mod simulate;
 
 use crate::config::PipelineSchedule;
 use serde::{Deserialize, Serialize};

@@ -1,8 +1,8 @@
 //! Long messages between single ranks on host memory, outside of any axis: copies of snapshots.
 
-use super::ffi::{stopped, Backoff, Requests};
-use super::World;
 use crate::error::Result;
+use crate::world::ffi::{stopped, Backoff, Requests};
+use crate::world::World;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::Ordering;

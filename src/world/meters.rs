@@ -47,7 +47,7 @@ pub struct Reading {
 
 impl Meters {
     /// For a world of `size` ranks.
-    pub(super) fn new(size: usize) -> Meters {
+    pub(crate) fn new(size: usize) -> Meters {
         let control = Table { name: "control".into(), places: (0..size).map(|r| (0, r)).collect() };
         Meters { tables: Mutex::new(vec![control]), ..Default::default() }
     }
@@ -85,7 +85,7 @@ impl Meters {
 
 /// One wire's part of the meters.
 #[derive(Clone)]
-pub(super) struct Meter {
+pub(crate) struct Meter {
     all: Arc<Meters>,
     wire: usize,
     /// World rank of this process.
@@ -93,12 +93,12 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    pub(super) fn control(all: &Arc<Meters>, rank: usize) -> Meter {
+    pub(crate) fn control(all: &Arc<Meters>, rank: usize) -> Meter {
         Meter { all: all.clone(), wire: CONTROL, rank }
     }
 
     /// The next wire, which all ranks make now.
-    pub(super) fn next(all: &Arc<Meters>, rank: usize, table: Table) -> Meter {
+    pub(crate) fn next(all: &Arc<Meters>, rank: usize, table: Table) -> Meter {
         let mut tables = all.tables.lock().unwrap_or_else(|e| e.into_inner());
         let wire = tables.len();
         if wire < WIRES {
@@ -108,7 +108,7 @@ impl Meter {
     }
 
     /// World rank of a rank of this wire.
-    pub(super) fn world_rank(&self, place: usize) -> Option<usize> {
+    pub(crate) fn world_rank(&self, place: usize) -> Option<usize> {
         let tables = self.all.tables.lock().unwrap_or_else(|e| e.into_inner());
         let places = &tables.get(self.wire)?.places;
         let group = places.get(self.rank)?.0;
@@ -116,7 +116,7 @@ impl Meter {
     }
 
     /// Runs a collective of tensors, unless a drill has it left out.
-    pub(super) fn tensors<T>(&self, stop: &AtomicBool, skipped: impl FnOnce() -> T, run: impl FnOnce() -> T) -> T {
+    pub(crate) fn tensors<T>(&self, stop: &AtomicBool, skipped: impl FnOnce() -> T, run: impl FnOnce() -> T) -> T {
         let skip = &self.all.skip;
         match skip.load(Ordering::Relaxed) && skip.swap(false, Ordering::Relaxed) {
             true => skipped(),
@@ -125,7 +125,7 @@ impl Meter {
     }
 
     /// Runs a collective; a drill may have it delayed, until `stop` at the latest.
-    pub(super) fn collective<T>(&self, stop: &AtomicBool, run: impl FnOnce() -> T) -> T {
+    pub(crate) fn collective<T>(&self, stop: &AtomicBool, run: impl FnOnce() -> T) -> T {
         let count = |all: &[AtomicU32; WIRES]| all.get(self.wire).map(|n| n.fetch_add(1, Ordering::Relaxed));
         let mut left = match self.all.stall_ms.load(Ordering::Relaxed) {
             0 => 0,
@@ -142,20 +142,20 @@ impl Meter {
     }
 
     /// A collective begins on a device; [`Meter::ended`] when it is seen to have ended there.
-    pub(super) fn began(&self) {
+    pub(crate) fn began(&self) {
         if let Some(n) = self.all.entered.get(self.wire) {
             n.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    pub(super) fn ended(&self) {
+    pub(crate) fn ended(&self) {
         if let Some(n) = self.all.left.get(self.wire) {
             n.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// A caller waits for this wire: for a collective, or for the message of the rank with this number on it.
-    pub(super) fn blocked<T>(&self, peer: Option<usize>, wait: impl FnOnce() -> T) -> T {
+    pub(crate) fn blocked<T>(&self, peer: Option<usize>, wait: impl FnOnce() -> T) -> T {
         let wire = if self.wire < WIRES { self.wire as u64 + 1 } else { 0 };
         self.all.blocked.store(wire | peer.map_or(0, |p| p as u64 + 1) << 32, Ordering::Relaxed);
         let began = Instant::now();

@@ -3,14 +3,13 @@
 //! Ranks come from the communicator alone, so a process runs the same under `srun --mpi=pmix`, under `mpirun` and
 //! alone. The calls that move small host messages are in `control`.
 
-use super::ffi::{check, Comm};
-use super::meters::Meters;
-use super::Carrier;
 use crate::error::{Error, Exit, Result};
+use crate::world::ffi::{check, Comm};
+use crate::world::meters::Meters;
 use mpi::ffi;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The processes of this run, seen from one of them.
@@ -24,19 +23,9 @@ pub struct World {
     local_size: usize,
     host: String,
     /// Every rank, for control messages only.
-    pub(super) comm: Comm,
-    pub(super) stop: Arc<AtomicBool>,
-    pub(super) meters: Arc<Meters>,
-    carrier: Arc<Mutex<Carrier>>,
-}
-
-/// How a wire may move bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Via {
-    /// Shared memory when all ranks of the axis are on one node, else messages.
-    Fastest,
-    /// Messages always.
-    Messages,
+    pub(crate) comm: Comm,
+    pub(crate) stop: Arc<AtomicBool>,
+    pub(crate) meters: Arc<Meters>,
 }
 
 impl World {
@@ -85,7 +74,6 @@ impl World {
             comm: world.duplicate()?,
             stop: Arc::new(AtomicBool::new(false)),
             meters: Arc::new(Meters::new(size)),
-            carrier: Arc::new(Mutex::new(Carrier::Host(Via::Fastest))),
         })
     }
 
@@ -129,17 +117,8 @@ impl World {
         // MPI_Comm_dup cannot be left, so go there together.
         self.barrier()?;
         let meters = Arc::new(Meters::new(self.size));
-        let (host, stop, carrier) = (self.host.clone(), self.stop.clone(), self.carrier.clone());
-        Ok(World { host, comm: self.comm.duplicate()?, stop, meters, carrier, ..*self })
-    }
-
-    /// What carries the tensors of wires made from now on: MPI on the host until [`World::use_device`].
-    pub fn carrier(&self) -> Carrier {
-        *self.carrier.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    pub(super) fn set_carrier(&self, carrier: Carrier) {
-        *self.carrier.lock().unwrap_or_else(|e| e.into_inner()) = carrier;
+        let (host, stop) = (self.host.clone(), self.stop.clone());
+        Ok(World { host, comm: self.comm.duplicate()?, stop, meters, ..*self })
     }
 
     /// Ends MPI after a good run. Collective; drop the wires first.

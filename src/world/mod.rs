@@ -1,0 +1,23 @@
+//! The MPI process world: who am I, who is on my node, small host messages between all ranks (the control plane).
+//!
+//! - [`World`]: ranks, how a process starts and leaves; `control`: collectives of small host messages
+//! - [`Post`], [`Incoming`], `serve`: messages outside the order of collectives, for threads beside the training loop
+//! - [`Meters`]: what this rank's wires are doing, for liveness to read
+//! - `ffi`: MPI's calls, each with what it needs
+
+mod control;
+pub(crate) mod ffi;
+pub(crate) mod meters;
+mod op;
+mod post;
+mod serve;
+mod stream;
+#[allow(clippy::module_inception)]
+mod world;
+
+pub use meters::{Meters, Reading, Table, WIRES};
+pub use op::Op;
+pub use post::Post;
+pub use serve::Request;
+pub use stream::Incoming;
+pub use world::{is_step, leave, library, World};

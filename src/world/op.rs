@@ -1,0 +1,8 @@
+//! The operations of reductions.
+
+/// How elements are combined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    Sum,
+    Max,
+}
