@@ -1,6 +1,7 @@
 //! A message under way between two ranks of an axis.
 
 use crate::error::Result;
+use crate::world::leak;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
@@ -27,7 +28,7 @@ impl TensorMessage {
     /// After an error the tensor is leaked: somebody may still read or write it.
     pub(super) fn finish(self, result: Result<Duration>) {
         if result.is_err() {
-            std::mem::forget(self.tensor);
+            leak(self.tensor);
         }
         // The caller may have dropped the Work.
         let _ = self.done.send(result);

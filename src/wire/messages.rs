@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::wire::buffer::TensorBuf;
 use crate::wire::combine::combine;
 use crate::world::ffi::{Comm, Requests};
-use crate::world::Op;
+use crate::world::{leak, Op};
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
@@ -167,6 +167,6 @@ impl Messages {
 
     /// Gives up the scratch, which MPI may still write to after a failed wait.
     pub(super) fn leak(&mut self) {
-        std::mem::forget(std::mem::take(&mut self.scratch));
+        leak(std::mem::take(&mut self.scratch));
     }
 }

@@ -13,7 +13,7 @@ use crate::wire::shared::{Memory, Shared};
 use crate::wire::{Wire, Work};
 use crate::world::ffi::Comm;
 use crate::world::meters::Meter;
-use crate::world::Op;
+use crate::world::{leak, Op};
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Arc;
@@ -209,8 +209,7 @@ fn serve(mut path: Path, jobs: Receiver<Job>, meter: &Meter, stop: &AtomicBool) 
             if let Path::Messages(m) = &mut path {
                 m.leak();
             }
-            std::mem::forget(job.input);
-            std::mem::forget(job.output);
+            leak((job.input, job.output));
         }
         // The caller may have dropped the Work.
         let _ = job.done.send(result.map(|()| start.elapsed()));

@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Exit, Result};
 use crate::world::ffi::Requests;
+use crate::world::in_flight::InFlight;
 use crate::world::meters::Meter;
 use crate::world::{Op, World};
 use serde_json::{json, Value};
@@ -29,22 +30,22 @@ impl World {
     pub fn gather_bytes(&self, mine: &[u8], root: usize) -> Result<Option<Vec<Vec<u8>>>> {
         self.control(|| {
             let lens = self.comm.all_gather(&[mine.len() as u64], &self.stop)?;
-            let mut req = Requests::default();
             if self.rank() != root {
-                let mine = mine.to_vec();
-                // SAFETY: the copy lives until the wait returns, or for ever.
-                let sent = unsafe { req.send(&self.comm, mine.as_ptr(), mine.len(), root, TAG) };
-                keep(sent.and_then(|()| req.wait(&self.stop, "gather")), mine)?;
-                return Ok(None);
+                let sent = InFlight::start(mine.to_vec(), |mine, req| {
+                    // SAFETY: the copy is in flight until the wait has ended, or for ever.
+                    unsafe { req.send(&self.comm, mine.as_ptr(), mine.len(), root, TAG) }
+                });
+                return sent?.wait(&self.stop, "gather").map(|_| None);
             }
             let mut all: Vec<Vec<u8>> = lens.iter().map(|&n| vec![0; n as usize]).collect();
             all[root].copy_from_slice(mine);
-            let mut got = Ok(());
-            for (r, buf) in all.iter_mut().enumerate().filter(|(r, _)| *r != root) {
-                // SAFETY: each buffer is one message's own, and lives until the wait returns, or for ever.
-                got = got.and_then(|()| unsafe { req.recv(&self.comm, buf.as_mut_ptr(), buf.len(), r, TAG) });
-            }
-            keep(got.and_then(|()| req.wait(&self.stop, "gather")), all).map(Some)
+            let coming = InFlight::start(all, |all, req| {
+                all.iter_mut().enumerate().filter(|(r, _)| *r != root).try_for_each(|(r, buf)| {
+                    // SAFETY: each buffer is one message's own, and in flight until the wait has ended, or for ever.
+                    unsafe { req.recv(&self.comm, buf.as_mut_ptr(), buf.len(), r, TAG) }
+                })
+            });
+            coming?.wait(&self.stop, "gather").map(Some)
         })
     }
 
@@ -52,11 +53,12 @@ impl World {
     pub fn broadcast_bytes(&self, bytes: Vec<u8>, root: usize) -> Result<Vec<u8>> {
         self.control(|| {
             let lens = self.comm.all_gather(&[bytes.len() as u64], &self.stop)?;
-            let mut buf = if self.rank() == root { bytes } else { vec![0; lens[root] as usize] };
-            let mut req = Requests::default();
-            // SAFETY: the buffer lives until the wait returns, or for ever.
-            let started = unsafe { req.broadcast(&self.comm, buf.as_mut_ptr(), buf.len(), root) };
-            keep(started.and_then(|()| req.wait(&self.stop, "broadcast")), buf)
+            let buf = if self.rank() == root { bytes } else { vec![0; lens[root] as usize] };
+            let under_way = InFlight::start(buf, |buf, req| {
+                // SAFETY: the buffer is in flight until the wait has ended, or for ever.
+                unsafe { req.broadcast(&self.comm, buf.as_mut_ptr(), buf.len(), root) }
+            });
+            under_way?.wait(&self.stop, "broadcast")
         })
     }
 
@@ -66,13 +68,13 @@ impl World {
             let lens = self.comm.all_gather(&[mine.len() as u64], &self.stop)?;
             let mut all: Vec<Vec<u8>> = lens.iter().map(|&n| vec![0; n as usize]).collect();
             all[self.rank()].copy_from_slice(mine);
-            let mut req = Requests::default();
-            let mut started = Ok(());
-            for (r, buf) in all.iter_mut().enumerate() {
-                // SAFETY: the buffers live until the wait returns, or for ever.
-                started = started.and_then(|()| unsafe { req.broadcast(&self.comm, buf.as_mut_ptr(), buf.len(), r) });
-            }
-            keep(started.and_then(|()| req.wait(&self.stop, "all-gather")), all)
+            let under_way = InFlight::start(all, |all, req| {
+                all.iter_mut().enumerate().try_for_each(|(r, buf)| {
+                    // SAFETY: the buffers are in flight until the wait has ended, or for ever.
+                    unsafe { req.broadcast(&self.comm, buf.as_mut_ptr(), buf.len(), r) }
+                })
+            });
+            under_way?.wait(&self.stop, "all-gather")
         })
     }
 
@@ -126,14 +128,3 @@ impl World {
 }
 
 const TAG: i32 = 1;
-
-/// `buf` when the operation on it ended; else the error, and `buf` is leaked because MPI may still write to it.
-fn keep<T>(ended: Result<()>, buf: T) -> Result<T> {
-    match ended {
-        Ok(()) => Ok(buf),
-        Err(e) => {
-            std::mem::forget(buf);
-            Err(e)
-        }
-    }
-}

@@ -3,10 +3,11 @@
 //! - [`World`]: ranks, how a process starts and leaves; `control`: collectives of small host messages
 //! - [`Post`], [`Incoming`], `serve`: messages outside the order of collectives, for threads beside the training loop
 //! - [`Meters`]: what this rank's wires are doing, for liveness to read
-//! - `ffi`: MPI's calls, each with what it needs
+//! - `in_flight`: what must never be freed while MPI may work on it; `ffi`: MPI's calls, each with what it needs
 
 mod control;
 pub(crate) mod ffi;
+mod in_flight;
 pub(crate) mod meters;
 mod op;
 mod post;
@@ -15,6 +16,7 @@ mod stream;
 #[allow(clippy::module_inception)]
 mod world;
 
+pub use in_flight::{leak, or_leak};
 pub use meters::{Meters, Reading, Table, WIRES};
 pub use op::Op;
 pub use post::Post;

@@ -1,7 +1,8 @@
 //! Small messages between any two ranks from a thread of their own, on a communicator of their own. No call here waits.
 
 use crate::error::Result;
-use crate::world::ffi::{Comm, Requests};
+use crate::world::ffi::Comm;
+use crate::world::in_flight::InFlight;
 use crate::world::World;
 
 const TAG: i32 = 5;
@@ -15,11 +16,10 @@ pub struct Post {
     coming: Vec<Letter>,
 }
 
-/// A message under way. MPI may touch the bytes until it is complete, so a letter that never is is leaked.
+/// A message under way.
 struct Letter {
     peer: usize,
-    bytes: Vec<u8>,
-    request: Requests,
+    bytes: InFlight<Vec<u8>>,
 }
 
 /// Node of a rank.
@@ -42,27 +42,29 @@ impl Post {
         if self.out.iter().filter(|l| l.peer == to).count() >= UNDER_WAY {
             return Ok(());
         }
-        let mut letter = Letter { peer: to, bytes, request: Requests::default() };
-        // SAFETY: the bytes do not move with the letter, and are leaked unless the message completes.
-        unsafe { letter.request.send(&self.comm, letter.bytes.as_ptr(), letter.bytes.len(), to, TAG)? };
-        self.out.push(letter);
+        let bytes = InFlight::start(bytes, |bytes, req| {
+            // SAFETY: the bytes are in flight until the message has ended, or for ever.
+            unsafe { req.send(&self.comm, bytes.as_ptr(), bytes.len(), to, TAG) }
+        })?;
+        self.out.push(Letter { peer: to, bytes });
         Ok(())
     }
 
     /// A message that has come, and from whom.
     pub fn receive(&mut self) -> Result<Option<(usize, Vec<u8>)>> {
         while let Some((from, len)) = self.comm.waiting(TAG)? {
-            let mut letter = Letter { peer: from, bytes: vec![0; len], request: Requests::default() };
-            // SAFETY: as above.
-            unsafe { letter.request.recv(&self.comm, letter.bytes.as_mut_ptr(), len, from, TAG)? };
-            self.coming.push(letter);
+            let bytes = InFlight::start(vec![0; len], |bytes, req| {
+                // SAFETY: as above.
+                unsafe { req.recv(&self.comm, bytes.as_mut_ptr(), len, from, TAG) }
+            })?;
+            self.coming.push(Letter { peer: from, bytes });
         }
         let mut i = 0;
         while i < self.coming.len() {
-            match self.coming[i].request.done() {
+            match self.coming[i].bytes.done() {
                 Ok(true) => {
-                    let mut letter = self.coming.remove(i);
-                    return Ok(Some((letter.peer, std::mem::take(&mut letter.bytes))));
+                    let Letter { peer, bytes } = self.coming.remove(i);
+                    return Ok(bytes.take().map(|bytes| (peer, bytes)));
                 }
                 Ok(false) => i += 1,
                 // its sender is gone; letters of others wait behind it
@@ -74,16 +76,8 @@ impl Post {
 
     /// Whether every message has left, or cannot any more: its receiver is gone.
     pub fn clear(&mut self) -> bool {
-        self.out.retain_mut(|letter| matches!(letter.request.done(), Ok(false)));
+        self.out.retain_mut(|letter| matches!(letter.bytes.done(), Ok(false)));
         self.out.is_empty()
-    }
-}
-
-impl Drop for Letter {
-    fn drop(&mut self) {
-        if !self.request.is_empty() {
-            std::mem::forget(std::mem::take(&mut self.bytes));
-        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Asking another rank for bytes that only its node has. Answered by a thread of that rank.
 
 use crate::error::{Error, Exit, Result};
-use crate::world::ffi::Requests;
+use crate::world::in_flight::InFlight;
 use crate::world::World;
 
 const ASK: i32 = 8;
@@ -33,13 +33,11 @@ impl World {
             let mut answer = vec![0; request.len as usize + 1];
             let (body, status) = answer.split_at_mut(request.len as usize);
             status[0] = read(request, body).is_ok() as u8;
-            let mut req = Requests::default();
-            // SAFETY: the answer lives until the wait returns, or for ever.
-            let sent = unsafe { req.send(&self.comm, answer.as_ptr(), answer.len(), who, ANSWER) };
-            if let Err(e) = sent.and_then(|()| req.wait(&self.stop, "answer")) {
-                std::mem::forget(answer);
-                return Err(e);
-            }
+            let sent = InFlight::start(answer, |answer, req| {
+                // SAFETY: the answer is in flight until the wait has ended, or for ever.
+                unsafe { req.send(&self.comm, answer.as_ptr(), answer.len(), who, ANSWER) }
+            });
+            sent?.wait(&self.stop, "answer")?;
         }
     }
 
@@ -50,15 +48,12 @@ impl World {
 
     /// Bytes of `rank`, which serves. Errors: [`Exit::Peer`]; [`Exit::Checkpoint`] when that rank cannot read them.
     pub fn ask(&self, request: Request, rank: usize) -> Result<Vec<u8>> {
-        let mut answer = vec![0u8; request.len as usize + 1];
-        let mut req = Requests::default();
-        // SAFETY: the buffer lives until the wait returns, or for ever.
-        let started = unsafe { req.recv(&self.comm, answer.as_mut_ptr(), answer.len(), rank, ANSWER) };
-        let asked = started.and_then(|()| self.question(request, rank));
-        if let Err(e) = asked.and_then(|()| req.wait(&self.stop, "answer")) {
-            std::mem::forget(answer);
-            return Err(e);
-        }
+        let coming = InFlight::start(vec![0u8; request.len as usize + 1], |answer, req| {
+            // SAFETY: the buffer is in flight until the wait has ended, or for ever.
+            unsafe { req.recv(&self.comm, answer.as_mut_ptr(), answer.len(), rank, ANSWER) }
+        })?;
+        self.question(request, rank)?;
+        let mut answer = coming.wait(&self.stop, "answer")?;
         match answer.pop() {
             Some(1) => Ok(answer),
             _ => Err(Error::new(Exit::Checkpoint, format!("rank {rank} cannot read its node's snapshot"))),
@@ -67,13 +62,10 @@ impl World {
 
     fn question(&self, r: Request, rank: usize) -> Result<()> {
         let bytes: Vec<u8> = [r.item, r.at, r.len].iter().flat_map(|f| f.to_le_bytes()).collect();
-        let mut req = Requests::default();
-        // SAFETY: the bytes live until the wait returns, or for ever.
-        let sent = unsafe { req.send(&self.comm, bytes.as_ptr(), bytes.len(), rank, ASK) };
-        if let Err(e) = sent.and_then(|()| req.wait(&self.stop, "question")) {
-            std::mem::forget(bytes);
-            return Err(e);
-        }
-        Ok(())
+        let sent = InFlight::start(bytes, |bytes, req| {
+            // SAFETY: the bytes are in flight until the wait has ended, or for ever.
+            unsafe { req.send(&self.comm, bytes.as_ptr(), bytes.len(), rank, ASK) }
+        });
+        sent?.wait(&self.stop, "question").map(drop)
     }
 }

@@ -37,8 +37,10 @@ impl World {
     /// have come, in order. All ranks that exchange with each other call it, each from one thread of this `World`
     /// ([`World::duplicate`]); at most one stream goes from one rank to another.
     ///
-    /// After an error the memory of `out` and `ins` may still be read and written: it must never be freed.
-    pub fn exchange(&self, out: Option<(&[u8], usize)>, ins: &mut [Incoming], arrived: Arrived) -> Result<()> {
+    /// # Safety
+    /// After an error the memory of `out` and `ins` may still be read and written: it must never be freed
+    /// ([`super::or_leak`]).
+    pub unsafe fn exchange(&self, out: Option<(&[u8], usize)>, ins: &mut [Incoming], arrived: Arrived) -> Result<()> {
         let mut sending = out.map(|(bytes, to)| Flow::new(to, bytes.as_ptr().cast_mut(), bytes.len()));
         let mut coming: Vec<Flow> =
             ins.iter_mut().map(|i| Flow::new(i.from, i.into.as_mut_ptr(), i.into.len())).collect();

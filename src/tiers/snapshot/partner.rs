@@ -11,7 +11,7 @@ use crate::tiers::snapshot::nodes::Nodes;
 use crate::tiers::snapshot::place::Place;
 use crate::tiers::snapshot::slot::{take, Header, Slot, PAGE};
 use crate::tiers::snapshot::table::{Table, BLOCK};
-use crate::world::{Incoming, World};
+use crate::world::{leak, or_leak, Incoming, World};
 use memmap2::MmapMut;
 use std::fs::File;
 use std::mem::size_of;
@@ -99,8 +99,7 @@ impl Partner {
                 let began = Instant::now();
                 let result = copy(&world, to, &slot, &mut kept);
                 if result.as_ref().is_err_and(|e| e.exit == Exit::Peer) {
-                    // MPI may still read and write this memory.
-                    std::mem::forget((slot, kept));
+                    leak((slot, kept));
                     let _ = report.send(result.map(|()| began.elapsed()));
                     return;
                 }
@@ -133,19 +132,16 @@ impl Partner {
     }
 }
 
-/// Sends this rank's snapshot and receives those it keeps.
+/// Sends this rank's snapshot and receives those it keeps. After [`Exit::Peer`] the caller leaks both.
 fn copy(world: &World, to: To, slot: &Slot, kept: &mut [Kept]) -> Result<()> {
     let own = slot.bytes();
     // The header goes ahead, so that blocks can be checked as they come; it is written last.
-    let mut headers = vec![[0u8; size_of::<Header>()]; kept.len()];
-    let mut heads: Vec<Incoming> =
-        kept.iter().zip(&mut headers).map(|(k, h)| Incoming { from: k.from, into: &mut h[..] }).collect();
-    let sent = world.exchange(Some((&own[..size_of::<Header>()], to.rank)), &mut heads, &mut |_, _, _| ());
-    drop(heads);
-    if let Err(e) = sent {
-        std::mem::forget(headers);
-        return Err(e);
-    }
+    let headers = or_leak(vec![[0u8; size_of::<Header>()]; kept.len()], |headers| {
+        let mut heads: Vec<Incoming> =
+            kept.iter().zip(headers).map(|(k, h)| Incoming { from: k.from, into: &mut h[..] }).collect();
+        // SAFETY: after an error the headers are leaked here, and the slot by the caller.
+        unsafe { world.exchange(Some((&own[..size_of::<Header>()], to.rank)), &mut heads, &mut |_, _, _| ()) }
+    })?;
     let mut checks = Vec::new();
     let mut bodies: Vec<Incoming> = Vec::new();
     for (k, header) in kept.iter_mut().zip(&headers) {
@@ -158,7 +154,8 @@ fn copy(world: &World, to: To, slot: &Slot, kept: &mut [Kept]) -> Result<()> {
         }
     }
     let far = (!to.near).then_some((&own[PAGE..], to.rank));
-    world.exchange(far, &mut bodies, &mut |i, range, bytes| checks[i].arrived(range, bytes))?;
+    // SAFETY: after an error the caller leaks the slot and what is kept.
+    unsafe { world.exchange(far, &mut bodies, &mut |i, range, bytes| checks[i].arrived(range, bytes))? };
     drop(bodies);
     let mut checks = checks.into_iter();
     let mut wrong = None;
@@ -168,7 +165,8 @@ fn copy(world: &World, to: To, slot: &Slot, kept: &mut [Kept]) -> Result<()> {
             Some(near) => {
                 let verdict = near.copy(header, map);
                 // From now on the slot may be written again.
-                world.exchange(Some((&[1], k.from)), &mut [], &mut |_, _, _| ())?;
+                // SAFETY: a constant.
+                unsafe { world.exchange(Some((&[1], k.from)), &mut [], &mut |_, _, _| ())? };
                 verdict
             }
             None => checks.next().and_then(|check| check.verdict(map.len())),
@@ -197,13 +195,11 @@ fn copy(world: &World, to: To, slot: &Slot, kept: &mut [Kept]) -> Result<()> {
 
 /// Waits until the keeper on this node has copied the slot.
 fn taken(world: &World, keeper: usize) -> Result<()> {
-    let mut word = vec![0u8];
-    let heard = world.exchange(None, &mut [Incoming { from: keeper, into: &mut word }], &mut |_, _, _| ());
-    if heard.is_err() {
-        // MPI may still write to it.
-        std::mem::forget(word);
-    }
-    heard
+    let word = or_leak(vec![0u8], |word| {
+        // SAFETY: after an error the word is leaked.
+        unsafe { world.exchange(None, &mut [Incoming { from: keeper, into: word }], &mut |_, _, _| ()) }
+    });
+    word.map(drop)
 }
 
 /// Sums the data of one incoming snapshot, block by block, while it is in cache.

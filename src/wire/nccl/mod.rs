@@ -22,7 +22,7 @@ use crate::wire::mpi::MpiWire;
 use crate::wire::work::{orphaned, Later};
 use crate::wire::{Timing, Wire, Work};
 use crate::world::ffi::stopped;
-use crate::world::Op;
+use crate::world::{leak, Op};
 use channel::{Channel, Common, Party};
 use clock::Clock;
 use cuda::{Event, Gpu, COMPUTE};
@@ -281,7 +281,7 @@ impl Later for Enqueued {
 impl Drop for Enqueued {
     /// Not waited for, or failed: the device may still use the tensors.
     fn drop(&mut self) {
-        std::mem::forget(self.tensors.take());
+        leak(self.tensors.take());
     }
 }
 
