@@ -19,7 +19,7 @@
 //! - [`wire`]: moving bytes between ranks
 //! - [`attempt`], [`durable`], [`events`], [`exit_record`], [`foreign`]: the number that fences old processes, files that survive
 //!   a crash, what happened, why a process left, panics of other people's code
-//! - [`topology`], [`layout`], [`config`], [`error`], [`text`]: values and pure functions
+//! - [`topology`], [`layout`], [`config`], [`error`], [`progress`], [`text`]: values and pure functions
 
 pub mod appended;
 pub mod attempt;
@@ -41,6 +41,7 @@ pub mod model;
 pub mod optim;
 pub mod parallel;
 pub mod plan;
+pub mod progress;
 pub mod slurm;
 pub mod text;
 pub mod topology;

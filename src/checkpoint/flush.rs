@@ -108,6 +108,8 @@ fn write(
     world.agree(opened)?;
     let meta = agreed_meta(&images, world)?;
     let specs: Vec<Spec> = images.iter().flat_map(|i| i.table.specs.iter().cloned()).collect();
+    let what = if world.size() == 1 { "flush" } else { "flush of this node's part" };
+    rules.meter.begin(what, specs.iter().map(|s| 4 * s.span.len as u64).sum::<u64>());
     save_by(rules, checkpoints, specs, &meta, Team(Some(world)), &mut |file| {
         let (mut n, mut buffer) = (0, Vec::new());
         for image in &mut images {
@@ -117,6 +119,7 @@ fn write(
                     buffer.resize(BLOCK.min(len - from), 0.0);
                     image.elements(i, from, &mut buffer).inspect_err(|_| damaged.push(image.entry.id()))?;
                     file.append(n, &buffer)?;
+                    rules.meter.add(4 * buffer.len() as u64);
                 }
                 n += 1;
             }

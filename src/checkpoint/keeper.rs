@@ -85,6 +85,7 @@ impl Keeper {
             fence: setup.fence.clone(),
             direct: false,
             in_run: true,
+            ..Rules::default()
         };
         let writer = match periodic(&config) && config.background {
             true => Some(Writer::start(world.duplicate()?, checkpoints.clone(), rules.clone(), setup.on_cores)?),

@@ -7,6 +7,7 @@ use super::slice::{copy_runs, cover, runs, Span};
 use super::store::Remote;
 use crate::error::{Error, Exit, Result};
 use crate::kernels::sum::Sum;
+use crate::progress::Meter;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -44,6 +45,15 @@ pub(super) struct Compared {
     whole: HashSet<(usize, usize)>,
     /// The first one that is not, or cannot be read.
     pub problem: Option<String>,
+    /// Counts the bytes read for it.
+    pub meter: Meter,
+}
+
+impl Compared {
+    /// Nothing yet; `meter` counts what is read.
+    pub fn counting(meter: &Meter) -> Compared {
+        Compared { meter: meter.clone(), ..Compared::default() }
+    }
 }
 
 impl Checkpoint {
@@ -205,9 +215,16 @@ impl Checkpoint {
 
     /// Reads every byte of every file and compares its checksums.
     pub fn verify(&self) -> Vec<FileReport> {
-        let none = Compared::default();
+        self.verify_metered(&Meter::default())
+    }
+
+    /// As [`Checkpoint::verify`]; `meter` counts [`Checkpoint::bytes`] in all, also where a file is not read to its end.
+    pub fn verify_metered(&self, meter: &Meter) -> Vec<FileReport> {
+        let none = Compared::counting(meter);
         let report = |(i, f): (usize, &FileEntry)| {
+            let before = meter.done();
             let problem = self.problem(i, &none);
+            meter.add(f.size.saturating_sub(meter.done() - before));
             FileReport { name: f.name.clone(), bytes: f.size, problem }
         };
         self.files().enumerate().map(report).collect()
@@ -234,14 +251,14 @@ impl Checkpoint {
             let mut buffer = vec![0; BLOCK];
             for (_, d) in file.datasets.iter().enumerate().filter(|(d, _)| !compared.whole.contains(&(i, *d))) {
                 let mut sum = Sum::default();
-                add(&mut sum, &f, d.at, d.end(), &mut buffer)?;
+                add(&mut sum, &f, d.at, d.end(), &mut buffer, &compared.meter)?;
                 if let Some(problem) = self.differs(&file.name, d, sum.digest()) {
                     return Ok(Some(problem));
                 }
             }
             let mut sum = Sum::default();
             for (from, to) in file.gaps() {
-                add(&mut sum, &f, from, to, &mut buffer)?;
+                add(&mut sum, &f, from, to, &mut buffer, &compared.meter)?;
             }
             let (is, was) = (map::hex(sum.digest()), map::hex(file.rest));
             Ok((is != was)
@@ -292,11 +309,12 @@ fn forget(file: &File, from: u64, to: u64) {
     let _ = rustix::fs::fadvise(file, from, std::num::NonZeroU64::new(to - from), rustix::fs::Advice::DontNeed);
 }
 
-fn add(sum: &mut Sum, file: &File, mut from: u64, to: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+fn add(sum: &mut Sum, file: &File, mut from: u64, to: u64, buffer: &mut [u8], meter: &Meter) -> std::io::Result<()> {
     while from < to {
         let n = buffer.len().min((to - from) as usize);
         file.read_exact_at(&mut buffer[..n], from)?;
         sum.update(&buffer[..n]);
+        meter.add(n as u64);
         from += n as u64;
     }
     Ok(())

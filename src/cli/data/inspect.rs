@@ -2,6 +2,7 @@
 
 use super::grouped;
 use crate::cli::print;
+use crate::cli::progress::shown;
 use crate::data::indexed::{prefix_of, Indexed};
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
@@ -51,7 +52,7 @@ pub fn run(args: Args) -> Result<()> {
     print(&out)?;
     if args.check {
         let vocab = args.vocab_size.or(noted).unwrap_or(ANY);
-        let highest = file.check_all(vocab)?;
+        let highest = shown(|meter| file.check_all(vocab, meter))?;
         let highest = highest.map_or("none".into(), |id| grouped(id as u64));
         let bound = match vocab {
             ANY => "no vocabulary known; give --vocab-size".into(),
