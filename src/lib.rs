@@ -26,7 +26,7 @@
 //! - [`appended`], [`attempt`], [`durable`], [`events`], [`exit_record`], [`foreign`]: small files and how a process leaves:
 //!   the number that fences old processes, files that survive a crash or are rotated, what happened, why a process left,
 //!   panics of other people's code
-//! - [`config`], [`error`], [`layout`], [`text`], [`topology`]: values and pure functions
+//! - [`config`], [`error`], [`layout`], [`progress`], [`text`], [`topology`]: values and pure functions
 
 pub mod appended;
 pub mod attempt;
@@ -49,6 +49,7 @@ pub mod model;
 pub mod optim;
 pub mod parallel;
 pub mod plan;
+pub mod progress;
 pub mod schedules;
 pub mod slurm;
 pub mod store;

@@ -3,7 +3,7 @@
 
 use super::direct::Direct;
 use super::disk::{check_size_limit, refused};
-use super::manifest::{Dataset, FileTable, Tensor};
+use super::manifest::{Dataset, FileTable, TensorEntry};
 use super::map::{Map, Spec, ALIGNMENT};
 use crate::error::{Error, Exit, Result};
 use crate::kernels::sum::Sum;
@@ -93,7 +93,7 @@ impl Writer {
         let mut table = FileTable::default();
         for (i, spec) in specs.into_iter().enumerate().filter(|(_, s)| s.span.len > 0) {
             let dataset = Dataset {
-                tensor: table.tensor(Tensor { group: spec.group, name: spec.name, shape: spec.span.shape }),
+                tensor: table.tensor(TensorEntry { group: spec.group, name: spec.name, shape: spec.span.shape }),
                 offset: spec.span.offset,
                 extent: spec.span.extent,
                 start: spec.span.start,

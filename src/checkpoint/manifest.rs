@@ -24,13 +24,13 @@ pub struct Manifest {
     #[serde(default)]
     pub written: String,
     pub meta: Meta,
-    pub tensors: Vec<Tensor>,
+    pub tensors: Vec<TensorEntry>,
     pub files: Vec<FileEntry>,
 }
 
 /// A tensor of which slices are stored.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Tensor {
+pub struct TensorEntry {
     pub group: Group,
     pub name: String,
     pub shape: Vec<usize>,
@@ -67,13 +67,13 @@ pub struct Dataset {
 /// One writer's part of the manifest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FileTable {
-    pub tensors: Vec<Tensor>,
+    pub tensors: Vec<TensorEntry>,
     pub file: FileEntry,
 }
 
 impl FileTable {
     /// Index of `tensor`, added if new.
-    pub fn tensor(&mut self, tensor: Tensor) -> usize {
+    pub fn tensor(&mut self, tensor: TensorEntry) -> usize {
         // Slices of one tensor are saved one after the other, so a look at the end is nearly always enough.
         self.tensors.iter().rposition(|t| *t == tensor).unwrap_or_else(|| {
             self.tensors.push(tensor);
@@ -82,8 +82,9 @@ impl FileTable {
     }
 }
 
-impl Tensor {
-    pub fn len(&self) -> usize {
+impl TensorEntry {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }
 }
@@ -119,7 +120,7 @@ impl FileEntry {
 impl Manifest {
     /// Puts the writers' tables together. The slices of each tensor must add up to the tensor.
     pub fn new(meta: Meta, tables: Vec<FileTable>) -> Result<Manifest> {
-        let mut index: HashMap<Tensor, usize> = HashMap::new();
+        let mut index: HashMap<TensorEntry, usize> = HashMap::new();
         let mut m =
             Manifest { written: jiff::Timestamp::now().to_string(), meta, tensors: Vec::new(), files: Vec::new() };
         let mut held: Vec<usize> = Vec::new();
@@ -140,7 +141,7 @@ impl Manifest {
             }
             m.files.push(file);
         }
-        match m.tensors.iter().zip(&held).find(|(t, &n)| t.len() != n) {
+        match m.tensors.iter().zip(&held).find(|(t, &n)| t.elements() != n) {
             Some((t, n)) => Err(Error::new(
                 Exit::Internal,
                 format!(
@@ -148,7 +149,7 @@ impl Manifest {
                     t.group,
                     t.name,
                     t.shape,
-                    t.len()
+                    t.elements()
                 ),
             )),
             None => Ok(m),

@@ -1,10 +1,11 @@
 //! Reading: any rectangle and flat range of any tensor, and the check of every byte.
 
-use crate::checkpoint::manifest::{self, Dataset, FileEntry, Manifest, Tensor};
+use crate::checkpoint::manifest::{self, Dataset, FileEntry, Manifest, TensorEntry};
 use crate::checkpoint::meta::{hex, Group, Meta};
 use crate::checkpoint::slice::{copy_runs, cover, runs, Span};
 use crate::error::{Error, Exit, Result};
 use crate::kernels::sum::Sum;
+use crate::progress::Meter;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -42,6 +43,15 @@ pub(crate) struct Compared {
     whole: HashSet<(usize, usize)>,
     /// The first one that is not, or cannot be read.
     pub problem: Option<String>,
+    /// Counts the bytes read for it.
+    pub meter: Meter,
+}
+
+impl Compared {
+    /// Nothing yet; `meter` counts what is read.
+    pub fn counting(meter: &Meter) -> Compared {
+        Compared { meter: meter.clone(), ..Compared::default() }
+    }
 }
 
 impl Checkpoint {
@@ -197,9 +207,16 @@ impl Checkpoint {
 
     /// Reads every byte of every file and compares its checksums.
     pub fn verify(&self) -> Vec<FileReport> {
-        let none = Compared::default();
+        self.verify_metered(&Meter::default())
+    }
+
+    /// As [`Checkpoint::verify`]; `meter` counts [`Checkpoint::bytes`] in all, also where a file is not read to its end.
+    pub fn verify_metered(&self, meter: &Meter) -> Vec<FileReport> {
+        let none = Compared::counting(meter);
         let report = |(i, f): (usize, &FileEntry)| {
+            let before = meter.done();
             let problem = self.problem(i, &none);
+            meter.add(f.size.saturating_sub(meter.done() - before));
             FileReport { name: f.name.clone(), bytes: f.size, problem }
         };
         self.files().enumerate().map(report).collect()
@@ -226,14 +243,14 @@ impl Checkpoint {
             let mut buffer = vec![0; BLOCK];
             for (_, d) in file.datasets.iter().enumerate().filter(|(d, _)| !compared.whole.contains(&(i, *d))) {
                 let mut sum = Sum::default();
-                add(&mut sum, &f, d.at, d.end(), &mut buffer)?;
+                add(&mut sum, &f, d.at, d.end(), &mut buffer, &compared.meter)?;
                 if let Some(problem) = self.differs(&file.name, d, sum.digest()) {
                     return Ok(Some(problem));
                 }
             }
             let mut sum = Sum::default();
             for (from, to) in file.gaps() {
-                add(&mut sum, &f, from, to, &mut buffer)?;
+                add(&mut sum, &f, from, to, &mut buffer, &compared.meter)?;
             }
             let (is, was) = (hex(sum.digest()), hex(file.rest));
             Ok((is != was)
@@ -243,7 +260,7 @@ impl Checkpoint {
     }
 
     fn differs(&self, file: &str, d: &Dataset, sum: u64) -> Option<String> {
-        let Tensor { group, name, .. } = &self.manifest.tensors[d.tensor];
+        let TensorEntry { group, name, .. } = &self.manifest.tensors[d.tensor];
         let (is, was) = (hex(sum), hex(d.xxh3));
         (sum != d.xxh3).then(|| format!("{file}: {group} {name} has checksum {is}, it was {was} when written"))
     }
@@ -284,11 +301,12 @@ fn forget(file: &File, from: u64, to: u64) {
     let _ = rustix::fs::fadvise(file, from, std::num::NonZeroU64::new(to - from), rustix::fs::Advice::DontNeed);
 }
 
-fn add(sum: &mut Sum, file: &File, mut from: u64, to: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+fn add(sum: &mut Sum, file: &File, mut from: u64, to: u64, buffer: &mut [u8], meter: &Meter) -> std::io::Result<()> {
     while from < to {
         let n = buffer.len().min((to - from) as usize);
         file.read_exact_at(&mut buffer[..n], from)?;
         sum.update(&buffer[..n]);
+        meter.add(n as u64);
         from += n as u64;
     }
     Ok(())

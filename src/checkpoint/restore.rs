@@ -5,6 +5,7 @@ use super::manifest::FileEntry;
 use super::read::{manifest_bytes, Checkpoint, Compared};
 use super::team::Team;
 use crate::error::{Error, Exit, Result};
+use crate::progress::Meter;
 use crate::world::World;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -97,19 +98,24 @@ fn check_step(c: &Candidate, checkpoint: &Checkpoint) -> Result<()> {
 /// Collective: the ranks share the files out for the check and all return the same one. `report` is told, on every rank,
 /// of each that had to be passed over and of the one chosen.
 pub fn newest_valid(checkpoints: &Path, world: &World, report: &mut dyn FnMut(&Event)) -> Result<Option<Checkpoint>> {
-    newest_checked(checkpoints, Team(Some(world)), report)
+    newest_checked(checkpoints, Team(Some(world)), &Meter::default(), report)
 }
 
-/// As [`newest_valid`], for a process that belongs to no world.
-pub fn newest_valid_alone(checkpoints: &Path, report: &mut dyn FnMut(&Event)) -> Result<Option<Checkpoint>> {
-    newest_checked(checkpoints, Team(None), report)
+/// As [`newest_valid`], for a process that belongs to no world; `meter` counts what is read of each that is tried.
+pub fn newest_valid_alone(
+    checkpoints: &Path, meter: &Meter, report: &mut dyn FnMut(&Event),
+) -> Result<Option<Checkpoint>> {
+    newest_checked(checkpoints, Team(None), meter, report)
 }
 
-fn newest_checked(checkpoints: &Path, team: Team, report: &mut dyn FnMut(&Event)) -> Result<Option<Checkpoint>> {
+fn newest_checked(
+    checkpoints: &Path, team: Team, meter: &Meter, report: &mut dyn FnMut(&Event),
+) -> Result<Option<Checkpoint>> {
     let mut passed = Vec::new();
     loop {
         let Some(found) = newest_opened(checkpoints, &passed, team, report)? else { return Ok(None) };
-        match check(&found, &Compared::default(), team) {
+        meter.begin("verify", found.bytes());
+        match check(&found, &Compared::counting(meter), team) {
             Ok(()) => {
                 report(&Event::chosen(&found));
                 return Ok(Some(found));

@@ -14,6 +14,7 @@ use super::recycle;
 use super::team::Team;
 use crate::appended::{gone, is_gone};
 use crate::error::{Error, Exit, Result};
+use crate::progress::Meter;
 use crate::world::World;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -44,6 +45,8 @@ pub struct Rules {
     pub direct: bool,
     /// Whether the folder that holds `checkpoints` must be there: a run directory that is gone is not made again.
     pub in_run: bool,
+    /// Counts the bytes that a flush writes on this rank.
+    pub meter: Meter,
 }
 
 impl Default for Rules {
@@ -55,6 +58,7 @@ impl Default for Rules {
             fence: Arc::new(|| Ok(())),
             direct: false,
             in_run: false,
+            meter: Meter::default(),
         }
     }
 }

@@ -76,7 +76,7 @@ pub(crate) fn assert_whole(c: &Checkpoint) {
 
 pub(crate) fn newest(checkpoints: &Path) -> (Option<Checkpoint>, Vec<Event>) {
     let mut events = Vec::new();
-    let found = newest_valid_alone(checkpoints, &mut |e| events.push(e.clone())).unwrap();
+    let found = newest_valid_alone(checkpoints, &Default::default(), &mut |e| events.push(e.clone())).unwrap();
     (found, events)
 }
 

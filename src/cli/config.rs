@@ -192,14 +192,14 @@ fn summary(plan: &Plan, notes: &[String]) -> String {
                 m.num_attention_heads,
                 m.head_dim(),
                 m.num_key_value_heads,
-                grouped(m.vocab_size)
+                crate::text::grouped(m.vocab_size as u64)
             ),
         ),
         (
             "step",
             format!(
                 "{} tokens = {} sequences of {}; each of {} ranks {} × {}",
-                grouped(tokens),
+                crate::text::grouped(tokens as u64),
                 c.batch.global,
                 c.data.sequence_length,
                 plan.topology.world(),
@@ -225,16 +225,6 @@ fn summary(plan: &Plan, notes: &[String]) -> String {
     let notes = notes.iter().map(|note| ("note", note.clone()));
     let body: String = lines.into_iter().chain(notes).map(|(name, text)| format!("  {name:<7} {text}\n")).collect();
     format!("ok\n{body}")
-}
-
-/// 4,194,304.
-fn grouped(n: usize) -> String {
-    let digits = n.to_string();
-    let split = digits.len() % 3;
-    let (head, tail) = digits.split_at(split);
-    let parts = (!head.is_empty()).then(|| head.to_string()).into_iter();
-    let tail = tail.as_bytes().chunks(3).map(|c| String::from_utf8_lossy(c).into_owned());
-    parts.chain(tail).collect::<Vec<_>>().join(",")
 }
 
 /// Three digits and a decimal unit: 8.03 G.
@@ -269,7 +259,10 @@ mod tests {
 
     #[test]
     fn three_digits_and_a_unit() {
-        assert_eq!([grouped(0), grouped(999), grouped(4194304)], ["0", "999", "4,194,304"]);
+        assert_eq!(
+            [crate::text::grouped(0), crate::text::grouped(999), crate::text::grouped(4194304)],
+            ["0", "999", "4,194,304"]
+        );
         assert_eq!(short(8.03e9), "8.03 G");
         assert_eq!(short(512.0), "512 ");
         assert_eq!(size(3 << 29), "1.50 GiB");

@@ -34,24 +34,11 @@ pub fn run(args: Args) -> Result<()> {
     }
 }
 
-/// 1234567 as 1,234,567.
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     #[test]
     fn grouping() {
-        let of = |n| super::grouped(n);
+        let of = |n| crate::text::grouped(n);
         assert_eq!([of(0), of(999), of(1000), of(1234567)], ["0", "999", "1,000", "1,234,567"]);
     }
 }

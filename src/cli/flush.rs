@@ -1,8 +1,10 @@
 //! `herd checkpoint flush`: snapshots from memory to disk, after the training processes have died.
 
 use super::outcome;
+use super::progress::shown;
 use crate::checkpoint::Rules;
 use crate::error::{Error, Exit, Result};
+use crate::progress::Meter;
 use crate::tiers::flush;
 use crate::world::World;
 use serde_json::json;
@@ -48,7 +50,11 @@ fn work(args: &Args, world: &World) -> Result<()> {
         Some(dir) => Ok(dir.clone()),
         None => configured(&args.run),
     })?;
-    let done = flush::flush(&args.run, &dir, &Rules::default(), world);
+    let write = |meter: &Meter| {
+        let rules = Rules { meter: meter.clone(), ..Rules::default() };
+        flush::flush(&args.run, &dir, &rules, world)
+    };
+    let done = if world.rank() == 0 { shown(write) } else { write(&Meter::default()) };
     // parts that make no whole step are of no use to anybody either
     let settled = done.as_ref().err().is_none_or(|e| e.exit == Exit::NoSnapshot);
     if args.remove && settled {

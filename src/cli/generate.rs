@@ -2,6 +2,7 @@
 
 mod prompts;
 
+use super::progress::shown;
 use crate::convert::weights::{self, Weights};
 use crate::convert::{foreign, Own};
 use crate::data::tokenizer::Tokenizer;
@@ -10,6 +11,7 @@ use crate::generate::{Generator, Options, Sampling, TextStream};
 use crate::kernels::device;
 use crate::layout::Layout;
 use crate::model::Params;
+use crate::progress::Meter;
 use crate::topology::Topology;
 use prompts::{Prompt, PromptArgs};
 use std::path::{Path, PathBuf};
@@ -75,7 +77,7 @@ pub fn run(args: Args) -> Result<()> {
     if args.threads > 0 {
         tch::set_num_threads(args.threads.min(i32::MAX as usize) as i32);
     }
-    let weights = weights::open(&args.model)?;
+    let weights = shown(|meter| weights::open_metered(&args.model, meter))?;
     let tokenizer = open_tokenizer(args.tokenizer.as_deref(), &weights, &args.model)?;
     let (prompts, says) = args.prompts.read(&tokenizer)?;
     let stop = match args.ignore_eos {
@@ -83,7 +85,7 @@ pub fn run(args: Args) -> Result<()> {
         false => tokenizer.ends().into_iter().chain(weights.ends()).collect(),
     };
 
-    let params = load(&weights, dtype(args.precision.as_deref(), device), device)?;
+    let params = shown(|meter| load(&weights, dtype(args.precision.as_deref(), device), device, meter))?;
     let longest = prompts.iter().map(|p| p.ids.len().saturating_add(args.max_new_tokens)).max().unwrap_or(0);
     let generator = Generator::new(weights.model(), &params, longest, device);
     let options = Options { max_new_tokens: args.max_new_tokens, sampling, stop };
@@ -147,12 +149,14 @@ fn dtype(choice: Option<&str>, device: Device) -> Kind {
 }
 
 /// The whole model on `device`, one tensor in flight at a time.
-fn load(weights: &Weights, dtype: Kind, device: Device) -> Result<Params> {
+fn load(weights: &Weights, dtype: Kind, device: Device, meter: &Meter) -> Result<Params> {
     let layout = Layout::new(weights.model(), &Topology::solo());
     let params = Params::frozen(&layout, dtype, device);
+    meter.begin("load", layout.params().map(|(_, param)| 4 * param.len() as u64).sum::<u64>());
     weights.fill(&layout, &mut |unit, param, values| {
         let mut view = params.unit(unit.unit).param(&param.name);
         view.copy_(&Tensor::from_slice(values).view_as(&view));
+        meter.add(4 * values.len() as u64);
     })?;
     Ok(params)
 }

@@ -3,6 +3,7 @@
 //! Console lines go to stderr without a rank prefix: `srun --label` adds one. `HERD_LOG` sets the level or a filter
 //! (`HERD_LOG=debug`, `HERD_LOG=herd::train=trace`); the default is `info`.
 
+use super::progress::Beside;
 use crate::appended::{is_at, open};
 use crate::error::{Error, Exit, Result};
 use std::fs::{create_dir_all, File};
@@ -24,7 +25,7 @@ use tracing_subscriber::{fmt, EnvFilter};
 pub fn init(console: bool, run_dir: Option<&Path>, rank: usize) -> Result<()> {
     let console = match console {
         true => {
-            let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+            let layer = fmt::layer().with_writer(|| Beside).with_ansi(std::io::stderr().is_terminal());
             Some(layer.compact().with_target(false).with_timer(Clock("%H:%M:%S")).with_filter(filter()?))
         }
         false => None,

@@ -15,6 +15,7 @@ mod launch;
 pub mod logging;
 mod man;
 mod outcome;
+mod progress;
 mod status;
 mod train;
 mod version;

@@ -8,6 +8,7 @@ use crate::convert::others::left_unread;
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
 use crate::layout::{units, Layout, Param, UnitLayout};
+use crate::progress::Meter;
 use serde_json::Value;
 use std::path::Path;
 
@@ -39,14 +40,19 @@ enum Source {
 ///
 /// Errors: [`Exit::Checkpoint`] for a damaged checkpoint or a run without one, [`Exit::Model`] for the rest.
 pub fn open(path: &Path) -> Result<Weights> {
+    open_metered(path, &Meter::default())
+}
+
+/// As [`open`]; `meter` counts what is read of a checkpoint to verify it.
+pub fn open_metered(path: &Path, meter: &Meter) -> Result<Weights> {
     let mut weights = if path.join("manifest.json").is_file() {
-        Weights::of_checkpoint(verified(path)?)
+        Weights::of_checkpoint(verified(path, meter)?)
     } else if path.join("config.json").is_file() {
         Weights::of_hugging_face(path)?
     } else if is_meta(path) {
         Weights::of_meta(path)?
     } else if path.join("checkpoints").is_dir() {
-        Weights::of_checkpoint(newest(&path.join("checkpoints"))?)
+        Weights::of_checkpoint(newest(&path.join("checkpoints"), meter)?)
     } else if crate::checkpoint::list(path)?.is_empty() {
         let fact = match path.exists() {
             true => format!("{} holds no weights", path.display()),
@@ -55,7 +61,7 @@ pub fn open(path: &Path) -> Result<Weights> {
         return Err(Error::new(Exit::Model, fact)
             .hint("give a step directory, a run directory, a Hugging Face directory with config.json, or Meta's with params.json"));
     } else {
-        Weights::of_checkpoint(newest(path)?)
+        Weights::of_checkpoint(newest(path, meter)?)
     };
     let checked = weights.untie(path).and_then(|()| weights.check());
     checked.map_err(|e| e.context(path.display()))?;
@@ -63,21 +69,22 @@ pub fn open(path: &Path) -> Result<Weights> {
     Ok(weights)
 }
 
-fn verified(path: &Path) -> Result<Checkpoint> {
+fn verified(path: &Path, meter: &Meter) -> Result<Checkpoint> {
     let checkpoint = Checkpoint::open(path)?;
-    match checkpoint.verify().into_iter().find_map(|f| f.problem) {
+    meter.begin("verify", checkpoint.bytes());
+    match checkpoint.verify_metered(meter).into_iter().find_map(|f| f.problem) {
         Some(problem) => Err(Error::new(Exit::Checkpoint, format!("{}: {problem}", path.display()))
             .hint("use another step; `herd checkpoint verify` on the run directory tells which are whole")),
         None => Ok(checkpoint),
     }
 }
 
-fn newest(checkpoints: &Path) -> Result<Checkpoint> {
+fn newest(checkpoints: &Path, meter: &Meter) -> Result<Checkpoint> {
     let mut warn = |e: &Event| match e {
         Event::CheckpointRejected { .. } | Event::SnapshotRejected { .. } => tracing::warn!("{e}"),
         Event::CheckpointChosen { .. } => tracing::info!("{e}"),
     };
-    newest_valid_alone(checkpoints, &mut warn)?.ok_or_else(|| {
+    newest_valid_alone(checkpoints, meter, &mut warn)?.ok_or_else(|| {
         Error::new(Exit::Checkpoint, format!("{} holds no whole checkpoint", checkpoints.display()))
             .hint("`herd checkpoint verify` tells what is wrong with each")
     })

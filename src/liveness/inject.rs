@@ -9,7 +9,7 @@ use super::Progress;
 use crate::attempt;
 use crate::error::{Error, Exit, Result};
 use crate::events::Events;
-use crate::world::Meters;
+use crate::world::CollectiveCounters;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -58,14 +58,14 @@ pub struct Inject {
     run_dir: PathBuf,
     rank: usize,
     path: PathBuf,
-    meters: Arc<Meters>,
+    meters: Arc<CollectiveCounters>,
     nan: Cell<bool>,
     slow: Cell<(u64, Duration)>,
     sleep_io: Cell<Duration>,
 }
 
 impl Inject {
-    pub fn new(run_dir: &Path, rank: usize, meters: Arc<Meters>) -> Inject {
+    pub fn new(run_dir: &Path, rank: usize, meters: Arc<CollectiveCounters>) -> Inject {
         Inject {
             run_dir: run_dir.to_path_buf(),
             rank,
@@ -166,7 +166,7 @@ mod tests {
     use serde_json::json;
 
     fn inject(dir: &Path) -> Inject {
-        Inject::new(dir, 3, Arc::new(Meters::default()))
+        Inject::new(dir, 3, Arc::new(CollectiveCounters::default()))
     }
 
     fn order(dir: &Path, order: serde_json::Value) {

@@ -29,7 +29,7 @@ pub use verdict::{choose, Reason, Verdict};
 use crate::attempt;
 use crate::config::LivenessSection;
 use crate::error::{Error, Exit, Result};
-use crate::world::{Post, World};
+use crate::world::{Mailbox, World};
 use exit::{Myself, Reaper, MYSELF};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::SeqCst};
@@ -41,7 +41,7 @@ use std::time::{Duration, Instant};
 pub struct Liveness {
     progress: Arc<Progress>,
     closing: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Post>>,
+    thread: Option<JoinHandle<Mailbox>>,
     stop: Arc<AtomicBool>,
 }
 
@@ -83,7 +83,7 @@ impl Liveness {
             rank: world.rank(),
             deputy: roster.deputy() == Some(world.rank()),
             watch: watch::Watch::new(roster, timing, Duration::ZERO),
-            post: Post::open(world)?,
+            post: Mailbox::open(world)?,
             processes: process::Processes::new(),
             progress: progress.clone(),
             meters: world.meters(),
@@ -128,7 +128,7 @@ impl Liveness {
     }
 
     /// Ends the thread, unless it hangs in MPI.
-    fn close(&mut self) -> Option<Post> {
+    fn close(&mut self) -> Option<Mailbox> {
         self.closing.store(true, SeqCst);
         let thread = self.thread.take()?;
         thread.thread().unpark();

@@ -2,7 +2,7 @@
 
 use super::Phase;
 use crate::config::LivenessSection;
-use crate::world::Meters;
+use crate::world::CollectiveCounters;
 use std::sync::atomic::{AtomicU64, AtomicU8, Ordering::Relaxed};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ const RECENT: usize = 32;
 /// The progress of this process.
 pub struct Progress {
     origin: Instant,
-    meters: Arc<Meters>,
+    meters: Arc<CollectiveCounters>,
     /// What callers had waited for wires when the phase began, nanoseconds.
     waited: AtomicU64,
     phase: AtomicU8,
@@ -56,7 +56,7 @@ impl Default for Progress {
 }
 
 impl Progress {
-    pub fn new(meters: Arc<Meters>) -> Progress {
+    pub fn new(meters: Arc<CollectiveCounters>) -> Progress {
         Progress {
             origin: Instant::now(),
             meters,

@@ -10,7 +10,7 @@ use super::{slow, Progress, Verdict};
 use crate::config::LivenessSection;
 use crate::error::{Exit, Result};
 use crate::events::Events;
-use crate::world::{Meters, Post};
+use crate::world::{CollectiveCounters, Mailbox};
 use serde_json::json;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -28,10 +28,10 @@ pub(super) struct Thread {
     pub attempt: u64,
     pub rank: usize,
     pub watch: Watch,
-    pub post: Post,
+    pub post: Mailbox,
     pub processes: Processes,
     pub progress: Arc<Progress>,
-    pub meters: Arc<Meters>,
+    pub meters: Arc<CollectiveCounters>,
     pub reaper: Arc<Reaper>,
     /// The world's: ends the main thread's waits.
     pub stop: Arc<AtomicBool>,
@@ -42,7 +42,7 @@ pub(super) struct Thread {
 
 impl Thread {
     /// Until the run ends or a verdict is reached. Gives the letter box back at a good end.
-    pub(super) fn run(mut self) -> Post {
+    pub(super) fn run(mut self) -> Mailbox {
         let origin = Instant::now();
         let interval = Duration::from_secs_f64(self.config.interval_s);
         let poll = (interval / 5).min(Duration::from_millis(50));

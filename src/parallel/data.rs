@@ -1,6 +1,6 @@
 //! The data axis: replicas that each see a part of the batch, and what their communication costs.
 //!
-//! Each replica's loss is scaled by 1 / tokens of the global batch, so sums of gradients are all there is to do. How much
+//! Each replica's loss is scaled by 1 / tokens of the global batch, so sums of gradients are all there is to do. ZeroOptions much
 //! of its state a replica keeps is the business of `zero`; what ranks of other axes owe each other is summed by `groups`.
 
 use crate::error::Result;

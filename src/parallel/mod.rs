@@ -11,4 +11,4 @@ pub use data::CommTiming;
 pub use groups::Groups;
 pub use pipeline::Pipeline;
 pub use wires::Wires;
-pub use zero::{How, Sharded};
+pub use zero::{Sharded, ZeroOptions};

@@ -32,7 +32,7 @@ use whole::Whole;
 
 /// What the buffers are like and how they move.
 #[derive(Clone, Copy, Debug)]
-pub struct How {
+pub struct ZeroOptions {
     pub sharding: Sharding,
     pub dtype: Kind,
     pub device: Device,
@@ -42,9 +42,9 @@ pub struct How {
     pub overlap: bool,
 }
 
-impl How {
-    pub fn of(plan: &Plan) -> How {
-        How {
+impl ZeroOptions {
+    pub fn of(plan: &Plan) -> ZeroOptions {
+        ZeroOptions {
             sharding: Sharding::new(&plan.config.parallel, &plan.topology),
             dtype: plan.dtype,
             device: plan.device,
@@ -59,7 +59,7 @@ impl How {
 /// A step is [`Sharded::begin`], the passes, [`Sharded::finish`], an update of what [`Sharded::owned`] shows, and
 /// [`Sharded::publish`]. Holds outside of a step only read. All replicas make the same calls in the same order.
 pub struct Sharded {
-    how: How,
+    how: ZeroOptions,
     groups: Groups,
     index: HashMap<Unit, usize>,
     layouts: Vec<std::sync::Arc<crate::layout::UnitLayout>>,
@@ -75,7 +75,7 @@ enum Gradients {
 
 impl Sharded {
     /// Zero-filled units of `layout`, placed where the wires reach them fastest. Collective over `groups`.
-    pub fn new(layout: &Layout, how: How, groups: Groups) -> Result<Sharded> {
+    pub fn new(layout: &Layout, how: ZeroOptions, groups: Groups) -> Result<Sharded> {
         let layouts: Vec<_> = layout.units.iter().map(|u| std::sync::Arc::new(u.clone())).collect();
         Ok(Sharded {
             index: layouts.iter().enumerate().map(|(i, u)| (u.unit, i)).collect(),

@@ -5,6 +5,7 @@ use crate::checkpoint::manifest::{self, FileEntry};
 use crate::checkpoint::{disk, Checkpoint};
 use crate::config::StoreSection;
 use crate::error::{Error, Exit, Result};
+use crate::progress::Meter;
 use crate::store::event::Event;
 use crate::store::pace::pause;
 use crate::store::remote::{digest, Remote};
@@ -21,11 +22,13 @@ const PART: u64 = 8 << 20;
 const ATTEMPTS: u32 = 4;
 
 /// Downloads `step`, or the newest, into `checkpoints/step-NNNNNNNN`, replacing what is there. `None` when the store holds
-/// no such checkpoint. One try; on an error nothing is left behind.
+/// no such checkpoint; `meter` counts what comes, then what is verified. One try; on an error nothing is left behind.
 ///
 /// Errors: [`Exit::Checkpoint`] when it is not whole in the store, [`Exit::Storage`] when it does not fit here,
 /// [`Exit::Store`] when the store does not answer.
-pub fn fetch(remote: &Remote, step: Option<u64>, checkpoints: &Path, parallel: usize) -> Result<Option<PathBuf>> {
+pub fn fetch(
+    remote: &Remote, step: Option<u64>, checkpoints: &Path, parallel: usize, meter: &Meter,
+) -> Result<Option<PathBuf>> {
     let steps = remote.steps()?;
     let Some(step) = (match step {
         Some(step) => steps.into_iter().find(|s| *s == step),
@@ -35,7 +38,7 @@ pub fn fetch(remote: &Remote, step: Option<u64>, checkpoints: &Path, parallel: u
     };
     let name = directory(step);
     let temporary = checkpoints.join(format!("{name}.tmp-fetch"));
-    let done = download(remote, step, &temporary, parallel).and_then(|()| {
+    let done = download(remote, step, &temporary, parallel, meter).and_then(|()| {
         let (path, aside) = (checkpoints.join(&name), checkpoints.join(format!("{name}.old-fetch")));
         disk::replace(&temporary, &path, &aside)?;
         disk::sync_dir(checkpoints)?;
@@ -47,25 +50,30 @@ pub fn fetch(remote: &Remote, step: Option<u64>, checkpoints: &Path, parallel: u
     done.map(Some)
 }
 
-fn download(remote: &Remote, step: u64, into: &Path, parallel: usize) -> Result<()> {
+fn download(remote: &Remote, step: u64, into: &Path, parallel: usize, meter: &Meter) -> Result<()> {
     let (bytes, m) = remote.parsed(step)?;
     disk::remove_dir(into)?;
     std::fs::create_dir_all(into).map_err(disk::refused(into, "create"))?;
-    enough_room(into, m.files.iter().map(|f| f.size).sum())?;
+    let all = m.files.iter().map(|f| f.size).sum();
+    enough_room(into, all)?;
+    meter.begin(format!("download {}", directory(step)), all);
     for file in &m.files {
         let key = remote.key(step, &digest(&bytes), &file.name);
-        remote.wait(receive(remote, &key, file, &into.join(&file.name), parallel))?;
+        remote.wait(receive(remote, &key, file, &into.join(&file.name), parallel, meter))?;
     }
     disk::write_synced(&into.join(manifest::NAME), &bytes)?;
     disk::sync_dir(into)?;
     // Reads the files again, so that what the disk made of them is checked too.
-    match Checkpoint::open(into)?.verify().into_iter().find_map(|f| f.problem) {
+    meter.begin(format!("verify {}", directory(step)), all);
+    match Checkpoint::open(into)?.verify_metered(meter).into_iter().find_map(|f| f.problem) {
         Some(problem) => Err(Error::new(Exit::Checkpoint, format!("{}: {problem}", remote.step_url(step)))),
         None => Ok(()),
     }
 }
 
-async fn receive(remote: &Remote, key: &ObjectPath, file: &FileEntry, path: &Path, parallel: usize) -> Result<()> {
+async fn receive(
+    remote: &Remote, key: &ObjectPath, file: &FileEntry, path: &Path, parallel: usize, meter: &Meter,
+) -> Result<()> {
     let failed = |e: object_store::Error| match e {
         object_store::Error::NotFound { .. } => {
             Error::new(Exit::Checkpoint, format!("{}: {} is missing", remote.url(), file.name))
@@ -90,6 +98,7 @@ async fn receive(remote: &Remote, key: &ObjectPath, file: &FileEntry, path: &Pat
             return Err(Error::new(Exit::Checkpoint, fact));
         }
         local.write_all_at(&part, range.start).map_err(&refused)?;
+        meter.add(part.len() as u64);
     }
     local.sync_all().map_err(disk::refused(path, "sync"))
 }
@@ -128,7 +137,7 @@ pub fn fetch_newer(
         Err(e) => return tolerate(e),
     };
     for step in steps.into_iter().filter(|s| than.is_none_or(|than| *s > than)) {
-        match persist(&remote, step, checkpoints, section.parallel) {
+        match persist(&remote, step, checkpoints, section.parallel, &Meter::default()) {
             Ok(Some(path)) => {
                 report(&Event::Fetched { step, url: remote.step_url(step), path: path.clone() });
                 return Ok(Some(path));
@@ -151,10 +160,12 @@ pub fn fetch_newer(
 }
 
 /// [`fetch`] with a few tries, as long as it is the store that fails.
-pub fn persist(remote: &Remote, step: u64, checkpoints: &Path, parallel: usize) -> Result<Option<PathBuf>> {
+pub fn persist(
+    remote: &Remote, step: u64, checkpoints: &Path, parallel: usize, meter: &Meter,
+) -> Result<Option<PathBuf>> {
     let mut attempt = 1;
     loop {
-        match fetch(remote, Some(step), checkpoints, parallel) {
+        match fetch(remote, Some(step), checkpoints, parallel, meter) {
             Err(e) if e.exit == Exit::Store && attempt < ATTEMPTS => {
                 tracing::warn!("{e}; trying again");
                 std::thread::sleep(pause(attempt));

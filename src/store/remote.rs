@@ -9,6 +9,7 @@ use crate::checkpoint::manifest::{self, FileEntry, Manifest};
 use crate::checkpoint::meta::hex;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Exit, Result};
+use crate::progress::Meter;
 use crate::store::place;
 use crate::store::sums::Sums;
 use futures_util::{StreamExt, TryStreamExt};
@@ -135,11 +136,15 @@ impl Remote {
     }
 
     /// Reads every byte of a data file and compares its checksums: what is wrong with it, if anything.
-    pub fn check(&self, step: u64, digest: &str, m: &Manifest, file: &FileEntry) -> Result<Option<String>> {
-        self.wait(self.read_back(&self.key(step, digest, &file.name), m, file))
+    pub fn check(
+        &self, step: u64, digest: &str, m: &Manifest, file: &FileEntry, meter: &Meter,
+    ) -> Result<Option<String>> {
+        self.wait(self.read_back(&self.key(step, digest, &file.name), m, file, meter))
     }
 
-    pub(super) async fn read_back(&self, key: &ObjectPath, m: &Manifest, file: &FileEntry) -> Result<Option<String>> {
+    pub(super) async fn read_back(
+        &self, key: &ObjectPath, m: &Manifest, file: &FileEntry, meter: &Meter,
+    ) -> Result<Option<String>> {
         let failed = |e: object_store::Error| self.refused("read", key.as_ref(), &e);
         let found = match self.store.get(key).await {
             Err(object_store::Error::NotFound { .. }) => return Ok(Some(format!("{} is missing", file.name))),
@@ -148,7 +153,9 @@ impl Remote {
         let mut stream = found.into_stream();
         let mut sums = Sums::new(m, file);
         while let Some(bytes) = stream.next().await {
-            sums.feed(&bytes.map_err(failed)?);
+            let bytes = bytes.map_err(failed)?;
+            meter.add(bytes.len() as u64);
+            sums.feed(&bytes);
         }
         Ok(sums.finish())
     }

@@ -4,9 +4,11 @@
 //! Killed at any moment it leaves no manifest, or a whole checkpoint. Objects appear whole or not at all (a multi-part
 //! upload that is not completed is none), so the next try skips what is there in full.
 
+use crate::checkpoint::directory;
 use crate::checkpoint::manifest::{FileEntry, Manifest};
 use crate::checkpoint::read::{manifest_bytes, Checkpoint};
 use crate::error::{Error, Exit, Result};
+use crate::progress::Meter;
 use crate::store::pace::Pace;
 use crate::store::remote::{digest, Object, Remote};
 use crate::store::sums::Sums;
@@ -31,6 +33,8 @@ pub struct Way<'a> {
     pub parallel: usize,
     /// Set by who does not want to wait any longer: the try ends with an error at the next part.
     pub cancel: &'a AtomicBool,
+    /// Counts the bytes sent, found there already, or read back.
+    pub meter: &'a Meter,
 }
 
 /// A checkpoint that is whole and verified in the store.
@@ -57,6 +61,7 @@ pub fn upload(remote: &Remote, from: &Path, way: &mut Way) -> Result<Uploaded> {
     let checkpoint = Checkpoint::open(from)?;
     let (manifest, step, digest) = (checkpoint.manifest(), checkpoint.meta().step, digest(&bytes));
     let held = remote.listing()?.remove(&step).unwrap_or_default();
+    way.meter.begin(format!("upload {}", directory(step)), checkpoint.bytes());
     let mut sent = 0;
     for file in &manifest.files {
         let there = held.objects.iter().find(|o| o.digest == digest && o.name == file.name);
@@ -127,20 +132,28 @@ async fn bring(
     let local = File::open(&path).map_err(|e| Error::io(&path, "read", &e, Exit::Checkpoint))?;
     if let Some(object) = there.filter(|o| o.size == file.size) {
         let tag = read_parts(&path, &local, m, file, way)?;
-        if same_tag(&object.e_tag, &tag) || remote.read_back(key, m, file).await?.is_none() {
+        if same_tag(&object.e_tag, &tag) || read_back(remote, key, m, file, way).await?.is_none() {
             return Ok(0);
         }
+        way.meter.more(file.size);
     }
     let (tag, e_tag) = match file.size <= part_size(file.size) {
         true => send_whole(remote, &path, &local, m, file, key, way).await?,
         false => send_parts(remote, &path, &local, m, file, key, way).await?,
     };
     if !same_tag(&e_tag, &tag) {
-        if let Some(problem) = remote.read_back(key, m, file).await? {
+        if let Some(problem) = read_back(remote, key, m, file, way).await? {
             return Err(Error::new(Exit::Store, format!("{}: after the upload {problem}", remote.url())));
         }
     }
     Ok(file.size)
+}
+
+async fn read_back(
+    remote: &Remote, key: &ObjectPath, m: &Manifest, file: &FileEntry, way: &Way<'_>,
+) -> Result<Option<String>> {
+    way.meter.more(file.size);
+    remote.read_back(key, m, file, way.meter).await
 }
 
 fn part_size(size: u64) -> u64 {
@@ -181,6 +194,7 @@ fn read_parts(path: &Path, local: &File, m: &Manifest, file: &FileEntry, way: &W
         let part = read_part(path, local, at, file)?;
         sums.feed(&part);
         md5s.push(Md5::digest(&part).into());
+        way.meter.add(part.len() as u64);
     }
     match sums.finish() {
         Some(problem) => Err(Error::new(Exit::Checkpoint, format!("{}: {problem}", path.display()))),
@@ -202,8 +216,9 @@ async fn send_whole(
     }
     let ours = tag(&[Md5::digest(&part).into()], true);
     tokio::time::sleep(way.pace.wait_for(part.len(), Instant::now())).await;
-    let put = remote.store.put(key, part.into()).await;
-    Ok((ours, put.map_err(|e| remote.refused("write", key.as_ref(), &e))?.e_tag))
+    let put = remote.store.put(key, part.into()).await.map_err(|e| remote.refused("write", key.as_ref(), &e))?;
+    way.meter.add(file.size);
+    Ok((ours, put.e_tag))
 }
 
 async fn send_parts(
@@ -224,10 +239,11 @@ async fn send_parts(
             sums.feed(&part);
             md5s.push(Md5::digest(&part).into());
             let pause = way.pace.wait_for(part.len(), Instant::now());
+            let (meter, size) = (way.meter, part.len() as u64);
             let request = upload.put_part(part.into());
             under_way.push(async move {
                 tokio::time::sleep(pause).await;
-                request.await
+                request.await.inspect(|()| meter.add(size))
             });
         }
         while let Some(done) = under_way.next().await {

@@ -5,6 +5,7 @@
 
 use crate::config::StoreSection;
 use crate::error::{Error, Exit, Result};
+use crate::progress::Meter;
 use crate::store::event::Event;
 use crate::store::ledger::Ledger;
 use crate::store::pace::{pause, Pace};
@@ -170,7 +171,8 @@ fn work(shared: &Shared, remote: &Remote, section: &StoreSection, run: &Path) {
             state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         };
         drop(state);
-        let mut way = Way { pace: &mut pace, parallel: section.parallel, cancel: &shared.cancel };
+        let mut way =
+            Way { pace: &mut pace, parallel: section.parallel, cancel: &shared.cancel, meter: &Meter::default() };
         let (done, attempts) = persist(remote, &path, section.attempts, &mut way);
         let event = match done {
             Ok(u) => {

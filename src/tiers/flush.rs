@@ -8,7 +8,7 @@ use crate::checkpoint::restore::list;
 use crate::checkpoint::Team;
 use crate::checkpoint::{directory, save_by, Rules};
 use crate::error::{Error, Exit, Result};
-use crate::tiers::snapshot::image::Image;
+use crate::tiers::snapshot::image::SnapshotReader;
 use crate::tiers::snapshot::inventory::{agreed_place, Entry, Inventory, Set};
 use crate::tiers::snapshot::nodes::Nodes;
 use crate::tiers::snapshot::place::known_run_id;
@@ -97,7 +97,7 @@ fn write(
     let mut images = Vec::new();
     let mut opened = Ok(());
     for &entry in chosen.iter().filter(|e| e.leader == me) {
-        match Image::open(entry, Some(&inventory.files[entry.item as usize]), None) {
+        match SnapshotReader::open(entry, Some(&inventory.files[entry.item as usize]), None) {
             Ok(image) => images.push(image),
             Err(e) => {
                 damaged.push(entry.id());
@@ -108,6 +108,8 @@ fn write(
     world.agree(opened)?;
     let meta = agreed_meta(&images, world)?;
     let specs: Vec<Spec> = images.iter().flat_map(|i| i.table.specs.iter().cloned()).collect();
+    let what = if world.size() == 1 { "flush" } else { "flush of this node's part" };
+    rules.meter.begin(what, specs.iter().map(|s| 4 * s.span.len as u64).sum::<u64>());
     save_by(rules, checkpoints, specs, &meta, Team(Some(world)), &mut |file| {
         let (mut n, mut buffer) = (0, Vec::new());
         for image in &mut images {
@@ -117,6 +119,7 @@ fn write(
                     buffer.resize(BLOCK.min(len - from), 0.0);
                     image.elements(i, from, &mut buffer).inspect_err(|_| damaged.push(image.entry.id()))?;
                     file.append(n, &buffer)?;
+                    rules.meter.add(4 * buffer.len() as u64);
                 }
                 n += 1;
             }
@@ -126,7 +129,7 @@ fn write(
 }
 
 /// The description that all parts have, on every rank: rank 0 may hold none of them.
-fn agreed_meta(images: &[Image], world: &World) -> Result<Meta> {
+fn agreed_meta(images: &[SnapshotReader], world: &World) -> Result<Meta> {
     let mine = images.first().map(|i| serde_json::to_vec(&i.meta)).transpose();
     let mine = world.agree(mine.map_err(|e| Error::new(Exit::Internal, e.to_string())))?;
     let all = world.all_gather_bytes(&mine.unwrap_or_default())?;
@@ -148,7 +151,7 @@ fn newest_on_disk(checkpoints: &Path, world: &World) -> Result<Option<u64>> {
 /// Removes this run's snapshots from this node, unless living processes hold them.
 pub fn remove(run_dir: &Path, snapshot_dir: &Path) -> Result<()> {
     let Some(run) = known_run_id(run_dir)? else { return Ok(()) };
-    let place = crate::tiers::snapshot::place::Place::of(snapshot_dir, run_dir, run)?;
+    let place = crate::tiers::snapshot::place::SnapshotDir::of(snapshot_dir, run_dir, run)?;
     place.clean(&|_| false)?;
     place.remove_if_empty()
 }

@@ -16,10 +16,10 @@ use crate::config::CheckpointSection;
 use crate::error::{Exit, Result};
 use crate::tiers::background::{Ended, Writer};
 use crate::tiers::snapshot::partner::Partner;
-use crate::tiers::snapshot::place::Place;
+use crate::tiers::snapshot::place::SnapshotDir;
 use crate::tiers::snapshot::slot::{Owner, Slot};
 use crate::tiers::snapshot::table::Table;
-use crate::tiers::snapshot::Shelf;
+use crate::tiers::snapshot::SlotRing;
 use crate::world::{Op, World};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,13 +30,13 @@ pub use crate::tiers::snapshot::slot::Give;
 pub use setup::{From, Happened, Setup};
 
 /// Everything that a run keeps of its state.
-pub struct Keeper {
+pub struct StateKeeper {
     config: CheckpointSection,
     checkpoints: PathBuf,
     world: World,
     owner: Owner,
-    place: Option<Place>,
-    shelf: Option<Shelf>,
+    place: Option<SnapshotDir>,
+    shelf: Option<SlotRing>,
     partner: Option<Partner>,
     writer: Option<Writer>,
     rules: Rules,
@@ -54,11 +54,11 @@ pub struct Keeper {
     pending: Vec<Happened>,
 }
 
-impl Keeper {
+impl StateKeeper {
     /// Allocates the slots and starts the threads that are needed. Collective.
     ///
     /// Errors: [`Exit::Storage`], on every rank, when snapshots do not fit the node's memory filesystem.
-    pub fn new(setup: &Setup, table: Table, world: &World) -> Result<Keeper> {
+    pub fn new(setup: &Setup, table: Table, world: &World) -> Result<StateKeeper> {
         let config = setup.config.clone();
         let checkpoints = setup.run_dir.join("checkpoints");
         let table = Arc::new(table);
@@ -85,13 +85,14 @@ impl Keeper {
             fence: setup.fence.clone(),
             direct: false,
             in_run: true,
+            ..Rules::default()
         };
         let writer = match periodic(&config) && config.background {
             true => Some(Writer::start(world.duplicate()?, checkpoints.clone(), rules.clone(), setup.on_cores)?),
             false => None,
         };
         let now = Instant::now();
-        let mut keeper = Keeper {
+        let mut keeper = StateKeeper {
             checkpoints,
             world: world.duplicate()?,
             owner,
@@ -115,7 +116,7 @@ impl Keeper {
             keeper.open(setup, table, meta, world)?;
         } else if keeper.writer.is_some() {
             let slot = world.agree(Slot::private(table, meta))?;
-            keeper.shelf = Some(Shelf::new(vec![slot], None, owner));
+            keeper.shelf = Some(SlotRing::new(vec![slot], None, owner));
         }
         Ok(keeper)
     }
@@ -142,7 +143,7 @@ impl Keeper {
         self.timed() || due(step, self.config.snapshot_every) || due(step, self.config.every)
     }
 
-    /// After step `meta.step`, and after [`Keeper::before_report`]: snapshot, second copy and checkpoint as they are due.
+    /// After step `meta.step`, and after [`StateKeeper::before_report`]: snapshot, second copy and checkpoint as they are due.
     /// Collective.
     ///
     /// `ending`: the run ends with this step, so the checkpoint is written here and now, and its loss is an error.

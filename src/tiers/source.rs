@@ -4,7 +4,7 @@ use crate::checkpoint::meta::{Group, Meta};
 use crate::checkpoint::read::{Checkpoint, Compared};
 use crate::checkpoint::slice::{cover, Span};
 use crate::error::{Error, Exit, Result};
-use crate::tiers::snapshot::image::Image;
+use crate::tiers::snapshot::image::SnapshotReader;
 use crate::tiers::snapshot::inventory::{Entry, Inventory, Set};
 use crate::world::World;
 use serde::Serialize;
@@ -50,7 +50,7 @@ pub struct Source<'a> {
 struct Memory<'a> {
     /// For each writer its copies, nearest first.
     copies: Vec<Vec<Entry>>,
-    images: Vec<Option<Image<'a>>>,
+    images: Vec<Option<SnapshotReader<'a>>>,
     /// Where slices of a tensor are, among the opened images: (image, slice).
     index: HashMap<(Group, String), Vec<(usize, usize)>>,
     /// Writers in the order in which they are looked at.
@@ -177,7 +177,7 @@ impl Memory<'_> {
         self.opened += 1;
         let Some(&entry) = self.copies[writer].first() else { return Ok(None) };
         let here = (entry.leader == self.leader).then(|| &*self.inventory.files[entry.item as usize]);
-        let image = Image::open(entry, here, Some(self.world)).inspect_err(|e| {
+        let image = SnapshotReader::open(entry, here, Some(self.world)).inspect_err(|e| {
             if e.exit == Exit::Checkpoint {
                 self.damaged.push(entry.id());
             }

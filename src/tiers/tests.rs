@@ -3,13 +3,13 @@
 use crate::checkpoint::tests::{meta, names, random};
 use crate::checkpoint::{Group, Span, Spec};
 use crate::error::{Exit, Result};
-use crate::tiers::snapshot::image::Image;
+use crate::tiers::snapshot::image::SnapshotReader;
 use crate::tiers::snapshot::inventory::Entry;
-use crate::tiers::snapshot::near::Near;
-use crate::tiers::snapshot::place::Place;
+use crate::tiers::snapshot::near::LocalPartner;
+use crate::tiers::snapshot::place::SnapshotDir;
 use crate::tiers::snapshot::slot::{Header, Owner, Slot, PAGE};
 use crate::tiers::snapshot::table::{Table, BLOCK};
-use crate::tiers::snapshot::Shelf;
+use crate::tiers::snapshot::SlotRing;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -34,8 +34,8 @@ fn data(table: &Table, i: usize, step: u64) -> Vec<f32> {
     (0..table.specs[i].span.len).map(|j| (step * 1000 + i as u64 * 37 + j as u64 % 997) as f32).collect()
 }
 
-fn place(dir: &Path) -> Place {
-    Place { dir: dir.into(), run: OWNER.run }
+fn place(dir: &Path) -> SnapshotDir {
+    SnapshotDir { dir: dir.into(), run: OWNER.run }
 }
 
 fn open(dir: &Path, i: usize) -> Slot {
@@ -60,7 +60,7 @@ fn whole(dir: &Path) -> Vec<u64> {
     for found in place(dir).scan().unwrap() {
         let entry = Entry { header: found.header, leader: 0, item: 0, partner: 0 };
         let read = || -> Result<()> {
-            let mut image = Image::open(entry, Some(&found.path), None)?;
+            let mut image = SnapshotReader::open(entry, Some(&found.path), None)?;
             assert_eq!(image.meta.step, entry.header.step);
             for i in 0..image.table.specs.len() {
                 let expected = data(&image.table, i, image.meta.step);
@@ -94,7 +94,7 @@ fn a_copy_within_the_node_is_whole_or_says_what_is_wrong() {
     let mut slots = [open(dir.path(), 0), open(dir.path(), 1)];
     write(&mut slots[0], 6, |_| ()).unwrap();
     write(&mut slots[1], 7, |_| ()).unwrap();
-    let near = Near::open(&place(dir.path()), 0, 2).unwrap();
+    let near = LocalPartner::open(&place(dir.path()), 0, 2).unwrap();
     let good = slots[1].bytes().to_vec();
     let header = &good[..size_of::<Header>()];
     let mut to = vec![0; good.len()];
@@ -211,8 +211,8 @@ fn damage_anywhere_is_seen_and_the_other_slot_stays() {
 #[test]
 fn a_slot_in_use_or_safe_is_never_written() {
     let dir = tempfile::tempdir().unwrap();
-    let mut shelf = Shelf::new((0..3).map(|i| open(dir.path(), i)).collect(), Some(0), OWNER);
-    let save = |shelf: &mut Shelf, i: usize, step: u64| {
+    let mut shelf = SlotRing::new((0..3).map(|i| open(dir.path(), i)).collect(), Some(0), OWNER);
+    let save = |shelf: &mut SlotRing, i: usize, step: u64| {
         let t = table();
         shelf.write(i, &meta(step), &mut |take| {
             (0..t.specs.len()).for_each(|n| take(&[(n, &data(&t, n, step))]));

@@ -16,7 +16,7 @@ use crate::model::Llama;
 use crate::parallel::{Pipeline, Wires};
 use crate::plan::{self, DataChanges, Plan};
 use crate::slurm::{compress, Job};
-use crate::tiers::keeper::{From, Keeper, Setup};
+use crate::tiers::keeper::{From, Setup, StateKeeper};
 use crate::tiers::snapshot::place::{random, run_id};
 use crate::tiers::snapshot::table::Table;
 use crate::tiers::Source;
@@ -36,7 +36,7 @@ pub struct Started {
     pub report: Report,
     /// What a checkpoint says about the run, counters left at zero.
     pub meta: Meta,
-    pub keeper: Keeper,
+    pub keeper: StateKeeper,
 }
 
 /// Opens the data, builds the model, and takes the state from the newest valid checkpoint of the run directory, else from
@@ -44,7 +44,7 @@ pub struct Started {
 pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started> {
     let config = &plan.config;
     let told = Job::current();
-    crate::wire::use_device(&world, plan.device)?;
+    crate::wire::use_device(world, plan.device)?;
     world.agree(report::open_run_directory(plan, world))?;
     let tokenizer = world.agree(Tokenizer::open(&config.data.tokenizer))?;
     world.agree(plan::check_vocabulary(&plan.model, tokenizer.vocab_size(), &config.data.tokenizer))?;
@@ -159,7 +159,7 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
         fence: Arc::new(move || attempt::check(&run_dir)),
         on_cores: !plan.device.is_cuda(),
     };
-    let keeper = Keeper::new(&setup, world.agree(Table::new(state.specs()))?, world)?;
+    let keeper = StateKeeper::new(&setup, world.agree(Table::new(state.specs()))?, world)?;
     keeper.notes(world)?.iter().for_each(|text| report.note(text));
     if restored.is_none() {
         world.agree(begin(plan, given, &mut state))?;

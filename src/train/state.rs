@@ -10,7 +10,7 @@ use crate::kernels::host::{floats, floats_mut};
 use crate::layout::Param;
 use crate::model::init;
 use crate::optim::{Optimizer, Slots};
-use crate::parallel::{Groups, How, Sharded};
+use crate::parallel::{Groups, Sharded, ZeroOptions};
 use crate::plan::Plan;
 use crate::tiers::snapshot::slot::Take;
 use crate::tiers::Source;
@@ -39,7 +39,7 @@ pub struct State {
 impl State {
     /// Zero-filled state of the plan's shape. Collective over the world.
     pub fn new(plan: &Plan, groups: Groups) -> Result<State> {
-        let units = Sharded::new(&plan.layout, How::of(plan), groups)?;
+        let units = Sharded::new(&plan.layout, ZeroOptions::of(plan), groups)?;
         let optimizer = Optimizer::new(units.owned(), &plan.config.optim);
         Ok(State {
             units,

@@ -8,7 +8,7 @@ use crate::error::{Error, Exit, Result};
 use crate::wire::buffer::TensorBuf;
 use crate::wire::futex;
 use crate::wire::message::TensorMessage;
-use crate::wire::segment::{Parts, Segment};
+use crate::wire::segment::{Parts, ShmSegment};
 use crate::world::ffi::Comm;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -35,7 +35,7 @@ struct Counter(AtomicU32);
 
 /// The sender writes `posted` and letters, the receiver `taken` and `nanos`. Counts wrap.
 #[repr(C)]
-struct Lane {
+struct CmaRing {
     posted: Counter,
     taken: Counter,
     ring: [Letter; DEPTH as usize],
@@ -64,19 +64,19 @@ struct Peer {
 }
 
 /// All lanes of this rank.
-pub(super) struct Lanes {
-    segment: Segment,
+pub(super) struct CmaRings {
+    segment: ShmSegment,
     me: usize,
     peers: Vec<Peer>,
 }
 
-impl Lanes {
+impl CmaRings {
     /// Collective over `node`, ranks of one node; `wire_rank` is this one's rank on the wire. `None` on all of them
     /// where one may not read another's memory (a container without ptrace rights, Yama's ptrace_scope).
-    pub(super) fn new(node: &Comm, wire_rank: usize, stop: &AtomicBool) -> Result<Option<Lanes>> {
+    pub(super) fn new(node: &Comm, wire_rank: usize, stop: &AtomicBool) -> Result<Option<CmaRings>> {
         let (me, size) = (node.rank()?, node.size()?);
-        let bytes = std::mem::size_of::<Head>() + size * std::mem::size_of::<Lane>();
-        let Some(segment) = Segment::create(node, bytes, Parts::OnPages, stop)? else { return Ok(None) };
+        let bytes = std::mem::size_of::<Head>() + size * std::mem::size_of::<CmaRing>();
+        let Some(segment) = ShmSegment::create(node, bytes, Parts::OnPages, stop)? else { return Ok(None) };
         let proof = Box::new(std::process::id() as u64 ^ 0x6865_7264_6c61_6e65);
         let facts = [wire_rank as u64, std::process::id() as u64, &raw const *proof as u64, *proof];
         let all = node.all_gather(&facts, stop)?;
@@ -102,7 +102,7 @@ impl Lanes {
         }
         // Also keeps everybody's proof alive until all have looked.
         let all = node.all_gather(&[reachable as u8], stop)?;
-        Ok(all.iter().all(|&ok| ok == 1).then_some(Lanes { segment, me, peers }))
+        Ok(all.iter().all(|&ok| ok == 1).then_some(CmaRings { segment, me, peers }))
     }
 
     /// Rung by peers; lives as long as the process.
@@ -156,7 +156,7 @@ impl Lanes {
 
 impl Peer {
     /// Finishes the sends that the other rank has copied.
-    unsafe fn see_taken(&mut self, lane: *mut Lane) -> bool {
+    unsafe fn see_taken(&mut self, lane: *mut CmaRing) -> bool {
         let before = self.taken;
         let now = (*lane).taken.0.load(Ordering::Acquire);
         while self.taken != now {
@@ -169,7 +169,7 @@ impl Peer {
         self.taken != before
     }
 
-    unsafe fn post(&mut self, lane: *mut Lane, bell: &AtomicU32) -> bool {
+    unsafe fn post(&mut self, lane: *mut CmaRing, bell: &AtomicU32) -> bool {
         let before = self.posted;
         while let Some(job) = self.sends.get(self.posted.wrapping_sub(self.taken) as usize) {
             if self.posted.wrapping_sub(self.taken) == DEPTH {
@@ -189,7 +189,7 @@ impl Peer {
     }
 
     /// Copies what has been sent here and is wanted, up to `slice` bytes of the last of it.
-    unsafe fn receive(&mut self, lane: *mut Lane, bell: &AtomicU32, slice: usize) -> Result<bool> {
+    unsafe fn receive(&mut self, lane: *mut CmaRing, bell: &AtomicU32, slice: usize) -> Result<bool> {
         let mut moved = false;
         while let Some(job) = self.receives.front() {
             if (*lane).posted.0.load(Ordering::Acquire) == self.received {
@@ -231,14 +231,14 @@ impl Peer {
     }
 }
 
-fn bell(segment: Segment, rank: usize) -> &'static AtomicU32 {
+fn bell(segment: ShmSegment, rank: usize) -> &'static AtomicU32 {
     // SAFETY: every part starts with a head, zero-filled when made, mapped for ever.
     unsafe { &(*segment.part(rank).cast::<Head>()).bell.0 }
 }
 
 /// The lane to `to` from `from`.
-fn lane(segment: Segment, to: usize, from: usize) -> *mut Lane {
-    let at = std::mem::size_of::<Head>() + from * std::mem::size_of::<Lane>();
+fn lane(segment: ShmSegment, to: usize, from: usize) -> *mut CmaRing {
+    let at = std::mem::size_of::<Head>() + from * std::mem::size_of::<CmaRing>();
     segment.part(to).wrapping_add(at).cast()
 }
 

@@ -6,7 +6,7 @@
 use crate::error::{Error, Exit, Result};
 use crate::wire::buffer::TensorBuf;
 use crate::wire::futex;
-use crate::wire::lanes::{ring, Lanes, SLICE};
+use crate::wire::lanes::{ring, CmaRings, SLICE};
 use crate::wire::message::TensorMessage;
 use crate::wire::work::Urgency;
 use crate::wire::Work;
@@ -29,7 +29,7 @@ const PATIENCE: u32 = 50;
 const SHORT: usize = 64 << 10;
 
 /// The messages of one wire.
-pub(super) struct Mail(Arc<Desk>);
+pub(super) struct PointToPoint(Arc<Desk>);
 
 struct Desk {
     new: Mutex<Vec<TensorMessage>>,
@@ -44,7 +44,7 @@ struct Desk {
 struct State {
     comm: Comm,
     stop: Arc<AtomicBool>,
-    lanes: Option<Lanes>,
+    lanes: Option<CmaRings>,
     messages: Vec<(TensorMessage, Message)>,
     broken: Option<Error>,
     /// The thread sleeps without looking at the stop flag.
@@ -62,17 +62,17 @@ enum Next {
     Idle,
 }
 
-impl Mail {
+impl PointToPoint {
     /// Collective over `comm`; `node` are its ranks on this node, if lanes are wanted.
-    pub(super) fn new(comm: &Comm, node: Option<&Comm>, stop: Arc<AtomicBool>) -> Result<Mail> {
+    pub(super) fn new(comm: &Comm, node: Option<&Comm>, stop: Arc<AtomicBool>) -> Result<PointToPoint> {
         let lanes = match node {
-            Some(node) if node.size()? > 1 => Lanes::new(node, comm.rank()?, &stop)?,
+            Some(node) if node.size()? > 1 => CmaRings::new(node, comm.rank()?, &stop)?,
             _ => None,
         };
         // Segments are mapped for ever, so a word of four bytes may be as well.
-        let bell = lanes.as_ref().map_or_else(|| &*Box::leak(Box::new(AtomicU32::new(0))), Lanes::bell);
+        let bell = lanes.as_ref().map_or_else(|| &*Box::leak(Box::new(AtomicU32::new(0))), CmaRings::bell);
         let state = State { comm: comm.duplicate()?, stop, lanes, messages: Vec::new(), broken: None, resting: false };
-        Ok(Mail(Arc::new(Desk {
+        Ok(PointToPoint(Arc::new(Desk {
             new: Mutex::default(),
             state: Mutex::new(state),
             bell,
@@ -100,7 +100,7 @@ impl Mail {
             Err(_) => true,
             Ok(mut state) => {
                 state.accept(&desk.new);
-                state.resting || !state.messages.is_empty() || state.lanes.as_ref().is_some_and(Lanes::is_ready)
+                state.resting || !state.messages.is_empty() || state.lanes.as_ref().is_some_and(CmaRings::is_ready)
             }
         };
         if left_over || !lock(&desk.new).is_empty() {
@@ -110,7 +110,7 @@ impl Mail {
     }
 }
 
-impl Drop for Mail {
+impl Drop for PointToPoint {
     fn drop(&mut self) {
         self.0.closed.store(true, Ordering::SeqCst);
         ring(self.0.bell);
@@ -228,7 +228,7 @@ impl State {
     }
 
     fn next(&self) -> Next {
-        match (self.messages.is_empty(), self.lanes.as_ref().is_none_or(Lanes::is_idle)) {
+        match (self.messages.is_empty(), self.lanes.as_ref().is_none_or(CmaRings::is_idle)) {
             (false, _) => Next::Look,
             (true, false) => Next::Bell,
             (true, true) => Next::Idle,
@@ -238,7 +238,7 @@ impl State {
     /// Every message under way and all later ones end with this error: the ranks no longer agree on what matches what.
     fn fail(&mut self, e: Error) {
         let jobs = self.messages.drain(..).map(|(job, _)| job);
-        let jobs: Vec<TensorMessage> = jobs.chain(self.lanes.iter_mut().flat_map(Lanes::take_jobs)).collect();
+        let jobs: Vec<TensorMessage> = jobs.chain(self.lanes.iter_mut().flat_map(CmaRings::take_jobs)).collect();
         for job in jobs {
             job.finish(Err(e.clone()));
         }

@@ -23,7 +23,7 @@ const SMALL: usize = 32 << 10;
 const PIECES: i32 = 2;
 const RESULTS: i32 = 3;
 
-pub(super) struct Messages {
+pub(super) struct MpiCollectives {
     comm: Comm,
     rank: usize,
     size: usize,
@@ -32,10 +32,10 @@ pub(super) struct Messages {
     scratch: Vec<u64>,
 }
 
-impl Messages {
-    pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>) -> Result<Messages> {
+impl MpiCollectives {
+    pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>) -> Result<MpiCollectives> {
         let (rank, size) = (comm.rank()?, comm.size()?);
-        Ok(Messages { comm, rank, size, stop, scratch: Vec::new() })
+        Ok(MpiCollectives { comm, rank, size, stop, scratch: Vec::new() })
     }
 
     /// # Safety
@@ -85,7 +85,7 @@ impl Messages {
     /// `output` gets this rank's chunk of the combination of all `input`s.
     ///
     /// # Safety
-    /// See [`Messages::all_reduce`].
+    /// See [`MpiCollectives::all_reduce`].
     pub(super) unsafe fn reduce_scatter(
         &mut self, kind: Kind, op: Op, input: TensorBuf, output: TensorBuf,
     ) -> Result<()> {
@@ -103,7 +103,7 @@ impl Messages {
     }
 
     /// # Safety
-    /// See [`Messages::all_reduce`].
+    /// See [`MpiCollectives::all_reduce`].
     pub(super) unsafe fn all_gather(&mut self, input: TensorBuf, output: TensorBuf) -> Result<()> {
         let own = output.at(self.rank * input.len);
         if input.at(0) != own {
@@ -123,7 +123,7 @@ impl Messages {
     }
 
     /// # Safety
-    /// See [`Messages::all_reduce`].
+    /// See [`MpiCollectives::all_reduce`].
     pub(super) unsafe fn broadcast(&mut self, t: TensorBuf, root: usize) -> Result<()> {
         let mut req = Requests::default();
         req.broadcast(&self.comm, t.at(0), t.len * t.width, root)?;

@@ -6,8 +6,8 @@
 use crate::error::{Error, Exit, Result};
 use crate::wire::buffer::{fits, is_peer, is_root, usable, TensorBuf};
 use crate::wire::combine::element_size;
-use crate::wire::mail::Mail;
-use crate::wire::messages::Messages;
+use crate::wire::mail::PointToPoint;
+use crate::wire::messages::MpiCollectives;
 use crate::wire::route::Route;
 use crate::wire::shared::{Memory, Shared};
 use crate::wire::{Wire, Work};
@@ -48,14 +48,14 @@ pub struct MpiWire {
     /// Where [`Wire::tensor`] puts tensors, when the ranks share memory.
     memory: Option<Arc<Memory>>,
     /// None on an axis of one rank.
-    mail: Option<Mail>,
+    mail: Option<PointToPoint>,
     meter: Option<Meter>,
 }
 
 /// How the bytes of this axis move.
 enum Path {
     Shared(Shared),
-    Messages(Messages),
+    MpiCollectives(MpiCollectives),
 }
 
 impl MpiWire {
@@ -70,17 +70,17 @@ impl MpiWire {
         let flag = stop.clone();
         let node = comm.split_node()?;
         let one_node = via == Route::Fastest && node.size()? == size;
-        let mail = Mail::new(&comm, (via == Route::Fastest).then_some(&node), stop.clone())?;
+        let mail = PointToPoint::new(&comm, (via == Route::Fastest).then_some(&node), stop.clone())?;
         let path = match one_node {
             true => match Shared::new(comm, stop.clone())? {
                 Ok(shared) => Path::Shared(shared),
-                Err(comm) => Path::Messages(Messages::new(comm, stop)?),
+                Err(comm) => Path::MpiCollectives(MpiCollectives::new(comm, stop)?),
             },
-            false => Path::Messages(Messages::new(comm, stop)?),
+            false => Path::MpiCollectives(MpiCollectives::new(comm, stop)?),
         };
         let memory = match &path {
             Path::Shared(shared) => Some(shared.memory()),
-            Path::Messages(_) => None,
+            Path::MpiCollectives(_) => None,
         };
         let (queue, jobs) = channel();
         let (watched, stop) = (meter.clone(), flag);
@@ -206,7 +206,7 @@ fn serve(mut path: Path, jobs: Receiver<Job>, meter: &Meter, stop: &AtomicBool) 
         if let Err(e) = &result {
             broken.get_or_insert_with(|| e.clone());
             // MPI may still read and write the buffers of an operation that failed.
-            if let Path::Messages(m) = &mut path {
+            if let Path::MpiCollectives(m) = &mut path {
                 m.leak();
             }
             leak((job.input, job.output));
@@ -227,10 +227,10 @@ fn run(path: &mut Path, job: &Job) -> Result<()> {
             (Path::Shared(p), What::ReduceScatter) => p.reduce_scatter(kind, Op::Sum, input, output),
             (Path::Shared(p), What::AllGather) => p.all_gather(kind, input, output),
             (Path::Shared(p), What::Broadcast(root)) => p.broadcast(kind, input, *root),
-            (Path::Messages(p), What::AllReduce(op)) => p.all_reduce(kind, *op, input),
-            (Path::Messages(p), What::ReduceScatter) => p.reduce_scatter(kind, Op::Sum, input, output),
-            (Path::Messages(p), What::AllGather) => p.all_gather(input, output),
-            (Path::Messages(p), What::Broadcast(root)) => p.broadcast(input, *root),
+            (Path::MpiCollectives(p), What::AllReduce(op)) => p.all_reduce(kind, *op, input),
+            (Path::MpiCollectives(p), What::ReduceScatter) => p.reduce_scatter(kind, Op::Sum, input, output),
+            (Path::MpiCollectives(p), What::AllGather) => p.all_gather(input, output),
+            (Path::MpiCollectives(p), What::Broadcast(root)) => p.broadcast(input, *root),
         }
     }
 }

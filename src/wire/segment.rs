@@ -21,22 +21,22 @@ pub(super) enum Parts {
 /// One part per rank, each zero-filled and `stride` bytes from the next. Mapped until the process ends: tensors that
 /// point into it have no way to say when they are gone.
 #[derive(Clone, Copy)]
-pub(super) struct Segment {
+pub(super) struct ShmSegment {
     base: *mut u8,
     stride: usize,
 }
 
 // SAFETY: an address range that stays mapped; its users synchronise through the wire.
-unsafe impl Send for Segment {}
-unsafe impl Sync for Segment {}
+unsafe impl Send for ShmSegment {}
+unsafe impl Sync for ShmSegment {}
 
 const HUGE_PAGE: usize = 2 << 20;
 const PAGE: usize = 4096;
 
-impl Segment {
+impl ShmSegment {
     /// At least `bytes` per rank. Collective over `comm`, whose ranks are on one node; `None` on all ranks when one of
     /// them cannot (no memory, no /proc, processes that may not see each other).
-    pub(super) fn create(comm: &Comm, bytes: usize, parts: Parts, stop: &AtomicBool) -> Result<Option<Segment>> {
+    pub(super) fn create(comm: &Comm, bytes: usize, parts: Parts, stop: &AtomicBool) -> Result<Option<ShmSegment>> {
         let (rank, size) = (comm.rank()?, comm.size()?);
         let stride = match parts {
             Parts::BackToBack => bytes,
@@ -93,7 +93,7 @@ fn open(pid: u64, fd: u64) -> Option<OwnedFd> {
 }
 
 /// Maps all parts and claims the pages of this rank's own, which places them near it.
-fn map(fd: RawFd, total: usize, stride: usize, rank: usize) -> Option<Segment> {
+fn map(fd: RawFd, total: usize, stride: usize, rank: usize) -> Option<ShmSegment> {
     // SAFETY: a fresh mapping of `total` bytes; every call below stays inside it.
     unsafe {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
@@ -112,6 +112,6 @@ fn map(fd: RawFd, total: usize, stride: usize, rank: usize) -> Option<Segment> {
         if !claimed {
             libc::munmap(base, total);
         }
-        claimed.then_some(Segment { base: base.cast(), stride })
+        claimed.then_some(ShmSegment { base: base.cast(), stride })
     }
 }

@@ -8,7 +8,7 @@ use crate::error::{Error, Exit, Result};
 use crate::wire::buffer::TensorBuf;
 use crate::wire::combine::combine;
 use crate::wire::futex::{sleep, wake};
-use crate::wire::segment::{Parts, Segment};
+use crate::wire::segment::{Parts, ShmSegment};
 use crate::world::ffi::{stopped, Comm};
 use crate::world::Op;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -25,7 +25,7 @@ const GRAIN: usize = 64;
 pub(super) struct Memory {
     comm: Comm,
     stop: Arc<AtomicBool>,
-    segments: Mutex<Vec<Segment>>,
+    segments: Mutex<Vec<ShmSegment>>,
 }
 
 /// Bytes that tensors made by [`crate::wire::Wire::tensor`] hold outside libtorch's allocator, in this process.
@@ -39,7 +39,7 @@ impl Memory {
     /// `bytes` zero bytes in a new segment, the same call on every rank; `None` when a rank has no room.
     pub(super) fn allocate(&self, bytes: usize) -> Result<Option<*mut u8>> {
         let rank = self.comm.rank()?;
-        let new = Segment::create(&self.comm, bytes, Parts::OnPages, &self.stop)?;
+        let new = ShmSegment::create(&self.comm, bytes, Parts::OnPages, &self.stop)?;
         SHARED_BYTES.fetch_add(new.map_or(0, |_| bytes as u64), Ordering::Relaxed);
         self.segments.lock().unwrap_or_else(|e| e.into_inner()).extend(new);
         Ok(new.map(|s| s.part(rank)))
@@ -47,7 +47,7 @@ impl Memory {
 
     /// `bytes` zero bytes of every rank, back to back, the same call on every rank; `None` when a rank has no room.
     pub(super) fn window(&self, bytes: usize) -> Result<Option<*mut u8>> {
-        let new = Segment::create(&self.comm, bytes, Parts::BackToBack, &self.stop)?;
+        let new = ShmSegment::create(&self.comm, bytes, Parts::BackToBack, &self.stop)?;
         SHARED_BYTES.fetch_add(new.map_or(0, |_| bytes as u64), Ordering::Relaxed);
         Ok(new.map(|s| s.part(0)))
     }
@@ -99,7 +99,7 @@ pub(super) struct Shared {
     rank: usize,
     size: usize,
     stop: Arc<AtomicBool>,
-    control: Segment,
+    control: ShmSegment,
     memory: Arc<Memory>,
     meetings: u32,
 }
@@ -107,7 +107,7 @@ pub(super) struct Shared {
 impl Shared {
     /// Collective over `comm`, whose ranks are on one node. `None` when they cannot share memory.
     pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>) -> Result<std::result::Result<Shared, Comm>> {
-        let Some(control) = Segment::create(&comm, std::mem::size_of::<Slot>() + 2 * STAGE, Parts::OnPages, &stop)?
+        let Some(control) = ShmSegment::create(&comm, std::mem::size_of::<Slot>() + 2 * STAGE, Parts::OnPages, &stop)?
         else {
             return Ok(Err(comm));
         };
@@ -246,7 +246,7 @@ impl Shared {
     unsafe fn announce(&mut self, call: Call, t: TensorBuf) -> Result<Vec<Notice>> {
         let (segment, offset) = {
             let segments = self.memory.segments.lock().unwrap_or_else(|e| e.into_inner());
-            let find = |s: &Segment| s.offset(self.rank, t.at(0), t.len * t.width);
+            let find = |s: &ShmSegment| s.offset(self.rank, t.at(0), t.len * t.width);
             let found = segments.iter().enumerate().find_map(|(i, s)| Some((i as i64, find(s)? as u64)));
             found.unwrap_or((-1, 0))
         };

@@ -3,7 +3,6 @@
 //! rsmpi's safe layer ignores return codes, panics on counts beyond `c_int` and finalizes on drop, so herd calls the
 //! C functions. All waiting is a test loop that watches a stop flag: nothing here blocks inside MPI for ever.
 
-use super::in_flight::{or_leak, InFlight};
 use crate::error::{Error, Exit, Result};
 use mpi::ffi;
 use std::os::raw::{c_int, c_void};
@@ -27,7 +26,7 @@ pub(crate) fn check(code: c_int, call: &str) -> Result<()> {
 }
 
 /// A communicator whose errors are returned, never fatal.
-pub(crate) struct Comm(ffi::MPI_Comm);
+pub(crate) struct Comm(pub(super) ffi::MPI_Comm);
 
 // SAFETY: a communicator is a handle, and World::init refuses an MPI without MPI_THREAD_MULTIPLE.
 unsafe impl Send for Comm {}
@@ -85,57 +84,6 @@ impl Comm {
         check(unsafe { ffi::MPI_Comm_size(self.0, &mut n) }, "MPI_Comm_size")?;
         Ok(n as usize)
     }
-
-    /// A message of exactly `N` bytes from whoever sends one, and who did.
-    pub(crate) fn recv_any<const N: usize>(&self, tag: c_int, stop: &AtomicBool) -> Result<(usize, [u8; N])> {
-        let mut who = 0;
-        let data = or_leak(Box::new([0u8; N]), |data| {
-            let mut pause = Backoff::default();
-            // SAFETY: the buffer outlives the wait, or is leaked; a status is plain data and an out parameter.
-            unsafe {
-                let mut request = ffi::RSMPI_REQUEST_NULL;
-                let (any, bytes) = (ffi::RSMPI_ANY_SOURCE, ffi::RSMPI_UINT8_T);
-                let to = data.as_mut_ptr().cast();
-                check(ffi::MPI_Irecv(to, N as c_int, bytes, any, tag, self.0, &mut request), "MPI_Irecv")?;
-                loop {
-                    let (mut done, mut status): (c_int, ffi::MPI_Status) = (0, std::mem::zeroed());
-                    check(ffi::MPI_Test(&mut request, &mut done, &mut status), "MPI_Test")?;
-                    if done != 0 {
-                        who = status.MPI_SOURCE as usize;
-                        return Ok(());
-                    }
-                    if stop.load(Ordering::Relaxed) {
-                        return Err(stopped("request"));
-                    }
-                    pause.step();
-                }
-            }
-        })?;
-        Ok((who, *data))
-    }
-
-    /// Every rank's `mine`, in rank order. `T` is plain data of the same size everywhere.
-    pub(crate) fn all_gather<T: bytemuck::Pod>(&self, mine: &[T], stop: &AtomicBool) -> Result<Vec<T>> {
-        let buffers = (mine.to_vec(), vec![T::zeroed(); mine.len() * self.size()?]);
-        let bytes = std::mem::size_of_val(mine) as c_int;
-        let under_way = InFlight::start(buffers, |(mine, all), req| {
-            // SAFETY: both buffers are in flight until the wait has ended, or for ever.
-            let code = unsafe {
-                ffi::MPI_Iallgather(
-                    mine.as_ptr().cast(),
-                    bytes,
-                    ffi::RSMPI_UINT8_T,
-                    all.as_mut_ptr().cast(),
-                    bytes,
-                    ffi::RSMPI_UINT8_T,
-                    self.0,
-                    req.next(),
-                )
-            };
-            check(code, "MPI_Iallgather")
-        });
-        Ok(under_way?.wait(stop, "all-gather")?.1)
-    }
 }
 
 impl Comm {
@@ -164,7 +112,7 @@ pub(crate) struct Requests(Vec<ffi::MPI_Request>);
 unsafe impl Send for Requests {}
 
 impl Requests {
-    fn next(&mut self) -> *mut ffi::MPI_Request {
+    pub(super) fn next(&mut self) -> *mut ffi::MPI_Request {
         // SAFETY: reading a constant that MPI defines.
         self.0.push(unsafe { ffi::RSMPI_REQUEST_NULL });
         self.0.last_mut().expect("just pushed")

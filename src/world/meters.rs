@@ -13,7 +13,7 @@ const CONTROL: usize = 0;
 
 /// The wires of one process.
 #[derive(Debug, Default)]
-pub struct Meters {
+pub struct CollectiveCounters {
     entered: [AtomicU32; WIRES],
     left: [AtomicU32; WIRES],
     /// Wire that a caller waits for, from 1, and in the upper half the rank on it whose message it waits for, from 1.
@@ -36,7 +36,7 @@ pub struct Table {
     pub places: Vec<(u64, usize)>,
 }
 
-/// What [`Meters`] said at one moment.
+/// What [`CollectiveCounters`] said at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Reading {
     pub entered: [u32; WIRES],
@@ -45,11 +45,11 @@ pub struct Reading {
     pub blocked_peer: u32,
 }
 
-impl Meters {
+impl CollectiveCounters {
     /// For a world of `size` ranks.
-    pub(crate) fn new(size: usize) -> Meters {
+    pub(crate) fn new(size: usize) -> CollectiveCounters {
         let control = Table { name: "control".into(), places: (0..size).map(|r| (0, r)).collect() };
-        Meters { tables: Mutex::new(vec![control]), ..Default::default() }
+        CollectiveCounters { tables: Mutex::new(vec![control]), ..Default::default() }
     }
 
     pub fn read(&self) -> Reading {
@@ -86,19 +86,19 @@ impl Meters {
 /// One wire's part of the meters.
 #[derive(Clone)]
 pub(crate) struct Meter {
-    all: Arc<Meters>,
+    all: Arc<CollectiveCounters>,
     wire: usize,
     /// World rank of this process.
     rank: usize,
 }
 
 impl Meter {
-    pub(crate) fn control(all: &Arc<Meters>, rank: usize) -> Meter {
+    pub(crate) fn control(all: &Arc<CollectiveCounters>, rank: usize) -> Meter {
         Meter { all: all.clone(), wire: CONTROL, rank }
     }
 
     /// The next wire, which all ranks make now.
-    pub(crate) fn next(all: &Arc<Meters>, rank: usize, table: Table) -> Meter {
+    pub(crate) fn next(all: &Arc<CollectiveCounters>, rank: usize, table: Table) -> Meter {
         let mut tables = all.tables.lock().unwrap_or_else(|e| e.into_inner());
         let wire = tables.len();
         if wire < WIRES {
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_drill_skips_or_delays_one_collective() {
-        let all = Arc::new(Meters::new(2));
+        let all = Arc::new(CollectiveCounters::new(2));
         let meter = Meter::next(&all, 1, Table { name: "data".into(), places: vec![(0, 0), (0, 1)] });
         let stop = AtomicBool::new(false);
         let run = || meter.tensors(&stop, || 0, || meter.all.read().entered[1]);

@@ -1,10 +1,11 @@
 //! The MPI process world: who am I, who is on my node, small host messages between all ranks (the control plane).
 //!
 //! - [`World`]: ranks, how a process starts and leaves; `control`: collectives of small host messages
-//! - [`Post`], [`Incoming`], `serve`: messages outside the order of collectives, for threads beside the training loop
-//! - [`Meters`]: what this rank's wires are doing, for liveness to read
+//! - [`Mailbox`], [`Incoming`], `serve`: messages outside the order of collectives, for threads beside the training loop
+//! - [`CollectiveCounters`]: what this rank's wires are doing, for liveness to read
 //! - `in_flight`: what must never be freed while MPI may work on it; `ffi`: MPI's calls, each with what it needs
 
+mod comm;
 mod control;
 pub(crate) mod ffi;
 mod in_flight;
@@ -17,9 +18,9 @@ mod stream;
 mod world;
 
 pub use in_flight::{leak, or_leak};
-pub use meters::{Meters, Reading, Table, WIRES};
+pub use meters::{CollectiveCounters, Reading, Table, WIRES};
 pub use op::Op;
-pub use post::Post;
+pub use post::Mailbox;
 pub use serve::Request;
 pub use stream::Incoming;
 pub use world::{is_step, leave, library, World};

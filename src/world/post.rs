@@ -10,7 +10,7 @@ const TAG: i32 = 5;
 const UNDER_WAY: usize = 64;
 
 /// A rank's letter box.
-pub struct Post {
+pub struct Mailbox {
     comm: Comm,
     out: Vec<Letter>,
     coming: Vec<Letter>,
@@ -30,10 +30,10 @@ struct Place {
     name: [u8; 64],
 }
 
-impl Post {
+impl Mailbox {
     /// Collective over the world.
-    pub fn open(world: &World) -> Result<Post> {
-        Ok(Post { comm: world.comm.duplicate()?, out: Vec::new(), coming: Vec::new() })
+    pub fn open(world: &World) -> Result<Mailbox> {
+        Ok(Mailbox { comm: world.comm.duplicate()?, out: Vec::new(), coming: Vec::new() })
     }
 
     /// Starts a message.

@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Exit, Result};
 use crate::world::ffi::{check, Comm};
-use crate::world::meters::Meters;
+use crate::world::meters::CollectiveCounters;
 use mpi::ffi;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +25,7 @@ pub struct World {
     /// Every rank, for control messages only.
     pub(crate) comm: Comm,
     pub(crate) stop: Arc<AtomicBool>,
-    pub(crate) meters: Arc<Meters>,
+    pub(crate) meters: Arc<CollectiveCounters>,
 }
 
 impl World {
@@ -73,7 +73,7 @@ impl World {
             host: std::env::var("SLURMD_NODENAME").unwrap_or_else(|_| hostname()),
             comm: world.duplicate()?,
             stop: Arc::new(AtomicBool::new(false)),
-            meters: Arc::new(Meters::new(size)),
+            meters: Arc::new(CollectiveCounters::new(size)),
         })
     }
 
@@ -108,7 +108,7 @@ impl World {
     }
 
     /// What this world and its wires are doing. A duplicate has meters of its own.
-    pub fn meters(&self) -> Arc<Meters> {
+    pub fn meters(&self) -> Arc<CollectiveCounters> {
         self.meters.clone()
     }
 
@@ -116,7 +116,7 @@ impl World {
     pub fn duplicate(&self) -> Result<World> {
         // MPI_Comm_dup cannot be left, so go there together.
         self.barrier()?;
-        let meters = Arc::new(Meters::new(self.size));
+        let meters = Arc::new(CollectiveCounters::new(self.size));
         let (host, stop) = (self.host.clone(), self.stop.clone());
         Ok(World { host, comm: self.comm.duplicate()?, stop, meters, ..*self })
     }

@@ -83,7 +83,10 @@ fn whole_steps(place: impl AsRef<OsStr>) -> Result<Vec<u64>, String> {
     if place.contains("://") {
         let remote = Remote::open(&place).map_err(said)?;
         let steps = remote.steps().map_err(said)?;
-        return steps.into_iter().map(|s| whole(s, store::verify(&remote, s).map_err(said)?)).collect();
+        return steps
+            .into_iter()
+            .map(|s| whole(s, store::verify(&remote, s, &Default::default()).map_err(said)?))
+            .collect();
     }
     let listed = herd::checkpoint::list(&Path::new(&*place).join("checkpoints")).map_err(said)?;
     listed.into_iter().filter_map(|(_, c)| c.ok()).map(|c| whole(c.meta().step, c.verify())).collect()

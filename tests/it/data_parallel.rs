@@ -5,7 +5,7 @@ use super::wire::{expect, on_wires, same, tensor, value};
 use herd::error::Exit;
 use herd::layout::Sharding;
 use herd::model::{Owned, Units, Use};
-use herd::parallel::{sync, Groups, How, Sharded};
+use herd::parallel::{sync, Groups, Sharded, ZeroOptions};
 use herd::topology::Topology;
 use herd::wire::Wire;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ fn replica(wire: &Arc<dyn Wire>, dtype: Kind, bucket_mib: usize, overlap: bool) 
         replica: wire.rank(),
         group: wire.size(),
     };
-    let how = How { sharding, dtype, device: tch::Device::Cpu, bucket_mib, overlap };
+    let how = ZeroOptions { sharding, dtype, device: tch::Device::Cpu, bucket_mib, overlap };
     let groups = Groups { shard: wire.clone(), gather: wire.clone(), ..Groups::solo() };
     let units = Sharded::new(&layout, how, groups).unwrap();
     (layout, units)

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// A run directory with one checkpoint of step 0: 21 MB in one file, so three parts.
-fn imported(dir: &Path) -> PathBuf {
+pub fn imported(dir: &Path) -> PathBuf {
     let hf = dir.join("hf");
     fs::create_dir(&hf).unwrap();
     let config = json!({

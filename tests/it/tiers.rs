@@ -3,7 +3,7 @@
 use crate::support::{herd, text};
 use crate::train::{bits, herd_pids, lines, losses, wait_for_step, Run};
 use herd::error::Exit;
-use herd::tiers::snapshot::place::{known_run_id, Place};
+use herd::tiers::snapshot::place::{known_run_id, SnapshotDir};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -62,8 +62,8 @@ impl Kept {
         last["step"].as_u64().unwrap()
     }
 
-    fn place(&self) -> Place {
-        Place::of(self.memory.path(), &self.dir(), known_run_id(&self.dir()).unwrap().unwrap()).unwrap()
+    fn place(&self) -> SnapshotDir {
+        SnapshotDir::of(self.memory.path(), &self.dir(), known_run_id(&self.dir()).unwrap().unwrap()).unwrap()
     }
 
     /// Snapshot files whose name starts so.

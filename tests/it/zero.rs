@@ -6,7 +6,7 @@ use herd::config::{ModelConfig, OptimSection, ParallelSection};
 use herd::layout::{Layout, Sharding};
 use herd::model::{Accumulate, Axes, Chunk, Documents, Llama, StepOptions, Units, Use};
 use herd::optim::Optimizer;
-use herd::parallel::{sync, CommTiming, Groups, How, Sharded};
+use herd::parallel::{sync, CommTiming, Groups, Sharded, ZeroOptions};
 use herd::topology::{Axis, Topology};
 use herd::wire::MakeWires;
 use herd::wire::{Backend, Route, Wire};
@@ -75,7 +75,7 @@ fn train(world: &World, tied: bool, dtype: Kind, cut: Cut, replicas: usize, made
     let parallel = ParallelSection { zero: cut.stage, shard_size: cut.size, ..ParallelSection::default() };
     let sharding = Sharding::new(&parallel, &topo);
     let groups = if replicas == 1 { Groups::solo() } else { groups(world, &sharding, &topo, cut.via, made) };
-    let how = How { sharding, dtype, device: Device::Cpu, bucket_mib: 1, overlap: cut.overlap };
+    let how = ZeroOptions { sharding, dtype, device: Device::Cpu, bucket_mib: 1, overlap: cut.overlap };
     let mut units = Sharded::new(&layout, how, groups).unwrap();
     let optimizer = Optimizer::new(units.owned(), &OptimSection::default());
     for s in &optimizer.slots {
@@ -305,8 +305,13 @@ fn copies_over_the_tensor_axis() {
     let pair = world.rank() / 2 * 2;
     let pair: Arc<dyn Wire> = world.wire_group(&[pair, pair + 1]).unwrap().into();
     let groups = Groups { copies: vec![(4, tensor), (2, pair)], ..Groups::solo() };
-    let how =
-        How { sharding: Sharding::solo(), dtype: Kind::Float, device: Device::Cpu, bucket_mib: 25, overlap: true };
+    let how = ZeroOptions {
+        sharding: Sharding::solo(),
+        dtype: Kind::Float,
+        device: Device::Cpu,
+        bucket_mib: 25,
+        overlap: true,
+    };
     let mut units = Sharded::new(&layout, how, groups).unwrap();
     units.begin(1);
     for u in layout.units.iter().rev() {

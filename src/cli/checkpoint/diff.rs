@@ -2,8 +2,10 @@
 
 use super::places::say;
 use crate::checkpoint::{Checkpoint, Group};
+use crate::cli::progress::shown;
 use crate::convert::weights::{self, Weights};
 use crate::error::{Error, Exit, Result};
+use crate::progress::Meter;
 use serde_json::{json, Value};
 use std::path::PathBuf;
 
@@ -68,47 +70,21 @@ impl Difference {
     }
 }
 
+/// What came of all tensors.
+#[derive(Default)]
+struct Compared {
+    rows: Vec<Value>,
+    lines: String,
+    compared: usize,
+    different: usize,
+}
+
 pub fn run(args: &Args) -> Result<()> {
-    let (a, b) = (weights::open(&args.a)?, weights::open(&args.b)?);
-    let (mut rows, mut lines) = (Vec::new(), String::new());
-    let (mut compared, mut different) = (0, 0);
-    for (group, name) in names(&a, &b) {
-        let (x, y) = (shape(&a, group, &name), shape(&b, group, &name));
-        let label = format!("{group} {name}");
-        compared += 1;
-        let (Some(x), Some(y)) = (x.clone(), y.clone()) else {
-            let only = if x.is_some() { "A" } else { "B" };
-            different += 1;
-            lines += &format!("{label}: only in {only}\n");
-            rows.push(json!({ "group": group, "name": name, "only": only }));
-            continue;
-        };
-        if x != y {
-            different += 1;
-            lines += &format!("{label}: shape {x:?} and {y:?}\n");
-            rows.push(json!({ "group": group, "name": name, "shapes": [x, y] }));
-            continue;
-        }
-        let d = compare(&a, &b, group, &name, &x)?;
-        let counts = if args.tolerance > 0.0 { d.max_abs > args.tolerance } else { d.elements > 0 };
-        different += counts as usize;
-        if d.elements > 0 {
-            let n: usize = x.iter().product();
-            lines += &format!(
-                "{label}: {} of {n} elements differ, by {:.3e} at most, relatively {:.3e}{}\n",
-                d.elements,
-                d.max_abs,
-                d.max_rel,
-                if counts { "" } else { " (within the tolerance)" }
-            );
-            let number = |x: f64| if x.is_finite() { json!(x) } else { json!(x.to_string()) };
-            rows.push(json!({
-                "group": group, "name": name, "elements": d.elements, "max_abs": number(d.max_abs),
-                "max_rel": number(d.max_rel), "counts": counts,
-            }));
-        }
-    }
-    let meta = meta_differences(&a, &b);
+    let work = |meter: &Meter| -> Result<_> {
+        let (a, b) = (weights::open_metered(&args.a, meter)?, weights::open_metered(&args.b, meter)?);
+        Ok((tensors(&a, &b, args.tolerance, meter)?, meta_differences(&a, &b)))
+    };
+    let (Compared { rows, mut lines, compared, different }, meta) = shown(work)?;
     for (key, x, y) in &meta {
         lines += &format!("meta {key}: {x} and {y}\n");
     }
@@ -127,6 +103,51 @@ pub fn run(args: &Args) -> Result<()> {
         true => Ok(()),
         false => Err(Error::new(Exit::Different, format!("{} and {} differ", args.a.display(), args.b.display()))),
     }
+}
+
+/// Every tensor of either, on both sides; `meter` counts what is read of both.
+fn tensors(a: &Weights, b: &Weights, tolerance: f64, meter: &Meter) -> Result<Compared> {
+    let Compared { mut rows, mut lines, mut compared, mut different } = Compared::default();
+    let names = names(a, b);
+    let both = names.iter().filter_map(|(g, n)| shape(a, *g, n).filter(|x| shape(b, *g, n).as_ref() == Some(x)));
+    meter.begin("diff", both.map(|x| 8 * x.iter().product::<usize>() as u64).sum::<u64>());
+    for (group, name) in names {
+        let (x, y) = (shape(a, group, &name), shape(b, group, &name));
+        let label = format!("{group} {name}");
+        compared += 1;
+        let (Some(x), Some(y)) = (x.clone(), y.clone()) else {
+            let only = if x.is_some() { "A" } else { "B" };
+            different += 1;
+            lines += &format!("{label}: only in {only}\n");
+            rows.push(json!({ "group": group, "name": name, "only": only }));
+            continue;
+        };
+        if x != y {
+            different += 1;
+            lines += &format!("{label}: shape {x:?} and {y:?}\n");
+            rows.push(json!({ "group": group, "name": name, "shapes": [x, y] }));
+            continue;
+        }
+        let d = compare(a, b, group, &name, &x, meter)?;
+        let counts = if tolerance > 0.0 { d.max_abs > tolerance } else { d.elements > 0 };
+        different += counts as usize;
+        if d.elements > 0 {
+            let n: usize = x.iter().product();
+            lines += &format!(
+                "{label}: {} of {n} elements differ, by {:.3e} at most, relatively {:.3e}{}\n",
+                d.elements,
+                d.max_abs,
+                d.max_rel,
+                if counts { "" } else { " (within the tolerance)" }
+            );
+            let number = |x: f64| if x.is_finite() { json!(x) } else { json!(x.to_string()) };
+            rows.push(json!({
+                "group": group, "name": name, "elements": d.elements, "max_abs": number(d.max_abs),
+                "max_rel": number(d.max_rel), "counts": counts,
+            }));
+        }
+    }
+    Ok(Compared { rows, lines, compared, different })
 }
 
 /// Every tensor of either; moments only where both sides are checkpoints, which may say zero by having none.
@@ -154,7 +175,7 @@ fn shape(w: &Weights, group: Group, name: &str) -> Option<Vec<usize>> {
     }
 }
 
-fn compare(a: &Weights, b: &Weights, group: Group, name: &str, shape: &[usize]) -> Result<Difference> {
+fn compare(a: &Weights, b: &Weights, group: Group, name: &str, shape: &[usize], meter: &Meter) -> Result<Difference> {
     let (len, origin) = (shape.iter().product::<usize>(), vec![0; shape.len()]);
     let mut difference = Difference::default();
     let (mut x, mut y) = (vec![0.0; BLOCK.min(len)], vec![0.0; BLOCK.min(len)]);
@@ -167,6 +188,7 @@ fn compare(a: &Weights, b: &Weights, group: Group, name: &str, shape: &[usize]) 
             }
         }
         difference.add(&x[..n], &y[..n]);
+        meter.add(8 * n as u64);
     }
     Ok(difference)
 }

@@ -2,6 +2,7 @@
 
 use super::places::{human, place, say, steps_of, Place};
 use crate::checkpoint::Checkpoint;
+use crate::cli::progress::shown;
 use crate::config::StoreSection;
 use crate::error::{Error, Exit, Result};
 use crate::store::persist_fetch;
@@ -42,7 +43,7 @@ pub fn run(args: &Args) -> Result<()> {
             .hint("pass --replace to put the store's in its place"));
     }
     let parallel = StoreSection::new(&args.url).parallel;
-    let path = persist_fetch(&remote, step, &checkpoints, parallel)?
+    let path = shown(|meter| persist_fetch(&remote, step, &checkpoints, parallel, meter))?
         .ok_or_else(|| Error::new(Exit::Checkpoint, format!("{} is gone", remote.step_url(step))))?;
     let bytes = Checkpoint::open(&path)?.bytes();
     let value = json!({ "path": path, "step": step, "bytes": bytes });

@@ -1,6 +1,7 @@
 //! `herd checkpoint export`
 
 use super::places::{human, say};
+use crate::cli::progress::shown;
 use crate::convert::hf::{self, Dtype, ExportOptions};
 use crate::convert::weights;
 use crate::error::Result;
@@ -33,9 +34,11 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let weights = weights::open(&args.from)?;
     let (dtype, shard_size, tokenizer) = (args.dtype, args.max_shard_size, args.tokenizer.clone());
-    let done = hf::export(&weights, &args.to, &ExportOptions { dtype, shard_size, tokenizer })?;
+    let done = shown(|meter| {
+        let weights = weights::open_metered(&args.from, meter)?;
+        hf::export(&weights, &args.to, &ExportOptions { dtype, shard_size, tokenizer, meter: meter.clone() })
+    })?;
     let tokenizer = match &done.no_tokenizer {
         Some(why) => format!("no tokenizer: {why} (pass --tokenizer)"),
         None => done.tokenizer.join(", "),

@@ -2,6 +2,7 @@
 
 use super::places::{human, say};
 use crate::checkpoint::list;
+use crate::cli::progress::shown;
 use crate::convert::{hf, weights};
 use crate::error::{Error, Exit, Result};
 use serde_json::json;
@@ -32,8 +33,7 @@ pub fn run(args: &Args) -> Result<()> {
         )
         .hint("import into a new run directory"));
     }
-    let weights = weights::open(&args.from)?;
-    let saved = hf::import(&weights, &checkpoints)?;
+    let saved = shown(|meter| hf::import(&weights::open_metered(&args.from, meter)?, &checkpoints, meter))?;
     let (path, bytes, seconds) = (saved.path.display(), human(saved.bytes), saved.seconds);
     say(args.json, json!(saved), &format!("imported {path}: {bytes} in {seconds:.1} s\n"))
 }

@@ -2,7 +2,9 @@
 
 use super::places::{checkpoints_of, place, say, Place};
 use crate::checkpoint::{prune_if, Checkpoint, Keep};
+use crate::cli::progress::shown;
 use crate::error::{Error, Exit, Result};
+use crate::progress::Meter;
 use crate::store::{self, Ledger};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -39,11 +41,12 @@ pub fn run(args: &Args) -> Result<()> {
             return Err(Error::new(Exit::Usage, "--keep-every and --keep-best are for run directories only")
                 .hint("in an object store only the newest are kept: --keep"));
         }
-        let mut whole = |step| match store::verify(&remote, step) {
+        let whole = |step, meter: &Meter| match store::verify(&remote, step, meter) {
             Err(e) if e.exit == Exit::Store => Err(e),
             report => Ok(report.is_ok_and(|files| files.iter().all(|f| f.problem.is_none()))),
         };
-        let steps = store::retain(&remote, args.keep as usize, args.dry_run, &mut whole)?;
+        let keep = args.keep as usize;
+        let steps = shown(|meter| store::retain(&remote, keep, args.dry_run, &mut |step| whole(step, meter)))?;
         let gone: Vec<PathBuf> = steps.iter().map(|s| remote.step_url(*s).into()).collect();
         return report(args, &gone, &[]);
     }
@@ -51,9 +54,12 @@ pub fn run(args: &Args) -> Result<()> {
     // Where the run has a store, what is not safe there stays here.
     let ledger = checkpoints.parent().and_then(Ledger::read);
     let may_remove = |step| ledger.as_ref().is_none_or(|l| l.may_remove(step));
-    let mut whole = |c: &Checkpoint| c.verify().iter().all(|f| f.problem.is_none());
+    let whole = |c: &Checkpoint, meter: &Meter| {
+        meter.begin("verify", c.bytes());
+        c.verify_metered(meter).iter().all(|f| f.problem.is_none())
+    };
     let keep = Keep { newest: args.keep as usize, every: args.keep_every, best: args.keep_best, recycle: false };
-    let gone = prune_if(&checkpoints, keep, args.dry_run, &may_remove, &mut whole)?;
+    let gone = shown(|meter| prune_if(&checkpoints, keep, args.dry_run, &may_remove, &mut |c| whole(c, meter)))?;
     report(args, &gone.checkpoints, &gone.temporary)
 }
 

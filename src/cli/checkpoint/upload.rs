@@ -2,9 +2,11 @@
 
 use super::places::{checkpoints_of, human, is_step, say};
 use crate::checkpoint::{list, newest_valid_alone};
+use crate::cli::progress::shown;
 use crate::config::StoreSection;
 use crate::error::{Error, Exit, Result};
-use crate::store::{persist_upload, Ledger, Pace, Remote, Way};
+use crate::progress::Meter;
+use crate::store::{persist_upload, Ledger, Pace, Remote, Uploaded, Way};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -35,32 +37,38 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let remote = Remote::open(&args.url)?;
-    let paths = checkpoints(args)?;
+    let all = shown(|meter| upload_all(args, &remote, meter))?;
+    let line = |done: &Uploaded| {
+        let (all, sent) = (human(done.bytes), human(done.sent));
+        format!("uploaded {}: {all}, {sent} of it now, verified after {:.1} s\n", done.url, done.seconds)
+    };
+    say(args.json, json!(all), &all.iter().map(line).collect::<String>())
+}
+
+fn upload_all(args: &Args, remote: &Remote, meter: &Meter) -> Result<Vec<Uploaded>> {
+    let paths = checkpoints(args, meter)?;
     // Asked once without patience: a wrong bucket or key shows at once.
     remote.steps()?;
     let (mut pace, cancel) = (Pace::new(args.bandwidth), AtomicBool::new(false));
-    let (mut rows, mut lines) = (Vec::new(), String::new());
-    for path in paths {
-        let parallel = StoreSection::new(&args.url).parallel;
-        let mut way = Way { pace: &mut pace, parallel, cancel: &cancel };
-        let done = persist_upload(&remote, &path, args.attempts, &mut way).0?;
-        remember(&path, &remote, done.step);
-        let (all, sent) = (human(done.bytes), human(done.sent));
-        lines += &format!("uploaded {}: {all}, {sent} of it now, verified after {:.1} s\n", done.url, done.seconds);
-        rows.push(json!(done));
-    }
-    say(args.json, json!(rows), &lines)
+    let parallel = StoreSection::new(&args.url).parallel;
+    let mut upload = |path: &PathBuf| {
+        let mut way = Way { pace: &mut pace, parallel, cancel: &cancel, meter };
+        let done = persist_upload(remote, path, args.attempts, &mut way).0?;
+        remember(path, remote, done.step);
+        Ok(done)
+    };
+    paths.iter().map(&mut upload).collect()
 }
 
 /// Oldest first, so that the newest is complete last and what is there in between is a prefix of the run.
-fn checkpoints(args: &Args) -> Result<Vec<PathBuf>> {
+fn checkpoints(args: &Args, meter: &Meter) -> Result<Vec<PathBuf>> {
     if is_step(&args.from) {
         return Ok(vec![args.from.clone()]);
     }
     let directory = checkpoints_of(&args.from)?;
     let found: Vec<PathBuf> = match args.all {
         true => list(&directory)?.into_iter().rev().filter(|(_, c)| c.is_ok()).map(|(path, _)| path).collect(),
-        false => newest_valid_alone(&directory, &mut |_| ())?.iter().map(|c| c.path().to_path_buf()).collect(),
+        false => newest_valid_alone(&directory, meter, &mut |_| ())?.iter().map(|c| c.path().to_path_buf()).collect(),
     };
     match found.is_empty() {
         true => Err(Error::new(Exit::Checkpoint, format!("{} holds no whole checkpoint", directory.display()))

@@ -2,9 +2,12 @@
 
 use super::places::{human, place, say, steps_of, Place};
 use crate::checkpoint::{list, Checkpoint, FileReport};
+use crate::cli::progress::shown;
 use crate::error::{Error, Exit, Result};
+use crate::progress::Meter;
 use crate::store;
 use serde_json::json;
+use std::path::PathBuf;
 
 /// Read every byte of one checkpoint, or of all of a run or an object store, and compare the checksums.
 ///
@@ -25,19 +28,8 @@ pub struct Args {
 type Checked = (String, Result<Vec<FileReport>>);
 
 pub fn run(args: &Args) -> Result<()> {
-    let local = |c: Result<Checkpoint>| c.map(|c| c.verify());
-    let all: Vec<Checked> = match place(&args.path)? {
-        Place::Step(path) => vec![(path.display().to_string(), local(Checkpoint::open(&path)))],
-        Place::Run(path) => list(&path)?.into_iter().map(|(p, c)| (p.display().to_string(), local(c))).collect(),
-        Place::Store(remote, step) => {
-            let steps = steps_of(&remote, step)?;
-            let check = |step: u64| match store::verify(&remote, step) {
-                Err(e) if e.exit == Exit::Store => Err(e),
-                report => Ok((remote.step_url(step), report)),
-            };
-            steps.into_iter().map(check).collect::<Result<_>>()?
-        }
-    };
+    let place = place(&args.path)?;
+    let all = shown(|meter| check(place, meter))?;
     let (mut rows, mut lines, mut damaged) = (Vec::new(), String::new(), 0);
     for (path, report) in &all {
         let (files, problem) = match report {
@@ -61,4 +53,28 @@ pub fn run(args: &Args) -> Result<()> {
         (n, d) => Err(Error::new(Exit::Checkpoint, format!("{d} of {n} checkpoints are not whole"))
             .hint("a resume uses the newest whole one")),
     }
+}
+
+fn check(place: Place, meter: &Meter) -> Result<Vec<Checked>> {
+    match place {
+        Place::Step(path) => {
+            let opened = Checkpoint::open(&path);
+            Ok(check_all(vec![(path, opened)], meter))
+        }
+        Place::Run(path) => Ok(check_all(list(&path)?, meter)),
+        Place::Store(remote, step) => {
+            let steps = steps_of(&remote, step)?;
+            let check = |step: u64| match store::verify(&remote, step, meter) {
+                Err(e) if e.exit == Exit::Store => Err(e),
+                report => Ok((remote.step_url(step), report)),
+            };
+            steps.into_iter().map(check).collect()
+        }
+    }
+}
+
+fn check_all(opened: Vec<(PathBuf, Result<Checkpoint>)>, meter: &Meter) -> Vec<Checked> {
+    let bytes: u64 = opened.iter().filter_map(|(_, c)| c.as_ref().ok()).map(Checkpoint::bytes).sum();
+    meter.begin("verify", bytes);
+    opened.into_iter().map(|(p, c)| (p.display().to_string(), c.map(|c| c.verify_metered(meter)))).collect()
 }

@@ -1,7 +1,7 @@
 //! `herd data inspect`.
 
-use super::grouped;
 use crate::cli::print;
+use crate::cli::progress::shown;
 use crate::data::indexed::{prefix_of, Indexed};
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
@@ -51,11 +51,11 @@ pub fn run(args: Args) -> Result<()> {
     print(&out)?;
     if args.check {
         let vocab = args.vocab_size.or(noted).unwrap_or(ANY);
-        let highest = file.check_all(vocab)?;
-        let highest = highest.map_or("none".into(), |id| grouped(id as u64));
+        let highest = shown(|meter| file.check_all(vocab, meter))?;
+        let highest = highest.map_or("none".into(), |id| crate::text::grouped(id as u64));
         let bound = match vocab {
             ANY => "no vocabulary known; give --vocab-size".into(),
-            v => format!("vocabulary {}", grouped(v as u64)),
+            v => format!("vocabulary {}", crate::text::grouped(v as u64)),
         };
         let sum = if file.sidecar.is_some() { "checksum right" } else { "no checksum recorded" };
         print(&format!("check        every id read: highest {highest}, {bound}; {sum}\n"))?;
@@ -67,18 +67,24 @@ fn summary(out: &mut String, file: &Indexed) {
     let mut row = |name: &str, value: String| _ = writeln!(out, "{name:<12} {value}");
     row("file", file.prefix.display().to_string());
     row("format", format!("Megatron index version 1, {}", file.dtype.name()));
-    row("documents", grouped(file.documents()));
+    row("documents", crate::text::grouped(file.documents()));
     if file.sequences() != file.documents() {
-        row("sequences", grouped(file.sequences()));
+        row("sequences", crate::text::grouped(file.sequences()));
     }
-    row("tokens", grouped(file.tokens()));
+    row("tokens", crate::text::grouped(file.tokens()));
     match &file.sidecar {
         None => row("made by", "unknown (no herd .json beside it); ids are checked as they are read".into()),
         Some(s) => {
             let t = &s.tokenizer;
             row(
                 "tokenizer",
-                format!("{} ({}, vocabulary {}), {}", t.spec, t.kind, grouped(t.vocab_size as u64), t.fingerprint),
+                format!(
+                    "{} ({}, vocabulary {}), {}",
+                    t.spec,
+                    t.kind,
+                    crate::text::grouped(t.vocab_size as u64),
+                    t.fingerprint
+                ),
             );
             if !t.front.is_empty() {
                 row("in front", format!("{:?} before each document", t.front));
@@ -87,7 +93,7 @@ fn summary(out: &mut String, file: &Indexed) {
             let share = if s.split == "all" { String::new() } else { format!(", held out {}", s.holdout) };
             row("split", format!("{}{share}", s.split));
             let rate = s.tokens as f64 / s.text_bytes.max(1) as f64;
-            row("text", format!("{} bytes, {rate:.3} tokens per byte", grouped(s.text_bytes)));
+            row("text", format!("{} bytes, {rate:.3} tokens per byte", crate::text::grouped(s.text_bytes)));
             row("sources", s.sources.join(", "));
         }
     }
@@ -98,17 +104,17 @@ fn lengths(out: &mut String, file: &Indexed) {
     let mut all: Vec<u64> = file.document_lengths().collect();
     all.sort_unstable();
     let (Some(&least), Some(&most)) = (all.first(), all.last()) else { return };
-    let at = |q: f64| grouped(all[((all.len() - 1) as f64 * q).round() as usize]);
+    let at = |q: f64| crate::text::grouped(all[((all.len() - 1) as f64 * q).round() as usize]);
     let mean = file.tokens() as f64 / all.len() as f64;
     let _ = writeln!(
         out,
         "lengths      min {}, 10% {}, median {}, mean {mean:.1}, 90% {}, 99% {}, max {}",
-        grouped(least),
+        crate::text::grouped(least),
         at(0.1),
         at(0.5),
         at(0.9),
         at(0.99),
-        grouped(most)
+        crate::text::grouped(most)
     );
     let mut bins = [0u64; 65];
     all.iter().for_each(|&n| bins[(u64::BITS - n.leading_zeros()) as usize] += 1);
@@ -116,7 +122,13 @@ fn lengths(out: &mut String, file: &Indexed) {
     for (b, &n) in bins.iter().enumerate().filter(|(_, &n)| n > 0) {
         let (from, to) = if b == 0 { (0, 0) } else { (1 << (b - 1), u64::MAX >> (64 - b)) };
         let bar = "#".repeat((n * 40).div_ceil(highest) as usize);
-        let _ = writeln!(out, "  {:>13} .. {:<13} {:>12} {bar}", grouped(from), grouped(to), grouped(n));
+        let _ = writeln!(
+            out,
+            "  {:>13} .. {:<13} {:>12} {bar}",
+            crate::text::grouped(from),
+            crate::text::grouped(to),
+            crate::text::grouped(n)
+        );
     }
 }
 

@@ -1,9 +1,11 @@
 //! `herd data merge`.
 
-use super::{claim, grouped};
+use super::claim;
 use crate::cli::print;
-use crate::data::indexed::{prefix_of, with_ending, Indexed, Sidecar, Writer, Written};
+use crate::cli::progress::shown;
+use crate::data::indexed::{prefix_of, with_ending, Dtype, Indexed, Sidecar, Writer, Written};
 use crate::error::{Error, Exit, Result};
+use crate::progress::Meter;
 use std::path::{Path, PathBuf};
 
 const EXAMPLES: &str = "\
@@ -50,12 +52,12 @@ pub fn run(args: Args) -> Result<()> {
     claim::check(&output, &files.iter().map(String::as_str).collect::<Vec<_>>(), args.force)?;
     let shards = prefixes.iter().map(|p| open(p)).collect::<Result<Vec<Shard>>>()?;
     shards.iter().try_for_each(|s| alike(&shards[0], s))?;
-    let written = write(&output, &shards)?;
+    let written = shown(|meter| write(&output, &shards, meter))?;
     print(&format!(
         "{}: {} documents, {} tokens ({}) of {} token files\n",
         output.display(),
-        grouped(written.documents),
-        grouped(written.tokens),
+        crate::text::grouped(written.documents),
+        crate::text::grouped(written.tokens),
         written.dtype,
         shards.len()
     ))
@@ -102,13 +104,15 @@ fn alike(first: &Shard, other: &Shard) -> Result<()> {
     }
 }
 
-fn write(output: &Path, shards: &[Shard]) -> Result<Sidecar> {
+fn write(output: &Path, shards: &[Shard], meter: &Meter) -> Result<Sidecar> {
     if let Some(dir) = output.parent().filter(|d| !d.as_os_str().is_empty()) {
         std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", &e, Exit::Storage))?;
     }
     let first = &shards[0].note;
     let vocab = first.tokenizer.vocab_size;
     let mut writer = Writer::create(output, vocab)?;
+    let size = Dtype::for_vocab(vocab).size() as u64;
+    meter.begin("merge", size * shards.iter().map(|s| s.file.tokens()).sum::<u64>());
     let (mut ids, mut narrow) = (Vec::new(), Vec::new());
     for Shard { file, .. } in shards {
         let mut at = 0;
@@ -119,6 +123,7 @@ fn write(output: &Path, shards: &[Shard]) -> Result<Sidecar> {
             narrow.clear();
             narrow.extend(ids.iter().map(|&id| id as u32));
             writer.push(&narrow)?;
+            meter.add(size * length);
         }
     }
     writer.finish(Written {

@@ -2,21 +2,19 @@
 
 mod around;
 mod outputs;
-mod progress;
 mod report;
 
 use crate::cli::print;
+use crate::cli::progress::shown_by;
 use crate::data::indexed::TokenizerNote;
 use crate::data::pipeline::{self, Job};
 use crate::data::source::{Format, Rules, Split};
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
+use crate::progress::Meter;
 use around::Around;
 use outputs::Outputs;
-use progress::Progress;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
 use std::time::Instant;
 
 const EXAMPLES: &str = "\
@@ -91,7 +89,7 @@ pub fn run(args: Args) -> Result<()> {
         text_keys: if args.text_key.is_empty() { vec!["text".into()] } else { args.text_key.clone() },
         skip_bad: args.skip_bad,
     };
-    let consumed = Arc::new(AtomicU64::new(0));
+    let meter = Meter::default();
     let job = Job {
         inputs: &args.inputs,
         rules: &rules,
@@ -103,16 +101,17 @@ pub fn run(args: Args) -> Result<()> {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
             n => n,
         },
-        consumed: consumed.clone(),
+        consumed: meter.counter(),
     };
     let began = Instant::now();
-    let mut progress = Progress::new(total);
-    let accounts = pipeline::run(&job, |document| {
-        outputs.push(&document)?;
-        progress.tick(consumed.load(Ordering::Relaxed), outputs.tokens(), began);
-        Ok(())
+    meter.begin("tokenize", total);
+    let accounts = shown_by(&meter, || {
+        pipeline::run(&job, |document| {
+            outputs.push(&document)?;
+            meter.tokens(outputs.tokens());
+            Ok(())
+        })
     })?;
-    progress.end();
 
     let note = TokenizerNote {
         spec: args.tokenizer.clone(),

@@ -9,6 +9,7 @@ use crate::data::tokenizer::Bos;
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
 use crate::layout::units;
+use crate::progress::Meter;
 use half::slice::HalfFloatSliceExt;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{json, Map, Value};
@@ -26,6 +27,8 @@ pub struct ExportOptions {
     pub shard_size: u64,
     /// The tokenizer to export (as `data.tokenizer` would name it), instead of the one the weights know.
     pub tokenizer: Option<PathBuf>,
+    /// Counts the bytes of weights written.
+    pub meter: Meter,
 }
 
 /// What [`export`] wrote.
@@ -79,7 +82,9 @@ fn write_all(weights: &Weights, directory: &Path, options: &ExportOptions) -> Re
     let tokenizer = tokenizer(weights, options)?;
     let generation = generation(weights, &tokenizer)?;
     let tensors: Vec<Tensor> = units(weights.model()).into_iter().flat_map(|(_, params)| params).collect();
+    let all: usize = tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     let shards = split(tensors, options);
+    options.meter.begin("export", (all * options.dtype.size()) as u64);
     let mut map = Map::new();
     let mut bytes = 0;
     for (i, shard) in shards.iter().enumerate() {
@@ -87,7 +92,7 @@ fn write_all(weights: &Weights, directory: &Path, options: &ExportOptions) -> Re
             1 => SINGLE.to_string(),
             n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
         };
-        bytes += write_shard(weights, &directory.join(&name), shard, options.dtype)?;
+        bytes += write_shard(weights, &directory.join(&name), shard, options)?;
         map.extend(shard.iter().map(|(tensor, _)| (tensor.clone(), json!(name))));
     }
     if shards.len() > 1 {
@@ -122,8 +127,8 @@ fn split(tensors: Vec<Tensor>, options: &ExportOptions) -> Vec<Vec<Tensor>> {
 }
 
 /// One safetensors file; returns its bytes of data.
-fn write_shard(weights: &Weights, path: &Path, tensors: &[Tensor], dtype: Dtype) -> Result<u64> {
-    let mut at = 0;
+fn write_shard(weights: &Weights, path: &Path, tensors: &[Tensor], options: &ExportOptions) -> Result<u64> {
+    let (mut at, dtype) = (0, options.dtype);
     let infos = tensors
         .iter()
         .map(|(name, shape)| {
@@ -155,6 +160,7 @@ fn write_shard(weights: &Weights, path: &Path, tensors: &[Tensor], dtype: Dtype)
                     .hint("export as bf16 or fp32")
             })?;
             file.write_all(bytes).map_err(&refused)?;
+            options.meter.add(bytes.len() as u64);
         }
     }
     let file = file.into_inner().map_err(|e| refused(e.into_error()))?;

@@ -9,14 +9,15 @@ use crate::convert::weights::Weights;
 use crate::data::Tokenizer;
 use crate::error::Result;
 use crate::layout::units;
+use crate::progress::Meter;
 use std::path::Path;
 
 /// Elements in memory at a time.
 const BLOCK: usize = 1 << 20;
 
 /// Writes the parameters of `weights` as `checkpoints/step-00000000`, without moments (they are zero). Streams: a few
-/// megabytes are in memory, whatever the model's size.
-pub fn import(weights: &Weights, checkpoints: &Path) -> Result<Saved> {
+/// megabytes are in memory, whatever the model's size. `meter` counts the bytes written.
+pub fn import(weights: &Weights, checkpoints: &Path, meter: &Meter) -> Result<Saved> {
     let params: Vec<(String, Vec<usize>)> = units(weights.model()).into_iter().flat_map(|(_, params)| params).collect();
     let specs = params
         .iter()
@@ -31,6 +32,7 @@ pub fn import(weights: &Weights, checkpoints: &Path) -> Result<Saved> {
         ..Meta::new(weights.model().clone())
     };
     let mut buffer = vec![0.0; BLOCK];
+    meter.begin("import", params.iter().map(|(_, shape)| 4 * shape.iter().product::<usize>() as u64).sum::<u64>());
     save_with(checkpoints, specs, &meta, Team(None), &mut |file| {
         for (i, (name, shape)) in params.iter().enumerate() {
             let (len, origin) = (shape.iter().product::<usize>(), vec![0; shape.len()]);
@@ -38,6 +40,7 @@ pub fn import(weights: &Weights, checkpoints: &Path) -> Result<Saved> {
                 let part = &mut buffer[..BLOCK.min(len - start)];
                 weights.read_range(name, &origin, shape, start, part)?;
                 file.append(i, part)?;
+                meter.add(4 * part.len() as u64);
             }
         }
         Ok(())

@@ -114,7 +114,8 @@ fn one(step: u64, checkpoint: &Path, exports: &Path, dtype: Dtype, keep: usize) 
         // Saved again after a return to an older step.
         disk::remove_dir(&path)?;
         let weights = weights::open(checkpoint)?;
-        let done = export(&weights, &path, &ExportOptions { dtype, shard_size: SHARD, tokenizer: None })?;
+        let options = ExportOptions { dtype, shard_size: SHARD, tokenizer: None, meter: Default::default() };
+        let done = export(&weights, &path, &options)?;
         retain(exports, keep)?;
         Ok(done.bytes)
     };

@@ -83,7 +83,9 @@ fn every_type_goes_in_and_out_unchanged_in_any_number_of_files() {
         assert_holds(&source, &config());
         for (shard_size, shards) in [(u64::MAX, 1), (6000 * dtype.size() as u64 / 4, 5), (1, 21)] {
             let out = dir.path().join(format!("out-{shards}"));
-            let done = export(&source, &out, &ExportOptions { dtype, shard_size, tokenizer: None }).unwrap();
+            let done =
+                export(&source, &out, &ExportOptions { dtype, shard_size, tokenizer: None, meter: Default::default() })
+                    .unwrap();
             assert_eq!(out.join("model.safetensors.index.json").exists(), shards > 1);
             assert_eq!(done.shards, shards);
             let again = weights::open(&out).unwrap();
@@ -102,15 +104,15 @@ fn an_import_is_a_checkpoint_that_exports_the_same() {
     fs::write(dir.path().join("tokenizer.json"), &tokenizer).unwrap();
     let source = weights::open(dir.path()).unwrap();
     let run = dir.path().join("run");
-    import(&source, &run.join("checkpoints")).unwrap();
-    let c = newest_valid_alone(&run.join("checkpoints"), &mut |_| ()).unwrap().unwrap();
+    import(&source, &run.join("checkpoints"), &Default::default()).unwrap();
+    let c = newest_valid_alone(&run.join("checkpoints"), &Default::default(), &mut |_| ()).unwrap().unwrap();
     assert_eq!(c.meta().step, 0);
     assert!(!c.has(Group::ExpAvg));
     let w = weights::open(&run).unwrap();
     assert_eq!(w.model(), source.model());
     assert_holds(&w, &config());
     let out = dir.path().join("out");
-    let options = ExportOptions { dtype: Dtype::Bf16, shard_size: 1 << 30, tokenizer: None };
+    let options = ExportOptions { dtype: Dtype::Bf16, shard_size: 1 << 30, tokenizer: None, meter: Default::default() };
     assert_eq!(export(&w, &out, &options).unwrap().tokenizer, ["tokenizer.json", "tokenizer_config.json"]);
     assert_eq!(fs::read(out.join("tokenizer.json")).unwrap(), tokenizer);
     assert_eq!(c.meta().tokenizer_fingerprint.len(), 32);
@@ -334,7 +336,7 @@ fn what_fp16_cannot_hold_is_an_error_and_leaves_nothing() {
     all.get_mut("model.norm.weight").unwrap().1[3] = 1e6;
     write_shard(&dir.path().join("model.safetensors"), &all, Dtype::Fp32);
     let w = weights::open(dir.path()).unwrap();
-    let options = ExportOptions { dtype: Dtype::Fp16, shard_size: 1 << 30, tokenizer: None };
+    let options = ExportOptions { dtype: Dtype::Fp16, shard_size: 1 << 30, tokenizer: None, meter: Default::default() };
     let e = export(&w, &dir.path().join("out"), &options).unwrap_err();
     assert!(e.fact.contains("model.norm.weight holds 1000000"), "{e}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);

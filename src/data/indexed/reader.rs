@@ -3,6 +3,7 @@
 
 use super::{with_ending, Dtype, Sidecar, HEADER, MAGIC, VERSION};
 use crate::error::{Error, Exit, Result};
+use crate::progress::Meter;
 use memmap2::Mmap;
 use std::fs::File;
 use std::ops::Range;
@@ -116,19 +117,25 @@ impl Indexed {
     }
 
     /// Reads every id (checked against `vocab_size`) and, with a sidecar, the checksum. Returns the highest id.
-    pub fn check_all(&self, vocab_size: usize) -> Result<Option<u32>> {
+    pub fn check_all(&self, vocab_size: usize, meter: &Meter) -> Result<Option<u32>> {
         const AT_ONCE: u64 = 1 << 20;
         let (mut ids, mut highest, mut at) = (Vec::new(), None, 0);
+        let all = self.bin.bytes().len() as u64;
+        meter.begin("check", if self.sidecar.is_some() { 2 * all } else { all });
         while at < self.tokens {
             let n = AT_ONCE.min(self.tokens - at);
             ids.clear();
             self.read(at, n as usize, vocab_size, &mut ids)?;
             highest = highest.max(ids.iter().max().map(|&id| id as u32));
             at += n;
+            meter.add(n * self.dtype.size() as u64);
         }
         if let Some(note) = &self.sidecar {
             let mut hash = Xxh3::new();
-            self.bin.bytes().chunks(1 << 22).for_each(|c| hash.update(c));
+            for part in self.bin.bytes().chunks(1 << 22) {
+                hash.update(part);
+                meter.add(part.len() as u64);
+            }
             let found = format!("{:032x}", hash.digest128());
             if found != note.bin_xxh3_128 {
                 let fact = format!(

@@ -52,7 +52,7 @@ fn round_trip_in_both_dtypes() {
         assert_eq!((f.dtype, f.documents(), f.sequences(), f.tokens()), (dtype, 61, 61, flat.len() as u64));
         assert_eq!(read_all(&prefix, vocab).unwrap(), flat);
         assert_eq!(f.document_lengths().collect::<Vec<_>>(), docs.iter().map(|d| d.len() as u64).collect::<Vec<_>>());
-        assert_eq!(f.check_all(vocab).unwrap(), Some(vocab as u32 - 1));
+        assert_eq!(f.check_all(vocab, &Default::default()).unwrap(), Some(vocab as u32 - 1));
         assert_eq!(note.highest_id, Some(vocab as u32 - 1));
         assert_eq!(f.sidecar, Some(note));
     }
@@ -66,7 +66,7 @@ fn the_empty_corpus_is_readable() {
     let prefix = dir.path().join("none");
     write(&prefix, 258, &[]);
     let f = Indexed::open(&prefix).unwrap();
-    assert_eq!((f.tokens(), f.documents(), f.check_all(258).unwrap()), (0, 0, None));
+    assert_eq!((f.tokens(), f.documents(), f.check_all(258, &Default::default()).unwrap()), (0, 0, None));
 }
 
 #[test]
@@ -167,7 +167,9 @@ fn random_damage_is_found_or_harmless() {
             let at = r as usize % bad.len();
             bad[at] ^= 1 << (r >> 40 & 7);
             std::fs::write(&path, &bad).unwrap();
-            let outcome = Indexed::open(&prefix).and_then(|f| f.check_all(258)).and_then(|_| read_all(&prefix, 258));
+            let outcome = Indexed::open(&prefix)
+                .and_then(|f| f.check_all(258, &Default::default()))
+                .and_then(|_| read_all(&prefix, 258));
             match outcome {
                 Err(e) => assert_eq!(e.exit, Exit::Data, "{ending} byte {at}: {e}"),
                 Ok(ids) => assert!(ending != ".bin" && ids == flat, "{ending} byte {at} changed ids unseen"),

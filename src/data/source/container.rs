@@ -69,6 +69,10 @@ const UNPACK: &str = "unpack it into a pipe, and give the input as `-`";
 const EXTRACT: &str = "extract it first, and name the files";
 const CONVERT: &str = "convert it to JSON lines or Parquet";
 const RECODE: &str = "convert it, as in `iconv -f UTF-16 -t UTF-8`";
+const RECODE_32: &str = "convert it, as in `iconv -f UTF-32 -t UTF-8`";
+// without a mark iconv takes the order of bytes of its host
+const RECODE_LE: &str = "convert it, as in `iconv -f UTF-16LE -t UTF-8`";
+const RECODE_BE: &str = "convert it, as in `iconv -f UTF-16BE -t UTF-8`";
 
 /// Where a mark lies, the mark, what it marks.
 const MARKS: &[(usize, &[u8], &str, &str)] = &[
@@ -93,8 +97,8 @@ const MARKS: &[(usize, &[u8], &str, &str)] = &[
     (0, b"\x93NUMPY", "a NumPy array", CONVERT),
     (0, b"%PDF-", "a PDF document", "extract its text first"),
     (0, b"MMIDIDX\0\0", "the index of a token file", "its tokens are tokenized already: name the corpus in data.train"),
-    (0, b"\0\0\xfe\xff", "UTF-32 text", RECODE),
-    (0, b"\xff\xfe\0\0", "UTF-32 text", RECODE),
+    (0, b"\0\0\xfe\xff", "UTF-32 text", RECODE_32),
+    (0, b"\xff\xfe\0\0", "UTF-32 text", RECODE_32),
     (0, b"\xff\xfe", "UTF-16 text", RECODE),
     (0, b"\xfe\xff", "UTF-16 text", RECODE),
 ];
@@ -156,11 +160,16 @@ fn foreign(start: &[u8]) -> Option<Foreign> {
     if start.starts_with(b"WARC/1.") {
         return Some(Foreign { what: "a WARC archive", hint: "extract the text of its records first", text: true });
     }
-    utf16_without_mark(start).then_some(Foreign { what: "UTF-16 text without a mark", hint: RECODE, text: false })
+    utf16_without_mark(start).map(|hint| Foreign { what: "UTF-16 text without a mark", hint, text: false })
 }
 
-/// Eight characters of Latin script in UTF-16: every other byte is zero, and no other.
-fn utf16_without_mark(start: &[u8]) -> bool {
+/// Eight characters of Latin script in UTF-16: every other byte is zero, and no other. How to convert it.
+fn utf16_without_mark(start: &[u8]) -> Option<&'static str> {
     let zeros = |from: usize| start.iter().skip(from).step_by(2).take(8).filter(|&&b| b == 0).count();
-    start.len() >= 16 && matches!((zeros(0), zeros(1)), (0, 8) | (8, 0))
+    match (zeros(0), zeros(1)) {
+        _ if start.len() < 16 => None,
+        (0, 8) => Some(RECODE_LE),
+        (8, 0) => Some(RECODE_BE),
+        _ => None,
+    }
 }

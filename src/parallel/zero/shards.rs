@@ -6,7 +6,7 @@
 //! splits the backward pass keeps the buffers of the units in between as well.
 
 use super::pool::{Buffer, Pool};
-use super::{miscounted, How};
+use super::{miscounted, ZeroOptions};
 use crate::error::{Error, Exit, Result};
 use crate::kernels;
 use crate::layout::{Unit, UnitLayout};
@@ -52,7 +52,7 @@ struct Reducing {
 }
 
 impl Shards {
-    pub fn new(layouts: &[Arc<UnitLayout>], how: &How, groups: &Groups) -> Result<Shards> {
+    pub fn new(layouts: &[Arc<UnitLayout>], how: &ZeroOptions, groups: &Groups) -> Result<Shards> {
         let unit = |u: &Arc<UnitLayout>| {
             let range = how.sharding.range(u);
             let own = Tensor::zeros([range.len() as i64], (Kind::Float, how.device));

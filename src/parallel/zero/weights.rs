@@ -7,7 +7,7 @@
 
 use super::order::Order;
 use super::pool::{Buffer, Pool};
-use super::How;
+use super::ZeroOptions;
 use crate::error::{Error, Exit, Result};
 use crate::layout::UnitLayout;
 use crate::model::Use;
@@ -20,7 +20,7 @@ use tch::{Device, Kind, Tensor};
 pub(super) struct Weights {
     units: Vec<WeightUnit>,
     pub order: Order,
-    lie: Lie,
+    lie: Placement,
     pool: Pool,
     dtype: Kind,
     device: Device,
@@ -32,7 +32,7 @@ pub(super) struct Weights {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Lie {
+enum Placement {
     /// Whole on every rank.
     Whole,
     /// Whole once a node.
@@ -53,21 +53,21 @@ struct WeightUnit {
 }
 
 impl Weights {
-    pub fn new(layouts: &[Arc<UnitLayout>], how: &How, wire: Arc<dyn Wire>) -> Result<Weights> {
+    pub fn new(layouts: &[Arc<UnitLayout>], how: &ZeroOptions, wire: Arc<dyn Wire>) -> Result<Weights> {
         let (dtype, device) = (how.dtype, how.device);
         let window = how.sharding.stage == 3 && device == Device::Cpu;
-        let mut lie = if how.sharding.stage == 3 { Lie::Parts } else { Lie::Whole };
+        let mut lie = if how.sharding.stage == 3 { Placement::Parts } else { Placement::Whole };
         let mut units = Vec::new();
         if window {
             for u in layouts {
                 // The answer is the same for each.
                 let Some(whole) = wire.window(u.len / how.sharding.group, dtype)? else { break };
                 units.push(unit(u, how, Some(whole), None));
-                lie = Lie::Window;
+                lie = Placement::Window;
             }
         }
-        if lie != Lie::Window {
-            let len = |u: &UnitLayout| if lie == Lie::Parts { u.len / how.sharding.group } else { u.len };
+        if lie != Placement::Window {
+            let len = |u: &UnitLayout| if lie == Placement::Parts { u.len / how.sharding.group } else { u.len };
             let total: usize = layouts.iter().map(|u| len(u)).sum();
             let all = match device {
                 Device::Cpu if wire.size() > 1 => wire.tensor(total, dtype)?,
@@ -78,7 +78,7 @@ impl Weights {
                 let piece = all.narrow(0, at, len(u) as i64);
                 at += len(u) as i64;
                 units.push(match lie {
-                    Lie::Parts => unit(u, how, None, Some(piece)),
+                    Placement::Parts => unit(u, how, None, Some(piece)),
                     _ => unit(u, how, Some(piece), None),
                 });
             }
@@ -95,7 +95,7 @@ impl Weights {
     /// What lies on this rank between steps.
     pub fn resident(&self, i: usize) -> Tensor {
         let u = &self.units[i];
-        u.whole.as_ref().filter(|_| self.lie == Lie::Whole).unwrap_or(&u.own).shallow_clone()
+        u.whole.as_ref().filter(|_| self.lie == Placement::Whole).unwrap_or(&u.own).shallow_clone()
     }
 
     /// The whole unit; nothing for a use that reads no parameters.
@@ -103,7 +103,7 @@ impl Weights {
         if let Some((work, _)) = self.written.take() {
             spent.wait(work)?;
         }
-        if self.lie != Lie::Parts {
+        if self.lie != Placement::Parts {
             let u = &mut self.units[i];
             if let Some(work) = u.gather.take() {
                 spent.wait(work)?;
@@ -127,7 +127,7 @@ impl Weights {
     }
 
     pub fn release(&mut self, i: usize, usage: Use) {
-        if self.lie != Lie::Parts || usage == Use::BackwardWeight {
+        if self.lie != Placement::Parts || usage == Use::BackwardWeight {
             return;
         }
         let u = &mut self.units[i];
@@ -145,7 +145,7 @@ impl Weights {
             return Ok(());
         }
         match self.lie {
-            Lie::Whole => {
+            Placement::Whole => {
                 for u in &mut self.units {
                     if let Some(whole) = &u.whole {
                         u.gather = Some(self.wire.all_gather(&u.own, whole)?);
@@ -154,13 +154,13 @@ impl Weights {
                 }
                 spent.buckets += 1;
             }
-            Lie::Window => {
+            Placement::Window => {
                 let word = Tensor::zeros([1], (Kind::Float, Device::Cpu));
                 self.written = Some((self.wire.all_reduce(&word, Op::Sum)?, word));
                 spent.buckets += 1;
             }
             // What was gathered ahead of the update would be old.
-            Lie::Parts => {
+            Placement::Parts => {
                 for i in 0..self.units.len() {
                     if self.units[i].holds == 0 {
                         if let Some(work) = self.units[i].gather.take() {
@@ -206,7 +206,7 @@ impl Weights {
 }
 
 /// A unit of which this rank owns a part of `whole`, or `part`.
-fn unit(layout: &Arc<UnitLayout>, how: &How, whole: Option<Tensor>, part: Option<Tensor>) -> WeightUnit {
+fn unit(layout: &Arc<UnitLayout>, how: &ZeroOptions, whole: Option<Tensor>, part: Option<Tensor>) -> WeightUnit {
     let range = how.sharding.range(layout);
     let own = match (&whole, part) {
         (_, Some(part)) => part,

@@ -1,6 +1,6 @@
 //! Gradients of stages 0 and 1: whole on every replica, summed once a step in buckets of units.
 
-use super::{miscounted, How};
+use super::{miscounted, ZeroOptions};
 use crate::error::Result;
 use crate::layout::{Unit, UnitLayout};
 use crate::model::{Accumulate, Flat, Use, Written};
@@ -44,7 +44,7 @@ struct Bucket {
 }
 
 impl Whole {
-    pub fn new(layouts: &[Arc<UnitLayout>], how: &How, groups: &Groups) -> Result<Whole> {
+    pub fn new(layouts: &[Arc<UnitLayout>], how: &ZeroOptions, groups: &Groups) -> Result<Whole> {
         let Groups { shard, across, .. } = groups.clone();
         let total: usize = layouts.iter().map(|u| u.len).sum();
         let all = match how.device {

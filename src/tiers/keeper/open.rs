@@ -2,23 +2,23 @@
 
 use crate::config;
 use crate::error::{Exit, Result};
-use crate::tiers::keeper::{Happened, Keeper, Setup};
+use crate::tiers::keeper::{Happened, Setup, StateKeeper};
 use crate::tiers::snapshot::nodes::{check_room, Nodes};
 use crate::tiers::snapshot::partner::{Kept, Pairs, Partner};
-use crate::tiers::snapshot::place::Place;
+use crate::tiers::snapshot::place::SnapshotDir;
 use crate::tiers::snapshot::slot::{Header, Slot};
 use crate::tiers::snapshot::table::Table;
-use crate::tiers::snapshot::Shelf;
+use crate::tiers::snapshot::SlotRing;
 use crate::world::{Op, World};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-impl Keeper {
+impl StateKeeper {
     /// The slots of this rank and of those that it keeps copies for. Collective.
     pub(super) fn open(&mut self, setup: &Setup, table: Arc<Table>, meta: usize, world: &World) -> Result<()> {
         let dir = &self.config.snapshot_dir;
         let nodes = Nodes::find(dir, world)?;
-        let place = world.agree(Place::of(dir, setup.run_dir, setup.run))?;
+        let place = world.agree(SnapshotDir::of(dir, setup.run_dir, setup.run))?;
         world.agree(place.create())?;
         // Two that alternate; a save under way holds a third.
         let count = if self.writer.is_some() { 3 } else { 2 };
@@ -39,7 +39,7 @@ impl Keeper {
             slots.push(slot);
         }
         // Another rank may hold its part of that snapshot in another slot, or nothing: one choice for all would not do.
-        self.shelf = Some(Shelf::new(slots, safe, self.owner));
+        self.shelf = Some(SlotRing::new(slots, safe, self.owner));
         if let Some(Pairs { to, from }) = pairs {
             let near = |r: usize| (nodes.leader[r] == nodes.leader[world.rank()]).then_some(count);
             let open = |&(r, size): &(usize, usize)| Kept::open(&place, r, size, near(r), &stays);
@@ -53,7 +53,7 @@ impl Keeper {
     /// Frees what is not needed any more and checks that the slots fit.
     #[allow(clippy::too_many_arguments)]
     fn make_room(
-        &mut self, place: &Place, nodes: &Nodes, count: usize, size: usize, pairs: Option<&Pairs>,
+        &mut self, place: &SnapshotDir, nodes: &Nodes, count: usize, size: usize, pairs: Option<&Pairs>,
         stays: &dyn Fn(&Header) -> bool, world: &World,
     ) -> Result<()> {
         let leader = nodes.leader[world.rank()] == world.rank();

@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// An opened snapshot: its description is whole, its data is checked as it is read.
-pub struct Image<'a> {
+pub struct SnapshotReader<'a> {
     pub entry: Entry,
     pub meta: Meta,
     pub table: Table,
@@ -31,11 +31,11 @@ enum Bytes<'a> {
     There(&'a World),
 }
 
-impl<'a> Image<'a> {
+impl<'a> SnapshotReader<'a> {
     /// `file`: its path where it lies on this node; else it is read through `world`, in which its node serves.
     ///
     /// Errors: [`Exit::Checkpoint`] when it is damaged or gone, [`Exit::Peer`].
-    pub fn open(entry: Entry, file: Option<&Path>, world: Option<&'a World>) -> Result<Image<'a>> {
+    pub fn open(entry: Entry, file: Option<&Path>, world: Option<&'a World>) -> Result<SnapshotReader<'a>> {
         let bytes = match (file, world) {
             (Some(path), _) => {
                 Bytes::Here(File::open(path).map_err(|e| Error::io(path, "read", &e, Exit::Checkpoint))?)
@@ -54,7 +54,7 @@ impl<'a> Image<'a> {
         if 8 * table.blocks != sums.len() || table.data as u64 != h.data.len {
             return Err(damaged(&entry, "its parts do not fit its table".into()));
         }
-        Ok(Image { meta, sums: collect(&sums), table, bytes, block: None, entry })
+        Ok(SnapshotReader { meta, sums: collect(&sums), table, bytes, block: None, entry })
     }
 
     /// Whether the bytes come from another node.

@@ -3,7 +3,7 @@
 use crate::error::{Error, Exit, Result};
 use crate::tiers::snapshot::collect;
 use crate::tiers::snapshot::nodes::Nodes;
-use crate::tiers::snapshot::place::Place;
+use crate::tiers::snapshot::place::SnapshotDir;
 use crate::tiers::snapshot::slot::Header;
 use crate::world::World;
 use bytemuck::{Pod, Zeroable};
@@ -59,7 +59,7 @@ impl Set {
 
 impl Inventory {
     /// Looks on every node. Collective.
-    pub fn take(place: &Place, nodes: Nodes, world: &World) -> Result<Inventory> {
+    pub fn take(place: &SnapshotDir, nodes: Nodes, world: &World) -> Result<Inventory> {
         let leader = nodes.leader[world.rank()];
         let mut found = world.agree(place.scan())?;
         // Every rank of a node numbers its files alike; nobody writes here now.
@@ -118,8 +118,8 @@ fn entry(leader: usize) -> impl Fn((usize, &crate::tiers::snapshot::place::Found
 /// The place of a run's snapshots on this node, as all ranks agree on it. Collective.
 pub fn agreed_place(
     snapshot_dir: &std::path::Path, run_dir: &std::path::Path, run: u64, world: &World,
-) -> Result<Place> {
-    let place = world.agree(Place::of(snapshot_dir, run_dir, run))?;
+) -> Result<SnapshotDir> {
+    let place = world.agree(SnapshotDir::of(snapshot_dir, run_dir, run))?;
     let all = world.all_gather_bytes(place.dir.as_os_str().as_encoded_bytes())?;
     match all.iter().position(|d| *d != all[0]) {
         None => Ok(place),

@@ -6,7 +6,7 @@
 //! - [`nodes`]: who shares a node, who keeps whose second copy
 //! - [`inventory`], [`image`]: what there is on all nodes; reading one of them, here or there
 //! - [`partner`]: sending the second copy behind the steps; `near`: to a rank of the same node
-//! - [`Shelf`]: the slots of a rank, and which may be written next
+//! - [`SlotRing`]: the slots of a rank, and which may be written next
 
 pub mod image;
 pub mod inventory;
@@ -23,7 +23,7 @@ use slot::{Give, Owner, Slot};
 use std::sync::Arc;
 
 /// A rank's slots. A slot in use elsewhere (a save, a copy to the partner) is shared, and never written.
-pub struct Shelf {
+pub struct SlotRing {
     slots: Vec<Arc<Slot>>,
     /// The newest that every rank has whole, and its partner too where there is one: it stays until another is.
     safe: Option<usize>,
@@ -32,10 +32,10 @@ pub struct Shelf {
     ours: bool,
 }
 
-impl Shelf {
+impl SlotRing {
     /// `safe`: a slot with something from before in it that must stay for now.
-    pub fn new(slots: Vec<Slot>, safe: Option<usize>, owner: Owner) -> Shelf {
-        Shelf { slots: slots.into_iter().map(Arc::new).collect(), safe, owner, ours: false }
+    pub fn new(slots: Vec<Slot>, safe: Option<usize>, owner: Owner) -> SlotRing {
+        SlotRing { slots: slots.into_iter().map(Arc::new).collect(), safe, owner, ours: false }
     }
 
     /// A slot that may be written. The same on every rank whose saves and copies are under way alike.

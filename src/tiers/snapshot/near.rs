@@ -4,7 +4,7 @@
 use crate::checkpoint::disk::refused;
 use crate::error::Result;
 use crate::kernels::sum;
-use crate::tiers::snapshot::place::Place;
+use crate::tiers::snapshot::place::SnapshotDir;
 use crate::tiers::snapshot::slot::{Header, PAGE};
 use crate::tiers::snapshot::table::Table;
 use memmap2::{Mmap, MmapOptions};
@@ -12,13 +12,13 @@ use std::fs::File;
 use std::mem::size_of;
 
 /// The slots of another rank of this node.
-pub struct Near {
+pub struct LocalPartner {
     slots: Vec<Mmap>,
 }
 
-impl Near {
+impl LocalPartner {
     /// Maps the `count` slots of rank `from`, which has opened them.
-    pub fn open(place: &Place, from: usize, count: usize) -> Result<Near> {
+    pub fn open(place: &SnapshotDir, from: usize, count: usize) -> Result<LocalPartner> {
         let open = |i| {
             let path = place.own(from, i);
             let file = File::open(&path).map_err(refused(&path, "open"))?;
@@ -26,7 +26,7 @@ impl Near {
             // else is ever read.
             unsafe { MmapOptions::new().populate().map(&file) }.map_err(refused(&path, "map"))
         };
-        Ok(Near { slots: (0..count).map(open).collect::<Result<_>>()? })
+        Ok(LocalPartner { slots: (0..count).map(open).collect::<Result<_>>()? })
     }
 
     /// Copies all but the header page of the snapshot with this header (`size_of::<Header>()` bytes) into `to`, and says what

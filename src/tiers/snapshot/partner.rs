@@ -6,9 +6,9 @@
 use crate::config::Partner as Rule;
 use crate::error::{Error, Exit, Result};
 use crate::kernels::sum::{self, Sum};
-use crate::tiers::snapshot::near::Near;
+use crate::tiers::snapshot::near::LocalPartner;
 use crate::tiers::snapshot::nodes::Nodes;
-use crate::tiers::snapshot::place::Place;
+use crate::tiers::snapshot::place::SnapshotDir;
 use crate::tiers::snapshot::slot::{take, Header, Slot, PAGE};
 use crate::tiers::snapshot::table::{Table, BLOCK};
 use crate::world::{leak, or_leak, Incoming, World};
@@ -36,7 +36,7 @@ pub struct Partner {
 pub struct Kept {
     pub from: usize,
     /// Where that rank is of this node.
-    near: Option<Near>,
+    near: Option<LocalPartner>,
     slots: [(File, MmapMut); 2],
     /// The slot that is written next.
     next: usize,
@@ -51,12 +51,12 @@ impl Kept {
     /// Slots for rank `from`, whose snapshots have `size` bytes. What `stays` names is written last. `near`: how many slots
     /// that rank has opened on this node, if it is of this node.
     pub fn open(
-        place: &Place, from: usize, size: usize, near: Option<usize>, stays: &dyn Fn(&Header) -> bool,
+        place: &SnapshotDir, from: usize, size: usize, near: Option<usize>, stays: &dyn Fn(&Header) -> bool,
     ) -> Result<Kept> {
         let open = |i| take(&place.partner_of(from, i), size);
         let slots = [open(0)?, open(1)?];
         let next = Header::parse(&slots[0].1, size as u64).is_some_and(|h| stays(&h)) as usize;
-        let near = near.map(|count| Near::open(place, from, count)).transpose()?;
+        let near = near.map(|count| LocalPartner::open(place, from, count)).transpose()?;
         Ok(Kept { from, near, slots, next })
     }
 }

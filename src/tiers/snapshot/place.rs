@@ -15,7 +15,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// Directory of a run's snapshots on this node.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Place {
+pub struct SnapshotDir {
     pub dir: PathBuf,
     pub run: u64,
 }
@@ -36,12 +36,12 @@ pub struct Leftover {
     pub bytes: u64,
 }
 
-impl Place {
+impl SnapshotDir {
     /// Of the run in `run_dir`, which exists. Touches nothing.
-    pub fn of(snapshot_dir: &Path, run_dir: &Path, run: u64) -> Result<Place> {
+    pub fn of(snapshot_dir: &Path, run_dir: &Path, run: u64) -> Result<SnapshotDir> {
         let real = run_dir.canonicalize().map_err(|e| Error::io(run_dir, "find", &e, Exit::Storage))?;
         let hash = xxh3_64(real.as_os_str().as_encoded_bytes());
-        Ok(Place { dir: home(snapshot_dir).join(format!("{hash:016x}")), run })
+        Ok(SnapshotDir { dir: home(snapshot_dir).join(format!("{hash:016x}")), run })
     }
 
     /// Makes the directory. Errors: [`Exit::Storage`], also where another user has taken its name.

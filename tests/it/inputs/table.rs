@@ -1,11 +1,14 @@
 //! A row of a table of inputs, and how it is checked.
 
-use crate::support::{herd, text};
+use crate::support::{herd, python, text};
 use herd::data::indexed::{with_ending, Indexed};
 use herd::data::Tokenizer;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Mutex;
 
 /// Something a user has, and what herd must make of it.
 pub struct Case {
@@ -133,7 +136,7 @@ impl Case {
             let content = std::fs::read(dir.join(file)).unwrap();
             for piece in content.chunks(7) {
                 // Who refuses does not read on.
-                if std::io::Write::write_all(&mut stdin, piece).is_err() {
+                if stdin.write_all(piece).is_err() {
                     break;
                 }
             }
@@ -143,10 +146,43 @@ impl Case {
     }
 }
 
-/// Runs every row, and fails with all that went wrong.
-pub fn check(rows: &[Case]) {
-    let failures: Vec<String> = rows.iter().filter_map(|row| row.run().err()).collect();
-    assert!(failures.is_empty(), "{} of {} rows:\n{}", failures.len(), rows.len(), failures.join("\n"));
+/// The rows of one subject.
+pub type Subject = (&'static str, Vec<Case>);
+
+/// Runs every row, one a core, and fails with all that went wrong. With `HERD_RECORD=1` what was counted goes into
+/// benchmarks/results/inputs.json before.
+pub fn check(subjects: &[Subject]) {
+    let rows: Vec<&Case> = subjects.iter().flat_map(|(_, rows)| rows).collect();
+    let (next, wrong) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(why) = tried(row) {
+                wrong.lock().unwrap().push(why);
+            }
+        }
+    };
+    std::thread::scope(|s| {
+        (0..std::thread::available_parallelism().map_or(1, |n| n.get())).for_each(|_| drop(s.spawn(work)));
+    });
+    let wrong = wrong.into_inner().unwrap();
+    if std::env::var("HERD_RECORD").is_ok_and(|v| v == "1") {
+        record(subjects, &wrong);
+    }
+    assert!(wrong.is_empty(), "{} of {} rows:\n{}", wrong.len(), rows.len(), wrong.join("\n"));
+}
+
+/// An input that cannot be made counts as wrong, and the others go on.
+fn tried(row: &Case) -> Result<(), String> {
+    let run = std::panic::catch_unwind(|| row.run());
+    run.unwrap_or_else(|_| Err(format!("{}: cannot be tried (the panic is above)", row.name)))
+}
+
+fn record(subjects: &[Subject], wrong: &[String]) {
+    let tried: BTreeMap<&str, usize> = subjects.iter().map(|(name, rows)| (*name, rows.len())).collect();
+    let counted = serde_json::json!({ "tried": tried, "wrong": wrong }).to_string();
+    let mut child = python().arg("benchmarks/inputs.py").stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(counted.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "benchmarks/inputs.py writes the results");
 }
 
 /// Every file under `dir` with its content.

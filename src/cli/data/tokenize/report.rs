@@ -1,6 +1,5 @@
 //! What `herd data tokenize` says when it is done: what each input was read as, and what came of it.
 
-use super::super::grouped;
 use super::Args;
 use crate::data::indexed::Sidecar;
 use crate::data::pipeline::Account;
@@ -18,8 +17,8 @@ pub fn text(accounts: &[Account], written: &[(PathBuf, Sidecar)], args: &Args, f
         out += &format!(
             "{}: {} documents, {} tokens ({}), {:.3} tokens per byte\n",
             prefix.display(),
-            grouped(s.documents),
-            grouped(s.tokens),
+            crate::text::grouped(s.documents),
+            crate::text::grouped(s.tokens),
             s.dtype,
             s.tokens as f64 / s.text_bytes.max(1) as f64
         );
@@ -29,7 +28,7 @@ pub fn text(accounts: &[Account], written: &[(PathBuf, Sidecar)], args: &Args, f
     if args.skip_bad {
         let first = accounts.iter().find_map(|a| a.first_skipped.as_ref());
         let first = first.map(|f| format!("; the first: {f}")).unwrap_or_default();
-        out += &format!("{} skipped as bad{first}\n", grouped(accounts.iter().map(|a| a.skipped).sum()));
+        out += &format!("{} skipped as bad{first}\n", crate::text::grouped(accounts.iter().map(|a| a.skipped).sum()));
     }
     out
 }
@@ -47,10 +46,11 @@ fn inputs(accounts: &[Account], args: &Args) -> String {
         let (sum, format) = (|of: fn(&Account) -> u64| group.iter().map(|a| of(a)).sum::<u64>(), &group[0].format);
         let more = if group.len() > 1 { format!(" and {} more", group.len() - 1) } else { String::new() };
         let name = if group[0].name == "-" { "standard input" } else { &group[0].name };
-        let mut line = format!("read {name}{more} as {format}: {} documents", grouped(sum(|a| a.documents)));
+        let mut line =
+            format!("read {name}{more} as {format}: {} documents", crate::text::grouped(sum(|a| a.documents)));
         let empty = sum(|a| a.empty);
         if empty > 0 {
-            line += &format!(", {} without text left out", grouped(empty));
+            line += &format!(", {} without text left out", crate::text::grouped(empty));
         }
         let unused = match format.starts_with("plain text") {
             true => (!args.text_key.is_empty()).then_some("--text-key"),
@@ -66,7 +66,7 @@ pub fn warn(accounts: &[Account]) {
     for a in accounts.iter().filter(|a| a.documents == 0) {
         let what = match a.skipped {
             0 => "no document in it".into(),
-            n => format!("all {} documents skipped as bad", grouped(n)),
+            n => format!("all {} documents skipped as bad", crate::text::grouped(n)),
         };
         let _ = writeln!(std::io::stderr(), "herd: warning: {}: {what}", a.name);
     }
