@@ -16,7 +16,7 @@ export HERD_DEPS := $(deps)
 # $(deps)/bin holds only a cmake that is new enough.
 export PATH := $(deps)/bin:$(PATH):$(cargo_bin):/usr/sbin
 
-.PHONY: help deps deps-test deps-stacks build install demo test lint bench parity checkpoint-faults drill stacks clean
+.PHONY: help env deps deps-test deps-stacks build install demo test lint bench parity checkpoint-faults drill stacks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ deps-stacks: deps ## and debootstrap, for trees of other Debian releases
 build: ## build target/release/herd
 	@tests/setup/check_build_env.sh
 	cargo build --release --locked
+
+env: ## what cargo by hand needs: eval "$$(make -s env)"
+	@echo 'export LIBTORCH=$(LIBTORCH) HERD_PYTHON=$(HERD_PYTHON) HERD_DEPS=$(HERD_DEPS) PATH=$(deps)/bin:$$PATH:/usr/sbin'
 
 install: build ## install into PREFIX (default ~/.local): binary, modulefiles, sbatch scripts, configs, man pages, completions
 	@tests/setup/install.sh $(abspath $(PREFIX))

@@ -119,6 +119,8 @@ class Drill:
         if (code, state) != (case.exit, case.state):
             raise lab.Failed(f"the job ended {state} with {code}, not {case.state} with {case.exit}: {job.log.read_text()[-1500:]}")
         strays = [f for f in job.events("fault") if "Segmentation fault" in f["fact"]]
+        if len(job.events("fault")) <= case.faults[1]:
+            strays = []  # how a healthy rank of MPICH may die when another stands still: the fault itself
         found, mended = [f for f in job.events("fault") if f not in strays], job.events("recovered")
         if strays:  # docs/limits.md, Recovery
             row.notes.append(f"{len(strays)} start{'s'[: len(strays) > 1]} died in MPI_Init and {'was' if len(strays) == 1 else 'were'} repeated")

@@ -226,12 +226,13 @@ def main():
     args = p.parse_args()
     if args.here:
         codename = re.search(r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(), re.M)
-        if not codename or not re.search(args.only, codename[1]):
+        here = [lane for lane in LANES if codename and lane.release == codename[1] and re.search(args.only, lane.name)]
+        if not here:
             sys.exit(f"this host is {codename[1] if codename else 'no Debian'}, and --only is '{args.only}'")
     kept = next((e["lanes"] for e in common.read_results(RESULTS) if e["name"] == "stacks"), [])
     kept = {lane["name"]: lane for lane in kept}
     good = True
-    for lane in [lane for lane in LANES if re.search(args.only, lane.name)]:
+    for lane in here if args.here else [lane for lane in LANES if re.search(args.only, lane.name)]:
         try:
             kept[lane.name] = run(lane, args, kept.get(lane.name, {}))
         except common.Failed as e:

@@ -87,6 +87,9 @@ shared_memory >"$logs/shm"
 check "build" make build
 [ $failed -eq 0 ] || finish # nothing below can tell more
 check "formatting" cargo fmt --check
+# a program of its own, which cargo does not know
+check "formatting of the supervisor's parent" rustfmt --edition 2021 --check src/launch/parent/program.rs
+check "order of the house" python3 tests/house/house.py
 check "clippy" cargo clippy --release --locked --all-targets -- -D warnings
 # shellcheck disable=SC2046
 check "shellcheck" shellcheck -x $(tests/setup/shell_files.sh)

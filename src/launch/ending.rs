@@ -1,18 +1,16 @@
-//! How a supervisor leaves: done, given up, requeued, followed by a successor, or overtaken.
+//! How a supervisor leaves: done, given up, requeued, or followed by a successor.
 
-use super::history::{Class, History, Record};
-use super::ranks::TICK;
+use super::history::{Class, Record};
 use super::supervise::Supervisor;
 use crate::config::AlertKind;
 use crate::error::{Error, Exit, Result};
 use crate::slurm::control;
 use jiff::Timestamp;
 use serde_json::{json, Value};
-use std::sync::atomic::Ordering;
 
 impl Supervisor {
     /// The end: `exit` becomes the job's exit code.
-    pub(super) fn leave(mut self, exit: Exit, why: &str) -> Result<Exit> {
+    pub(super) fn leave(&mut self, exit: Exit, why: &str) -> Result<Exit> {
         let absent = self.absent_at_the_end();
         self.empty_memory(&absent);
         self.give_back(&absent);
@@ -42,7 +40,7 @@ impl Supervisor {
 
     /// Back into the queue, if the job is still one that runs. A job that is being cancelled stays cancelled, and one that
     /// Slurm has itself put back needs nothing from us.
-    pub(super) fn requeue(mut self, why: &str, for_want_of_nodes: bool) -> Result<Exit> {
+    pub(super) fn requeue(&mut self, why: &str, for_want_of_nodes: bool) -> Result<Exit> {
         if !self.launch.config.launch.requeue {
             return self.leave(Exit::Requeue, &format!("{why}; launch.requeue is false"));
         }
@@ -107,7 +105,7 @@ impl Supervisor {
     }
 
     /// Not enough nodes are left for the plan.
-    pub(super) fn too_few(mut self, alive: &[String]) -> Result<Exit> {
+    pub(super) fn too_few(&mut self, alive: &[String]) -> Result<Exit> {
         let need = self.launch.nodes_for(self.shrunk_to);
         let avoid = self.book.ledger.avoided(Timestamp::now());
         let why = format!("the plan needs {need} nodes, and {} of this job's are left", alive.len());
@@ -148,21 +146,6 @@ impl Supervisor {
             }
         }
         self.requeue(&why, true)
-    }
-
-    /// A newer attempt is under way elsewhere: nothing may be written any more.
-    pub(super) fn overtaken(self) -> Result<Exit> {
-        let last = History::read(&self.run_dir)?.attempts.pop();
-        if last.is_some_and(|r| r.job == self.job.id && r.restarts == self.job.restarts) {
-            // the end of the batch script would end the job, and with it what the standby has started
-            tracing::error!("the standby has taken over the run; this one is silent until Slurm ends it");
-            while !self.asked.load(Ordering::Relaxed) {
-                std::thread::sleep(TICK);
-            }
-            return Ok(Exit::Fenced);
-        }
-        tracing::error!("another supervisor has taken over the run; this one leaves");
-        Ok(Exit::Fenced)
     }
 
     /// Nodes of the job that do not answer; asked only where one has failed, or where snapshots are to be fetched.

@@ -13,6 +13,7 @@ pub mod history;
 pub mod ledger;
 mod memory;
 mod nodes;
+mod overtaken;
 mod parent;
 mod place;
 mod policy;

@@ -7,6 +7,7 @@ use super::alert::Alerts;
 use super::classify::classify;
 use super::history::{History, Record};
 use super::ledger::Book;
+use super::overtaken::overtaken;
 use super::parent::Parent;
 use super::place::{Found, Placement};
 use super::policy::{decide, Decision};
@@ -126,11 +127,19 @@ impl Supervisor {
 
     /// Runs the ranks until the run is done, stops, or the job goes back into the queue.
     pub fn run(mut self) -> Result<Exit> {
+        match self.work() {
+            // whichever write met the newer attempt first: this one is overtaken. It keeps its standby, which may be the one.
+            Err(e) if e.exit == Exit::Fenced => overtaken(&self.run_dir, &self.job, &self.asked),
+            ended => ended,
+        }
+    }
+
+    fn work(&mut self) -> Result<Exit> {
         let nodes = compress(&self.job.nodes);
         let mut decision = match self.adopted()? {
             Some((ranks, placement)) => match self.follow(ranks, &placement)? {
                 Some(found) => self.consider(found.exit),
-                None => return self.overtaken(),
+                None => return overtaken(&self.run_dir, &self.job, &self.asked),
             },
             None => {
                 self.say("launch", json!({ "job": self.job.id, "restarts": self.job.restarts, "nodes": nodes }))?;
@@ -159,12 +168,12 @@ impl Supervisor {
                     continue;
                 }
                 Found::TooFew { alive } => return self.too_few(&alive),
-                Found::Overtaken => return self.overtaken(),
+                Found::Overtaken => return overtaken(&self.run_dir, &self.job, &self.asked),
                 Found::Asked => return self.requeue("a signal came between two attempts", false),
             };
             self.keep_standby(&placement);
             let Some(found) = self.attempt(&placement)? else {
-                return self.overtaken();
+                return overtaken(&self.run_dir, &self.job, &self.asked);
             };
             decision = self.consider(found.exit);
         }
