@@ -57,7 +57,7 @@ pub struct StateKeeper {
 impl StateKeeper {
     /// Allocates the slots and starts the threads that are needed. Collective.
     ///
-    /// Errors: [`Exit::Storage`], on every rank, when snapshots do not fit the node's memory filesystem.
+    /// Where snapshots do not fit the memory of some node, the run goes on with one copy of each, or with none, and says so.
     pub fn new(setup: &Setup, table: Table, world: &World) -> Result<StateKeeper> {
         let config = setup.config.clone();
         let checkpoints = setup.run_dir.join("checkpoints");
@@ -113,8 +113,16 @@ impl StateKeeper {
         };
         let meta = serde_json::to_vec(setup.meta).map_or(0, |m| m.len());
         if keeper.config.snapshot_every > 0 {
-            keeper.open(setup, table, meta, world)?;
-        } else if keeper.writer.is_some() {
+            match keeper.open(setup, table.clone(), meta, world) {
+                // every rank has this error: the memory of some node does not do
+                Err(error) if error.exit == Exit::Storage => {
+                    keeper.config.snapshot_every = 0;
+                    keeper.pending.push(Happened::NoSnapshots { error });
+                }
+                other => other?,
+            }
+        }
+        if keeper.config.snapshot_every == 0 && keeper.writer.is_some() {
             let slot = world.agree(Slot::private(table, meta))?;
             keeper.shelf = Some(SlotRing::new(vec![slot], None, owner));
         }

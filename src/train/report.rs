@@ -118,6 +118,14 @@ impl Report {
                 self.note(&format!("WARNING: old checkpoints could not be removed: {error}"));
                 self.event("prune_failed", json!({ "error": error.to_string() }))
             }
+            Happened::NoSecondCopy { error } => {
+                self.note(&format!("WARNING: snapshots have no second copy, the run goes on: {error}"));
+                self.event("no_second_copy", json!({ "error": error.to_string() }))
+            }
+            Happened::NoSnapshots { error } => {
+                self.note(&format!("WARNING: no snapshots in memory, only checkpoints count: {error}"));
+                self.event("no_snapshots", json!({ "error": error.to_string() }))
+            }
             Happened::OldSnapshotsRemoved { dir } => {
                 self.note(&format!(
                     "WARNING: no room in {} beside the snapshots of an earlier start, which were removed",

@@ -292,16 +292,28 @@ fn a_full_disk_behind_the_steps_is_loud_and_only_the_last_save_counts() {
     assert!(verify.status.success(), "{}", text(&verify));
 }
 
+/// Too little memory on some node costs what it is short of, and is said: first the second copies, then snapshots as a whole.
 #[test]
-fn memory_that_is_too_small_is_told_before_training() {
-    let kept = Kept::new("small");
-    let Some(_disk) = small_disk(kept.memory.path(), 1 << 20) else { return };
-    let out = kept.command(2, &["train.steps=5"]).output().unwrap();
-    assert_eq!(out.status.code(), Some(Exit::Storage.code()), "{}", text(&out));
-    let said = text(&out);
-    assert!(said.contains("snapshots of 2 ranks need ") && said.contains("bytes free"), "{said}");
-    assert!(said.contains("checkpoint.snapshot_every=0"), "{said}");
-    assert!(lines(&kept.dir(), "metrics.jsonl").is_empty());
+fn memory_that_is_too_small_costs_copies_and_not_the_run() {
+    let run = |bytes: usize, event: &str, words: &str| -> Option<usize> {
+        let kept = Kept::new("small");
+        let _disk = small_disk(kept.memory.path(), bytes)?;
+        let out = kept.command(2, &["train.steps=5", "checkpoint.partner=rank"]).output().unwrap();
+        let said = text(&out);
+        assert!(out.status.success() && said.contains(words), "{said}");
+        assert_eq!(lines(&kept.dir(), "metrics.jsonl").len(), 5);
+        let found = events(&kept.dir(), event);
+        assert_eq!(found.len(), 1, "{found:?}");
+        let error = found[0]["error"].as_str().unwrap().to_string();
+        assert!(error.contains("bytes free") && error.contains("checkpoint.partner=off"), "{error}");
+        let (_, need) = error.split_once("snapshots of 2 ranks need ").expect("how much is needed");
+        need.split(' ').next().unwrap().parse().ok()
+    };
+    let Some(own) = run(1 << 20, "no_snapshots", "WARNING: no snapshots in memory, only checkpoints count") else {
+        return;
+    };
+    let both = run(own + own / 4, "no_second_copy", "WARNING: snapshots have no second copy, the run goes on").unwrap();
+    assert!(both > own + own / 4, "{both} with second copies, {own} without");
 }
 
 /// A run directory that was emptied and begun anew does not take its predecessor's memory; the predecessor's is reported.

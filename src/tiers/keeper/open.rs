@@ -24,10 +24,18 @@ impl StateKeeper {
         let count = if self.writer.is_some() { 3 } else { 2 };
         let size = Slot::size(&table, meta);
         // Images are as long as their senders say: the descriptions may differ in length between ranks, not in time.
-        let pairs = Pairs::find(self.config.partner, &nodes, size, world)?;
+        let mut pairs = Pairs::find(self.config.partner, &nodes, size, world)?;
         let came_from = setup.from;
         let stays = move |h: &Header| came_from.is_some_and(|f| (f.session, f.step) == (h.session, h.step));
-        self.make_room(&place, &nodes, count, size, pairs.as_ref(), &stays, world)?;
+        match self.make_room(&place, &nodes, count, size, pairs.as_ref(), &stays, world) {
+            // one copy is better than none, and either is better than no training
+            Err(error) if error.exit == Exit::Storage && pairs.is_some() => {
+                self.pending.push(Happened::NoSecondCopy { error });
+                pairs = None;
+                self.make_room(&place, &nodes, count, size, None, &stays, world)?;
+            }
+            other => other?,
+        }
 
         let mut slots = Vec::new();
         let mut safe = None;

@@ -40,6 +40,14 @@ pub enum Happened {
     OldSnapshotsRemoved {
         dir: PathBuf,
     },
+    /// Some node has room for its own snapshots and not for a second copy of others'.
+    NoSecondCopy {
+        error: Error,
+    },
+    /// Some node has no room for snapshots at all, or nowhere to put them.
+    NoSnapshots {
+        error: Error,
+    },
 }
 
 /// Where the run came from: its snapshot must not be overwritten before there is another.
