@@ -5,9 +5,10 @@ use super::rollcall;
 use super::seen::Finding;
 use super::supervise::Supervisor;
 use crate::config::Partner;
-use crate::error::{Exit, Result};
+use crate::error::Exit;
 use crate::slurm::messages::{self, Message};
-use crate::slurm::{process, StepLine};
+use crate::slurm::process::{self, Ended};
+use crate::slurm::StepLine;
 use serde_json::json;
 use std::time::Duration;
 
@@ -78,31 +79,28 @@ impl Supervisor {
             let run_dir = self.run_dir.display().to_string();
             command.args([program.clone(), "checkpoint".into(), "flush".into(), run_dir]);
             command.args(remove.then_some("--remove"));
-            process::output(command, FLUSH)
+            process::run(command, FLUSH)
         };
-        let no_snapshot = format!("code {}:", Exit::NoSnapshot.code());
-        let decided = |r: &Result<String>| r.as_ref().map_or_else(|e| e.fact.contains(&no_snapshot), |_| true);
+        let is_none = |ended: &Ended| ended.code == Exit::NoSnapshot.code();
         let mut result = flush(&nodes);
-        if !decided(&result) {
+        if !result.as_ref().is_ok_and(|ended| ended.code == 0 || is_none(ended)) {
             // a node on which herd does not start would end this too
-            let said = result.as_ref().map_or_else(|e| e.fact.clone(), |_| String::new());
+            let said = result.as_ref().map_or_else(|e| e.to_string(), |ended| ended.err.clone());
             let named: Vec<String> = said.lines().filter_map(unfit).collect();
             let fits = |n: &&String| !self.book.ledger.is_unfit(n) && !named.contains(n);
             let fit: Vec<String> = nodes.iter().filter(fits).cloned().collect();
             let without: Vec<&str> = nodes.iter().filter(|n| !fit.contains(n)).map(String::as_str).collect();
-            tracing::warn!(
-                "snapshots: {}; once more{}{}",
-                result.as_ref().map_or_else(|e| e.to_string(), |_| String::new()),
-                if without.is_empty() { "" } else { ", without " },
-                without.join(", ")
-            );
+            let without = if without.is_empty() { String::new() } else { format!(", without {}", without.join(", ")) };
+            let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+            tracing::warn!("snapshots: {said}; once more{without}");
             result = flush(&fit);
         }
         let said = match result {
-            Ok(said) => said.split_whitespace().collect::<Vec<_>>().join(" "),
-            Err(e) if e.fact.contains(&no_snapshot) => "no whole step in memory; what is on disk counts".into(),
+            Ok(ended) if is_none(&ended) => "no whole step in memory; what is on disk counts".into(),
+            Ok(ended) => ended.well().map_or_else(|e| e.to_string(), |ended| ended.out),
             Err(e) => e.to_string(),
         };
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
         tracing::info!("snapshots: {said}");
         let _ = self.say("flush", json!({ "nodes": nodes, "without": absent, "result": said }));
     }

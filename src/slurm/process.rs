@@ -6,19 +6,42 @@ use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// How a command has ended, and what it said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub program: String,
+    /// Exit code, 128 + signal where one ended it.
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Ended {
+    /// Errors ([`Exit::World`]): another code than 0, with what it said on standard error.
+    pub fn well(self) -> Result<Ended> {
+        match self.code {
+            0 => Ok(self),
+            code => {
+                Err(Error::new(Exit::World, format!("{}: ended with code {code}: {}", self.program, self.err.trim())))
+            }
+        }
+    }
+}
+
 /// Runs `command` for at most `limit` and returns its standard output. Its output must be small: it is read at the end.
 ///
 /// Errors ([`Exit::World`]): it cannot be started, ends with another code than 0 (with what it said), or takes longer.
 pub fn output(command: Command, limit: Duration) -> Result<String> {
-    run(command, limit).map(|(out, _)| out)
+    run(command, limit)?.well().map(|ended| ended.out)
 }
 
 /// [`output`], and what it said on standard error behind it.
 pub fn said(command: Command, limit: Duration) -> Result<String> {
-    run(command, limit).map(|(out, err)| out + &err)
+    run(command, limit)?.well().map(|ended| ended.out + &ended.err)
 }
 
-fn run(mut command: Command, limit: Duration) -> Result<(String, String)> {
+/// [`output`], whatever the exit code. Errors ([`Exit::World`]): it cannot be started, or takes longer.
+pub fn run(mut command: Command, limit: Duration) -> Result<Ended> {
     let name = command.get_program().to_string_lossy().into_owned();
     let failed = |what: String| Error::new(Exit::World, format!("{name}: {what}"));
     let mut child = command
@@ -27,8 +50,8 @@ fn run(mut command: Command, limit: Duration) -> Result<(String, String)> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|e| failed(format!("cannot be started: {e}")).hint("is Slurm's client in PATH?"))?;
-    let status = match within(&mut child, limit) {
-        Some(status) => status,
+    let code = match within(&mut child, limit) {
+        Some(code) => code,
         None => {
             end(&mut child);
             return Err(failed(format!("no answer within {} s", limit.as_secs_f64())));
@@ -40,10 +63,8 @@ fn run(mut command: Command, limit: Duration) -> Result<(String, String)> {
         text
     };
     let err = read(child.stderr.as_mut().map(|s| s as _));
-    match status {
-        0 => Ok((read(child.stdout.as_mut().map(|s| s as _)), err)),
-        _ => Err(failed(format!("ended with code {status}: {}", err.trim()))),
-    }
+    let out = read(child.stdout.as_mut().map(|s| s as _));
+    Ok(Ended { program: name, code, out, err })
 }
 
 /// The exit code of a child that ends within `limit`; 128 + signal where a signal ended it.
