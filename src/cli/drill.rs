@@ -1,7 +1,7 @@
 //! `herd drill`: faults on purpose, in a live run on the user's own cluster.
 
 use crate::error::{Error, Exit, Result};
-use crate::launch::drill::{Drill, Kind, Outcome};
+use crate::launch::drill::{Drill, DrillKind, DrillOutcome};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub struct Args {
     pub run: PathBuf,
     /// Faults, one after the other
     #[arg(required = true, value_enum, value_name = "FAULT")]
-    pub faults: Vec<Kind>,
+    pub faults: Vec<DrillKind>,
     /// Rank to hit, or whose node to hit (default: the last)
     #[arg(long, value_name = "N")]
     pub rank: Option<usize>,
@@ -72,7 +72,7 @@ pub fn run(args: Args) -> Result<()> {
     }
 }
 
-fn line(o: &Outcome) -> String {
+fn line(o: &DrillOutcome) -> String {
     let name = clap::ValueEnum::to_possible_value(&o.kind).map_or(String::new(), |v| v.get_name().to_string());
     let span = |t: Option<f64>| t.map_or("–".to_string(), |t| format!("{t:.2} s"));
     let equal = match (o.compared, o.different) {

@@ -1,7 +1,7 @@
 //! `herd status`: how a run fares, from its run directory.
 
 use crate::error::{Error, Exit, Result};
-use crate::launch::status::{self, State, Status};
+use crate::launch::status::{self, RunState, RunStatus};
 use jiff::Timestamp;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -36,18 +36,18 @@ pub fn run(args: Args) -> Result<()> {
 /// Faults that are listed; the older ones are counted.
 const SHOWN: usize = 20;
 
-fn human(args: &Args, s: &Status) -> String {
+fn human(args: &Args, s: &RunStatus) -> String {
     let mut out = String::new();
     let mut line = |name: &str, text: String| {
         let _ = writeln!(out, "{name:<10}{}", text.trim_end());
     };
     line("run", format!("{}  {}", s.name, args.run.display()));
     let state = match s.state {
-        State::NotStarted => "not started",
-        State::Running => "running",
-        State::Queued => "in the queue",
-        State::Finished => "finished",
-        State::Stopped => "stopped",
+        RunState::NotStarted => "not started",
+        RunState::Running => "running",
+        RunState::Queued => "in the queue",
+        RunState::Finished => "finished",
+        RunState::Stopped => "stopped",
     };
     line("state", if s.detail.is_empty() { state.into() } else { format!("{state}: {}", s.detail) });
     line("step", step(s));
@@ -110,7 +110,7 @@ fn human(args: &Args, s: &Status) -> String {
     out
 }
 
-fn step(s: &Status) -> String {
+fn step(s: &RunStatus) -> String {
     let mut text = match s.steps {
         0 => s.step.to_string(),
         n => format!("{} of {n} ({:.1}%)", s.step, 100.0 * s.step as f64 / n as f64),
@@ -121,10 +121,10 @@ fn step(s: &Status) -> String {
     if let Some(rate) = s.tokens_per_s {
         text += &format!(", {rate:.0} tokens/s");
     }
-    if let (State::Running, Some(step_s), true) = (s.state, s.step_s, s.steps > s.step) {
+    if let (RunState::Running, Some(step_s), true) = (s.state, s.step_s, s.steps > s.step) {
         text += &format!(", {} to go", span(step_s * (s.steps - s.step) as f64));
     }
-    if let (State::Running, Some(t)) = (s.state, s.since_last_step_s) {
+    if let (RunState::Running, Some(t)) = (s.state, s.since_last_step_s) {
         text += &format!(", last step {} ago", span(t));
     }
     text

@@ -40,7 +40,7 @@ pub struct Mark {
 }
 
 /// What to do.
-pub struct Job<'a> {
+pub struct BatchJob<'a> {
     pub inputs: &'a [String],
     pub rules: &'a Rules,
     pub tokenizer: &'a Tokenizer,
@@ -73,7 +73,7 @@ type Batch = Vec<(Part, String)>;
 
 /// Runs `job`, giving each document to `sink` in input order. Returns what became of each input. The first error, from an
 /// input, the tokenizer or the sink, ends everything.
-pub fn run(job: &Job, mut sink: impl FnMut(Encoded) -> Result<()>) -> Result<Vec<Account>> {
+pub fn run(job: &BatchJob, mut sink: impl FnMut(Encoded) -> Result<()>) -> Result<Vec<Account>> {
     let accounts = Mutex::new(Vec::new());
     std::thread::scope(|scope| -> Result<()> {
         let workers = job.threads.max(1);
@@ -99,7 +99,7 @@ pub fn run(job: &Job, mut sink: impl FnMut(Encoded) -> Result<()>) -> Result<Vec
     Ok(accounts.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-fn work(job: &Job, batches: Receiver<Result<Batch>>, to_sink: SyncSender<Result<Vec<Encoded>>>) {
+fn work(job: &BatchJob, batches: Receiver<Result<Batch>>, to_sink: SyncSender<Result<Vec<Encoded>>>) {
     let encode = |(part, text): (Part, String)| {
         twice(job, &text)?;
         let mut ids: Vec<u32> = job.front.iter().map(|mark| mark.id).collect();
@@ -116,7 +116,7 @@ fn work(job: &Job, batches: Receiver<Result<Batch>>, to_sink: SyncSender<Result<
 }
 
 /// Refuses a text that has at its end what is to be put there.
-fn twice(job: &Job, text: &str) -> Result<()> {
+fn twice(job: &BatchJob, text: &str) -> Result<()> {
     let begins = |name: &&String| text.trim_start().starts_with(name.as_str());
     let ends = |name: &&String| text.trim_end().ends_with(name.as_str());
     let first = job.front.iter().filter_map(|m| m.name.as_ref()).find(begins);
@@ -133,7 +133,7 @@ fn twice(job: &Job, text: &str) -> Result<()> {
 }
 
 /// Reads the inputs into batches, dealt to the workers in turn.
-fn read(job: &Job, inlets: &[SyncSender<Result<Batch>>], accounts: &Mutex<Vec<Account>>) {
+fn read(job: &BatchJob, inlets: &[SyncSender<Result<Batch>>], accounts: &Mutex<Vec<Account>>) {
     let mut deal = Deal { inlets, turn: 0, batch: Vec::new(), bytes: 0 };
     // The first document waits until a second one shows that it is not alone.
     let mut first: Option<String> = None;

@@ -86,7 +86,7 @@ enum Reader {
     Text(plain::Texts),
     Lines(json::Lines),
     Stream(json::Stream),
-    Parquet(parquet::Table),
+    Parquet(parquet::ParquetTable),
 }
 
 impl Documents {
@@ -200,7 +200,9 @@ impl Iterator for Documents {
     }
 }
 
-fn open_parquet(name: &str, file: Option<File>, rules: &Rules, consumed: Arc<AtomicU64>) -> Result<parquet::Table> {
+fn open_parquet(
+    name: &str, file: Option<File>, rules: &Rules, consumed: Arc<AtomicU64>,
+) -> Result<parquet::ParquetTable> {
     if rules.format != Format::Auto {
         let asked = if rules.format == Format::Text { "text" } else { "jsonl" };
         return Err(Error::new(Exit::Data, format!("{name} is a Parquet file, but --format says {asked}"))
@@ -210,7 +212,7 @@ fn open_parquet(name: &str, file: Option<File>, rules: &Rules, consumed: Arc<Ato
         Error::new(Exit::Data, format!("{name} is a Parquet file in a pipe; its description lies at its end"))
             .hint("write it to disk, and name the file")
     })?;
-    parquet::Table::open(name, file, &rules.text_keys, consumed)
+    parquet::ParquetTable::open(name, file, &rules.text_keys, consumed)
 }
 
 fn open_file(path: &Path) -> Result<File> {

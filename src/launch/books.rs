@@ -4,7 +4,7 @@ use super::history::{Class, Record};
 use super::ledger::{Failure, Standing};
 use super::place::Placement;
 use super::policy::Decision;
-use super::ranks::Ranks;
+use super::ranks::RunningRanks;
 use super::seen::Finding;
 use super::supervise::{step_name, Fault, Supervisor};
 use super::{standby, watch};
@@ -97,7 +97,7 @@ impl Supervisor {
     }
 
     /// The ranks of a supervisor that a signal has ended, under the same parent: they have gone on, and this one goes on with them.
-    pub(super) fn adopted(&mut self) -> Result<Option<(Ranks, Placement)>> {
+    pub(super) fn adopted(&mut self) -> Result<Option<(RunningRanks, Placement)>> {
         let Some(parent) = self.parent.as_ref().filter(|p| p.starts > 0) else { return Ok(None) };
         let same_job =
             |r: &&Record| r.job == self.job.id && r.restarts == self.job.restarts && r.attempt == self.number;
@@ -109,7 +109,7 @@ impl Supervisor {
         let (pid, reader) = (srun.pid(), parent.reader());
         let reader = reader.map_err(|e| Error::new(Exit::Internal, format!("the parent's pipe: {e}")))?;
         let name = step_name(self.number);
-        let ranks = Ranks::adopt(&self.the_attempt(&name, &active), srun, reader);
+        let ranks = RunningRanks::adopt(&self.the_attempt(&name, &active), srun, reader);
         let text = format!(
             "the supervisor was ended by signal {signal} and is there again; attempt {} has gone on meanwhile",
             self.number
@@ -168,7 +168,7 @@ impl Supervisor {
     }
 
     /// The first step after a fault: how long it took, and what was lost.
-    pub(super) fn note_recovery(&mut self, ranks: &Ranks) -> Result<()> {
+    pub(super) fn note_recovery(&mut self, ranks: &RunningRanks) -> Result<()> {
         let (Some(fault), Some(from)) = (&self.fault, ranks.resumed_at()) else { return Ok(()) };
         let step = watch::last_step(&self.run_dir);
         if step <= from {

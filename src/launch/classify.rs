@@ -8,17 +8,17 @@ use super::seen::{exit_of, Finding, Seen, FROM_OUTSIDE};
 use super::tasks;
 use crate::error::Exit;
 use crate::liveness::{verdict, Reason, Verdict};
-use crate::slurm::messages::{How, Message};
+use crate::slurm::messages::{How, SlurmMessage};
 
 impl Seen {
     /// Whether there is reason to end the attempt although srun still runs.
     pub fn is_fault(&self) -> bool {
-        let bad = |m: &Message| match m {
-            Message::Tasks { how: How::Code(c), .. } => *c != 0 && *c != Exit::Requeue.code(),
-            Message::Tasks { how: How::Signal(s), .. } => !FROM_OUTSIDE.contains(&s.as_str()),
-            Message::LaunchFailed { .. } | Message::NodeFailed { .. } | Message::Refused { .. } => true,
+        let bad = |m: &SlurmMessage| match m {
+            SlurmMessage::Tasks { how: How::Code(c), .. } => *c != 0 && *c != Exit::Requeue.code(),
+            SlurmMessage::Tasks { how: How::Signal(s), .. } => !FROM_OUTSIDE.contains(&s.as_str()),
+            SlurmMessage::LaunchFailed { .. } | SlurmMessage::NodeFailed { .. } | SlurmMessage::Refused { .. } => true,
             // words about deaths that follow
-            Message::OutOfMemory | Message::Aborted | Message::CannotRun { .. } => false,
+            SlurmMessage::OutOfMemory | SlurmMessage::Aborted | SlurmMessage::CannotRun { .. } => false,
         };
         !self.finished && (!self.verdicts.is_empty() || self.no_start_s.is_some() || self.said.iter().any(bad))
     }
@@ -34,7 +34,7 @@ impl Seen {
     fn cause(&self) -> Option<Verdict> {
         let symptom = |v: &Verdict| match v.reason {
             Reason::PeerLost | Reason::WireStalled | Reason::SkippedCollective | Reason::NoProgress => true,
-            Reason::Signal => self.said.contains(&Message::Aborted),
+            Reason::Signal => self.said.contains(&SlurmMessage::Aborted),
             _ => false,
         };
         verdict::choose(&self.verdicts).filter(|v| !symptom(v))
@@ -73,7 +73,7 @@ pub fn classify(seen: &Seen) -> Finding {
         return plain(Class::Unknown, "no_start", format!("the ranks did not meet within {limit} s"));
     }
     if let Some(why) = seen.said.iter().find_map(|m| match m {
-        Message::Refused { why } => Some(why),
+        SlurmMessage::Refused { why } => Some(why),
         _ => None,
     }) {
         return plain(Class::Unknown, "refused", why.clone());
@@ -109,11 +109,11 @@ fn lost_nodes(seen: &Seen) -> Option<Finding> {
     let mut facts = Vec::new();
     for m in &seen.said {
         match m {
-            Message::LaunchFailed { node, why } => {
+            SlurmMessage::LaunchFailed { node, why } => {
                 nodes.push(node.clone());
                 facts.push(format!("{node} did not take the step: {why}"));
             }
-            Message::NodeFailed { node } => {
+            SlurmMessage::NodeFailed { node } => {
                 nodes.push(node.clone());
                 facts.push(format!("Slurm has marked {node} down"));
             }

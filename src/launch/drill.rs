@@ -8,7 +8,7 @@ use super::watch::{last_step, Tail};
 use crate::checkpoint;
 use crate::durable::write_atomic;
 use crate::error::{Error, Exit, Result};
-use crate::liveness::inject::{self, Fault, Order};
+use crate::liveness::inject::{self, InjectedFault, Order};
 use crate::slurm::{control, process};
 use serde::Serialize;
 use serde_json::Value;
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 /// What can be drilled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum DrillKind {
     /// SIGKILL of a rank
     KillRank,
     /// SIGSTOP of a rank
@@ -53,10 +53,10 @@ pub enum Kind {
     Requeue,
 }
 
-impl Kind {
+impl DrillKind {
     /// Whether the ranks must be started again.
     fn restarts(self) -> bool {
-        use Kind::*;
+        use DrillKind::*;
         !matches!(self, PauseRank | StallCollective | Slow | NanGradient | BlockIo | FillDisk)
     }
 }
@@ -74,8 +74,8 @@ pub struct Drill {
 
 /// What came of one fault.
 #[derive(Clone, Debug, Serialize)]
-pub struct Outcome {
-    pub kind: Kind,
+pub struct DrillOutcome {
+    pub kind: DrillKind,
     pub rank: usize,
     pub detected_s: Option<f64>,
     pub restarted_s: Option<f64>,
@@ -91,7 +91,7 @@ impl Drill {
     /// Does one fault to the run and waits for what comes of it.
     ///
     /// Errors ([`Exit::Usage`]): the run does not train; the filesystem is too large to fill.
-    pub fn perform(&self, kind: Kind) -> Result<Outcome> {
+    pub fn perform(&self, kind: DrillKind) -> Result<DrillOutcome> {
         let history = History::read(&self.run_dir)?;
         let live = history.attempts.last().filter(|a| a.ended.is_none()).ok_or_else(|| {
             Error::new(Exit::Usage, format!("no attempt is under way in {}", self.run_dir.display()))
@@ -99,52 +99,52 @@ impl Drill {
         })?;
         let world = self.world(live.attempt)?;
         let per_node = (world / live.nodes.len().max(1)).max(1);
-        let rank = if kind == Kind::Monitor { 0 } else { self.rank.unwrap_or(world - 1) };
+        let rank = if kind == DrillKind::Monitor { 0 } else { self.rank.unwrap_or(world - 1) };
         if rank >= world {
             return Err(Error::new(Exit::Usage, format!("--rank {rank}: the run has ranks 0 to {}", world - 1)));
         }
         let mut before = last_step(&self.run_dir);
         let mut events = Tail::from_end(self.run_dir.join("events.jsonl"));
         let node = rank / per_node * per_node..(rank / per_node + 1) * per_node;
-        let order = |fault: Fault| self.order(rank, &fault);
-        let all = |fault: Fault| node.clone().try_for_each(|r| self.order(r, &fault));
+        let order = |fault: InjectedFault| self.order(rank, &fault);
+        let all = |fault: InjectedFault| node.clone().try_for_each(|r| self.order(r, &fault));
         let seconds = self.seconds;
         match kind {
-            Kind::KillRank | Kind::Monitor => order(Fault::Kill)?,
-            Kind::StopRank => order(Fault::Stop { seconds: None })?,
-            Kind::PauseRank => order(Fault::Stop { seconds: Some(seconds) })?,
-            Kind::KillNode => all(Fault::Kill)?,
-            Kind::StopNode => all(Fault::Stop { seconds: None })?,
-            Kind::SkipCollective => order(Fault::SkipCollective)?,
-            Kind::StallCollective => order(Fault::StallCollective { seconds })?,
-            Kind::Slow => order(Fault::Slow { seconds, steps: 20 })?,
-            Kind::NanGradient => order(Fault::NanGradient)?,
-            Kind::BlockIo => order(Fault::SleepIo { seconds })?,
-            Kind::CorruptCheckpoint => {
+            DrillKind::KillRank | DrillKind::Monitor => order(InjectedFault::Kill)?,
+            DrillKind::StopRank => order(InjectedFault::Stop { seconds: None })?,
+            DrillKind::PauseRank => order(InjectedFault::Stop { seconds: Some(seconds) })?,
+            DrillKind::KillNode => all(InjectedFault::Kill)?,
+            DrillKind::StopNode => all(InjectedFault::Stop { seconds: None })?,
+            DrillKind::SkipCollective => order(InjectedFault::SkipCollective)?,
+            DrillKind::StallCollective => order(InjectedFault::StallCollective { seconds })?,
+            DrillKind::Slow => order(InjectedFault::Slow { seconds, steps: 20 })?,
+            DrillKind::NanGradient => order(InjectedFault::NanGradient)?,
+            DrillKind::BlockIo => order(InjectedFault::SleepIo { seconds })?,
+            DrillKind::CorruptCheckpoint => {
                 corrupt_newest(&self.run_dir.join("checkpoints"))?;
-                order(Fault::Kill)?
+                order(InjectedFault::Kill)?
             }
-            Kind::FillDisk => {
+            DrillKind::FillDisk => {
                 let ballast = fill(&self.run_dir, self.fill_limit)?;
                 std::thread::sleep(Duration::from_secs_f64(seconds));
                 drop(ballast);
                 before = last_step(&self.run_dir);
             }
-            Kind::TimeLimit => {
+            DrillKind::TimeLimit => {
                 let line = ["--batch", "--signal=USR1", &live.job.to_string()];
                 process::output(process::command("scancel", &line), Duration::from_secs(10))?;
             }
-            Kind::Requeue => {
+            DrillKind::Requeue => {
                 let line = ["requeue", &live.job.to_string()];
                 process::output(process::command("scontrol", &line), Duration::from_secs(10))?;
             }
         }
-        let ordered = !matches!(kind, Kind::FillDisk | Kind::TimeLimit | Kind::Requeue);
+        let ordered = !matches!(kind, DrillKind::FillDisk | DrillKind::TimeLimit | DrillKind::Requeue);
         let seen = self.follow(kind, ordered, before, &mut events);
         let (compared, different) = self.redone()?;
         let (detected, restarted, lost, fact) = seen;
         let as_expected = different == 0 && (restarted.is_some() || !kind.restarts()) && !fact.starts_with("FAILED");
-        Ok(Outcome {
+        Ok(DrillOutcome {
             kind,
             rank,
             detected_s: detected,
@@ -159,7 +159,7 @@ impl Drill {
 
     /// Watches the run from the fault to the steps after it.
     fn follow(
-        &self, kind: Kind, ordered: bool, before: u64, events: &mut Tail,
+        &self, kind: DrillKind, ordered: bool, before: u64, events: &mut Tail,
     ) -> (Option<f64>, Option<f64>, Option<u64>, String) {
         let mut began = (!ordered).then(Instant::now);
         let (mut detected, mut fact) = (None, String::new());
@@ -178,7 +178,9 @@ impl Drill {
                         fact = format!("{} at step {}", e["kind"].as_str().unwrap_or_default(), e["step"]);
                     }
                     Some("recovered") => return (detected, Some(since(began)), e["steps_lost"].as_u64(), fact),
-                    Some("resume") if matches!(kind, Kind::TimeLimit | Kind::Requeue) && detected.is_some() => {
+                    Some("resume")
+                        if matches!(kind, DrillKind::TimeLimit | DrillKind::Requeue) && detected.is_some() =>
+                    {
                         return (detected, Some(since(began)), Some(0), fact)
                     }
                     Some("launch_ended") => return (detected, None, None, format!("FAILED: {}", e["why"])),
@@ -197,7 +199,7 @@ impl Drill {
         (detected, None, None, format!("FAILED: {what} within {} s {fact}", self.patience.as_secs_f64()))
     }
 
-    fn order(&self, rank: usize, fault: &Fault) -> Result<()> {
+    fn order(&self, rank: usize, fault: &InjectedFault) -> Result<()> {
         let path = inject::path(&self.run_dir, rank);
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", &e, Exit::Storage))?;

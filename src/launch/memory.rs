@@ -6,8 +6,8 @@ use super::seen::Finding;
 use super::supervise::Supervisor;
 use crate::config::Partner;
 use crate::error::Exit;
-use crate::slurm::messages::{self, Message};
-use crate::slurm::process::{self, Ended};
+use crate::slurm::messages::{self, SlurmMessage};
+use crate::slurm::process::{self, CommandEnd};
 use crate::slurm::StepLine;
 use serde_json::json;
 use std::time::Duration;
@@ -81,7 +81,7 @@ impl Supervisor {
             command.args(remove.then_some("--remove"));
             process::run(command, FLUSH)
         };
-        let is_none = |ended: &Ended| ended.code == Exit::NoSnapshot.code();
+        let is_none = |ended: &CommandEnd| ended.code == Exit::NoSnapshot.code();
         let mut result = flush(&nodes);
         if !result.as_ref().is_ok_and(|ended| ended.code == 0 || is_none(ended)) {
             // a node on which herd does not start would end this too
@@ -109,7 +109,7 @@ impl Supervisor {
 /// The node on which a program cannot be started, where a line of Slurm's says so.
 fn unfit(line: &str) -> Option<String> {
     match messages::parse(line.trim()) {
-        Some(Message::CannotRun { node, .. }) => node,
+        Some(SlurmMessage::CannotRun { node, .. }) => node,
         _ => None,
     }
 }

@@ -9,7 +9,7 @@ use crate::appended::{gone, is_gone};
 use crate::error::{Error, Exit, Result};
 use crate::exit_record;
 use crate::liveness::verdict;
-use crate::slurm::messages::{self, Message};
+use crate::slurm::messages::{self, SlurmMessage};
 use crate::slurm::{control, Job, StepLine};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -29,7 +29,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 const SRUN_LINES: usize = 4;
 
 /// One start of the ranks.
-pub struct Attempt<'a> {
+pub struct RankStart<'a> {
     pub number: u64,
     /// Name of its step.
     pub name: &'a str,
@@ -40,7 +40,7 @@ pub struct Attempt<'a> {
     pub start_limit: Duration,
 }
 
-impl Attempt<'_> {
+impl RankStart<'_> {
     /// Where its ranks write down why they leave, as a path for processes with other working directories.
     fn records(&self) -> PathBuf {
         let path = self.run_dir.join(format!("launch/exits-{:04}", self.number));
@@ -49,7 +49,7 @@ impl Attempt<'_> {
 }
 
 /// A running step.
-pub struct Ranks {
+pub struct RunningRanks {
     number: u64,
     step: String,
     srun: Srun,
@@ -65,9 +65,11 @@ pub struct Ranks {
     seen: Seen,
 }
 
-impl Ranks {
+impl RunningRanks {
     /// Starts `program` as the ranks of an attempt. `parent`: where there is one, what srun says goes by way of it.
-    pub fn start(what: &Attempt, line: &StepLine, program: &[String], parent: Option<&Parent>) -> Result<Ranks> {
+    pub fn start(
+        what: &RankStart, line: &StepLine, program: &[String], parent: Option<&Parent>,
+    ) -> Result<RunningRanks> {
         if !line.in_order() {
             crate::durable::write_atomic(line.hosts_file, line.hosts().as_bytes())?;
         }
@@ -91,19 +93,20 @@ impl Ranks {
         if let Some(pipe) = &stderr {
             set_nonblocking(pipe.as_raw_fd());
         }
-        Ok(Ranks::new(what, Srun::Child(child), stderr, events))
+        Ok(RunningRanks::new(what, Srun::Child(child), stderr, events))
     }
 
     /// The ranks that an earlier supervisor has started by `srun`. What they have said so far is read again.
-    pub fn adopt(what: &Attempt, srun: Srun, stderr: File) -> Ranks {
-        let mut ranks = Ranks::new(what, srun, Some(stderr), Tail::from_start(what.run_dir.join("events.jsonl")));
+    pub fn adopt(what: &RankStart, srun: Srun, stderr: File) -> RunningRanks {
+        let mut ranks =
+            RunningRanks::new(what, srun, Some(stderr), Tail::from_start(what.run_dir.join("events.jsonl")));
         ranks.look();
         ranks.seen.asked = ranks.signs.asked;
         ranks
     }
 
-    fn new(what: &Attempt, srun: Srun, stderr: Option<File>, events: Tail) -> Ranks {
-        Ranks {
+    fn new(what: &RankStart, srun: Srun, stderr: Option<File>, events: Tail) -> RunningRanks {
+        RunningRanks {
             number: what.number,
             step: what.name.to_string(),
             srun,
@@ -178,7 +181,7 @@ impl Ranks {
     /// Nodes that were found dead while the ranks were starting.
     pub fn lost(&mut self, nodes: &[String]) {
         let why = || "no answer".to_string();
-        self.seen.said.extend(nodes.iter().map(|n| Message::LaunchFailed { node: n.clone(), why: why() }));
+        self.seen.said.extend(nodes.iter().map(|n| SlurmMessage::LaunchFailed { node: n.clone(), why: why() }));
     }
 
     /// Kills the tasks on the nodes that live, through the controller, in a thread that the caller may wait for or not.
@@ -257,7 +260,7 @@ impl Ranks {
 }
 
 /// A supervisor that leaves by an error takes its srun along; the ranks end with it.
-impl Drop for Ranks {
+impl Drop for RunningRanks {
     fn drop(&mut self) {
         self.srun.end();
     }

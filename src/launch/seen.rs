@@ -4,7 +4,7 @@ use super::history::Class;
 use crate::error::Exit;
 use crate::exit_record::ExitRecord;
 use crate::liveness::Verdict;
-use crate::slurm::messages::Message;
+use crate::slurm::messages::SlurmMessage;
 
 /// Signals by which Slurm or the supervisor ends tasks: they say nothing about who failed.
 pub(super) const FROM_OUTSIDE: &[&str] = &["Terminated", "Hangup", "Interrupt"];
@@ -25,7 +25,7 @@ pub struct Seen {
     /// How srun ended, if it has.
     pub code: Option<i32>,
     /// What srun and slurmstepd said, in order.
-    pub said: Vec<Message>,
+    pub said: Vec<SlurmMessage>,
     /// What else srun said of itself: the first lines.
     pub srun: Vec<String>,
     /// The first error that a rank printed.

@@ -16,9 +16,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Status {
+pub struct RunStatus {
     pub name: String,
-    pub state: State,
+    pub state: RunState,
     /// What is behind the state, for people.
     pub detail: String,
     pub step: u64,
@@ -32,7 +32,7 @@ pub struct Status {
     pub attempts: usize,
     pub jobs: usize,
     pub requeues: usize,
-    pub faults: Vec<Fault>,
+    pub faults: Vec<FaultRow>,
     /// Steps done again after faults.
     pub steps_lost: usize,
     /// Seconds since the first start.
@@ -47,7 +47,7 @@ pub struct Status {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub enum RunState {
     #[default]
     NotStarted,
     Running,
@@ -58,7 +58,7 @@ pub enum State {
 }
 
 #[derive(Clone, Debug, Serialize)]
-pub struct Fault {
+pub struct FaultRow {
     pub attempt: u64,
     pub time: Timestamp,
     pub step: u64,
@@ -82,7 +82,7 @@ pub struct NodeLine {
 ///
 /// # Errors
 /// [`Exit::Usage`] for a directory that is no run's; [`Exit::Storage`].
-pub fn read(run_dir: &Path, now: Timestamp) -> Result<Status> {
+pub fn read(run_dir: &Path, now: Timestamp) -> Result<RunStatus> {
     let known = ["metrics.jsonl", "events.jsonl", "attempts.json", "config.yaml"];
     if !known.iter().any(|f| run_dir.join(f).exists()) {
         return Err(Error::new(Exit::Usage, format!("{} is no run directory", run_dir.display()))
@@ -95,7 +95,7 @@ pub fn read(run_dir: &Path, now: Timestamp) -> Result<Status> {
         Ok(text) => serde_yaml::from_str(&text).unwrap_or(Value::Null),
         Err(_) => Value::Null,
     };
-    let mut s = Status {
+    let mut s = RunStatus {
         name: config["name"].as_str().unwrap_or_default().into(),
         steps: config["train"]["steps"].as_u64().unwrap_or(0),
         attempts: history.attempts.iter().filter(|a| !a.nodes.is_empty()).count(),
@@ -104,7 +104,7 @@ pub fn read(run_dir: &Path, now: Timestamp) -> Result<Status> {
         faults: faults(&events),
         steps_lost: superseded,
         nodes: nodes(run_dir, now)?,
-        ..Status::default()
+        ..RunStatus::default()
     };
     (s.state, s.detail) = state(&history, &events);
     progress(&mut s, &metrics);
@@ -130,7 +130,7 @@ fn time(v: &Value) -> Option<Timestamp> {
     v["time"].as_str()?.parse().ok()
 }
 
-fn state(history: &History, events: &[Value]) -> (State, String) {
+fn state(history: &History, events: &[Value]) -> (RunState, String) {
     let of = |e: &Value, key: &str| e[key].as_str().unwrap_or_default().to_string();
     // the supervisor's or the ranks' last word about the run as a whole
     let last = events.iter().rev().find(|e| {
@@ -154,25 +154,25 @@ fn state(history: &History, events: &[Value]) -> (State, String) {
         None => "by hand, or between two attempts".into(),
     };
     match last {
-        None => (State::NotStarted, String::new()),
+        None => (RunState::NotStarted, String::new()),
         Some(e) => match e["kind"].as_str().unwrap_or_default() {
-            "finished" => (State::Finished, String::new()),
-            "launch_ended" if e["exit"] == 0 => (State::Finished, of(e, "why")),
-            "launch_ended" => (State::Stopped, of(e, "why")),
-            "stopped" if history.attempts.is_empty() => (State::Stopped, "saved and left on request".into()),
-            "requeue" | "successor" => (State::Queued, of(e, "why")),
-            "not_requeued" if of(e, "state") == "CANCELLED" => (State::Stopped, "the job was cancelled".into()),
-            "not_requeued" => (State::Queued, of(e, "why")),
-            _ => (State::Running, running()),
+            "finished" => (RunState::Finished, String::new()),
+            "launch_ended" if e["exit"] == 0 => (RunState::Finished, of(e, "why")),
+            "launch_ended" => (RunState::Stopped, of(e, "why")),
+            "stopped" if history.attempts.is_empty() => (RunState::Stopped, "saved and left on request".into()),
+            "requeue" | "successor" => (RunState::Queued, of(e, "why")),
+            "not_requeued" if of(e, "state") == "CANCELLED" => (RunState::Stopped, "the job was cancelled".into()),
+            "not_requeued" => (RunState::Queued, of(e, "why")),
+            _ => (RunState::Running, running()),
         },
     }
 }
 
-fn faults(events: &[Value]) -> Vec<Fault> {
-    let mut out: Vec<Fault> = Vec::new();
+fn faults(events: &[Value]) -> Vec<FaultRow> {
+    let mut out: Vec<FaultRow> = Vec::new();
     for e in events {
         match e["kind"].as_str() {
-            Some("fault") => out.push(Fault {
+            Some("fault") => out.push(FaultRow {
                 attempt: e["attempt"].as_u64().unwrap_or(0),
                 time: time(e).unwrap_or_default(),
                 step: e["step"].as_u64().unwrap_or(0),
@@ -211,7 +211,7 @@ fn nodes(run_dir: &Path, now: Timestamp) -> Result<BTreeMap<String, NodeLine>> {
     Ok(ledger.nodes.iter().map(line).collect())
 }
 
-fn progress(s: &mut Status, metrics: &[Value]) {
+fn progress(s: &mut RunStatus, metrics: &[Value]) {
     let Some(last) = metrics.last() else { return };
     s.step = last["step"].as_u64().unwrap_or(0);
     s.loss = last["loss"].as_f64();
@@ -224,13 +224,13 @@ fn progress(s: &mut Status, metrics: &[Value]) {
 }
 
 /// Splits the time since the first start.
-fn times(s: &mut Status, attempts: &[Record], metrics: &[Value], now: Timestamp) {
+fn times(s: &mut RunStatus, attempts: &[Record], metrics: &[Value], now: Timestamp) {
     let began = |m: &Value| Some(seconds(time(m)?) - m["step_s"].as_f64()?);
     let ends: Vec<Option<f64>> = metrics.iter().map(|m| time(m).map(seconds)).collect();
     let first = attempts.first().map(|a| seconds(a.started)).or_else(|| metrics.first().and_then(began));
     let (Some(first), Some(last)) = (first, ends.last().copied().flatten()) else { return };
     let end = match s.state {
-        State::Running => seconds(now),
+        RunState::Running => seconds(now),
         _ => attempts.iter().filter_map(|a| a.ended).map(seconds).fold(last, f64::max),
     };
     s.since_last_step_s = Some((end - last).max(0.0));
@@ -307,7 +307,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         run(dir.path());
         let s = read(dir.path(), at(100.0)).unwrap();
-        assert_eq!((s.state, s.step, s.steps, s.attempts, s.jobs, s.steps_lost), (State::Finished, 10, 10, 2, 1, 1));
+        assert_eq!((s.state, s.step, s.steps, s.attempts, s.jobs, s.steps_lost), (RunState::Finished, 10, 10, 2, 1, 1));
         assert_eq!((s.wall_s, s.training_s), (16.0, 10.0));
         // from the end of step 4, which counts, to the beginning of step 5 that counts
         assert!((s.lost_s - 5.0).abs() < 1e-6, "{}", s.lost_s);
@@ -323,6 +323,6 @@ mod tests {
         assert_eq!(read(dir.path(), at(0.0)).unwrap_err().exit, Exit::Usage);
         std::fs::write(dir.path().join("config.yaml"), "name: x\n").unwrap();
         let s = read(dir.path(), at(0.0)).unwrap();
-        assert_eq!((s.state, s.wall_s, s.effective_time_ratio), (State::NotStarted, 0.0, 0.0));
+        assert_eq!((s.state, s.wall_s, s.effective_time_ratio), (RunState::NotStarted, 0.0, 0.0));
     }
 }

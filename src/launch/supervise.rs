@@ -12,7 +12,7 @@ use super::parent::Parent;
 use super::place::{Found, Placement};
 use super::policy::{decide, Decision};
 use super::program::Program;
-use super::ranks::{Attempt, Ranks, TICK};
+use super::ranks::{RankStart, RunningRanks, TICK};
 use super::seen::{Finding, Seen};
 use super::standby::Standby;
 use super::{watch, Launch};
@@ -198,19 +198,19 @@ impl Supervisor {
             hosts_file: &hosts_file,
         };
         let program = self.launch.rank_command(program, self.shrunk_to, &self.history.skip_steps);
-        let ranks = Ranks::start(&self.the_attempt(&name, nodes), &line, &program, self.parent.as_ref())?;
+        let ranks = RunningRanks::start(&self.the_attempt(&name, nodes), &line, &program, self.parent.as_ref())?;
         self.begin_record(placement, ranks.pid())?;
         self.follow(ranks, placement)
     }
 
     /// The newest attempt, whose step is called `name`, on `nodes`.
-    pub(super) fn the_attempt<'a>(&'a self, name: &'a str, nodes: &[String]) -> Attempt<'a> {
+    pub(super) fn the_attempt<'a>(&'a self, name: &'a str, nodes: &[String]) -> RankStart<'a> {
         let start_limit = Duration::from_secs_f64(self.launch.config.launch.start_timeout_s);
-        Attempt { number: self.number, name, nodes: nodes.len(), run_dir: &self.run_dir, start_limit }
+        RankStart { number: self.number, name, nodes: nodes.len(), run_dir: &self.run_dir, start_limit }
     }
 
     /// Watches the ranks until the attempt is over.
-    fn follow(&mut self, mut ranks: Ranks, placement: &Placement) -> Result<Option<Finding>> {
+    fn follow(&mut self, mut ranks: RunningRanks, placement: &Placement) -> Result<Option<Finding>> {
         let nodes = &placement.active;
         let mut asked_them = ranks.were_asked();
         let mut gone: Option<Instant> = None;

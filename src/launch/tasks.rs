@@ -5,7 +5,7 @@ use super::seen::{exit_of, Finding, Seen, FROM_OUTSIDE};
 use crate::error::Exit;
 use crate::exit_record::ExitRecord;
 use crate::liveness::Reason;
-use crate::slurm::messages::{How, Message};
+use crate::slurm::messages::{How, SlurmMessage};
 
 /// Codes that Slurm or the supervisor ask for, or that follow from another rank's failure.
 const NO_CAUSE: &[Exit] = &[Exit::Requeue, Exit::Peer, Exit::Fenced];
@@ -37,7 +37,7 @@ impl Death<'_> {
 /// may come a moment after the word that it does (Slurm 24.11: one goes by way of the controller, the other does not). So where
 /// there is none before, it is the first one after that Slurm and PMIx do not cause themselves, else the first one of all.
 fn deaths(seen: &Seen) -> Vec<Death<'_>> {
-    let aborted = seen.said.iter().position(|m| *m == Message::Aborted).unwrap_or(seen.said.len());
+    let aborted = seen.said.iter().position(|m| *m == SlurmMessage::Aborted).unwrap_or(seen.said.len());
     let (before, after) = seen.said.split_at(aborted);
     let found: Vec<Death> = before.iter().filter_map(death_of).collect();
     match found.is_empty() {
@@ -50,9 +50,9 @@ fn deaths(seen: &Seen) -> Vec<Death<'_>> {
     }
 }
 
-fn death_of(m: &Message) -> Option<Death<'_>> {
+fn death_of(m: &SlurmMessage) -> Option<Death<'_>> {
     match m {
-        Message::Tasks { nodes, ranks, how } => Some(Death { nodes, ranks, how }),
+        SlurmMessage::Tasks { nodes, ranks, how } => Some(Death { nodes, ranks, how }),
         _ => None,
     }
 }
@@ -102,7 +102,7 @@ fn meaning(exit: Exit) -> (Class, bool) {
 /// belongs to its node.
 pub(super) fn of_start(seen: &Seen) -> Option<Finding> {
     let why = seen.said.iter().find_map(|m| match m {
-        Message::CannotRun { why, .. } => Some(why.clone()),
+        SlurmMessage::CannotRun { why, .. } => Some(why.clone()),
         _ => None,
     });
     if seen.met || seen.asked || seen.error.is_some() {
@@ -115,7 +115,7 @@ pub(super) fn of_start(seen: &Seen) -> Option<Finding> {
         .said
         .iter()
         .filter_map(|m| match m {
-            Message::CannotRun { node, .. } => node.clone(),
+            SlurmMessage::CannotRun { node, .. } => node.clone(),
             _ => None,
         })
         .collect();
@@ -180,7 +180,7 @@ fn of_death(seen: &Seen, death: &Death) -> Finding {
         exit: Exit::Peer,
     };
     match death.how {
-        How::Signal(signal) if signal == "Out Of Memory" || seen.said.contains(&Message::OutOfMemory) => {
+        How::Signal(signal) if signal == "Out Of Memory" || seen.said.contains(&SlurmMessage::OutOfMemory) => {
             process("out_of_memory".into(), format!("{who}: ended for want of memory"))
         }
         How::Signal(signal) => process("signal".into(), format!("{who}: {signal}")),
@@ -200,7 +200,7 @@ fn of_death(seen: &Seen, death: &Death) -> Finding {
 
 /// srun ended by itself before any task was there, and said why: its command line is refused, and will be again.
 pub(super) fn of_command_line(seen: &Seen) -> Option<Finding> {
-    let tasks = seen.met || seen.said.iter().any(|m| matches!(m, Message::Tasks { .. } | Message::Aborted));
+    let tasks = seen.met || seen.said.iter().any(|m| matches!(m, SlurmMessage::Tasks { .. } | SlurmMessage::Aborted));
     // what a configuration or a controller that is away makes srun say names no option
     let names_one = |l: &String| {
         let words = ["--", "option", "invalid", "incompatible", "mpi", "plugin", "usage", "specif"];
@@ -224,7 +224,7 @@ pub(super) fn of_command_line(seen: &Seen) -> Option<Finding> {
 /// is blamed.
 pub(super) fn of_codes(seen: &Seen) -> Finding {
     let first = seen.said.iter().find_map(|m| match m {
-        Message::Tasks { nodes, ranks, how: How::Code(code) } => Some((*code, nodes.as_slice(), ranks.as_slice())),
+        SlurmMessage::Tasks { nodes, ranks, how: How::Code(code) } => Some((*code, nodes.as_slice(), ranks.as_slice())),
         _ => None,
     });
     let (code, nodes, ranks) = first.unwrap_or((seen.code.unwrap_or(-1), &[], &[]));
@@ -234,7 +234,7 @@ pub(super) fn of_codes(seen: &Seen) -> Finding {
         (Class::Unknown, "no_end".to_string(), fact, Exit::Internal)
     } else if exit_of(code) == Exit::Requeue {
         (Class::Stopped, format!("code_{code}"), format!("{who} stopped on a signal"), Exit::Requeue)
-    } else if seen.said.contains(&Message::Aborted) {
+    } else if seen.said.contains(&SlurmMessage::Aborted) {
         let fact = format!("Slurm or PMIx ended the step, and nothing says why: {who} ended with code {code}");
         (Class::Unknown, "step_ended".into(), fact, Exit::Peer)
     } else if first.is_none() && code > 128 {

@@ -20,7 +20,7 @@ use std::time::Duration;
 /// What a rank is told to do to itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Fault {
+pub enum InjectedFault {
     /// SIGKILL.
     Kill,
     /// SIGSTOP; with `seconds`, SIGCONT after that time.
@@ -43,7 +43,7 @@ pub enum Fault {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Order {
     #[serde(flatten)]
-    pub fault: Fault,
+    pub fault: InjectedFault,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_step: Option<u64>,
 }
@@ -106,13 +106,13 @@ impl Inject {
         Ok(())
     }
 
-    fn perform(&self, fault: &Fault) {
+    fn perform(&self, fault: &InjectedFault) {
         let length = |seconds: f64| Duration::from_secs_f64(seconds.clamp(0.0, 1e6));
         // SAFETY: signals to this very process.
         let signal = |number| unsafe { libc::kill(libc::getpid(), number) };
         match *fault {
-            Fault::Kill => _ = signal(libc::SIGKILL),
-            Fault::Stop { seconds } => {
+            InjectedFault::Kill => _ = signal(libc::SIGKILL),
+            InjectedFault::Stop { seconds } => {
                 if let Some(seconds) = seconds {
                     let line = format!("sleep {}; kill -CONT {}", length(seconds).as_secs_f64(), std::process::id());
                     let waker =
@@ -123,12 +123,12 @@ impl Inject {
                 }
                 signal(libc::SIGSTOP);
             }
-            Fault::Exit { code } => super::hard(code),
-            Fault::SkipCollective => self.meters.skip_next(),
-            Fault::StallCollective { seconds } => self.meters.stall_next(length(seconds)),
-            Fault::Slow { seconds, steps } => self.slow.set((steps, length(seconds))),
-            Fault::NanGradient => self.nan.set(true),
-            Fault::SleepIo { seconds } => self.sleep_io.set(length(seconds)),
+            InjectedFault::Exit { code } => super::hard(code),
+            InjectedFault::SkipCollective => self.meters.skip_next(),
+            InjectedFault::StallCollective { seconds } => self.meters.stall_next(length(seconds)),
+            InjectedFault::Slow { seconds, steps } => self.slow.set((steps, length(seconds))),
+            InjectedFault::NanGradient => self.nan.set(true),
+            InjectedFault::SleepIo { seconds } => self.sleep_io.set(length(seconds)),
         }
     }
 
@@ -216,13 +216,13 @@ mod tests {
     #[test]
     fn orders_read_as_documented() {
         for (text, fault) in [
-            (json!({ "kind": "kill" }), Fault::Kill),
-            (json!({ "kind": "stop" }), Fault::Stop { seconds: None }),
-            (json!({ "kind": "stop", "seconds": 2.5 }), Fault::Stop { seconds: Some(2.5) }),
-            (json!({ "kind": "exit", "code": 14 }), Fault::Exit { code: 14 }),
-            (json!({ "kind": "skip_collective" }), Fault::SkipCollective),
-            (json!({ "kind": "stall_collective", "seconds": 9 }), Fault::StallCollective { seconds: 9.0 }),
-            (json!({ "kind": "sleep_io", "seconds": 60 }), Fault::SleepIo { seconds: 60.0 }),
+            (json!({ "kind": "kill" }), InjectedFault::Kill),
+            (json!({ "kind": "stop" }), InjectedFault::Stop { seconds: None }),
+            (json!({ "kind": "stop", "seconds": 2.5 }), InjectedFault::Stop { seconds: Some(2.5) }),
+            (json!({ "kind": "exit", "code": 14 }), InjectedFault::Exit { code: 14 }),
+            (json!({ "kind": "skip_collective" }), InjectedFault::SkipCollective),
+            (json!({ "kind": "stall_collective", "seconds": 9 }), InjectedFault::StallCollective { seconds: 9.0 }),
+            (json!({ "kind": "sleep_io", "seconds": 60 }), InjectedFault::SleepIo { seconds: 60.0 }),
         ] {
             assert_eq!(serde_json::from_value::<Order>(text).unwrap(), Order { fault, at_step: None });
         }

@@ -5,7 +5,7 @@ use super::roster::Roster;
 use super::slow::{self, Slow};
 use super::stuck::{self, Blame};
 use super::verdict::{Evidence, Reason, Suspect, Verdict};
-use super::view::{Action, Timing, View};
+use super::view::{Timing, View, WatchAction};
 use crate::error::Exit;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -51,22 +51,22 @@ impl Judge {
     }
 
     /// `round`: an interval has passed, and this is the monitor.
-    pub(super) fn tick(&mut self, view: &View, now: Duration, round: bool) -> Vec<Action> {
+    pub(super) fn tick(&mut self, view: &View, now: Duration, round: bool) -> Vec<WatchAction> {
         if self.decide_at.is_some_and(|at| now >= at) {
-            return vec![Action::Verdict(Box::new(self.decide(view, now)))];
+            return vec![WatchAction::Verdict(Box::new(self.decide(view, now)))];
         }
         if !round {
             return Vec::new();
         }
         let probes = newest(view);
         if let Some(blame) = self.standstill(view, now, &probes) {
-            return vec![Action::Verdict(Box::new(stuck_verdict(view, now, blame)))];
+            return vec![WatchAction::Verdict(Box::new(stuck_verdict(view, now, blame)))];
         }
         let timing = &view.timing;
         let found = self.slow.look(&view.roster, &probes, timing.progress.slow_factor);
         match found.iter().find(|f| f.still && timing.progress.evict_slow) {
-            Some(slow) => vec![Action::Verdict(Box::new(slow_verdict(view, now, slow)))],
-            None => found.into_iter().filter(|f| !f.still).map(Action::Slow).collect(),
+            Some(slow) => vec![WatchAction::Verdict(Box::new(slow_verdict(view, now, slow)))],
+            None => found.into_iter().filter(|f| !f.still).map(WatchAction::Slow).collect(),
         }
     }
 
@@ -180,7 +180,7 @@ fn stuck_verdict(view: &View, now: Duration, blame: Blame) -> Verdict {
     v
 }
 
-fn slow_verdict(view: &View, _now: Duration, slow: &slow::Found) -> Verdict {
+fn slow_verdict(view: &View, _now: Duration, slow: &slow::SlowRank) -> Verdict {
     let mut v = draft(view, Reason::SlowNode, vec![slow.rank]);
     v.fact = format!(
         "{} takes {:.2} s for its own work of a step, the median is {:.2} s",

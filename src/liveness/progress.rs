@@ -34,7 +34,7 @@ pub struct Progress {
 
 /// Progress at one moment.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Status {
+pub struct ProgressStatus {
     pub step: u64,
     pub phase: Phase,
     pub count: u64,
@@ -122,11 +122,11 @@ impl Progress {
         (n.saturating_sub(RECENT)..n).map(at).collect()
     }
 
-    pub fn status(&self, config: &LivenessSection) -> Status {
+    pub fn status(&self, config: &LivenessSection) -> ProgressStatus {
         let changed = self.changed.load(Relaxed);
         let phase = Phase::from_u8(self.phase.load(Relaxed));
         let recent = self.recent();
-        Status {
+        ProgressStatus {
             step: self.step.load(Relaxed),
             phase,
             count: self.count.load(Relaxed),

@@ -6,7 +6,7 @@
 
 /// A node with ranks of the run.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Node {
+pub struct RosterNode {
     pub name: String,
     /// World ranks, ascending; the first leads.
     pub ranks: Vec<usize>,
@@ -18,7 +18,7 @@ pub struct Roster {
     pub attempt: u64,
     pub rank: usize,
     /// In order of their leaders.
-    pub nodes: Vec<Node>,
+    pub nodes: Vec<RosterNode>,
     /// Node of each rank.
     node_of: Vec<u32>,
     /// Sizes of the axes: which ranks have the same work.
@@ -31,8 +31,8 @@ impl Roster {
         let mut leaders: Vec<usize> = places.iter().map(|(leader, _)| *leader).collect();
         leaders.sort_unstable();
         leaders.dedup();
-        let mut nodes: Vec<Node> =
-            leaders.iter().map(|&l| Node { name: places[l].1.clone(), ranks: Vec::new() }).collect();
+        let mut nodes: Vec<RosterNode> =
+            leaders.iter().map(|&l| RosterNode { name: places[l].1.clone(), ranks: Vec::new() }).collect();
         let mut node_of = Vec::with_capacity(places.len());
         for (r, (leader, _)) in places.iter().enumerate() {
             let node = leaders.partition_point(|l| l < leader);
@@ -47,7 +47,7 @@ impl Roster {
     }
 
     /// Node of a rank; a number that is no rank is on the first.
-    pub fn node(&self, rank: usize) -> &Node {
+    pub fn node(&self, rank: usize) -> &RosterNode {
         &self.nodes[self.node_of.get(rank).map_or(0, |&n| n as usize)]
     }
 
@@ -135,7 +135,7 @@ pub(super) mod tests {
     fn ranks_dealt_round_the_nodes() {
         let places: Vec<(usize, String)> = (0..6).map(|r| (r % 2, format!("n{}", r % 2))).collect();
         let r = Roster::new(0, 3, [1, 1, 1, 6], &places);
-        assert_eq!(r.nodes[1], Node { name: "n1".into(), ranks: vec![1, 3, 5] });
+        assert_eq!(r.nodes[1], RosterNode { name: "n1".into(), ranks: vec![1, 3, 5] });
         assert_eq!((r.leader(4), r.leader(5), r.above(3)), (0, 1, Some(1)));
     }
 }

@@ -7,7 +7,7 @@ use super::message::{Message, Probe};
 use super::roster::tests::grid;
 use super::roster::Roster;
 use super::verdict::{choose, Reason, Verdict};
-use super::view::{Action, Timing};
+use super::view::{Timing, WatchAction};
 use super::watch::Watch;
 use crate::config::LivenessSection;
 use std::collections::{BTreeMap, BTreeSet};
@@ -118,10 +118,10 @@ impl Sim {
         }
     }
 
-    fn act(&mut self, rank: usize, action: Action) {
+    fn act(&mut self, rank: usize, action: WatchAction) {
         let watch = self.processes[rank].watch.as_ref().unwrap();
         let orders = match action {
-            Action::Send { to, message } => {
+            WatchAction::Send { to, message } => {
                 // The wire carries bytes, and those of this attempt are understood.
                 let message = Message::decode(2, &message.encode(2)).unwrap();
                 let (a, b) = (rank / self.per_node, to / self.per_node);
@@ -132,13 +132,13 @@ impl Sim {
                 }
                 return;
             }
-            Action::Slow(found) => panic!("{found:?}"),
-            Action::Verdict(v) => {
+            WatchAction::Slow(found) => panic!("{found:?}"),
+            WatchAction::Verdict(v) => {
                 let orders = watch.order(&v, true);
                 self.verdicts.push((self.now, *v));
                 orders
             }
-            Action::Leave { verdict, .. } => watch.relay(&verdict),
+            WatchAction::Leave { verdict, .. } => watch.relay(&verdict),
         };
         self.processes[rank].left = Some(self.now);
         for order in orders {

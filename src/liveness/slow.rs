@@ -20,7 +20,7 @@ pub struct Slow {
 
 /// A rank found slow.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Found {
+pub struct SlowRank {
     pub rank: usize,
     pub own: Duration,
     pub median: Duration,
@@ -30,7 +30,7 @@ pub struct Found {
 
 impl Slow {
     /// A look at the newest probe of every rank. Only ranks of the same pipeline stage have the same work.
-    pub fn look(&mut self, roster: &Roster, probes: &[Option<Probe>], factor: f64) -> Vec<Found> {
+    pub fn look(&mut self, roster: &Roster, probes: &[Option<Probe>], factor: f64) -> Vec<SlowRank> {
         let mut stages: BTreeMap<usize, Vec<Probe>> = BTreeMap::new();
         for p in probes.iter().flatten().filter(|p| p.own_us > 0) {
             let topology = Topology { rank: p.rank as usize, sizes: roster.sizes };
@@ -53,7 +53,7 @@ impl Slow {
                 if *strikes == STRIKES || *strikes == 2 * STRIKES {
                     let time = |us| Duration::from_micros(us as u64);
                     let still = *strikes > STRIKES;
-                    out.push(Found { rank: p.rank as usize, own: time(p.own_us), median: time(median), still });
+                    out.push(SlowRank { rank: p.rank as usize, own: time(p.own_us), median: time(median), still });
                 }
             }
         }

@@ -8,7 +8,7 @@
 use super::message::Probe;
 use super::verdict::Waiting;
 use super::{Phase, Reason};
-use crate::world::Table;
+use crate::world::WireMembers;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The ranks to blame, and why.
@@ -31,7 +31,7 @@ enum State {
 
 /// `None` while nobody to blame has passed its own limit: a rank in a long write holds the others for long, and that is no
 /// fault. `probes`: the newest of every rank, by rank; `wires`: who shares which.
-pub fn blame(wires: &[Table], probes: &[Option<Probe>]) -> Option<Blame> {
+pub fn blame(wires: &[WireMembers], probes: &[Option<Probe>]) -> Option<Blame> {
     let stuck: Vec<usize> = (0..probes.len()).filter(|&r| probes[r].is_some_and(|p| p.is_stuck())).collect();
     let mut states = BTreeMap::new();
     let mut open = stuck.clone();
@@ -63,7 +63,7 @@ pub fn blame(wires: &[Table], probes: &[Option<Probe>]) -> Option<Blame> {
     (!ranks.is_empty()).then_some(Blame { reason, ranks, waiting })
 }
 
-fn state(wires: &[Table], probes: &[Option<Probe>], rank: usize) -> State {
+fn state(wires: &[WireMembers], probes: &[Option<Probe>], rank: usize) -> State {
     let Some(p) = &probes[rank] else { return State::Alone };
     let Some(wire) = (p.blocked_wire as usize).checked_sub(1) else { return State::Alone };
     let Some(table) = wires.get(wire) else { return State::Alone };
@@ -97,7 +97,7 @@ fn furthest(probes: &[Option<Probe>], ring: &[usize]) -> Vec<usize> {
     first.into_iter().collect()
 }
 
-fn waiting(wires: &[Table], probes: &[Option<Probe>], rank: usize, state: &State) -> Option<Waiting> {
+fn waiting(wires: &[WireMembers], probes: &[Option<Probe>], rank: usize, state: &State) -> Option<Waiting> {
     let p = probes[rank]?;
     let wire = (p.blocked_wire as usize).checked_sub(1)?;
     let waits_for = match state {
@@ -118,13 +118,15 @@ mod tests {
     const PIPELINE: usize = 2;
 
     /// Control, then two wires whose groups are given by `f`.
-    fn wires(size: usize, data: fn(usize) -> (u64, usize), pipeline: fn(usize) -> (u64, usize)) -> Vec<Table> {
-        let table =
-            |name: &str, f: fn(usize) -> (u64, usize)| Table { name: name.into(), places: (0..size).map(f).collect() };
+    fn wires(size: usize, data: fn(usize) -> (u64, usize), pipeline: fn(usize) -> (u64, usize)) -> Vec<WireMembers> {
+        let table = |name: &str, f: fn(usize) -> (u64, usize)| WireMembers {
+            name: name.into(),
+            places: (0..size).map(f).collect(),
+        };
         vec![table("control", |r| (0, r)), table("data", data), table("pipeline", pipeline)]
     }
 
-    fn flat(size: usize) -> Vec<Table> {
+    fn flat(size: usize) -> Vec<WireMembers> {
         wires(size, |r| (0, r), |r| (r as u64, 0))
     }
 

@@ -4,7 +4,7 @@
 use super::exit::{self, Reaper};
 use super::message::{Message, Probe};
 use super::process::Processes;
-use super::view::Action;
+use super::view::WatchAction;
 use super::watch::Watch;
 use super::{slow, Progress, Verdict};
 use crate::config::LivenessSection;
@@ -69,7 +69,7 @@ impl Thread {
         self.post
     }
 
-    fn round(&mut self, now: Duration) -> Vec<Action> {
+    fn round(&mut self, now: Duration) -> Vec<WatchAction> {
         let made = self.meters.tables(self.watch.wires());
         if !made.is_empty() {
             self.watch.learn(made);
@@ -113,17 +113,17 @@ impl Thread {
     }
 
     /// Whether the process is about to leave.
-    fn act(&mut self, action: Action) -> bool {
+    fn act(&mut self, action: WatchAction) -> bool {
         match action {
-            Action::Send { to, message } => {
+            WatchAction::Send { to, message } => {
                 let _ = self.post.send(to, message.encode(self.attempt));
                 false
             }
-            Action::Slow(found) => {
+            WatchAction::Slow(found) => {
                 self.report(found);
                 false
             }
-            Action::Verdict(mut verdict) => {
+            WatchAction::Verdict(mut verdict) => {
                 verdict.time = jiff::Timestamp::now();
                 verdict.evidence.step_s = self.progress.recent().iter().map(Duration::as_secs_f64).collect();
                 let limit = WRITE.min(Duration::from_secs_f64(self.config.grace_s / 2.0));
@@ -132,7 +132,7 @@ impl Thread {
                 self.leave(orders, &verdict);
                 true
             }
-            Action::Leave { verdict, written } => {
+            WatchAction::Leave { verdict, written } => {
                 if !written && self.deputy {
                     let mine = Verdict { accuser: self.rank, ..(*verdict).clone() };
                     exit::within(
@@ -149,7 +149,7 @@ impl Thread {
     }
 
     /// Passes the word on, then ends the main thread's waits; the reaper ends the process if the main thread does not.
-    fn leave(&mut self, orders: Vec<Action>, verdict: &Verdict) {
+    fn leave(&mut self, orders: Vec<WatchAction>, verdict: &Verdict) {
         // One that was given up and hears of it is fenced off like one that slept.
         let code = match verdict.ranks.contains(&self.rank) {
             true => Exit::Fenced.code(),
@@ -190,7 +190,7 @@ impl Thread {
         }
     }
 
-    fn report(&self, found: slow::Found) {
+    fn report(&self, found: slow::SlowRank) {
         let dir = self.run_dir.clone();
         let fields =
             json!({ "rank": found.rank, "own_s": found.own.as_secs_f64(), "median_s": found.median.as_secs_f64() });

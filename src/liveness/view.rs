@@ -5,7 +5,7 @@ use super::roster::Roster;
 use super::slow;
 use super::verdict::Verdict;
 use crate::config::LivenessSection;
-use crate::world::Table;
+use crate::world::WireMembers;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ impl Timing {
 
 /// What is to be done now.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Action {
+pub enum WatchAction {
     Send {
         to: usize,
         message: Message,
@@ -57,25 +57,25 @@ pub enum Action {
         written: bool,
     },
     /// A rank is slow: an event, nothing more.
-    Slow(slow::Found),
+    Slow(slow::SlowRank),
 }
 
 /// A peer's last sign of life.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Seen {
+pub(super) struct LastHeard {
     pub(super) heard: Duration,
     pub(super) ever: bool,
     /// When its silence was last complained about.
     pub(super) told: Option<Duration>,
 }
 
-impl Seen {
-    pub(super) fn new(now: Duration) -> Seen {
-        Seen { heard: now, ever: false, told: None }
+impl LastHeard {
+    pub(super) fn new(now: Duration) -> LastHeard {
+        LastHeard { heard: now, ever: false, told: None }
     }
 
     pub(super) fn hear(&mut self, now: Duration) {
-        *self = Seen { heard: now, ever: true, told: None };
+        *self = LastHeard { heard: now, ever: true, told: None };
     }
 
     pub(super) fn age(&self, now: Duration) -> Duration {
@@ -111,10 +111,10 @@ pub(super) struct View {
     pub roster: Roster,
     pub timing: Timing,
     /// Those who report to this rank.
-    pub below: BTreeMap<usize, Seen>,
+    pub below: BTreeMap<usize, LastHeard>,
     pub board: Board,
     /// Who shares which wire, as far as they are made.
-    pub wires: Vec<Table>,
+    pub wires: Vec<WireMembers>,
 }
 
 impl View {

@@ -8,15 +8,15 @@ use super::message::{Message, Probe};
 use super::monitor::{silence, Judge};
 use super::roster::Roster;
 use super::verdict::{Reason, Verdict};
-use super::view::{Action, Board, Heard, Seen, Timing, View};
-use crate::world::Table;
+use super::view::{Board, Heard, LastHeard, Timing, View, WatchAction};
+use crate::world::WireMembers;
 use std::time::Duration;
 
 /// One rank's part.
 pub struct Watch {
     pub(super) view: View,
     /// The one it reports to.
-    above: Option<(usize, Seen)>,
+    above: Option<(usize, LastHeard)>,
     second_heard: Duration,
     own: Probe,
     next: Duration,
@@ -29,9 +29,9 @@ impl Watch {
     pub fn new(roster: Roster, timing: Timing, now: Duration) -> Watch {
         let me = roster.rank;
         let judges = me == roster.monitor() || Some(me) == roster.deputy();
-        let below = roster.below(me).into_iter().map(|r| (r, Seen::new(now))).collect();
+        let below = roster.below(me).into_iter().map(|r| (r, LastHeard::new(now))).collect();
         Watch {
-            above: roster.above(me).map(|r| (r, Seen::new(now))),
+            above: roster.above(me).map(|r| (r, LastHeard::new(now))),
             second_heard: now,
             own: Probe { rank: me as u32, ..Default::default() },
             next: now,
@@ -43,7 +43,7 @@ impl Watch {
 
     /// This process has slept: nobody is late by its clock.
     pub fn fresh(&mut self, now: Duration) {
-        let renew = |s: &mut Seen| *s = Seen { heard: now.max(s.heard), told: None, ..*s };
+        let renew = |s: &mut LastHeard| *s = LastHeard { heard: now.max(s.heard), told: None, ..*s };
         self.view.below.values_mut().for_each(renew);
         if let Some((_, s)) = &mut self.above {
             renew(s);
@@ -55,7 +55,7 @@ impl Watch {
     }
 
     /// Wires that have been made since; a judge needs them.
-    pub fn learn(&mut self, made: Vec<Table>) {
+    pub fn learn(&mut self, made: Vec<WireMembers>) {
         self.view.wires.extend(made);
     }
 
@@ -65,12 +65,12 @@ impl Watch {
     }
 
     /// A message of `from`.
-    pub fn hear(&mut self, now: Duration, from: usize, message: Message) -> Vec<Action> {
+    pub fn hear(&mut self, now: Duration, from: usize, message: Message) -> Vec<WatchAction> {
         if self.done {
             return Vec::new();
         }
         let (attempt_pid, space) = (self.own.pid, self.own.pid_space);
-        let pong = || Action::Send { to: from, message: Message::Pong { pid: attempt_pid, pid_space: space } };
+        let pong = || WatchAction::Send { to: from, message: Message::Pong { pid: attempt_pid, pid_space: space } };
         match message {
             Message::Probe(p) => {
                 self.heard_from(now, from, &[p]);
@@ -97,7 +97,7 @@ impl Watch {
             Message::Died { rank } => self.died(now, rank),
             Message::Stop { verdict, written } => {
                 self.done = true;
-                vec![Action::Leave { verdict, written }]
+                vec![WatchAction::Leave { verdict, written }]
             }
         }
     }
@@ -119,7 +119,7 @@ impl Watch {
         if rank >= self.view.roster.size() || rank == self.view.roster.rank {
             return false;
         }
-        let late = |seen: &Seen| seen.age(now) > self.view.timing.late();
+        let late = |seen: &LastHeard| seen.age(now) > self.view.timing.late();
         match (&self.above, self.view.below.get(&rank)) {
             (Some((above, seen)), _) if *above == rank => late(seen),
             (_, Some(seen)) => late(seen),
@@ -128,7 +128,7 @@ impl Watch {
     }
 
     /// A process of this node has ended, or another rank says so of its own.
-    pub fn died(&mut self, now: Duration, rank: usize) -> Vec<Action> {
+    pub fn died(&mut self, now: Duration, rank: usize) -> Vec<WatchAction> {
         if self.done || rank >= self.view.roster.size() || rank == self.view.roster.rank {
             return Vec::new();
         }
@@ -141,11 +141,11 @@ impl Watch {
             Some((above, _)) if *above == rank => self.view.roster.second(self.view.roster.rank),
             above => above.map(|(above, _)| above),
         };
-        to.map(|to| Action::Send { to, message: Message::Died { rank } }).into_iter().collect()
+        to.map(|to| WatchAction::Send { to, message: Message::Died { rank } }).into_iter().collect()
     }
 
     /// Time passes. `own`: this rank's state. To be called several times an interval.
-    pub fn tick(&mut self, now: Duration, own: Probe) -> Vec<Action> {
+    pub fn tick(&mut self, now: Duration, own: Probe) -> Vec<WatchAction> {
         self.own = own;
         self.view.board.insert(self.view.roster.rank, Heard { at: now, probe: own });
         let mut out = Vec::new();
@@ -156,14 +156,14 @@ impl Watch {
         if due {
             // Counted from now, not from when it was due: a late one is not made up for.
             self.next = now + self.view.timing.interval;
-            out.extend(self.above.map(|(above, _)| Action::Send { to: above, message: self.report(now) }));
+            out.extend(self.above.map(|(above, _)| WatchAction::Send { to: above, message: self.report(now) }));
         }
         out.extend(self.look_up(now));
         out.extend(self.look_down(now));
         if let Some(judge) = &mut self.judge {
             out.extend(judge.tick(&self.view, now, due && self.view.is_monitor()));
         }
-        self.done |= out.iter().any(|a| matches!(a, Action::Verdict(_)));
+        self.done |= out.iter().any(|a| matches!(a, WatchAction::Verdict(_)));
         out
     }
 
@@ -177,7 +177,7 @@ impl Watch {
         Message::Report(ranks.filter_map(|r| self.view.board.get(r)).map(aged).collect())
     }
 
-    fn look_up(&mut self, now: Duration) -> Vec<Action> {
+    fn look_up(&mut self, now: Duration) -> Vec<WatchAction> {
         let me = self.view.roster.rank;
         let (Some((above, mut seen)), Some(second)) = (self.above, self.view.roster.second(me)) else {
             return Vec::new();
@@ -192,13 +192,13 @@ impl Watch {
                     judge.accuse(now, above, Reason::MissedProbes, seen.age(now), &timing);
                 }
             } else if seen.complain(now, if silent { timing.interval / 2 } else { timing.interval }) {
-                out.push(Action::Send { to: second, message: self.report(now) });
+                out.push(WatchAction::Send { to: second, message: self.report(now) });
                 let age_ms = seen.age(now).as_millis() as u64;
                 let message = Message::Silent { rank: above, age_ms };
-                out.extend(silent.then_some(Action::Send { to: second, message }));
+                out.extend(silent.then_some(WatchAction::Send { to: second, message }));
             }
             if second != me && seen.over(now, timing.alone()) {
-                out.push(Action::Verdict(Box::new(self.alone(now, above, seen.age(now), second))));
+                out.push(WatchAction::Verdict(Box::new(self.alone(now, above, seen.age(now), second))));
             }
         }
         self.above = Some((above, seen));
@@ -218,7 +218,7 @@ impl Watch {
         silence(&self.view, now, Reason::MissedProbes, ranks, age, 1)
     }
 
-    fn look_down(&mut self, now: Duration) -> Vec<Action> {
+    fn look_down(&mut self, now: Duration) -> Vec<WatchAction> {
         let mut out = Vec::new();
         let (limit, every) = (self.view.timing.limit(), self.view.timing.interval);
         let (me, above) = (self.view.roster.rank, self.above);
@@ -233,7 +233,7 @@ impl Watch {
                     let message = Message::Silent { rank, age_ms: age.as_millis() as u64 };
                     let second = self.view.roster.second(me).filter(|_| up.age(now) > self.view.timing.late());
                     let to = [Some(above), second].into_iter().flatten().filter(|&to| to != me);
-                    out.extend(to.map(|to| Action::Send { to, message: message.clone() }));
+                    out.extend(to.map(|to| WatchAction::Send { to, message: message.clone() }));
                 }
                 (None, None) => {}
             }
@@ -242,14 +242,14 @@ impl Watch {
     }
 
     /// To whom this rank's own verdict goes: every leader, its own node, and nodes whose leader cannot pass it on.
-    pub fn order(&self, verdict: &Verdict, written: bool) -> Vec<Action> {
+    pub fn order(&self, verdict: &Verdict, written: bool) -> Vec<WatchAction> {
         let roster = &self.view.roster;
         let me = roster.rank;
         let mut to: Vec<usize> = match self.judge {
             Some(_) => roster.leaders().collect(),
             None => Vec::new(),
         };
-        let orphans = |n: &&super::roster::Node| n.ranks[0] == me || verdict.ranks.contains(&n.ranks[0]);
+        let orphans = |n: &&super::roster::RosterNode| n.ranks[0] == me || verdict.ranks.contains(&n.ranks[0]);
         to.extend(roster.nodes.iter().filter(orphans).flat_map(|n| n.ranks.iter().copied()));
         to.sort_unstable();
         to.dedup();
@@ -257,16 +257,16 @@ impl Watch {
     }
 
     /// To whom another rank's verdict is passed on: this rank's node, if it leads.
-    pub fn relay(&self, verdict: &Verdict) -> Vec<Action> {
+    pub fn relay(&self, verdict: &Verdict) -> Vec<WatchAction> {
         let me = self.view.roster.rank;
         let node = &self.view.roster.node(me).ranks;
         stop(node.iter().copied().filter(|&r| r != me && node[0] == me), verdict, true)
     }
 }
 
-fn stop(to: impl Iterator<Item = usize>, verdict: &Verdict, written: bool) -> Vec<Action> {
+fn stop(to: impl Iterator<Item = usize>, verdict: &Verdict, written: bool) -> Vec<WatchAction> {
     let message = Message::Stop { verdict: Box::new(verdict.clone()), written };
-    to.map(|to| Action::Send { to, message: message.clone() }).collect()
+    to.map(|to| WatchAction::Send { to, message: message.clone() }).collect()
 }
 
 pub(super) fn millis(d: Duration) -> u32 {

@@ -24,10 +24,10 @@ use crate::error::{Error, Exit, Result};
 use crate::layout::{Layout, Sharding, Unit};
 use crate::model::{Accumulate, Flat, Held, Owned, Units, Use};
 use crate::plan::Plan;
-use shards::Shards;
+use shards::ZeroShards;
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor};
-use weights::Weights;
+use weights::UnitWeights;
 use whole::Whole;
 
 /// What the buffers are like and how they move.
@@ -63,14 +63,14 @@ pub struct Sharded {
     groups: Groups,
     index: HashMap<Unit, usize>,
     layouts: Vec<std::sync::Arc<crate::layout::UnitLayout>>,
-    weights: Weights,
+    weights: UnitWeights,
     gradients: Gradients,
     spent: CommTiming,
 }
 
 enum Gradients {
     Whole(Whole),
-    Shards(Shards),
+    ZeroShards(ZeroShards),
 }
 
 impl Sharded {
@@ -79,10 +79,10 @@ impl Sharded {
         let layouts: Vec<_> = layout.units.iter().map(|u| std::sync::Arc::new(u.clone())).collect();
         Ok(Sharded {
             index: layouts.iter().enumerate().map(|(i, u)| (u.unit, i)).collect(),
-            weights: Weights::new(&layouts, &how, groups.gather.clone())?,
+            weights: UnitWeights::new(&layouts, &how, groups.gather.clone())?,
             gradients: match how.sharding.stage {
                 0 | 1 => Gradients::Whole(Whole::new(&layouts, &how, &groups)?),
-                _ => Gradients::Shards(Shards::new(&layouts, &how, &groups)?),
+                _ => Gradients::ZeroShards(ZeroShards::new(&layouts, &how, &groups)?),
             },
             how,
             groups,
@@ -104,7 +104,7 @@ impl Sharded {
             param: self.weights.own(i),
             grad: match &self.gradients {
                 Gradients::Whole(g) => g.own(i),
-                Gradients::Shards(g) => g.own(i),
+                Gradients::ZeroShards(g) => g.own(i),
             },
         };
         self.layouts.iter().enumerate().map(owned).collect()
@@ -115,7 +115,7 @@ impl Sharded {
         self.weights.order.begin();
         match &mut self.gradients {
             Gradients::Whole(g) => g.begin(micro_batches),
-            Gradients::Shards(g) => g.begin(micro_batches),
+            Gradients::ZeroShards(g) => g.begin(micro_batches),
         }
     }
 
@@ -124,7 +124,7 @@ impl Sharded {
         self.weights.order.end();
         match &mut self.gradients {
             Gradients::Whole(g) => g.finish(&mut self.spent)?,
-            Gradients::Shards(g) => g.finish(&mut self.spent)?,
+            Gradients::ZeroShards(g) => g.finish(&mut self.spent)?,
         }
         self.groups.sum_copies(&self.owned(), &mut self.spent)
     }
@@ -176,7 +176,7 @@ impl Units for Sharded {
         }
         let grads = match &mut self.gradients {
             Gradients::Whole(g) => g.hold(i, usage, &mut flat),
-            Gradients::Shards(g) => g.hold(i, usage, &mut flat, &mut self.spent)?,
+            Gradients::ZeroShards(g) => g.hold(i, usage, &mut flat, &mut self.spent)?,
         };
         Ok(Held { flat, grads })
     }
@@ -191,7 +191,7 @@ impl Units for Sharded {
         let i = self.place(unit)?;
         match &mut self.gradients {
             Gradients::Whole(g) => g.complete(i, &mut self.spent),
-            Gradients::Shards(g) => g.complete(i, &mut self.spent),
+            Gradients::ZeroShards(g) => g.complete(i, &mut self.spent),
         }
     }
 }

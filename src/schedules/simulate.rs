@@ -45,7 +45,7 @@ impl Costs {
 
 /// One action on the clock.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Span {
+pub struct TimeSpan {
     pub action: Action,
     pub start: f64,
     pub end: f64,
@@ -55,7 +55,7 @@ pub struct Span {
 #[derive(Clone, Debug)]
 pub struct Played {
     /// By stage, in order of time.
-    pub spans: Vec<Vec<Span>>,
+    pub spans: Vec<Vec<TimeSpan>>,
     /// From the first start to the last end.
     pub makespan: f64,
     /// Most activations alive at once, by stage, in the unit of [`Costs::kept`].
@@ -79,7 +79,7 @@ pub fn play(lists: &Lists, costs: &Costs) -> Result<Played> {
     let chunks = costs.forward.len();
     complete(lists, chunks)?;
     let mut arrival: HashMap<Parcel, f64> = HashMap::new();
-    let mut spans: Vec<Vec<Span>> = lists.iter().map(|l| Vec::with_capacity(l.len())).collect();
+    let mut spans: Vec<Vec<TimeSpan>> = lists.iter().map(|l| Vec::with_capacity(l.len())).collect();
     loop {
         let mut moved = false;
         for (stage, list) in lists.iter().enumerate() {
@@ -97,7 +97,7 @@ pub fn play(lists: &Lists, costs: &Costs) -> Result<Played> {
                     let near = parcel.to % lists.len() == stage;
                     arrival.insert(parcel, if near { end } else { end + costs.transfer });
                 }
-                spans[stage].push(Span { action, start, end });
+                spans[stage].push(TimeSpan { action, start, end });
                 moved = true;
             }
         }

@@ -5,7 +5,7 @@ use super::hostlist;
 
 /// One thing said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Message {
+pub enum SlurmMessage {
     /// Tasks ended badly on these nodes.
     Tasks { nodes: Vec<String>, ranks: Vec<usize>, how: How },
     /// A node did not take the step.
@@ -31,29 +31,29 @@ pub enum How {
 }
 
 /// What a line says; `None` for everything else, ranks' own output included.
-pub fn parse(line: &str) -> Option<Message> {
+pub fn parse(line: &str) -> Option<SlurmMessage> {
     let line = line.trim();
     if line.starts_with("slurmstepd") && (line.contains("oom-kill") || line.contains("oom_kill")) {
-        return Some(Message::OutOfMemory);
+        return Some(SlurmMessage::OutOfMemory);
     }
     if line.starts_with("srun: Job step aborted") || line.starts_with("slurmstepd") && line.contains(" CANCELLED AT ") {
-        return Some(Message::Aborted);
+        return Some(SlurmMessage::Aborted);
     }
     if let Some((from, why)) = line.split_once(": error: execve(): ") {
         // newer ones say where: slurmstepd-herd2
         let node = from.strip_prefix("slurmstepd")?.strip_prefix('-').map(str::to_string);
-        return Some(Message::CannotRun { node, why: why.into() });
+        return Some(SlurmMessage::CannotRun { node, why: why.into() });
     }
     let said = line.strip_prefix("srun: error: ")?;
     if let Some(rest) = said.strip_prefix("Task launch for ") {
         let (node, why) = rest.split_once(" failed on node ")?.1.split_once(": ")?;
-        return Some(Message::LaunchFailed { node: node.into(), why: why.into() });
+        return Some(SlurmMessage::LaunchFailed { node: node.into(), why: why.into() });
     }
     if let Some(node) = said.strip_prefix("Node failure on ") {
-        return Some(Message::NodeFailed { node: node.trim().into() });
+        return Some(SlurmMessage::NodeFailed { node: node.trim().into() });
     }
     if said.starts_with("Unable to create step") || said.starts_with("Unable to confirm allocation") {
-        return Some(Message::Refused { why: said.into() });
+        return Some(SlurmMessage::Refused { why: said.into() });
     }
     let (nodes, rest) = said.split_once(": task")?;
     let (ranks, how) = rest.trim_start_matches('s').trim_start().split_once(": ")?;
@@ -64,7 +64,7 @@ pub fn parse(line: &str) -> Option<Message> {
     // ranks are written like the inside of a host list's bracket
     let ranks = hostlist::expand(&format!("[{ranks}]")).ok()?;
     let ranks = ranks.iter().filter_map(|r| r.parse().ok()).collect();
-    Some(Message::Tasks { nodes: hostlist::expand(nodes).ok()?, ranks, how })
+    Some(SlurmMessage::Tasks { nodes: hostlist::expand(nodes).ok()?, ranks, how })
 }
 
 #[cfg(test)]
@@ -76,7 +76,7 @@ mod tests {
     fn sentences_of_slurm() {
         let tasks = |nodes: &[&str], ranks: &[usize], how| {
             let nodes = nodes.iter().map(|n| n.to_string()).collect();
-            Some(Message::Tasks { nodes, ranks: ranks.to_vec(), how })
+            Some(SlurmMessage::Tasks { nodes, ranks: ranks.to_vec(), how })
         };
         let signal = |s: &str| How::Signal(s.into());
         assert_eq!(parse("srun: error: herd2: task 1: Killed"), tasks(&["herd2"], &[1], signal("Killed")));
@@ -92,21 +92,24 @@ mod tests {
             parse("srun: error: Task launch for StepId=1.6 failed on node herd3: Communication connection failure");
         assert_eq!(
             failed,
-            Some(Message::LaunchFailed { node: "herd3".into(), why: "Communication connection failure".into() })
+            Some(SlurmMessage::LaunchFailed { node: "herd3".into(), why: "Communication connection failure".into() })
         );
-        assert_eq!(parse("srun: error: Node failure on herd3"), Some(Message::NodeFailed { node: "herd3".into() }));
+        assert_eq!(
+            parse("srun: error: Node failure on herd3"),
+            Some(SlurmMessage::NodeFailed { node: "herd3".into() })
+        );
         assert!(matches!(
             parse("srun: error: Unable to create step for job 1: More processors requested than permitted"),
-            Some(Message::Refused { .. })
+            Some(SlurmMessage::Refused { .. })
         ));
         let oom = "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0. Some of your processes may have been killed";
-        assert_eq!(parse(oom), Some(Message::OutOfMemory));
+        assert_eq!(parse(oom), Some(SlurmMessage::OutOfMemory));
         for aborted in [
             "srun: Job step aborted: Waiting up to 7 seconds for job step to finish.",
             "slurmstepd-herd1: error: *** STEP 1.0 ON herd1 CANCELLED AT 2026-11-28T17:53:22 ***",
             "slurmstepd: error: *** STEP 1.0 ON herd1 CANCELLED AT 2026-11-28T17:53:22 ***",
         ] {
-            assert_eq!(parse(aborted), Some(Message::Aborted), "{aborted}");
+            assert_eq!(parse(aborted), Some(SlurmMessage::Aborted), "{aborted}");
         }
         for (line, node) in [
             ("slurmstepd: error: execve(): /x/herd: Exec format error", None),
@@ -114,7 +117,7 @@ mod tests {
         ] {
             assert_eq!(
                 parse(line),
-                Some(Message::CannotRun { node, why: "/x/herd: Exec format error".into() }),
+                Some(SlurmMessage::CannotRun { node, why: "/x/herd: Exec format error".into() }),
                 "{line}"
             );
         }

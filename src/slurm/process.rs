@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// How a command has ended, and what it said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ended {
+pub struct CommandEnd {
     pub program: String,
     /// Exit code, 128 + signal where one ended it.
     pub code: i32,
@@ -16,9 +16,9 @@ pub struct Ended {
     pub err: String,
 }
 
-impl Ended {
+impl CommandEnd {
     /// Errors ([`Exit::World`]): another code than 0, with what it said on standard error.
-    pub fn well(self) -> Result<Ended> {
+    pub fn well(self) -> Result<CommandEnd> {
         match self.code {
             0 => Ok(self),
             code => {
@@ -41,7 +41,7 @@ pub fn said(command: Command, limit: Duration) -> Result<String> {
 }
 
 /// [`output`], whatever the exit code. Errors ([`Exit::World`]): it cannot be started, or takes longer.
-pub fn run(mut command: Command, limit: Duration) -> Result<Ended> {
+pub fn run(mut command: Command, limit: Duration) -> Result<CommandEnd> {
     let name = command.get_program().to_string_lossy().into_owned();
     let failed = |what: String| Error::new(Exit::World, format!("{name}: {what}"));
     let mut child = command
@@ -64,7 +64,7 @@ pub fn run(mut command: Command, limit: Duration) -> Result<Ended> {
     };
     let err = read(child.stderr.as_mut().map(|s| s as _));
     let out = read(child.stdout.as_mut().map(|s| s as _));
-    Ok(Ended { program: name, code, out, err })
+    Ok(CommandEnd { program: name, code, out, err })
 }
 
 /// The exit code of a child that ends within `limit`; 128 + signal where a signal ended it.

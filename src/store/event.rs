@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Event {
+pub enum StoreEvent {
     /// Whole and verified in the store.
     Upload { step: u64, url: String, bytes: u64, sent: u64, seconds: f64, attempts: u32 },
     /// Every try failed. The checkpoint stays here until a newer one is verified in the store.
@@ -26,7 +26,7 @@ pub enum Event {
     StorePassedOver { url: String, reason: String },
 }
 
-impl Event {
+impl StoreEvent {
     /// Kind and fields, as `events.jsonl` has them.
     pub fn parts(&self) -> (String, Value) {
         let mut fields = serde_json::to_value(self).unwrap_or_default();
@@ -36,31 +36,33 @@ impl Event {
 
     /// Whether somebody should look.
     pub fn is_warning(&self) -> bool {
-        use Event::*;
+        use StoreEvent::*;
         matches!(self, UploadFailed { .. } | UploadPending { .. } | RemoteRejected { .. } | StorePassedOver { .. })
     }
 }
 
-impl fmt::Display for Event {
+impl fmt::Display for StoreEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Event::Upload { url, bytes, sent, seconds, .. } => {
+            StoreEvent::Upload { url, bytes, sent, seconds, .. } => {
                 let (all, now) = (*bytes as f64 / 1e6, *sent as f64 / 1e6);
                 write!(f, "uploaded {url}: {all:.1} MB, {now:.1} MB of it now, verified after {seconds:.1} s")
             }
-            Event::UploadFailed { step, error, attempts, .. } => {
+            StoreEvent::UploadFailed { step, error, attempts, .. } => {
                 write!(f, "the upload of step {step} failed {attempts} times and is left for later: {error}")
             }
-            Event::UploadSkipped { step, newer } => {
+            StoreEvent::UploadSkipped { step, newer } => {
                 write!(f, "step {step} is not uploaded: step {newer} was saved before its turn came")
             }
-            Event::UploadPending { step, url } => {
+            StoreEvent::UploadPending { step, url } => {
                 write!(f, "step {step} is not yet in {url}: the next start goes on, or `herd checkpoint upload`")
             }
-            Event::RemotePruned { url, steps } => write!(f, "removed steps {steps:?} from {url}"),
-            Event::Fetched { url, path, .. } => write!(f, "fetched {url} to {}", path.display()),
-            Event::RemoteRejected { url, reason, .. } => write!(f, "{url} is not whole and is passed over: {reason}"),
-            Event::StorePassedOver { url, reason } => write!(f, "{url} is passed over: {reason}"),
+            StoreEvent::RemotePruned { url, steps } => write!(f, "removed steps {steps:?} from {url}"),
+            StoreEvent::Fetched { url, path, .. } => write!(f, "fetched {url} to {}", path.display()),
+            StoreEvent::RemoteRejected { url, reason, .. } => {
+                write!(f, "{url} is not whole and is passed over: {reason}")
+            }
+            StoreEvent::StorePassedOver { url, reason } => write!(f, "{url} is passed over: {reason}"),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 pub const NAME: &str = "uploads.json";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Ledger {
+pub struct UploadLedger {
     pub url: String,
     /// Steps that are due are multiples of it; 0: all.
     pub every: u64,
@@ -18,17 +18,21 @@ pub struct Ledger {
     pub verified: BTreeSet<u64>,
 }
 
-impl Ledger {
+impl UploadLedger {
     /// The ledger of a run; `None` for a run without a store. A damaged one counts as empty, which keeps more.
-    pub fn read(run: &Path) -> Option<Ledger> {
+    pub fn read(run: &Path) -> Option<UploadLedger> {
         let bytes = std::fs::read(run.join(NAME)).ok()?;
-        Some(serde_json::from_slice(&bytes).unwrap_or(Ledger { url: String::new(), every: 0, verified: [].into() }))
+        Some(serde_json::from_slice(&bytes).unwrap_or(UploadLedger {
+            url: String::new(),
+            every: 0,
+            verified: [].into(),
+        }))
     }
 
     /// The ledger of a run that uploads to `url`. Another URL starts an empty one.
-    pub fn open(run: &Path, url: &str, every: u64) -> Ledger {
-        let old = Ledger::read(run).filter(|l| l.url == url);
-        Ledger { url: url.into(), every, verified: old.map(|l| l.verified).unwrap_or_default() }
+    pub fn open(run: &Path, url: &str, every: u64) -> UploadLedger {
+        let old = UploadLedger::read(run).filter(|l| l.url == url);
+        UploadLedger { url: url.into(), every, verified: old.map(|l| l.verified).unwrap_or_default() }
     }
 
     pub fn write(&self, run: &Path) -> Result<()> {
@@ -53,15 +57,15 @@ mod tests {
     #[test]
     fn a_checkpoint_stays_until_it_or_a_newer_one_is_verified() {
         let dir = tempfile::tempdir().unwrap();
-        let mut l = Ledger::open(dir.path(), "s3://b", 2);
+        let mut l = UploadLedger::open(dir.path(), "s3://b", 2);
         assert!(l.may_remove(3) && !l.may_remove(2) && !l.may_remove(4));
         l.verified.insert(4);
         assert!(l.may_remove(2) && l.may_remove(4) && !l.may_remove(6));
         l.write(dir.path()).unwrap();
-        assert_eq!(Ledger::read(dir.path()), Some(l.clone()));
-        assert_eq!(Ledger::open(dir.path(), "s3://b", 2), l);
-        assert!(Ledger::open(dir.path(), "s3://other", 2).verified.is_empty());
+        assert_eq!(UploadLedger::read(dir.path()), Some(l.clone()));
+        assert_eq!(UploadLedger::open(dir.path(), "s3://b", 2), l);
+        assert!(UploadLedger::open(dir.path(), "s3://other", 2).verified.is_empty());
         std::fs::write(dir.path().join(NAME), "{").unwrap();
-        assert!(!Ledger::read(dir.path()).unwrap().may_remove(2));
+        assert!(!UploadLedger::read(dir.path()).unwrap().may_remove(2));
     }
 }

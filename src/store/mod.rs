@@ -3,7 +3,7 @@
 //! - [`place`]: from a URL to a store, credentials
 //! - [`Remote`]: an open place, with blocking calls; what lies where
 //! - `upload`, `download`: one checkpoint there and back, verified on both ways
-//! - [`Uploader`]: the thread behind training; [`Ledger`]: what it knows to be safe
+//! - [`Uploader`]: the thread behind training; [`UploadLedger`]: what it knows to be safe
 //! - [`fetch_newer`]: where a run looks when nothing nearer is whole
 
 mod aws;
@@ -19,8 +19,8 @@ mod uploader;
 mod verify;
 
 pub use download::{fetch, fetch_newer, persist as persist_fetch};
-pub use event::Event;
-pub use ledger::Ledger;
+pub use event::StoreEvent;
+pub use ledger::UploadLedger;
 pub use pace::Pace;
 pub use remote::Remote;
 pub use upload::{retain, Uploaded, Way};

@@ -35,7 +35,7 @@ pub struct Remote {
 
 /// What lies under one step.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Step {
+pub(super) struct RemoteStep {
     pub manifest: bool,
     pub objects: Vec<Object>,
 }
@@ -76,13 +76,13 @@ impl Remote {
     }
 
     /// Everything under the prefix that herd could have put there, by step.
-    pub(super) fn listing(&self) -> Result<BTreeMap<u64, Step>> {
+    pub(super) fn listing(&self) -> Result<BTreeMap<u64, RemoteStep>> {
         self.wait(async {
             let all: Vec<_> = self.store.list(Some(&self.prefix)).try_collect().await.or_else(|e| match e {
                 object_store::Error::NotFound { .. } if self.url.starts_with("file:") => Ok(Vec::new()),
                 e => Err(self.refused("list", "", &e)),
             })?;
-            let mut steps: BTreeMap<u64, Step> = BTreeMap::new();
+            let mut steps: BTreeMap<u64, RemoteStep> = BTreeMap::new();
             for object in all {
                 let Some(parts) = object.location.prefix_match(&self.prefix) else { continue };
                 let parts: Vec<String> = parts.map(|p| p.as_ref().to_string()).collect();
@@ -161,7 +161,7 @@ impl Remote {
     }
 
     /// Removes a step, manifest first, so that what is half removed is no checkpoint.
-    pub(super) fn remove(&self, step: u64, held: &Step) -> Result<()> {
+    pub(super) fn remove(&self, step: u64, held: &RemoteStep) -> Result<()> {
         let manifest = held.manifest.then(|| self.manifest_key(step));
         let data = held.objects.iter().map(|o| self.key(step, &o.digest, &o.name));
         self.delete(manifest.into_iter().chain(data).collect())

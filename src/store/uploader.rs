@@ -6,8 +6,8 @@
 use crate::config::StoreSection;
 use crate::error::{Error, Exit, Result};
 use crate::progress::Meter;
-use crate::store::event::Event;
-use crate::store::ledger::Ledger;
+use crate::store::event::StoreEvent;
+use crate::store::ledger::UploadLedger;
 use crate::store::pace::{pause, Pace};
 use crate::store::remote::Remote;
 use crate::store::upload::{retain, upload, Uploaded, Way};
@@ -35,12 +35,12 @@ struct Shared {
 }
 
 struct State {
-    ledger: Ledger,
+    ledger: UploadLedger,
     waiting: Option<(u64, PathBuf)>,
     under_way: Option<u64>,
     /// Older checkpoints in the store are being removed.
     tidying: bool,
-    events: Vec<Event>,
+    events: Vec<StoreEvent>,
     /// No more checkpoints will come.
     closing: bool,
 }
@@ -59,7 +59,7 @@ impl Uploader {
     /// Errors: a URL that is none, a run directory that cannot be written. The store itself is not asked yet.
     pub fn start(section: &StoreSection, run: &Path) -> Result<Uploader> {
         let remote = Remote::open(&section.url)?;
-        let ledger = Ledger::open(run, remote.url(), section.every);
+        let ledger = UploadLedger::open(run, remote.url(), section.every);
         ledger.write(run)?;
         let (waiting, tidying) = (pending(run, &ledger)?, !ledger.verified.is_empty());
         let state = State { ledger, waiting, under_way: None, tidying, events: Vec::new(), closing: false };
@@ -87,7 +87,7 @@ impl Uploader {
             }
         }
         if let Some((old, _)) = state.waiting.replace((step, path.into())) {
-            state.events.push(Event::UploadSkipped { step: old, newer: step });
+            state.events.push(StoreEvent::UploadSkipped { step: old, newer: step });
         }
         self.shared.changed.notify_all();
     }
@@ -100,7 +100,7 @@ impl Uploader {
     }
 
     /// What happened since the last call.
-    pub fn events(&self) -> Vec<Event> {
+    pub fn events(&self) -> Vec<StoreEvent> {
         std::mem::take(&mut self.shared.lock().events)
     }
 
@@ -111,7 +111,7 @@ impl Uploader {
     }
 
     /// Waits up to `limit` for what is pending, stops the thread, and returns the last events.
-    pub fn finish(mut self, limit: Duration) -> Vec<Event> {
+    pub fn finish(mut self, limit: Duration) -> Vec<StoreEvent> {
         self.shared.lock().closing = true;
         self.shared.changed.notify_all();
         self.join(limit);
@@ -121,7 +121,7 @@ impl Uploader {
         let mut state = self.shared.lock();
         let left = state.under_way.into_iter().chain(state.waiting.as_ref().map(|(s, _)| *s)).max();
         let url = state.ledger.url.clone();
-        state.events.extend(left.map(|step| Event::UploadPending { step, url }));
+        state.events.extend(left.map(|step| StoreEvent::UploadPending { step, url }));
         std::mem::take(&mut state.events)
     }
 
@@ -137,7 +137,7 @@ impl Uploader {
 }
 
 /// The newest local checkpoint that is due and newer than all in the store.
-fn pending(run: &Path, ledger: &Ledger) -> Result<Option<(u64, PathBuf)>> {
+fn pending(run: &Path, ledger: &UploadLedger) -> Result<Option<(u64, PathBuf)>> {
     let newest = ledger.verified.last().copied();
     let all = crate::checkpoint::list(&run.join("checkpoints"))?.into_iter();
     let whole = all.filter_map(|(path, c)| Some((c.ok()?.meta().step, path)));
@@ -177,12 +177,12 @@ fn work(shared: &Shared, remote: &Remote, section: &StoreSection, run: &Path) {
         let event = match done {
             Ok(u) => {
                 let Uploaded { step, url, bytes, sent, seconds } = u;
-                Event::Upload { step, url, bytes, sent, seconds, attempts }
+                StoreEvent::Upload { step, url, bytes, sent, seconds, attempts }
             }
             Err(_) if shared.cancel.load(Ordering::Relaxed) => return,
-            Err(e) => Event::UploadFailed { step, url: remote.url().into(), error: e.to_string(), attempts },
+            Err(e) => StoreEvent::UploadFailed { step, url: remote.url().into(), error: e.to_string(), attempts },
         };
-        let verified = matches!(event, Event::Upload { .. });
+        let verified = matches!(event, StoreEvent::Upload { .. });
         let mut state = shared.lock();
         if verified {
             state.ledger.verified.insert(step);
@@ -206,7 +206,7 @@ fn clean_up(shared: &Shared, remote: &Remote, keep: usize, verified: u64) {
     state.tidying = false;
     match removed {
         Ok(steps) if steps.is_empty() => {}
-        Ok(steps) => state.events.push(Event::RemotePruned { url: remote.url().into(), steps }),
+        Ok(steps) => state.events.push(StoreEvent::RemotePruned { url: remote.url().into(), steps }),
         // Costs space there; the next upload or start tries again.
         Err(e) => tracing::warn!("old checkpoints stay in the store: {e}"),
     }

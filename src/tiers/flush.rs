@@ -9,7 +9,7 @@ use crate::checkpoint::Team;
 use crate::checkpoint::{directory, save_by, Rules};
 use crate::error::{Error, Exit, Result};
 use crate::tiers::snapshot::image::SnapshotReader;
-use crate::tiers::snapshot::inventory::{agreed_place, Entry, Inventory, Set};
+use crate::tiers::snapshot::inventory::{agreed_place, Inventory, Set, SnapshotEntry};
 use crate::tiers::snapshot::nodes::Nodes;
 use crate::tiers::snapshot::place::known_run_id;
 use crate::world::World;
@@ -69,7 +69,7 @@ pub fn flush(run_dir: &Path, snapshot_dir: &Path, rules: &Rules, world: &World) 
             let path = checkpoints.join(directory(step));
             return Ok(Flushed { step, path, written: false, bytes: 0, seconds: 0.0, from_partners: 0, passed_over });
         }
-        let chosen: Vec<Entry> = set.copies.iter().filter_map(|c| c.first().copied()).collect();
+        let chosen: Vec<SnapshotEntry> = set.copies.iter().filter_map(|c| c.first().copied()).collect();
         let mut damaged = Vec::new();
         match write(&checkpoints, &chosen, &inventory, rules, world, &mut damaged) {
             Ok(Saved { path, bytes, seconds }) => {
@@ -90,7 +90,7 @@ pub fn flush(run_dir: &Path, snapshot_dir: &Path, rules: &Rules, world: &World) 
 
 /// Each node's process writes the parts that were chosen from its node.
 fn write(
-    checkpoints: &Path, chosen: &[Entry], inventory: &Inventory, rules: &Rules, world: &World,
+    checkpoints: &Path, chosen: &[SnapshotEntry], inventory: &Inventory, rules: &Rules, world: &World,
     damaged: &mut Vec<(u64, u64)>,
 ) -> Result<Saved> {
     let me = world.rank() as u64;

@@ -5,7 +5,7 @@ use crate::checkpoint::read::{Checkpoint, Compared};
 use crate::checkpoint::slice::{cover, Span};
 use crate::error::{Error, Exit, Result};
 use crate::tiers::snapshot::image::SnapshotReader;
-use crate::tiers::snapshot::inventory::{Entry, Inventory, Set};
+use crate::tiers::snapshot::inventory::{Inventory, Set, SnapshotEntry};
 use crate::world::World;
 use serde::Serialize;
 use std::cell::RefCell;
@@ -49,7 +49,7 @@ pub struct Source<'a> {
 /// A set of snapshots, opened one by one as they are needed.
 struct Memory<'a> {
     /// For each writer its copies, nearest first.
-    copies: Vec<Vec<Entry>>,
+    copies: Vec<Vec<SnapshotEntry>>,
     images: Vec<Option<SnapshotReader<'a>>>,
     /// Where slices of a tensor are, among the opened images: (image, slice).
     index: HashMap<(Group, String), Vec<(usize, usize)>>,

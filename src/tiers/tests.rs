@@ -4,7 +4,7 @@ use crate::checkpoint::tests::{meta, names, random};
 use crate::checkpoint::{Group, Span, Spec};
 use crate::error::{Exit, Result};
 use crate::tiers::snapshot::image::SnapshotReader;
-use crate::tiers::snapshot::inventory::Entry;
+use crate::tiers::snapshot::inventory::SnapshotEntry;
 use crate::tiers::snapshot::near::LocalPartner;
 use crate::tiers::snapshot::place::SnapshotDir;
 use crate::tiers::snapshot::slot::{Header, Owner, Slot, PAGE};
@@ -58,7 +58,7 @@ fn write(slot: &mut Slot, step: u64, mut before: impl FnMut(usize)) -> Result<()
 fn whole(dir: &Path) -> Vec<u64> {
     let mut steps = Vec::new();
     for found in place(dir).scan().unwrap() {
-        let entry = Entry { header: found.header, leader: 0, item: 0, partner: 0 };
+        let entry = SnapshotEntry { header: found.header, leader: 0, item: 0, partner: 0 };
         let read = || -> Result<()> {
             let mut image = SnapshotReader::open(entry, Some(&found.path), None)?;
             assert_eq!(image.meta.step, entry.header.step);

@@ -8,7 +8,7 @@ use crate::convert::hf::{Dtype, ExportEvent, Exporter};
 use crate::error::Result;
 use crate::liveness::Progress;
 use crate::plan::Plan;
-use crate::store::{fetch_newer, Event, Uploader};
+use crate::store::{fetch_newer, StoreEvent, Uploader};
 use crate::world::World;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -134,7 +134,8 @@ fn wait_together(world: &World, progress: &Progress, mut done: impl FnMut() -> b
 /// Takes what the object store has newer than step `than` into the run directory, on rank 0 while the others wait. Whether
 /// there was something. Collective over all ranks.
 pub fn fetch(
-    section: &StoreSection, plan: &Plan, world: &World, progress: &Progress, than: Option<u64>, events: &mut Vec<Event>,
+    section: &StoreSection, plan: &Plan, world: &World, progress: &Progress, than: Option<u64>,
+    events: &mut Vec<StoreEvent>,
 ) -> Result<bool> {
     let checkpoints = plan.config.run_dir.join("checkpoints");
     let fetched = std::thread::scope(|scope| {
@@ -154,7 +155,7 @@ pub fn fetch(
 }
 
 /// One event of the object store tier, in the log and for the person who watches.
-pub fn stored(event: &Event, report: &mut Report) -> Result<()> {
+pub fn stored(event: &StoreEvent, report: &mut Report) -> Result<()> {
     let (kind, fields) = event.parts();
     report.event(&kind, fields)?;
     report.note(&if event.is_warning() { format!("WARNING: {event}") } else { event.to_string() });

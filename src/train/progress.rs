@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 /// Shows steps on stderr; one rank has it.
-pub struct Progress {
+pub struct TrainProgress {
     total: u64,
     every: u64,
     first: Option<u64>,
@@ -15,11 +15,11 @@ pub struct Progress {
     bar: Option<ProgressBar>,
 }
 
-impl Progress {
+impl TrainProgress {
     /// For a run of `total` steps that continues after step `restored`; a line every `every` steps without a terminal.
-    pub fn new(total: u64, restored: u64, every: u64) -> Progress {
+    pub fn new(total: u64, restored: u64, every: u64) -> TrainProgress {
         let bar = std::io::stderr().is_terminal().then(|| bar(total, restored));
-        Progress { total, every: every.max(1), first: None, pace: 0.0, bar }
+        TrainProgress { total, every: every.max(1), first: None, pace: 0.0, bar }
     }
 
     pub fn step(&mut self, r: &StepRecord) {
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn the_pace_forgets_the_first_step() {
-        let mut p = Progress { total: 100, every: 1000, first: None, pace: 0.0, bar: None };
+        let mut p = TrainProgress { total: 100, every: 1000, first: None, pace: 0.0, bar: None };
         for step in 11..=13 {
             p.step(&StepRecord { step, step_s: if step == 11 { 60.0 } else { 1.0 }, ..Default::default() });
         }

@@ -1,7 +1,7 @@
 //! What a run says about itself, from one rank: metrics, events, progress. On the other ranks every call does nothing.
 
 use super::metrics::{memory_peak, Events, Metrics, StepRecord};
-use super::progress::Progress;
+use super::progress::TrainProgress;
 use super::state::State;
 use super::step::Outcome;
 use crate::config;
@@ -31,7 +31,7 @@ pub struct Report {
 struct Inner {
     metrics: Metrics,
     events: Events,
-    progress: Progress,
+    progress: TrainProgress,
 }
 
 impl Report {
@@ -42,7 +42,7 @@ impl Report {
             0 => Some(Inner {
                 metrics: Metrics::open(&config.run_dir, restored, config.log.tensorboard)?,
                 events: Events::open(&config.run_dir)?,
-                progress: Progress::new(config.train.steps, restored, config.log.every),
+                progress: TrainProgress::new(config.train.steps, restored, config.log.every),
             }),
             _ => None,
         };

@@ -9,7 +9,7 @@ use crate::wire::route::Route;
 use crate::wire::staged::StagedWire;
 use crate::wire::Wire;
 use crate::world::ffi::Comm;
-use crate::world::meters::{Meter, Table};
+use crate::world::meters::{WireMembers, WireMeter};
 use crate::world::World;
 use std::collections::{HashMap, HashSet};
 
@@ -69,7 +69,7 @@ fn on_axis(world: &World, topo: &Topology, axis: Axis, backend: Backend) -> Resu
 fn named(world: &World, ranks: &[usize], backend: Backend, name: &str) -> Result<Box<dyn Wire>> {
     world.control(|| {
         let (comm, places) = group(world, ranks)?;
-        let meter = Meter::next(&world.meters, world.rank(), Table { name: name.into(), places });
+        let meter = WireMeter::next(&world.meters, world.rank(), WireMembers { name: name.into(), places });
         if ranks.len() == 1 {
             return Ok(Box::new(MpiWire::solo()) as Box<dyn Wire>);
         }

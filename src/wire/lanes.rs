@@ -8,7 +8,7 @@ use crate::error::{Error, Exit, Result};
 use crate::wire::buffer::TensorBuf;
 use crate::wire::futex;
 use crate::wire::message::TensorMessage;
-use crate::wire::segment::{Parts, ShmSegment};
+use crate::wire::segment::{SegmentParts, ShmSegment};
 use crate::world::ffi::Comm;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -76,7 +76,7 @@ impl CmaRings {
     pub(super) fn new(node: &Comm, wire_rank: usize, stop: &AtomicBool) -> Result<Option<CmaRings>> {
         let (me, size) = (node.rank()?, node.size()?);
         let bytes = std::mem::size_of::<Head>() + size * std::mem::size_of::<CmaRing>();
-        let Some(segment) = ShmSegment::create(node, bytes, Parts::OnPages, stop)? else { return Ok(None) };
+        let Some(segment) = ShmSegment::create(node, bytes, SegmentParts::OnPages, stop)? else { return Ok(None) };
         let proof = Box::new(std::process::id() as u64 ^ 0x6865_7264_6c61_6e65);
         let facts = [wire_rank as u64, std::process::id() as u64, &raw const *proof as u64, *proof];
         let all = node.all_gather(&facts, stop)?;

@@ -10,7 +10,7 @@ use crate::wire::lanes::{ring, CmaRings, SLICE};
 use crate::wire::message::TensorMessage;
 use crate::wire::work::Urgency;
 use crate::wire::Work;
-use crate::world::ffi::{stopped, Backoff, Comm, Message};
+use crate::world::ffi::{stopped, Backoff, Comm, MpiMessage};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -45,7 +45,7 @@ struct State {
     comm: Comm,
     stop: Arc<AtomicBool>,
     lanes: Option<CmaRings>,
-    messages: Vec<(TensorMessage, Message)>,
+    messages: Vec<(TensorMessage, MpiMessage)>,
     broken: Option<Error>,
     /// The thread sleeps without looking at the stop flag.
     resting: bool,
@@ -180,8 +180,8 @@ impl State {
             // SAFETY: the job holds the tensor until it is finished, and leaks it after an error.
             let message = unsafe {
                 match job.send {
-                    true => Message::send(&self.comm, data, len, job.peer, TAG),
-                    false => Message::recv(&self.comm, data, len, job.peer, TAG),
+                    true => MpiMessage::send(&self.comm, data, len, job.peer, TAG),
+                    false => MpiMessage::recv(&self.comm, data, len, job.peer, TAG),
                 }
             };
             match message {

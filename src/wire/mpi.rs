@@ -9,10 +9,10 @@ use crate::wire::combine::element_size;
 use crate::wire::mail::PointToPoint;
 use crate::wire::messages::MpiCollectives;
 use crate::wire::route::Route;
-use crate::wire::shared::{Memory, Shared};
+use crate::wire::shared::{Shared, ShmMemory};
 use crate::wire::{Wire, Work};
 use crate::world::ffi::Comm;
-use crate::world::meters::Meter;
+use crate::world::meters::WireMeter;
 use crate::world::{leak, Op};
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{channel, Receiver, Sender};
@@ -46,10 +46,10 @@ pub struct MpiWire {
     /// be waiting for a peer that is gone.
     queue: Option<Sender<Job>>,
     /// Where [`Wire::tensor`] puts tensors, when the ranks share memory.
-    memory: Option<Arc<Memory>>,
+    memory: Option<Arc<ShmMemory>>,
     /// None on an axis of one rank.
     mail: Option<PointToPoint>,
-    meter: Option<Meter>,
+    meter: Option<WireMeter>,
 }
 
 /// How the bytes of this axis move.
@@ -65,7 +65,7 @@ impl MpiWire {
     }
 
     /// Collective over `comm`.
-    pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>, via: Route, meter: Meter) -> Result<MpiWire> {
+    pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>, via: Route, meter: WireMeter) -> Result<MpiWire> {
         let (rank, size) = (comm.rank()?, comm.size()?);
         let flag = stop.clone();
         let node = comm.split_node()?;
@@ -124,7 +124,7 @@ impl MpiWire {
 
 impl MpiWire {
     /// What liveness reads of this wire; `None` on an axis of one rank.
-    pub(super) fn meter(&self) -> Option<Meter> {
+    pub(super) fn meter(&self) -> Option<WireMeter> {
         self.meter.clone()
     }
 }
@@ -193,7 +193,7 @@ impl Wire for MpiWire {
 
 /// The communication thread. After the first error every later collective gets the same one: the ranks no longer agree
 /// on what is under way.
-fn serve(mut path: Path, jobs: Receiver<Job>, meter: &Meter, stop: &AtomicBool) {
+fn serve(mut path: Path, jobs: Receiver<Job>, meter: &WireMeter, stop: &AtomicBool) {
     let mut broken: Option<Error> = None;
     for job in jobs {
         let start = Instant::now();

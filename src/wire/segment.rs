@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicBool;
 
 /// How the parts of a segment lie.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Parts {
+pub(super) enum SegmentParts {
     /// Each on pages of its own.
     OnPages,
     /// With nothing in between: together one array.
@@ -36,11 +36,13 @@ const PAGE: usize = 4096;
 impl ShmSegment {
     /// At least `bytes` per rank. Collective over `comm`, whose ranks are on one node; `None` on all ranks when one of
     /// them cannot (no memory, no /proc, processes that may not see each other).
-    pub(super) fn create(comm: &Comm, bytes: usize, parts: Parts, stop: &AtomicBool) -> Result<Option<ShmSegment>> {
+    pub(super) fn create(
+        comm: &Comm, bytes: usize, parts: SegmentParts, stop: &AtomicBool,
+    ) -> Result<Option<ShmSegment>> {
         let (rank, size) = (comm.rank()?, comm.size()?);
         let stride = match parts {
-            Parts::BackToBack => bytes,
-            Parts::OnPages => bytes.next_multiple_of(if bytes < HUGE_PAGE { PAGE } else { HUGE_PAGE }),
+            SegmentParts::BackToBack => bytes,
+            SegmentParts::OnPages => bytes.next_multiple_of(if bytes < HUGE_PAGE { PAGE } else { HUGE_PAGE }),
         };
         let total = stride * size;
         let made = if rank == 0 { make(total) } else { None };

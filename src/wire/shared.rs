@@ -8,7 +8,7 @@ use crate::error::{Error, Exit, Result};
 use crate::wire::buffer::TensorBuf;
 use crate::wire::combine::combine;
 use crate::wire::futex::{sleep, wake};
-use crate::wire::segment::{Parts, ShmSegment};
+use crate::wire::segment::{SegmentParts, ShmSegment};
 use crate::world::ffi::{stopped, Comm};
 use crate::world::Op;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -22,7 +22,7 @@ const STAGE: usize = 256 << 10;
 const GRAIN: usize = 64;
 
 /// The segments that tensors may lie in, the same list on every rank.
-pub(super) struct Memory {
+pub(super) struct ShmMemory {
     comm: Comm,
     stop: Arc<AtomicBool>,
     segments: Mutex<Vec<ShmSegment>>,
@@ -35,11 +35,11 @@ pub fn shared_bytes() -> u64 {
 
 static SHARED_BYTES: AtomicU64 = AtomicU64::new(0);
 
-impl Memory {
+impl ShmMemory {
     /// `bytes` zero bytes in a new segment, the same call on every rank; `None` when a rank has no room.
     pub(super) fn allocate(&self, bytes: usize) -> Result<Option<*mut u8>> {
         let rank = self.comm.rank()?;
-        let new = ShmSegment::create(&self.comm, bytes, Parts::OnPages, &self.stop)?;
+        let new = ShmSegment::create(&self.comm, bytes, SegmentParts::OnPages, &self.stop)?;
         SHARED_BYTES.fetch_add(new.map_or(0, |_| bytes as u64), Ordering::Relaxed);
         self.segments.lock().unwrap_or_else(|e| e.into_inner()).extend(new);
         Ok(new.map(|s| s.part(rank)))
@@ -47,7 +47,7 @@ impl Memory {
 
     /// `bytes` zero bytes of every rank, back to back, the same call on every rank; `None` when a rank has no room.
     pub(super) fn window(&self, bytes: usize) -> Result<Option<*mut u8>> {
-        let new = ShmSegment::create(&self.comm, bytes, Parts::BackToBack, &self.stop)?;
+        let new = ShmSegment::create(&self.comm, bytes, SegmentParts::BackToBack, &self.stop)?;
         SHARED_BYTES.fetch_add(new.map_or(0, |_| bytes as u64), Ordering::Relaxed);
         Ok(new.map(|s| s.part(0)))
     }
@@ -100,23 +100,24 @@ pub(super) struct Shared {
     size: usize,
     stop: Arc<AtomicBool>,
     control: ShmSegment,
-    memory: Arc<Memory>,
+    memory: Arc<ShmMemory>,
     meetings: u32,
 }
 
 impl Shared {
     /// Collective over `comm`, whose ranks are on one node. `None` when they cannot share memory.
     pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>) -> Result<std::result::Result<Shared, Comm>> {
-        let Some(control) = ShmSegment::create(&comm, std::mem::size_of::<Slot>() + 2 * STAGE, Parts::OnPages, &stop)?
+        let Some(control) =
+            ShmSegment::create(&comm, std::mem::size_of::<Slot>() + 2 * STAGE, SegmentParts::OnPages, &stop)?
         else {
             return Ok(Err(comm));
         };
         let (rank, size) = (comm.rank()?, comm.size()?);
-        let memory = Arc::new(Memory { comm, stop: stop.clone(), segments: Mutex::default() });
+        let memory = Arc::new(ShmMemory { comm, stop: stop.clone(), segments: Mutex::default() });
         Ok(Ok(Shared { rank, size, stop, control, memory, meetings: 0 }))
     }
 
-    pub(super) fn memory(&self) -> Arc<Memory> {
+    pub(super) fn memory(&self) -> Arc<ShmMemory> {
         self.memory.clone()
     }
 

@@ -1,7 +1,7 @@
 //! A collective or message under way.
 
 use crate::error::{Error, Exit, Result};
-use crate::world::meters::Meter;
+use crate::world::meters::WireMeter;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ pub struct Timing {
 pub struct Work {
     state: State,
     /// Who is told that the caller blocks, and on whose message.
-    meter: Option<(Meter, Option<usize>)>,
+    meter: Option<(WireMeter, Option<usize>)>,
 }
 
 /// A caller helps itself for this long before it sleeps: most messages that are waited for are about to come.
@@ -63,7 +63,7 @@ impl Work {
         Work { state: State::Pending(rx, Some(who)), meter: None }
     }
 
-    pub(super) fn metered(mut self, meter: Option<Meter>, peer: Option<usize>) -> Self {
+    pub(super) fn metered(mut self, meter: Option<WireMeter>, peer: Option<usize>) -> Self {
         self.meter = meter.map(|m| (m, peer));
         self
     }

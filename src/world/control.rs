@@ -6,14 +6,14 @@
 use crate::error::{Error, Exit, Result};
 use crate::world::ffi::Requests;
 use crate::world::in_flight::InFlight;
-use crate::world::meters::Meter;
+use crate::world::meters::WireMeter;
 use crate::world::{Op, World};
 use serde_json::{json, Value};
 
 impl World {
     /// Runs one call of the control plane where liveness sees it.
     pub(crate) fn control<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<T> {
-        let meter = Meter::control(&self.meters, self.rank());
+        let meter = WireMeter::control(&self.meters, self.rank());
         meter.blocked(None, || meter.collective(&self.stop, run))
     }
 

@@ -212,20 +212,20 @@ impl Requests {
 }
 
 /// One message to or from another rank under way, in pieces that MPI can count.
-pub(crate) struct Message {
+pub(crate) struct MpiMessage {
     /// Each with the bytes that must have arrived.
     pieces: Vec<(ffi::MPI_Request, Option<usize>)>,
     peer: usize,
 }
 
 // SAFETY: a request is a handle, which any thread may test under MPI_THREAD_MULTIPLE (MPI 4.1 §11.6.1), one at a time.
-unsafe impl Send for Message {}
+unsafe impl Send for MpiMessage {}
 
-impl Message {
+impl MpiMessage {
     /// # Safety
-    /// `data` is readable for `len` bytes until [`Message::test`] has returned `Ok(true)`.
-    pub(crate) unsafe fn send(comm: &Comm, data: *const u8, len: usize, to: usize, tag: c_int) -> Result<Message> {
-        let mut m = Message { pieces: Vec::new(), peer: to };
+    /// `data` is readable for `len` bytes until [`MpiMessage::test`] has returned `Ok(true)`.
+    pub(crate) unsafe fn send(comm: &Comm, data: *const u8, len: usize, to: usize, tag: c_int) -> Result<MpiMessage> {
+        let mut m = MpiMessage { pieces: Vec::new(), peer: to };
         for (at, n) in pieces(len) {
             let mut r = ffi::RSMPI_REQUEST_NULL;
             let (data, bytes) = (data.wrapping_add(at).cast::<c_void>(), ffi::RSMPI_UINT8_T);
@@ -236,9 +236,9 @@ impl Message {
     }
 
     /// # Safety
-    /// `data` is writable for `len` bytes, and nobody else's, until [`Message::test`] has returned `Ok(true)`.
-    pub(crate) unsafe fn recv(comm: &Comm, data: *mut u8, len: usize, from: usize, tag: c_int) -> Result<Message> {
-        let mut m = Message { pieces: Vec::new(), peer: from };
+    /// `data` is writable for `len` bytes, and nobody else's, until [`MpiMessage::test`] has returned `Ok(true)`.
+    pub(crate) unsafe fn recv(comm: &Comm, data: *mut u8, len: usize, from: usize, tag: c_int) -> Result<MpiMessage> {
+        let mut m = MpiMessage { pieces: Vec::new(), peer: from };
         for (at, n) in pieces(len) {
             let mut r = ffi::RSMPI_REQUEST_NULL;
             let (data, bytes) = (data.wrapping_add(at).cast::<c_void>(), ffi::RSMPI_UINT8_T);

@@ -24,12 +24,12 @@ pub struct CollectiveCounters {
     skip: AtomicBool,
     /// The next collective is entered this many milliseconds late.
     stall_ms: AtomicU64,
-    tables: Mutex<Vec<Table>>,
+    tables: Mutex<Vec<WireMembers>>,
 }
 
 /// Which ranks share a wire.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Table {
+pub struct WireMembers {
     /// Axis of the wire, or `group`.
     pub name: String,
     /// By world rank: what tells its group from others, and its rank on the wire.
@@ -38,7 +38,7 @@ pub struct Table {
 
 /// What [`CollectiveCounters`] said at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Reading {
+pub struct MeterReading {
     pub entered: [u32; WIRES],
     pub left: [u32; WIRES],
     pub blocked_wire: u32,
@@ -48,13 +48,13 @@ pub struct Reading {
 impl CollectiveCounters {
     /// For a world of `size` ranks.
     pub(crate) fn new(size: usize) -> CollectiveCounters {
-        let control = Table { name: "control".into(), places: (0..size).map(|r| (0, r)).collect() };
+        let control = WireMembers { name: "control".into(), places: (0..size).map(|r| (0, r)).collect() };
         CollectiveCounters { tables: Mutex::new(vec![control]), ..Default::default() }
     }
 
-    pub fn read(&self) -> Reading {
+    pub fn read(&self) -> MeterReading {
         let blocked = self.blocked.load(Ordering::Relaxed);
-        Reading {
+        MeterReading {
             entered: std::array::from_fn(|i| self.entered[i].load(Ordering::Relaxed)),
             left: std::array::from_fn(|i| self.left[i].load(Ordering::Relaxed)),
             blocked_wire: blocked as u32,
@@ -68,7 +68,7 @@ impl CollectiveCounters {
     }
 
     /// The wires made since the first `known` of them.
-    pub fn tables(&self, known: usize) -> Vec<Table> {
+    pub fn tables(&self, known: usize) -> Vec<WireMembers> {
         self.tables.lock().unwrap_or_else(|e| e.into_inner()).get(known..).unwrap_or_default().to_vec()
     }
 
@@ -85,26 +85,26 @@ impl CollectiveCounters {
 
 /// One wire's part of the meters.
 #[derive(Clone)]
-pub(crate) struct Meter {
+pub(crate) struct WireMeter {
     all: Arc<CollectiveCounters>,
     wire: usize,
     /// World rank of this process.
     rank: usize,
 }
 
-impl Meter {
-    pub(crate) fn control(all: &Arc<CollectiveCounters>, rank: usize) -> Meter {
-        Meter { all: all.clone(), wire: CONTROL, rank }
+impl WireMeter {
+    pub(crate) fn control(all: &Arc<CollectiveCounters>, rank: usize) -> WireMeter {
+        WireMeter { all: all.clone(), wire: CONTROL, rank }
     }
 
     /// The next wire, which all ranks make now.
-    pub(crate) fn next(all: &Arc<CollectiveCounters>, rank: usize, table: Table) -> Meter {
+    pub(crate) fn next(all: &Arc<CollectiveCounters>, rank: usize, table: WireMembers) -> WireMeter {
         let mut tables = all.tables.lock().unwrap_or_else(|e| e.into_inner());
         let wire = tables.len();
         if wire < WIRES {
             tables.push(table);
         }
-        Meter { all: all.clone(), wire, rank }
+        WireMeter { all: all.clone(), wire, rank }
     }
 
     /// World rank of a rank of this wire.
@@ -141,7 +141,7 @@ impl Meter {
         out
     }
 
-    /// A collective begins on a device; [`Meter::ended`] when it is seen to have ended there.
+    /// A collective begins on a device; [`WireMeter::ended`] when it is seen to have ended there.
     pub(crate) fn began(&self) {
         if let Some(n) = self.all.entered.get(self.wire) {
             n.fetch_add(1, Ordering::Relaxed);
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn a_drill_skips_or_delays_one_collective() {
         let all = Arc::new(CollectiveCounters::new(2));
-        let meter = Meter::next(&all, 1, Table { name: "data".into(), places: vec![(0, 0), (0, 1)] });
+        let meter = WireMeter::next(&all, 1, WireMembers { name: "data".into(), places: vec![(0, 0), (0, 1)] });
         let stop = AtomicBool::new(false);
         let run = || meter.tensors(&stop, || 0, || meter.all.read().entered[1]);
         assert_eq!(run(), 1);

@@ -18,7 +18,7 @@ mod stream;
 mod world;
 
 pub use in_flight::{leak, or_leak};
-pub use meters::{CollectiveCounters, Reading, Table, WIRES};
+pub use meters::{CollectiveCounters, MeterReading, WireMembers, WIRES};
 pub use op::Op;
 pub use post::Mailbox;
 pub use serve::Request;

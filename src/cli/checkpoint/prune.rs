@@ -5,7 +5,7 @@ use crate::checkpoint::{prune_if, Checkpoint, Keep};
 use crate::cli::progress::shown;
 use crate::error::{Error, Exit, Result};
 use crate::progress::Meter;
-use crate::store::{self, Ledger};
+use crate::store::{self, UploadLedger};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -52,7 +52,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let checkpoints = checkpoints_of(Path::new(&args.run))?;
     // Where the run has a store, what is not safe there stays here.
-    let ledger = checkpoints.parent().and_then(Ledger::read);
+    let ledger = checkpoints.parent().and_then(UploadLedger::read);
     let may_remove = |step| ledger.as_ref().is_none_or(|l| l.may_remove(step));
     let whole = |c: &Checkpoint, meter: &Meter| {
         meter.begin("verify", c.bytes());

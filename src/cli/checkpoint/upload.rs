@@ -6,7 +6,7 @@ use crate::cli::progress::shown;
 use crate::config::StoreSection;
 use crate::error::{Error, Exit, Result};
 use crate::progress::Meter;
-use crate::store::{persist_upload, Ledger, Pace, Remote, Uploaded, Way};
+use crate::store::{persist_upload, Pace, Remote, UploadLedger, Uploaded, Way};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -80,7 +80,7 @@ fn checkpoints(args: &Args, meter: &Meter) -> Result<Vec<PathBuf>> {
 /// Notes it in the run's ledger, if the run uploads to this very place.
 fn remember(step_directory: &Path, remote: &Remote, step: u64) {
     let Some(run) = step_directory.parent().and_then(Path::parent) else { return };
-    if let Some(mut ledger) = Ledger::read(run).filter(|l| l.url == remote.url()) {
+    if let Some(mut ledger) = UploadLedger::read(run).filter(|l| l.url == remote.url()) {
         ledger.verified.insert(step);
         if let Err(e) = ledger.write(run) {
             tracing::warn!("{e}");

@@ -7,7 +7,7 @@ mod report;
 use crate::cli::print;
 use crate::cli::progress::shown_by;
 use crate::data::indexed::TokenizerNote;
-use crate::data::pipeline::{self, Job};
+use crate::data::pipeline::{self, BatchJob};
 use crate::data::source::{Format, Rules, Split};
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
@@ -90,7 +90,7 @@ pub fn run(args: Args) -> Result<()> {
         skip_bad: args.skip_bad,
     };
     let meter = Meter::default();
-    let job = Job {
+    let job = BatchJob {
         inputs: &args.inputs,
         rules: &rules,
         tokenizer: &tokenizer,

@@ -16,7 +16,7 @@ use crate::checkpoint::slice::{copy_runs, runs, Span};
 use crate::config::ModelConfig;
 use crate::error::{Error, Exit, Result};
 use crate::layout::units;
-use params::{Params, Shapes};
+use params::{OriginalParams, Shapes};
 use pth::Pth;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -55,7 +55,7 @@ struct Cut {
 impl Original {
     /// Errors ([`Exit::Model`]): files missing or damaged, shapes that do not fit `params.json` or each other.
     pub fn open(directory: &Path) -> Result<Original> {
-        let params = Params::read(&directory.join("params.json"))?;
+        let params = OriginalParams::read(&directory.join("params.json"))?;
         let files = files(directory)?.iter().map(|p| Pth::open(p)).collect::<Result<Vec<Pth>>>()?;
         let mut o = Original {
             files,
@@ -145,7 +145,7 @@ impl Original {
     }
 
     /// Finds every parameter of the model in the files.
-    fn place(&mut self, params: &Params, shapes: &Shapes, has_output: bool) -> Result<()> {
+    fn place(&mut self, params: &OriginalParams, shapes: &Shapes, has_output: bool) -> Result<()> {
         let model = ModelConfig { tie_word_embeddings: !has_output, ..params.model(shapes) };
         for (name, shape) in units(&model).into_iter().flat_map(|(_, p)| p) {
             let theirs = meta_name(&name);

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use std::path::Path;
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-pub struct Params {
+pub struct OriginalParams {
     pub dim: usize,
     pub n_layers: usize,
     pub n_heads: usize,
@@ -53,12 +53,13 @@ pub struct Shapes {
     pub tied: bool,
 }
 
-impl Params {
+impl OriginalParams {
     /// Errors ([`Exit::Model`]): missing, no JSON, sizes that clash, a model that herd does not compute.
-    pub fn read(path: &Path) -> Result<Params> {
+    pub fn read(path: &Path) -> Result<OriginalParams> {
         let text = std::fs::read(path).map_err(|e| Error::io(path, "read", &e, Exit::Model))?;
         let wrong = |why: String| Error::new(Exit::Model, format!("{}: {why}", path.display()));
-        let p: Params = serde_json::from_slice(crate::text::unmarked(&text)).map_err(|e| wrong(e.to_string()))?;
+        let p: OriginalParams =
+            serde_json::from_slice(crate::text::unmarked(&text)).map_err(|e| wrong(e.to_string()))?;
         let sizes = [("dim", p.dim, 1 << 20), ("n_layers", p.n_layers, 4096), ("n_heads", p.n_heads, 4096)];
         if let Some((key, n, most)) = sizes.into_iter().find(|(_, n, most)| !(1..=*most).contains(n)) {
             return Err(wrong(format!("{key} is {n}, not from 1 to {most}")));

@@ -2,7 +2,7 @@
 
 use crate::convert::hf::{read_as_f32, Dtype};
 use crate::convert::meta_llama::pickle::{tensors, Tensor};
-use crate::convert::meta_llama::zip::{entries, Entry};
+use crate::convert::meta_llama::zip::{entries, ZipEntry};
 use crate::error::{Error, Exit, Result};
 use std::collections::HashMap;
 use std::fs::File;
@@ -23,7 +23,7 @@ pub struct Pth {
 struct Placed {
     tensor: Tensor,
     dtype: Dtype,
-    data: Entry,
+    data: ZipEntry,
 }
 
 impl Pth {
@@ -37,7 +37,7 @@ impl Pth {
         let Some((pickle, prefix)) = all.keys().find_map(|n| Some((n, n.strip_suffix("data.pkl")?))) else {
             return Err(wrong("it holds no data.pkl: it was not written by torch.save".into()));
         };
-        let content = |entry: &Entry| -> Result<Vec<u8>> {
+        let content = |entry: &ZipEntry| -> Result<Vec<u8>> {
             if entry.len > MAX_PICKLE {
                 return Err(wrong(format!("its description would have {} bytes", entry.len)));
             }

@@ -13,13 +13,13 @@ const MAX_DIRECTORY: u64 = 1 << 30;
 
 /// Where an entry's bytes are in the archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct ZipEntry {
     pub at: u64,
     pub len: u64,
 }
 
 /// Every entry by name. Errors say what is wrong in words that fit behind the file's name.
-pub fn entries(file: &File) -> Result<HashMap<String, Entry>, String> {
+pub fn entries(file: &File) -> Result<HashMap<String, ZipEntry>, String> {
     let io = |e: std::io::Error| format!("it cannot be read: {e}");
     let size = file.metadata().map_err(io)?.len();
     let read = |at: u64, len: u64| -> Result<Vec<u8>, String> {
@@ -62,14 +62,14 @@ pub fn entries(file: &File) -> Result<HashMap<String, Entry>, String> {
         if data.checked_add(entry.len).is_none_or(|end| end > size) {
             return Err(format!("it is cut off: {name} passes its end"));
         }
-        found.insert(name, Entry { at: data, len: entry.len });
+        found.insert(name, ZipEntry { at: data, len: entry.len });
         rest = after;
     }
     Ok(found)
 }
 
 /// Name, place of the local header with the data's length, and what follows.
-fn directory_entry(bytes: &[u8]) -> Result<(String, Entry, &[u8]), String> {
+fn directory_entry(bytes: &[u8]) -> Result<(String, ZipEntry, &[u8]), String> {
     let damaged = || "its table of contents is damaged".to_string();
     if bytes.len() < 46 || !bytes.starts_with(b"PK\x01\x02") {
         return Err(damaged());
@@ -101,7 +101,7 @@ fn directory_entry(bytes: &[u8]) -> Result<(String, Entry, &[u8]), String> {
     if packed != len {
         return Err(format!("{name} is compressed"));
     }
-    Ok((name, Entry { at, len }, &bytes[end as usize..]))
+    Ok((name, ZipEntry { at, len }, &bytes[end as usize..]))
 }
 
 fn u16_at(b: &[u8], at: usize) -> u64 {

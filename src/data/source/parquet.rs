@@ -16,7 +16,7 @@ use std::sync::Arc;
 const HINT: &str = "the file is damaged or cut off";
 
 /// An open file. An error ends it.
-pub struct Table {
+pub struct ParquetTable {
     name: String,
     /// Each key with its path from the columns down.
     keys: Vec<(String, Vec<String>)>,
@@ -29,9 +29,9 @@ pub struct Table {
     consumed: Arc<AtomicU64>,
 }
 
-impl Table {
+impl ParquetTable {
     /// Reads the description of the file and finds the columns of `keys`.
-    pub fn open(name: &str, file: File, keys: &[String], consumed: Arc<AtomicU64>) -> Result<Table> {
+    pub fn open(name: &str, file: File, keys: &[String], consumed: Arc<AtomicU64>) -> Result<ParquetTable> {
         let size = file.metadata().map_or(0, |m| m.len());
         let damaged = |e: String| Error::new(Exit::Data, format!("cannot read {name} as Parquet: {e}")).hint(HINT);
         let reader = guarded(|| SerializedFileReader::new(file)).and_then(|r| r.map_err(|e| e.to_string()));
@@ -59,7 +59,7 @@ impl Table {
         let projected = Type::group_type_builder(schema.name()).with_fields(columns).build();
         let rows = guarded(|| RowIter::from_file_into(Box::new(reader)).project(Some(projected?)));
         let rows = rows.and_then(|r| r.map_err(|e| e.to_string())).map_err(damaged)?;
-        Ok(Table { name: name.into(), keys: paths, rows, number: 0, total, size, counted: 0, consumed })
+        Ok(ParquetTable { name: name.into(), keys: paths, rows, number: 0, total, size, counted: 0, consumed })
     }
 
     pub fn next(&mut self) -> Result<Option<Taken>> {

@@ -215,7 +215,7 @@ fn a_monitor_of_2048_nodes_has_little_to_do() {
             let now = start + Duration::from_millis(2 * i as u64);
             let message = Message::decode(2, raw).unwrap();
             for action in watch.hear(now, (i + 1) * per_node, message) {
-                let Action::Send { message, .. } = action else { panic!("{action:?}") };
+                let WatchAction::Send { message, .. } = action else { panic!("{action:?}") };
                 bytes += message.encode(2).len() + raw.len();
                 heard += 1;
             }

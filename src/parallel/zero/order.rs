@@ -4,7 +4,7 @@
 //! written down, the later ones follow it. Until then, and outside of steps, nothing is foreseen.
 
 #[derive(Default)]
-pub(super) struct Order {
+pub(super) struct UnitOrder {
     tape: Vec<usize>,
     at: usize,
     /// The tape holds a whole step.
@@ -12,7 +12,7 @@ pub(super) struct Order {
     inside: bool,
 }
 
-impl Order {
+impl UnitOrder {
     pub fn begin(&mut self) {
         (self.at, self.inside) = (0, true);
     }
@@ -43,9 +43,9 @@ impl Order {
 
 #[cfg(test)]
 mod tests {
-    use super::Order;
+    use super::UnitOrder;
 
-    fn step(order: &mut Order, units: &[usize]) -> Vec<Option<usize>> {
+    fn step(order: &mut UnitOrder, units: &[usize]) -> Vec<Option<usize>> {
         order.begin();
         let next = units.iter().map(|&i| {
             order.want(i);
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn the_second_step_is_foreseen() {
-        let mut order = Order::default();
+        let mut order = UnitOrder::default();
         assert_eq!(step(&mut order, &[0, 1, 1, 0]), [None; 4]);
         order.want(0);
         assert_eq!(order.next(), None);

@@ -19,7 +19,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
-pub(super) struct Shards {
+pub(super) struct ZeroShards {
     units: Vec<ShardUnit>,
     pool: Pool,
     device: Device,
@@ -51,14 +51,14 @@ struct Reducing {
     last: bool,
 }
 
-impl Shards {
-    pub fn new(layouts: &[Arc<UnitLayout>], how: &ZeroOptions, groups: &Groups) -> Result<Shards> {
+impl ZeroShards {
+    pub fn new(layouts: &[Arc<UnitLayout>], how: &ZeroOptions, groups: &Groups) -> Result<ZeroShards> {
         let unit = |u: &Arc<UnitLayout>| {
             let range = how.sharding.range(u);
             let own = Tensor::zeros([range.len() as i64], (Kind::Float, how.device));
             ShardUnit { layout: u.clone(), own, range, buffer: None, written: Written::default(), completed: 0 }
         };
-        Ok(Shards {
+        Ok(ZeroShards {
             units: layouts.iter().map(unit).collect(),
             pool: Pool::new(layouts),
             device: how.device,

@@ -5,7 +5,7 @@
 //! node ([`crate::wire::Wire::window`]). Elsewhere a unit is gathered into a buffer when it is held, the one after it
 //! while it is used, and the buffer goes when nobody holds the unit.
 
-use super::order::Order;
+use super::order::UnitOrder;
 use super::pool::{Buffer, Pool};
 use super::ZeroOptions;
 use crate::error::{Error, Exit, Result};
@@ -17,9 +17,9 @@ use crate::world::Op;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
-pub(super) struct Weights {
+pub(super) struct UnitWeights {
     units: Vec<WeightUnit>,
-    pub order: Order,
+    pub order: UnitOrder,
     lie: Placement,
     pool: Pool,
     dtype: Kind,
@@ -52,8 +52,8 @@ struct WeightUnit {
     holds: usize,
 }
 
-impl Weights {
-    pub fn new(layouts: &[Arc<UnitLayout>], how: &ZeroOptions, wire: Arc<dyn Wire>) -> Result<Weights> {
+impl UnitWeights {
+    pub fn new(layouts: &[Arc<UnitLayout>], how: &ZeroOptions, wire: Arc<dyn Wire>) -> Result<UnitWeights> {
         let (dtype, device) = (how.dtype, how.device);
         let window = how.sharding.stage == 3 && device == Device::Cpu;
         let mut lie = if how.sharding.stage == 3 { Placement::Parts } else { Placement::Whole };
@@ -84,8 +84,8 @@ impl Weights {
             }
         }
         let pool = Pool::new(layouts);
-        let (order, overlap) = (Order::default(), how.overlap);
-        Ok(Weights { units, order, lie, pool, dtype, device, overlap, wire, written: None })
+        let (order, overlap) = (UnitOrder::default(), how.overlap);
+        Ok(UnitWeights { units, order, lie, pool, dtype, device, overlap, wire, written: None })
     }
 
     pub fn own(&self, i: usize) -> Tensor {

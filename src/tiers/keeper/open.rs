@@ -4,7 +4,7 @@ use crate::config;
 use crate::error::{Exit, Result};
 use crate::tiers::keeper::{Happened, Setup, StateKeeper};
 use crate::tiers::snapshot::nodes::{check_room, Nodes};
-use crate::tiers::snapshot::partner::{Kept, Pairs, Partner};
+use crate::tiers::snapshot::partner::{Pairs, Partner, PartnerSlots};
 use crate::tiers::snapshot::place::SnapshotDir;
 use crate::tiers::snapshot::slot::{Header, Slot};
 use crate::tiers::snapshot::table::Table;
@@ -50,8 +50,8 @@ impl StateKeeper {
         self.shelf = Some(SlotRing::new(slots, safe, self.owner));
         if let Some(Pairs { to, from }) = pairs {
             let near = |r: usize| (nodes.leader[r] == nodes.leader[world.rank()]).then_some(count);
-            let open = |&(r, size): &(usize, usize)| Kept::open(&place, r, size, near(r), &stays);
-            let kept = world.agree(from.iter().map(open).collect::<Result<Vec<Kept>>>())?;
+            let open = |&(r, size): &(usize, usize)| PartnerSlots::open(&place, r, size, near(r), &stays);
+            let kept = world.agree(from.iter().map(open).collect::<Result<Vec<PartnerSlots>>>())?;
             self.partner = Some(Partner::start(world.duplicate()?, to, kept)?);
         }
         self.place = Some(place);

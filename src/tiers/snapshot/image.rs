@@ -5,8 +5,8 @@ use crate::checkpoint::slice::{copy_runs, runs, Span};
 use crate::error::{Error, Exit, Result};
 use crate::kernels::sum;
 use crate::tiers::snapshot::collect;
-use crate::tiers::snapshot::inventory::Entry;
-use crate::tiers::snapshot::slot::Part;
+use crate::tiers::snapshot::inventory::SnapshotEntry;
+use crate::tiers::snapshot::slot::SlotPart;
 use crate::tiers::snapshot::table::Table;
 use crate::world::{Request, World};
 use std::fs::File;
@@ -15,7 +15,7 @@ use std::path::Path;
 
 /// An opened snapshot: its description is whole, its data is checked as it is read.
 pub struct SnapshotReader<'a> {
-    pub entry: Entry,
+    pub entry: SnapshotEntry,
     pub meta: Meta,
     pub table: Table,
     sums: Vec<u64>,
@@ -35,7 +35,7 @@ impl<'a> SnapshotReader<'a> {
     /// `file`: its path where it lies on this node; else it is read through `world`, in which its node serves.
     ///
     /// Errors: [`Exit::Checkpoint`] when it is damaged or gone, [`Exit::Peer`].
-    pub fn open(entry: Entry, file: Option<&Path>, world: Option<&'a World>) -> Result<SnapshotReader<'a>> {
+    pub fn open(entry: SnapshotEntry, file: Option<&Path>, world: Option<&'a World>) -> Result<SnapshotReader<'a>> {
         let bytes = match (file, world) {
             (Some(path), _) => {
                 Bytes::Here(File::open(path).map_err(|e| Error::io(path, "read", &e, Exit::Checkpoint))?)
@@ -44,7 +44,7 @@ impl<'a> SnapshotReader<'a> {
             (None, None) => return Err(Error::new(Exit::Internal, "a snapshot that lies nowhere")),
         };
         let h = &entry.header;
-        let part = |p: Part| bytes.read(&entry, p.at, p.len);
+        let part = |p: SlotPart| bytes.read(&entry, p.at, p.len);
         let (meta, table, sums) = (part(h.meta)?, part(h.table)?, part(h.sums)?);
         if !h.fits(&meta, &table, &sums) {
             return Err(damaged(&entry, "its description has another checksum than its header says".into()));
@@ -95,7 +95,7 @@ impl<'a> SnapshotReader<'a> {
 }
 
 impl Bytes<'_> {
-    fn read(&self, entry: &Entry, at: u64, len: u64) -> Result<Vec<u8>> {
+    fn read(&self, entry: &SnapshotEntry, at: u64, len: u64) -> Result<Vec<u8>> {
         match self {
             Bytes::Here(file) => {
                 let mut bytes = vec![0; len as usize];
@@ -108,7 +108,7 @@ impl Bytes<'_> {
     }
 }
 
-fn damaged(entry: &Entry, why: String) -> Error {
+fn damaged(entry: &SnapshotEntry, why: String) -> Error {
     let h = &entry.header;
     let what = if entry.partner == 1 { "second copy of the snapshot" } else { "snapshot" };
     Error::new(Exit::Checkpoint, format!("the {what} of rank {} at step {} is damaged: {why}", h.rank, h.step))

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 /// One snapshot somewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub struct Entry {
+pub struct SnapshotEntry {
     pub header: Header,
     /// The rank that speaks for the node where it lies.
     pub leader: u64,
@@ -24,7 +24,7 @@ pub struct Entry {
     pub partner: u64,
 }
 
-impl Entry {
+impl SnapshotEntry {
     /// Names it among all entries.
     pub fn id(&self) -> (u64, u64) {
         (self.leader, self.item)
@@ -34,7 +34,7 @@ impl Entry {
 /// All snapshots of the run, the same on every rank.
 pub struct Inventory {
     pub nodes: Nodes,
-    pub entries: Vec<Entry>,
+    pub entries: Vec<SnapshotEntry>,
     /// This node's files, by number.
     pub files: Vec<PathBuf>,
 }
@@ -47,7 +47,7 @@ pub struct Set {
     pub session: u64,
     pub layout: u64,
     /// Own ones first.
-    pub copies: Vec<Vec<Entry>>,
+    pub copies: Vec<Vec<SnapshotEntry>>,
 }
 
 impl Set {
@@ -64,9 +64,10 @@ impl Inventory {
         let mut found = world.agree(place.scan())?;
         // Every rank of a node numbers its files alike; nobody writes here now.
         found.sort_by(|a, b| a.path.cmp(&b.path));
-        let mine: Vec<Entry> = found.iter().enumerate().filter(|_| leader == world.rank()).map(entry(leader)).collect();
+        let mine: Vec<SnapshotEntry> =
+            found.iter().enumerate().filter(|_| leader == world.rank()).map(entry(leader)).collect();
         let all = world.all_gather_bytes(bytemuck::cast_slice(&mine))?;
-        let entries = all.iter().flat_map(|b| collect::<Entry>(b)).collect();
+        let entries = all.iter().flat_map(|b| collect::<SnapshotEntry>(b)).collect();
         Ok(Inventory { nodes, entries, files: found.into_iter().map(|f| f.path).collect() })
     }
 
@@ -111,8 +112,13 @@ impl Inventory {
     }
 }
 
-fn entry(leader: usize) -> impl Fn((usize, &crate::tiers::snapshot::place::Found)) -> Entry {
-    move |(item, f)| Entry { header: f.header, leader: leader as u64, item: item as u64, partner: f.partner as u64 }
+fn entry(leader: usize) -> impl Fn((usize, &crate::tiers::snapshot::place::FoundSnapshot)) -> SnapshotEntry {
+    move |(item, f)| SnapshotEntry {
+        header: f.header,
+        leader: leader as u64,
+        item: item as u64,
+        partner: f.partner as u64,
+    }
 }
 
 /// The place of a run's snapshots on this node, as all ranks agree on it. Collective.

@@ -33,7 +33,7 @@ pub struct Partner {
 }
 
 /// Both slots for the copy of one rank.
-pub struct Kept {
+pub struct PartnerSlots {
     pub from: usize,
     /// Where that rank is of this node.
     near: Option<LocalPartner>,
@@ -42,7 +42,7 @@ pub struct Kept {
     next: usize,
 }
 
-impl Kept {
+impl PartnerSlots {
     /// Bytes of both slots.
     pub fn size(image: u64) -> u64 {
         2 * image
@@ -52,12 +52,12 @@ impl Kept {
     /// that rank has opened on this node, if it is of this node.
     pub fn open(
         place: &SnapshotDir, from: usize, size: usize, near: Option<usize>, stays: &dyn Fn(&Header) -> bool,
-    ) -> Result<Kept> {
+    ) -> Result<PartnerSlots> {
         let open = |i| take(&place.partner_of(from, i), size);
         let slots = [open(0)?, open(1)?];
         let next = Header::parse(&slots[0].1, size as u64).is_some_and(|h| stays(&h)) as usize;
         let near = near.map(|count| LocalPartner::open(place, from, count)).transpose()?;
-        Ok(Kept { from, near, slots, next })
+        Ok(PartnerSlots { from, near, slots, next })
     }
 }
 
@@ -91,7 +91,7 @@ impl Pairs {
 
 impl Partner {
     /// `world` is the thread's own.
-    pub fn start(world: World, to: To, mut kept: Vec<Kept>) -> Result<Partner> {
+    pub fn start(world: World, to: To, mut kept: Vec<PartnerSlots>) -> Result<Partner> {
         let (jobs, queue) = channel::<Arc<Slot>>();
         let (report, done) = channel();
         let thread = std::thread::Builder::new().name("herd-partner".into()).spawn(move || {
@@ -133,7 +133,7 @@ impl Partner {
 }
 
 /// Sends this rank's snapshot and receives those it keeps. After [`Exit::Peer`] the caller leaks both.
-fn copy(world: &World, to: To, slot: &Slot, kept: &mut [Kept]) -> Result<()> {
+fn copy(world: &World, to: To, slot: &Slot, kept: &mut [PartnerSlots]) -> Result<()> {
     let own = slot.bytes();
     // The header goes ahead, so that blocks can be checked as they come; it is written last.
     let headers = or_leak(vec![[0u8; size_of::<Header>()]; kept.len()], |headers| {
@@ -246,7 +246,7 @@ impl Check {
     fn data(&mut self, header: &Header, mut at: usize, mut bytes: &[u8]) {
         if self.table.is_none() {
             let part =
-                |p: crate::tiers::snapshot::slot::Part| self.head.get(p.range().start - PAGE..p.range().end - PAGE);
+                |p: crate::tiers::snapshot::slot::SlotPart| self.head.get(p.range().start - PAGE..p.range().end - PAGE);
             let (Some(meta), Some(table), Some(sums)) = (part(header.meta), part(header.table), part(header.sums))
             else {
                 self.wrong = Some("its parts are not where its header says".into());

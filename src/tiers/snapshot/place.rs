@@ -22,7 +22,7 @@ pub struct SnapshotDir {
 
 /// A snapshot whose header is whole. Its content has not been looked at.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct FoundSnapshot {
     pub path: PathBuf,
     /// Copy for a rank of another node.
     pub partner: bool,
@@ -71,7 +71,7 @@ impl SnapshotDir {
     }
 
     /// This run's snapshots with whole headers; none where there is no directory.
-    pub fn scan(&self) -> Result<Vec<Found>> {
+    pub fn scan(&self) -> Result<Vec<FoundSnapshot>> {
         let mut found = Vec::new();
         for path in files(&self.dir)? {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -80,7 +80,7 @@ impl SnapshotDir {
                 continue;
             }
             if let Some(header) = header(&path).filter(|h| h.run == self.run) {
-                found.push(Found { path, partner, header });
+                found.push(FoundSnapshot { path, partner, header });
             }
         }
         Ok(found)

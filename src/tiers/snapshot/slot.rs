@@ -67,10 +67,10 @@ pub struct Header {
     pub layout: u64,
     pub step: u64,
     pub table_hash: u64,
-    pub meta: Part,
-    pub table: Part,
-    pub sums: Part,
-    pub data: Part,
+    pub meta: SlotPart,
+    pub table: SlotPart,
+    pub sums: SlotPart,
+    pub data: SlotPart,
     /// xxh3-64 of meta, table and sums, one after the other.
     content: u64,
     /// xxh3-64 of all fields before this one.
@@ -80,12 +80,12 @@ pub struct Header {
 /// A range of bytes of the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub struct Part {
+pub struct SlotPart {
     pub at: u64,
     pub len: u64,
 }
 
-impl Part {
+impl SlotPart {
     pub fn range(self) -> std::ops::Range<usize> {
         self.at as usize..(self.at + self.len) as usize
     }
@@ -95,7 +95,7 @@ impl Header {
     /// The header at the start of `bytes`, if it is whole and the parts lie within `total` bytes of file.
     pub fn parse(bytes: &[u8], total: u64) -> Option<Header> {
         let h: Header = bytemuck::pod_read_unaligned(bytes.get(..std::mem::size_of::<Header>())?);
-        let inside = |p: Part| p.at >= PAGE as u64 && p.at.checked_add(p.len).is_some_and(|end| end <= total);
+        let inside = |p: SlotPart| p.at >= PAGE as u64 && p.at.checked_add(p.len).is_some_and(|end| end <= total);
         let whole = h.magic == MAGIC && h.version == VERSION && h.own == h.sum();
         (whole && [h.meta, h.table, h.sums, h.data].into_iter().all(inside)).then_some(h)
     }
@@ -143,7 +143,7 @@ impl Slot {
         let mut part = |len: usize, room: usize, align: usize| {
             let at = end.next_multiple_of(align);
             end = at + room;
-            Part { at: at as u64, len: len as u64 }
+            SlotPart { at: at as u64, len: len as u64 }
         };
         let header = Header {
             version: VERSION,

@@ -2,10 +2,10 @@
 
 use crate::error::{Error, Exit, Result};
 use crate::wire::nccl::clock::Clock;
-use crate::wire::nccl::cuda::{Event, Gpu};
-use crate::wire::nccl::ffi::{Call, Comm, UniqueId, ID};
+use crate::wire::nccl::cuda::{CudaEvent, Gpu};
+use crate::wire::nccl::ffi::{Call, NcclComm, UniqueId, ID};
 use crate::wire::Work;
-use crate::world::meters::Meter;
+use crate::world::meters::WireMeter;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub(super) struct Common {
     pub(super) stop: Arc<AtomicBool>,
     pub(super) clock: Arc<Clock>,
     /// Where collectives are counted.
-    pub(super) meter: Option<Meter>,
+    pub(super) meter: Option<WireMeter>,
 }
 
 /// The other ranks of a communicator, and how its id comes to this rank.
@@ -34,20 +34,20 @@ pub(super) struct Party {
 struct Job {
     call: Call,
     /// Reached when the inputs are computed.
-    ready: Event,
+    ready: CudaEvent,
     /// The event that ends the operation, once NCCL has put it on the stream.
-    done: Sender<Result<Event>>,
+    done: Sender<Result<CudaEvent>>,
 }
 
 pub(super) struct Channel {
     queue: Sender<Job>,
-    comm: Arc<Comm>,
+    comm: Arc<NcclComm>,
 }
 
 impl Channel {
     /// Returns at once; the communicator is made by the thread.
     pub(super) fn open(common: Common, party: Party) -> Result<Channel> {
-        let comm = Arc::new(Comm::new()?);
+        let comm = Arc::new(NcclComm::new()?);
         let (queue, jobs) = channel();
         let own = comm.clone();
         std::thread::Builder::new()
@@ -62,12 +62,12 @@ impl Channel {
         Ok(Channel { queue, comm })
     }
 
-    pub(super) fn comm(&self) -> &Arc<Comm> {
+    pub(super) fn comm(&self) -> &Arc<NcclComm> {
         &self.comm
     }
 
     /// Starts `call` behind `ready`. Its addresses must stay valid until the event that comes back has been reached.
-    pub(super) fn start(&self, call: Call, ready: Event) -> Receiver<Result<Event>> {
+    pub(super) fn start(&self, call: Call, ready: CudaEvent) -> Receiver<Result<CudaEvent>> {
         let (done, rx) = channel();
         // A thread that is gone shows when the work is waited for.
         let _ = self.queue.send(Job { call, ready, done });
@@ -76,7 +76,7 @@ impl Channel {
 }
 
 /// Until the wire is dropped or something breaks.
-fn serve(common: &Common, comm: &Comm, party: Party, jobs: &Receiver<Job>) -> Result<()> {
+fn serve(common: &Common, comm: &NcclComm, party: Party, jobs: &Receiver<Job>) -> Result<()> {
     let Common { gpu, stop, clock, meter } = common;
     party.id.wait()?;
     let bytes = Vec::<u8>::try_from(&party.letter)?;
@@ -88,7 +88,7 @@ fn serve(common: &Common, comm: &Comm, party: Party, jobs: &Receiver<Job>) -> Re
     let stream = gpu.stream()?;
     comm.init(id, party.rank, party.size, stop)?;
     for job in jobs {
-        let begin = || -> Result<Event> {
+        let begin = || -> Result<CudaEvent> {
             gpu.order(stream, &job.ready)?;
             let began = gpu.record(stream)?;
             // SAFETY: whoever started the call keeps its tensors until the event below has been reached.

@@ -1,9 +1,9 @@
 //! Device time of operations, read from events once the device has come to them; liveness is told then as well.
 
 use crate::error::Result;
-use crate::wire::nccl::cuda::{Event, Gpu};
+use crate::wire::nccl::cuda::{CudaEvent, Gpu};
 use crate::wire::Timing;
-use crate::world::meters::Meter;
+use crate::world::meters::WireMeter;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -20,21 +20,21 @@ struct State {
 }
 
 struct Span {
-    from: Event,
-    to: Event,
-    meter: Option<Meter>,
+    from: CudaEvent,
+    to: CudaEvent,
+    meter: Option<WireMeter>,
 }
 
 impl Clock {
     /// An operation; `meter` counts collectives.
-    pub(super) fn busy(&self, from: Event, to: Event, meter: Option<Meter>) {
+    pub(super) fn busy(&self, from: CudaEvent, to: CudaEvent, meter: Option<WireMeter>) {
         if let Some(m) = &meter {
             m.began();
         }
         self.lock().busy.push(Span { from, to, meter });
     }
 
-    pub(super) fn exposed(&self, from: Event, to: Event) {
+    pub(super) fn exposed(&self, from: CudaEvent, to: CudaEvent) {
         self.lock().exposed.push(Span { from, to, meter: None });
     }
 
@@ -60,7 +60,7 @@ fn drain(gpu: &Gpu, list: &mut Vec<Span>, sum: &mut Duration) -> Result<()> {
         match gpu.reached(&span.to)? {
             true => {
                 *sum += gpu.between(&span.from, &span.to)?;
-                span.meter.iter().for_each(Meter::ended);
+                span.meter.iter().for_each(WireMeter::ended);
             }
             false => rest.push(span),
         }

@@ -72,18 +72,18 @@ pub(super) struct Gpu {
 
 /// Never destroyed: it lives as long as its communicator, which is until the process ends.
 #[derive(Clone, Copy)]
-pub(super) struct Stream(pub(super) Handle);
+pub(super) struct CudaStream(pub(super) Handle);
 
 // SAFETY: handles that any thread may use.
-unsafe impl Send for Stream {}
-unsafe impl Sync for Stream {}
+unsafe impl Send for CudaStream {}
+unsafe impl Sync for CudaStream {}
 
 /// libtorch's.
-pub(super) const COMPUTE: Stream = Stream(std::ptr::null_mut());
+pub(super) const COMPUTE: CudaStream = CudaStream(std::ptr::null_mut());
 
 /// A point in the order of a stream, with its time.
 #[derive(Clone)]
-pub(super) struct Event(Arc<EventHandle>);
+pub(super) struct CudaEvent(Arc<EventHandle>);
 
 struct EventHandle(Handle, &'static Runtime);
 
@@ -115,33 +115,33 @@ impl Gpu {
         self.check(unsafe { (self.runtime.cudaSetDevice)(self.index) }, "cudaSetDevice")
     }
 
-    pub(super) fn stream(&self) -> Result<Stream> {
+    pub(super) fn stream(&self) -> Result<CudaStream> {
         let mut out = std::ptr::null_mut();
         // SAFETY: out parameter.
         let code = unsafe { (self.runtime.cudaStreamCreateWithFlags)(&mut out, STREAM_NON_BLOCKING) };
-        self.check(code, "cudaStreamCreateWithFlags").map(|()| Stream(out))
+        self.check(code, "cudaStreamCreateWithFlags").map(|()| CudaStream(out))
     }
 
     /// An event at the present end of `stream`.
-    pub(super) fn record(&self, stream: Stream) -> Result<Event> {
+    pub(super) fn record(&self, stream: CudaStream) -> Result<CudaEvent> {
         let mut out = std::ptr::null_mut();
         // SAFETY: out parameter, then a new event and a stream of this device.
         unsafe {
             self.check((self.runtime.cudaEventCreateWithFlags)(&mut out, 0), "cudaEventCreateWithFlags")?;
-            let event = Event(Arc::new(EventHandle(out, self.runtime)));
+            let event = CudaEvent(Arc::new(EventHandle(out, self.runtime)));
             self.check((self.runtime.cudaEventRecord)(out, stream.0), "cudaEventRecord")?;
             Ok(event)
         }
     }
 
     /// What is given to `stream` from now on runs after `event`. The host goes on at once.
-    pub(super) fn order(&self, stream: Stream, event: &Event) -> Result<()> {
+    pub(super) fn order(&self, stream: CudaStream, event: &CudaEvent) -> Result<()> {
         // SAFETY: handles of this device.
         self.check(unsafe { (self.runtime.cudaStreamWaitEvent)(stream.0, event.0 .0, 0) }, "cudaStreamWaitEvent")
     }
 
     /// Whether the device has come to `event`.
-    pub(super) fn reached(&self, event: &Event) -> Result<bool> {
+    pub(super) fn reached(&self, event: &CudaEvent) -> Result<bool> {
         // SAFETY: an event of this device.
         match unsafe { (self.runtime.cudaEventQuery)(event.0 .0) } {
             NOT_READY => Ok(false),
@@ -150,7 +150,7 @@ impl Gpu {
     }
 
     /// Device time between two events that have been reached.
-    pub(super) fn between(&self, from: &Event, to: &Event) -> Result<Duration> {
+    pub(super) fn between(&self, from: &CudaEvent, to: &CudaEvent) -> Result<Duration> {
         let mut milliseconds = 0.0;
         // SAFETY: out parameter and events of this device.
         let code = unsafe { (self.runtime.cudaEventElapsedTime)(&mut milliseconds, from.0 .0, to.0 .0) };

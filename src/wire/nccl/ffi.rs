@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Exit, Result};
 use crate::wire::dynamic::{functions, Library};
-use crate::wire::nccl::cuda::Stream;
+use crate::wire::nccl::cuda::CudaStream;
 use crate::world::ffi::{stopped, Backoff};
 use crate::world::Op;
 use std::ffi::{c_char, c_int, c_uint, c_void, CStr};
@@ -105,7 +105,7 @@ fn check(nccl: &Nccl, code: c_int, call: &str, comm: Handle) -> Result<()> {
 }
 
 /// A communicator for the thread that works with it and the one that may abort it.
-pub(super) struct Comm {
+pub(super) struct NcclComm {
     nccl: &'static Nccl,
     state: Mutex<State>,
 }
@@ -117,12 +117,12 @@ enum State {
 }
 
 // SAFETY: NCCL's calls are thread-safe, and the lock keeps the handle from being used after it is freed.
-unsafe impl Send for Comm {}
-unsafe impl Sync for Comm {}
+unsafe impl Send for NcclComm {}
+unsafe impl Sync for NcclComm {}
 
-impl Comm {
-    pub(super) fn new() -> Result<Comm> {
-        Ok(Comm { nccl: nccl()?, state: Mutex::new(State::Handle(std::ptr::null_mut())) })
+impl NcclComm {
+    pub(super) fn new() -> Result<NcclComm> {
+        Ok(NcclComm { nccl: nccl()?, state: Mutex::new(State::Handle(std::ptr::null_mut())) })
     }
 
     /// Collective over the ranks that share `id`; the calling thread's device is the one that it is for.
@@ -144,7 +144,7 @@ impl Comm {
     ///
     /// # Safety
     /// The call's addresses are on the communicator's device and valid until the stream has run past it.
-    pub(super) unsafe fn enqueue(&self, call: &Call, stream: Stream, stop: &AtomicBool) -> Result<()> {
+    pub(super) unsafe fn enqueue(&self, call: &Call, stream: CudaStream, stop: &AtomicBool) -> Result<()> {
         let n = self.nccl;
         let Call { what, input, output, count, kind } = *call;
         let (dtype, stream) = (dtype(kind)?, stream.0);

@@ -25,8 +25,8 @@ use crate::world::ffi::stopped;
 use crate::world::{leak, Op};
 use channel::{Channel, Common, Party};
 use clock::Clock;
-use cuda::{Event, Gpu, COMPUTE};
-use ffi::{unique_id, Call, Comm, What, ID};
+use cuda::{CudaEvent, Gpu, COMPUTE};
+use ffi::{unique_id, Call, NcclComm, What, ID};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -46,7 +46,7 @@ pub struct NcclWire {
     device: Device,
     common: Common,
     channels: Mutex<HashMap<Lane, Channel>>,
-    comms: Arc<Mutex<Vec<Arc<Comm>>>>,
+    comms: Arc<Mutex<Vec<Arc<NcclComm>>>>,
 }
 
 /// Which communicator an operation uses.
@@ -213,10 +213,10 @@ impl Wire for NcclWire {
 }
 
 /// Until the wire is dropped: aborts all communicators when one is broken or the stop flag is set.
-fn watch(comms: &Weak<Mutex<Vec<Arc<Comm>>>>, common: &Common) {
+fn watch(comms: &Weak<Mutex<Vec<Arc<NcclComm>>>>, common: &Common) {
     let on_device = common.gpu.here().is_ok();
     while let Some(comms) = comms.upgrade() {
-        let comms: Vec<Arc<Comm>> = lock(&comms).clone();
+        let comms: Vec<Arc<NcclComm>> = lock(&comms).clone();
         let mut why = comms.iter().find_map(|c| c.poll("operation on a device").err());
         if common.stop.load(Ordering::Relaxed) {
             why = Some(stopped("operation on a device"));
@@ -234,7 +234,7 @@ fn watch(comms: &Weak<Mutex<Vec<Arc<Comm>>>>, common: &Common) {
 /// An operation that the channel's thread puts on the stream.
 struct Enqueued {
     ended: Ended,
-    comm: Arc<Comm>,
+    comm: Arc<NcclComm>,
     gpu: Gpu,
     clock: Arc<Clock>,
     /// Taken when the compute stream is behind the operation: from then on libtorch may hand their memory out again.
@@ -242,8 +242,8 @@ struct Enqueued {
 }
 
 enum Ended {
-    Asked(Receiver<Result<Event>>),
-    Known(Result<Event>),
+    Asked(Receiver<Result<CudaEvent>>),
+    Known(Result<CudaEvent>),
 }
 
 impl Later for Enqueued {

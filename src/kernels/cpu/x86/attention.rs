@@ -2,7 +2,7 @@
 //! pass over blocks of keys with a running maximum and sum; blocks above the diagonal are skipped.
 
 use super::dot::{dot_fn, product, Dot, Home, Left, Line, Sums, LINES, PANEL};
-use super::pack::{panel_across, panel_along, From, Packed};
+use super::pack::{panel_across, panel_along, PackFrom, Packed};
 use super::scratch;
 use crate::kernels::cpu::simd::{Element, Simd, LANES};
 use crate::kernels::cpu::view::{Heads, Rows};
@@ -16,7 +16,7 @@ const KEYS: usize = 512;
 
 /// Sizes that q, k and v agree on.
 #[derive(Clone, Copy)]
-pub struct Shape {
+pub struct AttentionShape {
     pub batch: usize,
     /// Queries of a head.
     pub tokens: usize,
@@ -28,13 +28,13 @@ pub struct Shape {
     pub scale: f32,
 }
 
-impl Shape {
-    pub fn of<E: Dot>(q: &Heads<E>, k: &Heads<E>, v: &Heads<E>) -> Option<Shape> {
+impl AttentionShape {
+    pub fn of<E: Dot>(q: &Heads<E>, k: &Heads<E>, v: &Heads<E>) -> Option<AttentionShape> {
         let fits = |t: &Heads<E>| (t.batch, t.width) == (q.batch, q.width) && t.tokens >= q.tokens;
         let shared = (k.heads, k.tokens) == (v.heads, v.tokens)
             && q.heads.is_multiple_of(k.heads)
             && q.width.is_multiple_of(E::PER_UNIT);
-        (fits(k) && fits(v) && shared).then_some(Shape {
+        (fits(k) && fits(v) && shared).then_some(AttentionShape {
             batch: q.batch,
             tokens: q.tokens,
             keys: k.tokens,
@@ -59,7 +59,7 @@ impl Shape {
 pub fn forward<E: Dot>(q: &Tensor, k: &Tensor, v: &Tensor) -> Option<(Tensor, Tensor)> {
     let unit = E::detect()?;
     let (qh, kh, vh) = (Heads::<E>::of(q)?, Heads::<E>::of(k)?, Heads::<E>::of(v)?);
-    let n = Shape::of(&qh, &kh, &vh)?;
+    let n = AttentionShape::of(&qh, &kh, &vh)?;
     let out = Tensor::empty(q.size(), (q.kind(), Device::Cpu));
     let lse = Tensor::empty([n.batch as i64, n.heads as i64, n.tokens as i64], (Kind::Float, Device::Cpu));
     let (oh, lr) = (Heads::<E>::of(&out)?, Rows::<f32>::flat(&lse)?);
@@ -77,11 +77,11 @@ pub fn forward<E: Dot>(q: &Tensor, k: &Tensor, v: &Tensor) -> Option<(Tensor, Te
         // SAFETY: each task writes one panel of its own.
         unsafe {
             if p < key_panels {
-                let from = From { of: kh.head(b, h), row: p * PANEL, col: 0 };
+                let from = PackFrom { of: kh.head(b, h), row: p * PANEL, col: 0 };
                 pack_along::<E>(unit, from, key_units, packed.panel(keys_of(kv) + p * key_units, 1));
             } else {
                 let p = p - key_panels;
-                let from = From { of: vh.head(b, h), row: 0, col: p * PANEL };
+                let from = PackFrom { of: vh.head(b, h), row: 0, col: p * PANEL };
                 pack_across::<E>(unit, from, value_units, packed.panel(values_of(kv) + p * value_units, 1));
             }
         }
@@ -105,13 +105,13 @@ pub fn forward<E: Dot>(q: &Tensor, k: &Tensor, v: &Tensor) -> Option<(Tensor, Te
 }
 
 dot_fn! {
-    pub unsafe fn pack_along<E>(_unit, m: From<E>, units: usize, out: *mut Line) {
+    pub unsafe fn pack_along<E>(_unit, m: PackFrom<E>, units: usize, out: *mut Line) {
         panel_along(m, units, out)
     }
 }
 
 dot_fn! {
-    pub unsafe fn pack_across<E>(_unit, m: From<E>, units: usize, out: *mut Line) {
+    pub unsafe fn pack_across<E>(_unit, m: PackFrom<E>, units: usize, out: *mut Line) {
         panel_across(m, units, out)
     }
 }
@@ -133,7 +133,7 @@ impl Block {
 
 dot_fn! {
     unsafe fn forward_block<E>(
-        unit, n: Shape, q: Rows<E>, first: usize, rows: usize, keys: *const Line, values: *const Line, out: Rows<E>,
+        unit, n: AttentionShape, q: Rows<E>, first: usize, rows: usize, keys: *const Line, values: *const Line, out: Rows<E>,
         lse: &mut [f32], memory: &mut [Line],
     ) {
         let s = unit.0;

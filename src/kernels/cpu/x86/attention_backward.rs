@@ -2,9 +2,9 @@
 //! query (transposed), so that no sum runs over a row: p = e^(scale·k·q − lse), ds = p·(v·dout − delta)·scale with
 //! delta = Σ dout·out, then dv += p·dout, dk += ds·q, dq += dsᵀ·k.
 
-use super::attention::{Shape, QUERIES};
+use super::attention::{AttentionShape, QUERIES};
 use super::dot::{dot_fn, product, Dot, Home, Left, Line, Sums, LINES, PANEL};
-use super::pack::{left_across, panel_across, panel_along, transpose, From, Packed};
+use super::pack::{left_across, panel_across, panel_along, transpose, PackFrom, Packed};
 use super::scratch;
 use crate::kernels::cpu::dispatch::simd_fn;
 use crate::kernels::cpu::simd::{Simd, LANES};
@@ -25,7 +25,7 @@ pub fn backward<E: Dot>(
     let unit = E::detect()?;
     let [qh, kh, vh, oh, doh] = [Heads::<E>::of(q)?, Heads::of(k)?, Heads::of(v)?, Heads::of(out)?, Heads::of(dout)?];
     let [dqh, dkh, dvh] = [Heads::<E>::of(dq)?, Heads::of(dk)?, Heads::of(dv)?];
-    let n = Shape::of(&qh, &kh, &vh)?;
+    let n = AttentionShape::of(&qh, &kh, &vh)?;
     let same =
         |a: &Heads<E>, b: &Heads<E>| (a.batch, a.tokens, a.heads, a.width) == (b.batch, b.tokens, b.heads, b.width);
     let lr = Rows::<f32>::flat(lse)?;
@@ -40,7 +40,7 @@ pub fn backward<E: Dot>(
     let turned = Packed::in_tensor(&buffer)?;
     let turned_of = move |kv: usize| kv * lines / LINES;
     parallel::tasks(n.batch * n.kv_heads(), |kv| {
-        let from = From { of: kh.head(kv / n.kv_heads(), kv % n.kv_heads()), row: 0, col: 0 };
+        let from = PackFrom { of: kh.head(kv / n.kv_heads(), kv % n.kv_heads()), row: 0, col: 0 };
         // SAFETY: this part of the buffer is this task's own.
         unsafe { turn::<E>(unit, from, n.width, stride, turned.panel(turned_of(kv), 1)) }
     });
@@ -99,7 +99,7 @@ simd_fn! {
 }
 
 dot_fn! {
-    unsafe fn turn<E>(_unit, k: From<E>, width: usize, stride: usize, out: *mut Line) {
+    unsafe fn turn<E>(_unit, k: PackFrom<E>, width: usize, stride: usize, out: *mut Line) {
         left_across(k, width, k.of.rows.div_ceil(E::PER_UNIT), stride, out)
     }
 }
@@ -160,7 +160,7 @@ impl Plan {
 
 dot_fn! {
     unsafe fn backward_head<E>(
-        unit, n: Shape, x: &Inputs<E>, turned: *const Line, turned_stride: usize, dq: Rows<E>, dk: &mut [f32], dv: &mut [f32],
+        unit, n: AttentionShape, x: &Inputs<E>, turned: *const Line, turned_stride: usize, dq: Rows<E>, dk: &mut [f32], dv: &mut [f32],
         memory: &mut [Line],
     ) {
         let s = unit.0;
@@ -182,9 +182,9 @@ dot_fn! {
                 delta[i] = dot_row(s, x.dout.row(first + i), x.out.row(first + i));
             }
             for (m, along, across) in [(x.q, plan.q_along, plan.q_across), (x.dout, plan.dout_along, plan.dout_across)] {
-                panel_along(From { of: m, row: first, col: 0 }, width_units, base.add(along));
+                panel_along(PackFrom { of: m, row: first, col: 0 }, width_units, base.add(along));
                 for c in 0..panels {
-                    let from = From { of: m, row: first, col: c * PANEL };
+                    let from = PackFrom { of: m, row: first, col: c * PANEL };
                     panel_across(from, query_units, base.add(across + c * query_units * LINES));
                 }
             }
@@ -213,7 +213,7 @@ dot_fn! {
                 }
                 let ds = Rows::<E>::in_scratch(ds.ptr(), keys, QUERIES, QUERIES);
                 let key_units = keys.div_ceil(E::PER_UNIT);
-                panel_across(From { of: ds, row: 0, col: 0 }, key_units, base.add(plan.ds_across));
+                panel_across(PackFrom { of: ds, row: 0, col: 0 }, key_units, base.add(plan.ds_across));
                 let kt = Left { ptr: turned.cast::<E>(), stride: turned_stride * E::PER_UNIT }.at(0, key);
                 let before = (key > 0).then_some(dq_sums);
                 product::<E>(n.width, QUERIES, key_units, kt, base.add(plan.ds_across), dq_sums, before, Home::Cache);

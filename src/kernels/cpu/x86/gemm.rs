@@ -2,7 +2,7 @@
 //! that has it), and gradients of weights, which here add straight into the fp32 buffer.
 
 use super::dot::{dot_fn, product, Dot, Home, Left, Line, Sums, LINES, PANEL, TILE_ROWS};
-use super::pack::{left_across, panel_across, panel_along, From, Packed};
+use super::pack::{left_across, panel_across, panel_along, PackFrom, Packed};
 use super::scratch;
 use crate::kernels::cpu::simd::{Simd, LANES};
 use crate::kernels::cpu::view::Rows;
@@ -84,8 +84,8 @@ dot_fn! {
             let units = (a.cols - k).min(depth) / E::PER_UNIT;
             for (base, first, width) in panels.clone() {
                 match right {
-                    Right::Along => panel_along(From { of: b, row: first, col: k }, units, panel.as_mut_ptr()),
-                    Right::Across => panel_across(From { of: b, row: k, col: first }, units, panel.as_mut_ptr()),
+                    Right::Along => panel_along(PackFrom { of: b, row: first, col: k }, units, panel.as_mut_ptr()),
+                    Right::Across => panel_across(PackFrom { of: b, row: k, col: first }, units, panel.as_mut_ptr()),
                 }
                 let c = Sums { ptr: sums.ptr(), stride: PANEL }.at(base, 0);
                 product::<E>(rows, width, units, left.at(0, k), panel.as_ptr(), c, (k > 0).then_some(c), Home::Cache);
@@ -121,7 +121,7 @@ pub fn weight_gradient<E: Dot>(dy: &Tensor, x: &Tensor, grad: &Tensor, add: bool
     let base = Packed::in_tensor(&buffer)?;
     parallel::tasks(panels, |p| {
         // SAFETY: panel p of the buffer is this task's own; `unit` proves the instructions.
-        unsafe { pack_panel::<E>(unit, From { of: xr, row: 0, col: p * PANEL }, units, base.panel(p, units)) }
+        unsafe { pack_panel::<E>(unit, PackFrom { of: xr, row: 0, col: p * PANEL }, units, base.panel(p, units)) }
     });
     parallel::chunks(g.rows, GRAD_ROWS, |_, r| {
         scratch::with(GRAD_ROWS * DEPTH / 16, |s| {
@@ -133,7 +133,7 @@ pub fn weight_gradient<E: Dot>(dy: &Tensor, x: &Tensor, grad: &Tensor, add: bool
 }
 
 dot_fn! {
-    unsafe fn pack_panel<E>(_unit, x: From<E>, units: usize, out: *mut Line) {
+    unsafe fn pack_panel<E>(_unit, x: PackFrom<E>, units: usize, out: *mut Line) {
         panel_across(x, units, out)
     }
 }
@@ -145,7 +145,7 @@ dot_fn! {
         let sums = Sums { ptr: grad.ptr(), stride: grad.stride }.at(row, 0);
         for k in (0..depth).step_by(DEPTH) {
             let units = (depth - k).min(DEPTH);
-            left_across(From { of: dy, row: k * E::PER_UNIT, col: row }, rows, units, DEPTH, left.as_mut_ptr());
+            left_across(PackFrom { of: dy, row: k * E::PER_UNIT, col: row }, rows, units, DEPTH, left.as_mut_ptr());
             let a = Left { ptr: left.as_ptr().cast::<E>(), stride: DEPTH * E::PER_UNIT };
             let home = if k == 0 { Home::Memory } else { Home::Cache };
             let ahead = (DEPTH * E::PER_UNIT).div_ceil(grad.cols.div_ceil(PANEL));

@@ -8,7 +8,7 @@ use tch::Tensor;
 
 /// Part of a matrix: its rows and columns from these on.
 #[derive(Clone, Copy)]
-pub struct From<'a, E> {
+pub struct PackFrom<'a, E> {
     pub of: Rows<'a, E>,
     pub row: usize,
     pub col: usize,
@@ -111,7 +111,7 @@ pub unsafe fn transpose(r: &mut [__m512i; 16]) {
 /// # Safety
 /// `out` has 4·units lines; AVX-512 F and BW.
 #[inline(always)]
-pub unsafe fn panel_along<E: Dot>(m: From<E>, units: usize, out: *mut Line) {
+pub unsafe fn panel_along<E: Dot>(m: PackFrom<E>, units: usize, out: *mut Line) {
     for v in 0..LINES {
         for k in (0..units).step_by(16) {
             let mut t = [_mm512_setzero_si512(); 16];
@@ -135,7 +135,7 @@ pub unsafe fn panel_along<E: Dot>(m: From<E>, units: usize, out: *mut Line) {
 /// # Safety
 /// `out` has 4·units lines; AVX-512 F, BW and VL.
 #[inline(always)]
-pub unsafe fn panel_across<E: Dot>(m: From<E>, units: usize, out: *mut Line) {
+pub unsafe fn panel_across<E: Dot>(m: PackFrom<E>, units: usize, out: *mut Line) {
     for k in 0..units {
         for v in 0..LINES {
             let t = across(&m.of, m.row / E::PER_UNIT + k, m.col + 16 * v);
@@ -150,7 +150,7 @@ pub unsafe fn panel_across<E: Dot>(m: From<E>, units: usize, out: *mut Line) {
 /// # Safety
 /// `out` has rows, rounded up to 16, times stride/16 lines, stride ≥ units; AVX-512 F, BW and VL.
 #[inline(always)]
-pub unsafe fn left_across<E: Dot>(m: From<E>, rows: usize, units: usize, stride: usize, out: *mut Line) {
+pub unsafe fn left_across<E: Dot>(m: PackFrom<E>, rows: usize, units: usize, stride: usize, out: *mut Line) {
     for k in (0..units).step_by(16) {
         for r in (0..rows).step_by(16) {
             let mut t = [_mm512_setzero_si512(); 16];
