@@ -12,8 +12,8 @@ use herd::layout::stages;
 use herd::liveness::{inject::Inject, Progress};
 use herd::model::{init, Axes, Chunk, Documents, Llama, Params, Resident};
 use herd::model::{Accumulate, StepOptions};
-use herd::parallel::pipeline::executor::{Compute, Executor, Report};
-use herd::parallel::pipeline::passes::{Between, Stage, Training, Work};
+use herd::parallel::pipeline::executor::{Compute, Executor, PassReport};
+use herd::parallel::pipeline::passes::{Between, PipelineStage, Training, Work};
 use herd::schedules::simulate::{play, Costs};
 use herd::schedules::{self, Action, Parcel};
 use herd::topology::{Axis, Topology};
@@ -171,7 +171,7 @@ fn real(
         };
         let work =
             Work { model: &model, units: &mut units, load: &mut load, sequences: &sequences, progress: &progress };
-        let stage = Stage { work, chunks: &own, stages, between };
+        let stage = PipelineStage { work, chunks: &own, stages, between };
         let step = StepOptions { grad_scale: 1.0 / sequence as f64, z_loss: 0.0, grads: Accumulate::Replace };
         executor.run(&mut Training::new(stage, step, &inject))
     };
@@ -186,7 +186,7 @@ fn executor(wire: &Arc<dyn Wire>, kind: Kind, micros: usize, per_stage: usize) -
 }
 
 /// Runs `f` on all ranks at once; when it began on the clock that all processes of a host share.
-fn timed(world: &World, f: impl FnOnce() -> Result<Report>) -> Result<(f64, Report)> {
+fn timed(world: &World, f: impl FnOnce() -> Result<PassReport>) -> Result<(f64, PassReport)> {
     world.barrier()?;
     let began = clock();
     Ok((began, f()?))
@@ -202,7 +202,7 @@ fn clock() -> f64 {
 /// Rank 0 compares with the simulator, given `costs`, or what the actions took on average, and prints a line.
 fn tell(
     world: &World, (compute, name): (&str, &str), micros: usize, chunks: usize, costs: Option<Costs>,
-    (origin, report): (f64, &Report),
+    (origin, report): (f64, &PassReport),
 ) -> Result<()> {
     let mine: Vec<(Action, f64, f64)> =
         report.ran.iter().map(|r| (r.action, origin + r.start.as_secs_f64(), origin + r.end.as_secs_f64())).collect();

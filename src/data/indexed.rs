@@ -8,7 +8,7 @@ mod writer;
 
 pub use reader::Indexed;
 pub use sidecar::{Sidecar, TokenizerNote};
-pub use writer::{Writer, Written};
+pub use writer::{IndexedWriter, IndexedWritten};
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -21,33 +21,33 @@ const HEADER: usize = 9 + 8 + 1 + 8 + 8;
 /// How an id is stored. The discriminant is Megatron's dtype code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Dtype {
+pub enum TokenDtype {
     I32 = 4,
     U16 = 8,
 }
 
-impl Dtype {
+impl TokenDtype {
     /// The smaller one that holds every id below `vocab_size`.
-    pub fn for_vocab(vocab_size: usize) -> Dtype {
+    pub fn for_vocab(vocab_size: usize) -> TokenDtype {
         if vocab_size <= 1 << 16 {
-            Dtype::U16
+            TokenDtype::U16
         } else {
-            Dtype::I32
+            TokenDtype::I32
         }
     }
 
     /// Bytes of one id.
     pub fn size(self) -> usize {
         match self {
-            Dtype::U16 => 2,
-            Dtype::I32 => 4,
+            TokenDtype::U16 => 2,
+            TokenDtype::I32 => 4,
         }
     }
 
     pub fn name(self) -> &'static str {
         match self {
-            Dtype::U16 => "u16",
-            Dtype::I32 => "i32",
+            TokenDtype::U16 => "u16",
+            TokenDtype::I32 => "i32",
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Batch i goes to worker i mod n over a channel of its own and comes back over another, so the collector restores the
 //! order by asking the workers in turn; the channels' lengths bound the memory.
 
-use super::source::{Documents, Rules};
+use super::source::{SourceDocuments, SourceRules};
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Exit, Result};
 use std::sync::atomic::AtomicU64;
@@ -42,7 +42,7 @@ pub struct Mark {
 /// What to do.
 pub struct BatchJob<'a> {
     pub inputs: &'a [String],
-    pub rules: &'a Rules,
+    pub rules: &'a SourceRules,
     pub tokenizer: &'a Tokenizer,
     /// Put before each document, in this order.
     pub front: Vec<Mark>,
@@ -62,7 +62,7 @@ pub struct Account {
     /// What its content was found to be, as `JSON lines in gzip`.
     pub format: String,
     pub documents: u64,
-    /// Documents left out as bad, and what was wrong with the first.
+    /// SourceDocuments left out as bad, and what was wrong with the first.
     pub skipped: u64,
     pub first_skipped: Option<String>,
     /// Rows left out because their text is empty.
@@ -139,7 +139,7 @@ fn read(job: &BatchJob, inlets: &[SyncSender<Result<Batch>>], accounts: &Mutex<V
     let mut first: Option<String> = None;
     let mut count = 0u64;
     for name in job.inputs {
-        let mut documents = match Documents::open(name, job.rules, job.consumed.clone()) {
+        let mut documents = match SourceDocuments::open(name, job.rules, job.consumed.clone()) {
             Ok(d) => d,
             Err(e) => return deal.fail(e),
         };
@@ -159,7 +159,7 @@ fn read(job: &BatchJob, inlets: &[SyncSender<Result<Batch>>], accounts: &Mutex<V
                 }
             }
         }
-        let Documents { format, documents, skipped, first_skipped, empty, .. } = documents;
+        let SourceDocuments { format, documents, skipped, first_skipped, empty, .. } = documents;
         let account = Account { name: name.clone(), format, documents, skipped, first_skipped, empty };
         accounts.lock().unwrap_or_else(PoisonError::into_inner).push(account);
     }

@@ -45,7 +45,7 @@ pub enum Split {
 
 /// How to read.
 #[derive(Clone, Debug)]
-pub struct Rules {
+pub struct SourceRules {
     pub format: Format,
     pub split: Split,
     /// Keys of the text in a row; a dot leads into an object. The texts of several are joined by a blank line.
@@ -66,10 +66,10 @@ struct Bad {
 }
 
 /// An open input. Iterates over its documents; an error ends it.
-pub struct Documents {
+pub struct SourceDocuments {
     name: String,
     reader: Reader,
-    rules: Rules,
+    rules: SourceRules,
     /// What it was found to be, as `JSON lines in gzip`.
     pub format: String,
     /// Documents given out.
@@ -89,25 +89,25 @@ enum Reader {
     Parquet(parquet::ParquetTable),
 }
 
-impl Documents {
+impl SourceDocuments {
     /// Opens the file `name`, or standard input for `-`, and looks what it is. `consumed` counts the bytes read from it as
     /// stored.
     ///
     /// # Errors
     /// [`Exit::Data`] for what is not read (by its name), and for what begins like JSON and is none.
-    pub fn open(name: &str, rules: &Rules, consumed: Arc<AtomicU64>) -> Result<Documents> {
+    pub fn open(name: &str, rules: &SourceRules, consumed: Arc<AtomicU64>) -> Result<SourceDocuments> {
         if name == "-" {
-            return Documents::of(name, std::io::stdin(), None, rules, consumed);
+            return SourceDocuments::of(name, std::io::stdin(), None, rules, consumed);
         }
         let file = open_file(Path::new(name))?;
         let again = file.try_clone().ok().filter(|f| f.metadata().is_ok_and(|m| m.is_file()));
-        Documents::of(name, file, again, rules, consumed)
+        SourceDocuments::of(name, file, again, rules, consumed)
     }
 
     /// `seekable` is the same file where that is one.
     fn of(
-        name: &str, raw: impl Read + 'static, seekable: Option<File>, rules: &Rules, consumed: Arc<AtomicU64>,
-    ) -> Result<Documents> {
+        name: &str, raw: impl Read + 'static, seekable: Option<File>, rules: &SourceRules, consumed: Arc<AtomicU64>,
+    ) -> Result<SourceDocuments> {
         let shown = if name == "-" { "standard input" } else { name };
         let failed = |e: std::io::Error| unreadable(shown, &e);
         let mut raw = Ahead::new(Counting { inner: raw, consumed: consumed.clone() });
@@ -116,7 +116,7 @@ impl Documents {
             // What the look at its beginning has read is read again.
             consumed.fetch_sub(raw.seen().len() as u64, Ordering::Relaxed);
             let reader = open_parquet(shown, seekable, rules, consumed)?;
-            return Ok(Documents::new(shown, Reader::Parquet(reader), "Parquet".into(), rules));
+            return Ok(SourceDocuments::new(shown, Reader::Parquet(reader), "Parquet".into(), rules));
         }
         let (packing, mut content) = container::unpacked(shown, raw, rules.format)?;
         let marked = detect::pass_mark(&mut content).map_err(failed)?;
@@ -129,11 +129,11 @@ impl Documents {
             Content::Lines => Reader::Lines(json::Lines::new(content)),
             Content::Spread | Content::Array => Reader::Stream(json::Stream::new(shown, content)),
         };
-        Ok(Documents::new(shown, reader, format, rules))
+        Ok(SourceDocuments::new(shown, reader, format, rules))
     }
 
-    fn new(name: &str, reader: Reader, format: String, rules: &Rules) -> Documents {
-        Documents {
+    fn new(name: &str, reader: Reader, format: String, rules: &SourceRules) -> SourceDocuments {
+        SourceDocuments {
             name: name.into(),
             reader,
             rules: rules.clone(),
@@ -187,7 +187,7 @@ impl Documents {
     }
 }
 
-impl Iterator for Documents {
+impl Iterator for SourceDocuments {
     type Item = Result<String>;
 
     fn next(&mut self) -> Option<Result<String>> {
@@ -201,7 +201,7 @@ impl Iterator for Documents {
 }
 
 fn open_parquet(
-    name: &str, file: Option<File>, rules: &Rules, consumed: Arc<AtomicU64>,
+    name: &str, file: Option<File>, rules: &SourceRules, consumed: Arc<AtomicU64>,
 ) -> Result<parquet::ParquetTable> {
     if rules.format != Format::Auto {
         let asked = if rules.format == Format::Text { "text" } else { "jsonl" };

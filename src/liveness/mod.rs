@@ -71,7 +71,7 @@ impl Liveness {
             return Ok(Liveness { progress, closing, thread: None, stop: world.stop_flag() });
         }
         let roster = roster::Roster::new(number, world.rank(), sizes, &places);
-        let timing = view::Timing::new(config);
+        let timing = view::ProbeTiming::new(config);
         let failed = |e: std::io::Error| Error::new(Exit::Internal, format!("cannot start the liveness threads: {e}"));
         // A liveness thread that hangs in MPI is deaf to verdicts; the others hear nothing of it and have long decided.
         let patience = timing.limit() * 2 + Duration::from_secs(30);

@@ -5,7 +5,7 @@ use super::roster::Roster;
 use super::slow::{self, Slow};
 use super::stuck::{self, Blame};
 use super::verdict::{Evidence, Reason, Suspect, Verdict};
-use super::view::{Timing, View, WatchAction};
+use super::view::{ProbeTiming, View, WatchAction};
 use crate::error::Exit;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub(super) struct Judge {
 }
 
 impl Judge {
-    pub(super) fn accuse(&mut self, now: Duration, rank: usize, reason: Reason, age: Duration, timing: &Timing) {
+    pub(super) fn accuse(&mut self, now: Duration, rank: usize, reason: Reason, age: Duration, timing: &ProbeTiming) {
         self.accused.entry(rank).or_insert(Accusation { reason, age });
         self.decide_at.get_or_insert(now + GATHER.min(timing.interval / 4));
     }

@@ -7,7 +7,7 @@ use super::message::{Message, Probe};
 use super::roster::tests::grid;
 use super::roster::Roster;
 use super::verdict::{choose, Reason, Verdict};
-use super::view::{Timing, WatchAction};
+use super::view::{ProbeTiming, WatchAction};
 use super::watch::Watch;
 use crate::config::LivenessSection;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +31,7 @@ struct Process {
 
 /// Simulated time is in milliseconds.
 struct Sim {
-    timing: Timing,
+    timing: ProbeTiming,
     processes: Vec<Process>,
     wire: BTreeMap<(u64, u64), (usize, usize, Message)>,
     per_node: usize,
@@ -46,7 +46,7 @@ impl Sim {
     fn new(nodes: usize, per_node: usize, interval_s: f64, seed: u64) -> Sim {
         let config = LivenessSection { interval_s, ..Default::default() };
         let mut sim = Sim {
-            timing: Timing::new(&config),
+            timing: ProbeTiming::new(&config),
             processes: Vec::new(),
             wire: BTreeMap::new(),
             per_node,

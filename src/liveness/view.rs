@@ -16,16 +16,16 @@ const FIRST: Duration = Duration::from_secs(30);
 
 /// When a silent rank is late, given up, and when those who should have acted on it are given up too.
 #[derive(Clone, Debug)]
-pub struct Timing {
+pub struct ProbeTiming {
     pub interval: Duration,
     pub misses: u32,
     pub progress: LivenessSection,
 }
 
-impl Timing {
-    pub fn new(config: &LivenessSection) -> Timing {
+impl ProbeTiming {
+    pub fn new(config: &LivenessSection) -> ProbeTiming {
         let interval = Duration::from_secs_f64(config.interval_s);
-        Timing { interval, misses: config.misses, progress: config.clone() }
+        ProbeTiming { interval, misses: config.misses, progress: config.clone() }
     }
 
     /// One miss short of the limit.
@@ -109,7 +109,7 @@ pub(super) type Board = BTreeMap<usize, Heard>;
 /// One rank's knowledge.
 pub(super) struct View {
     pub roster: Roster,
-    pub timing: Timing,
+    pub timing: ProbeTiming,
     /// Those who report to this rank.
     pub below: BTreeMap<usize, LastHeard>,
     pub board: Board,

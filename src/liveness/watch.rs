@@ -8,7 +8,7 @@ use super::message::{Message, Probe};
 use super::monitor::{silence, Judge};
 use super::roster::Roster;
 use super::verdict::{Reason, Verdict};
-use super::view::{Board, Heard, LastHeard, Timing, View, WatchAction};
+use super::view::{Board, Heard, LastHeard, ProbeTiming, View, WatchAction};
 use crate::world::WireMembers;
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub fn new(roster: Roster, timing: Timing, now: Duration) -> Watch {
+    pub fn new(roster: Roster, timing: ProbeTiming, now: Duration) -> Watch {
         let me = roster.rank;
         let judges = me == roster.monitor() || Some(me) == roster.deputy();
         let below = roster.below(me).into_iter().map(|r| (r, LastHeard::new(now))).collect();

@@ -24,7 +24,7 @@ use crate::layout::{Sharding, Unit, UnitLayout};
 use crate::plan::Plan;
 use crate::topology::Axis;
 use tch::{Device, Kind};
-use work::Work;
+use work::ActivationWork;
 
 /// Bytes at the peak of a training step, by what they are for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub struct Memory {
 impl Memory {
     /// Of one rank of `plan`.
     pub fn peak(plan: &Plan) -> Memory {
-        let work = Work::new(plan);
+        let work = ActivationWork::new(plan);
         let worst = work.worst();
         Memory {
             inputs: clip(work.inputs(worst.alive)),

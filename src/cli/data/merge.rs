@@ -3,7 +3,7 @@
 use super::claim;
 use crate::cli::print;
 use crate::cli::progress::shown;
-use crate::data::indexed::{prefix_of, with_ending, Dtype, Indexed, Sidecar, Writer, Written};
+use crate::data::indexed::{prefix_of, with_ending, Indexed, IndexedWriter, IndexedWritten, Sidecar, TokenDtype};
 use crate::error::{Error, Exit, Result};
 use crate::progress::Meter;
 use std::path::{Path, PathBuf};
@@ -110,8 +110,8 @@ fn write(output: &Path, shards: &[Shard], meter: &Meter) -> Result<Sidecar> {
     }
     let first = &shards[0].note;
     let vocab = first.tokenizer.vocab_size;
-    let mut writer = Writer::create(output, vocab)?;
-    let size = Dtype::for_vocab(vocab).size() as u64;
+    let mut writer = IndexedWriter::create(output, vocab)?;
+    let size = TokenDtype::for_vocab(vocab).size() as u64;
     meter.begin("merge", size * shards.iter().map(|s| s.file.tokens()).sum::<u64>());
     let (mut ids, mut narrow) = (Vec::new(), Vec::new());
     for Shard { file, .. } in shards {
@@ -126,7 +126,7 @@ fn write(output: &Path, shards: &[Shard], meter: &Meter) -> Result<Sidecar> {
             meter.add(size * length);
         }
     }
-    writer.finish(Written {
+    writer.finish(IndexedWritten {
         tokenizer: first.tokenizer.clone(),
         sources: shards.iter().map(|s| s.file.prefix.display().to_string()).collect(),
         split: first.split.clone(),

@@ -8,7 +8,7 @@ use crate::cli::print;
 use crate::cli::progress::shown_by;
 use crate::data::indexed::TokenizerNote;
 use crate::data::pipeline::{self, BatchJob};
-use crate::data::source::{Format, Rules, Split};
+use crate::data::source::{Format, SourceRules, Split};
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
 use crate::progress::Meter;
@@ -83,7 +83,7 @@ pub fn run(args: Args) -> Result<()> {
     let total = stored_size(&args.inputs)?;
     let mut outputs = Outputs::create(&args, tokenizer.vocab_size())?;
 
-    let rules = Rules {
+    let rules = SourceRules {
         format: args.format,
         split: args.split_documents.unwrap_or(Split::File),
         text_keys: if args.text_key.is_empty() { vec!["text".into()] } else { args.text_key.clone() },

@@ -1,7 +1,7 @@
 //! Memory-mapped reading of an indexed token file, after checking everything the index says against itself and against
 //! the length of the `.bin`. Ids are checked against the vocabulary each time they are read.
 
-use super::{with_ending, Dtype, Sidecar, HEADER, MAGIC, VERSION};
+use super::{with_ending, Sidecar, TokenDtype, HEADER, MAGIC, VERSION};
 use crate::error::{Error, Exit, Result};
 use crate::progress::Meter;
 use memmap2::Mmap;
@@ -19,7 +19,7 @@ pub struct Indexed {
     bin: Map,
     idx: Map,
     pub prefix: PathBuf,
-    pub dtype: Dtype,
+    pub dtype: TokenDtype,
     /// Sequences; herd and Megatron's text preprocessing write one a document.
     sequences: usize,
     /// Entries of the document index: documents + 1.
@@ -98,8 +98,8 @@ impl Indexed {
         let bytes = &self.bin.bytes()[start as usize * size..][..count * size];
         let before = out.len();
         match self.dtype {
-            Dtype::U16 => out.extend(bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]) as i64)),
-            Dtype::I32 => {
+            TokenDtype::U16 => out.extend(bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]) as i64)),
+            TokenDtype::I32 => {
                 out.extend(bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]) as i64))
             }
         }
@@ -252,7 +252,7 @@ impl Indexed {
 }
 
 struct Header {
-    dtype: Dtype,
+    dtype: TokenDtype,
     sequences: usize,
     entries: usize,
 }
@@ -276,8 +276,8 @@ impl Header {
             return bad(format!("version {version}, herd reads {VERSION}"), "make it again with a current Megatron");
         }
         let dtype = match idx.bytes()[17] {
-            8 => Dtype::U16,
-            4 => Dtype::I32,
+            8 => TokenDtype::U16,
+            4 => TokenDtype::I32,
             code => {
                 let name = match code {
                     1 => " (u8)",

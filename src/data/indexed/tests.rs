@@ -1,8 +1,8 @@
 use super::*;
 use crate::error::{Exit, Result};
 
-fn about(vocab_size: usize) -> Written {
-    Written {
+fn about(vocab_size: usize) -> IndexedWritten {
+    IndexedWritten {
         tokenizer: TokenizerNote {
             spec: "bytes".into(),
             kind: "bytes".into(),
@@ -19,7 +19,7 @@ fn about(vocab_size: usize) -> Written {
 }
 
 fn write(prefix: &Path, vocab: usize, documents: &[Vec<u32>]) -> Sidecar {
-    let mut w = Writer::create(prefix, vocab).unwrap();
+    let mut w = IndexedWriter::create(prefix, vocab).unwrap();
     documents.iter().for_each(|d| w.push(d).unwrap());
     w.finish(about(vocab)).unwrap()
 }
@@ -43,7 +43,9 @@ fn read_all(prefix: &Path, vocab: usize) -> Result<Vec<i64>> {
 #[test]
 fn round_trip_in_both_dtypes() {
     let dir = tempfile::tempdir().unwrap();
-    for (vocab, dtype) in [(258, Dtype::U16), (65_536, Dtype::U16), (65_537, Dtype::I32), (128_256, Dtype::I32)] {
+    for (vocab, dtype) in
+        [(258, TokenDtype::U16), (65_536, TokenDtype::U16), (65_537, TokenDtype::I32), (128_256, TokenDtype::I32)]
+    {
         let prefix = dir.path().join(format!("v{vocab}.5"));
         let docs = documents(vocab, 60);
         let note = write(&prefix, vocab, &docs);
@@ -73,7 +75,7 @@ fn the_empty_corpus_is_readable() {
 fn ids_outside_the_vocabulary_are_refused_both_ways() {
     let dir = tempfile::tempdir().unwrap();
     let prefix = dir.path().join("c");
-    let mut w = Writer::create(&prefix, 258).unwrap();
+    let mut w = IndexedWriter::create(&prefix, 258).unwrap();
     let e = w.push(&[1, 258]).unwrap_err();
     assert!(e.exit == Exit::Data && e.fact.contains("token 1: id 258 is outside the vocabulary of 258"), "{e}");
     drop(w);

@@ -1,7 +1,7 @@
 //! Streams documents into an indexed token file. Everything goes to temporary names first; the ids and the index are
-//! synced and renamed by [`Writer::finish`], the sidecar last. A writer that is dropped before leaves nothing behind.
+//! synced and renamed by [`IndexedWriter::finish`], the sidecar last. A writer that is dropped before leaves nothing behind.
 
-use super::{sidecar, with_ending, Dtype, Sidecar, TokenizerNote, HEADER, MAGIC, VERSION};
+use super::{sidecar, with_ending, Sidecar, TokenDtype, TokenizerNote, HEADER, MAGIC, VERSION};
 use crate::error::{Error, Exit, Result};
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
 
 /// An indexed token file being written. Memory: 4 bytes a document.
-pub struct Writer {
+pub struct IndexedWriter {
     prefix: PathBuf,
     bin: Option<BufWriter<File>>,
     bin_temp: PathBuf,
-    dtype: Dtype,
+    dtype: TokenDtype,
     vocab_size: usize,
     lengths: Vec<i32>,
     tokens: u64,
@@ -22,8 +22,8 @@ pub struct Writer {
     buffer: Vec<u8>,
 }
 
-/// What [`Writer::finish`] cannot know itself.
-pub struct Written {
+/// What [`IndexedWriter::finish`] cannot know itself.
+pub struct IndexedWritten {
     pub tokenizer: TokenizerNote,
     pub sources: Vec<String>,
     pub split: String,
@@ -31,19 +31,19 @@ pub struct Written {
     pub text_bytes: u64,
 }
 
-impl Writer {
+impl IndexedWriter {
     /// Starts `<prefix>.bin`, u16 if `vocab_size` ≤ 65,536, else i32. The directory must exist.
-    pub fn create(prefix: &Path, vocab_size: usize) -> Result<Writer> {
+    pub fn create(prefix: &Path, vocab_size: usize) -> Result<IndexedWriter> {
         if vocab_size == 0 || vocab_size > 1 << 31 {
             return Err(Error::new(Exit::Data, format!("a vocabulary of {vocab_size} does not fit 31-bit ids")));
         }
         let bin_temp = temporary(prefix, ".bin");
         let file = File::create(&bin_temp).map_err(|e| Error::io(&bin_temp, "create", &e, Exit::Storage))?;
-        Ok(Writer {
+        Ok(IndexedWriter {
             prefix: prefix.to_owned(),
             bin: Some(BufWriter::with_capacity(1 << 20, file)),
             bin_temp,
-            dtype: Dtype::for_vocab(vocab_size),
+            dtype: TokenDtype::for_vocab(vocab_size),
             vocab_size,
             lengths: Vec::new(),
             tokens: 0,
@@ -68,8 +68,8 @@ impl Writer {
         self.highest = self.highest.max(ids.iter().max().copied());
         self.buffer.clear();
         match self.dtype {
-            Dtype::U16 => self.buffer.extend(ids.iter().flat_map(|&id| (id as u16).to_le_bytes())),
-            Dtype::I32 => self.buffer.extend(ids.iter().flat_map(|&id| (id as i32).to_le_bytes())),
+            TokenDtype::U16 => self.buffer.extend(ids.iter().flat_map(|&id| (id as u16).to_le_bytes())),
+            TokenDtype::I32 => self.buffer.extend(ids.iter().flat_map(|&id| (id as i32).to_le_bytes())),
         }
         self.hash.update(&self.buffer);
         if let Some(bin) = &mut self.bin {
@@ -91,7 +91,7 @@ impl Writer {
     }
 
     /// Commits `.bin`, `.idx` and the sidecar, replacing files of these names.
-    pub fn finish(mut self, about: Written) -> Result<Sidecar> {
+    pub fn finish(mut self, about: IndexedWritten) -> Result<Sidecar> {
         let bin = self.bin.take().ok_or_else(|| Error::new(Exit::Internal, "token file was finished before"))?;
         let file = bin.into_inner().map_err(|e| Error::io(&self.bin_temp, "write", e.error(), Exit::Storage))?;
         file.sync_all().map_err(|e| Error::io(&self.bin_temp, "sync", &e, Exit::Storage))?;
@@ -130,14 +130,14 @@ impl Writer {
     }
 }
 
-impl Drop for Writer {
+impl Drop for IndexedWriter {
     fn drop(&mut self) {
         // Gone already after a commit.
         let _ = std::fs::remove_file(&self.bin_temp);
     }
 }
 
-fn write_index(w: &mut dyn Write, dtype: Dtype, lengths: &[i32]) -> std::io::Result<()> {
+fn write_index(w: &mut dyn Write, dtype: TokenDtype, lengths: &[i32]) -> std::io::Result<()> {
     let n = lengths.len() as u64;
     w.write_all(MAGIC)?;
     w.write_all(&VERSION.to_le_bytes())?;

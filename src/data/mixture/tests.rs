@@ -1,10 +1,10 @@
 use super::*;
-use crate::data::indexed::{TokenizerNote, Writer, Written};
+use crate::data::indexed::{IndexedWriter, IndexedWritten, TokenizerNote};
 use std::path::Path;
 
 fn corpus(dir: &Path, name: &str, tokens: u32, weight: f64) -> Corpus {
     let path = dir.join(name);
-    let mut w = Writer::create(&path, 65_000).unwrap();
+    let mut w = IndexedWriter::create(&path, 65_000).unwrap();
     w.push(&(0..tokens).collect::<Vec<_>>()).unwrap();
     let tokenizer = TokenizerNote {
         spec: "x.json".into(),
@@ -14,7 +14,7 @@ fn corpus(dir: &Path, name: &str, tokens: u32, weight: f64) -> Corpus {
         front: Vec::new(),
         eos: None,
     };
-    w.finish(Written { tokenizer, sources: vec![], split: "all".into(), holdout: 0.0, text_bytes: 0 }).unwrap();
+    w.finish(IndexedWritten { tokenizer, sources: vec![], split: "all".into(), holdout: 0.0, text_bytes: 0 }).unwrap();
     Corpus { path, weight: Some(weight) }
 }
 
@@ -126,7 +126,7 @@ fn samples_know_where_documents_begin() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a");
     let lengths = [3usize, 0, 1, 1, 9, 0, 0, 20, 4, 2, 1, 30, 0];
-    let mut w = Writer::create(&path, 65_000).unwrap();
+    let mut w = IndexedWriter::create(&path, 65_000).unwrap();
     for n in lengths {
         w.push(&vec![7; n]).unwrap();
     }
@@ -138,7 +138,7 @@ fn samples_know_where_documents_begin() {
         front: Vec::new(),
         eos: None,
     };
-    w.finish(Written { tokenizer, sources: vec![], split: "all".into(), holdout: 0.0, text_bytes: 0 }).unwrap();
+    w.finish(IndexedWritten { tokenizer, sources: vec![], split: "all".into(), holdout: 0.0, text_bytes: 0 }).unwrap();
     let mut at = 0;
     let mut begins = std::collections::BTreeSet::new();
     for n in lengths {

@@ -1,8 +1,8 @@
 use super::*;
 use std::io::{Cursor, Write};
 
-fn rules(format: Format, split: Split) -> Rules {
-    Rules { format, split, text_keys: vec!["text".into()], skip_bad: false }
+fn rules(format: Format, split: Split) -> SourceRules {
+    SourceRules { format, split, text_keys: vec!["text".into()], skip_bad: false }
 }
 
 /// Gives one byte at a time, as the slowest pipe.
@@ -15,10 +15,10 @@ impl Read for Drops {
     }
 }
 
-fn open(name: &str, content: &[u8], rules: &Rules) -> Result<Documents> {
-    let whole = Documents::of(name, Cursor::new(content.to_vec()), None, rules, Arc::default());
+fn open(name: &str, content: &[u8], rules: &SourceRules) -> Result<SourceDocuments> {
+    let whole = SourceDocuments::of(name, Cursor::new(content.to_vec()), None, rules, Arc::default());
     if content.len() < 1 << 12 {
-        let dripped = Documents::of(name, Drops(Cursor::new(content.to_vec())), None, rules, Arc::default());
+        let dripped = SourceDocuments::of(name, Drops(Cursor::new(content.to_vec())), None, rules, Arc::default());
         match (&whole, &dripped) {
             (Ok(a), Ok(b)) => assert_eq!(a.format, b.format),
             (a, b) => assert!(a.is_err() && b.is_err(), "{name}: how the bytes arrive decides"),
@@ -27,22 +27,22 @@ fn open(name: &str, content: &[u8], rules: &Rules) -> Result<Documents> {
     whole
 }
 
-fn read(name: &str, content: &[u8], rules: &Rules) -> (Vec<Result<String>>, u64) {
+fn read(name: &str, content: &[u8], rules: &SourceRules) -> (Vec<Result<String>>, u64) {
     match open(name, content, rules) {
         Ok(mut d) => ((&mut d).collect(), d.skipped),
         Err(e) => (vec![Err(e)], 0),
     }
 }
 
-fn texts(name: &str, content: &[u8], rules: &Rules) -> Vec<String> {
+fn texts(name: &str, content: &[u8], rules: &SourceRules) -> Vec<String> {
     read(name, content, rules).0.into_iter().map(|d| d.unwrap()).collect()
 }
 
-fn error(name: &str, content: &[u8], rules: &Rules) -> Error {
+fn error(name: &str, content: &[u8], rules: &SourceRules) -> Error {
     read(name, content, rules).0.pop().expect("an error").expect_err("an error")
 }
 
-fn auto() -> Rules {
+fn auto() -> SourceRules {
     rules(Format::Auto, Split::File)
 }
 
@@ -184,7 +184,7 @@ fn what_begins_like_json_is_never_text_in_silence() {
 /// An array, or rows over several lines, are read whole or not at all.
 #[test]
 fn broken_arrays_are_refused_even_where_bad_rows_are_skipped() {
-    let skip = Rules { skip_bad: true, ..auto() };
+    let skip = SourceRules { skip_bad: true, ..auto() };
     for (content, words) in [
         ("[{\"text\":\"a\"} {\"text\":\"b\"}]", "x.json:1: no comma"),
         ("[{\"text\":\"a\"},\n{\"text\":\"b\"}\n", "x.json:3: the array is not closed"),
@@ -242,7 +242,7 @@ fn jsonl_errors_name_the_line() {
         assert!(e.exit == Exit::Data && e.fact.contains(want), "{e}");
         // Only where other rows are good is it offered to leave one out.
         assert_eq!(e.to_string().contains("--skip-bad"), content.starts_with(b"{\"text\": \"ok\"}"), "{e}");
-        let skip = Rules { skip_bad: true, ..auto() };
+        let skip = SourceRules { skip_bad: true, ..auto() };
         let (got, skipped) = read("x.jsonl", content, &skip);
         assert!(skipped == 1 && got.iter().all(|d| d.is_ok()), "{want}");
     }

@@ -195,7 +195,7 @@ fn a_monitor_of_2048_nodes_has_little_to_do() {
     use std::time::Instant;
     let (nodes, per_node) = (2048, 8);
     let config = LivenessSection::default();
-    let mut watch = Watch::new(grid(0, nodes, per_node), Timing::new(&config), Duration::ZERO);
+    let mut watch = Watch::new(grid(0, nodes, per_node), ProbeTiming::new(&config), Duration::ZERO);
     let report = |node: usize, round: u64| {
         let probe = |i: usize| Probe {
             rank: (node * per_node + i) as u32,

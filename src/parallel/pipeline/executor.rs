@@ -42,7 +42,7 @@ pub struct Ran {
 
 /// What running a list cost.
 #[derive(Clone, Debug, Default)]
-pub struct Report {
+pub struct PassReport {
     pub ran: Vec<Ran>,
     /// Time spent waiting for other stages.
     pub waited: Duration,
@@ -82,10 +82,10 @@ impl Executor {
     }
 
     /// Runs the list. An error of `compute` or of the wire ends it.
-    pub fn run(&self, compute: &mut dyn Compute) -> Result<Report> {
+    pub fn run(&self, compute: &mut dyn Compute) -> Result<PassReport> {
         let (stage, stages) = (self.wire.rank(), self.wire.size());
         let began = Instant::now();
-        let mut report = Report { ran: Vec::with_capacity(self.list.len()), ..Report::default() };
+        let mut report = PassReport { ran: Vec::with_capacity(self.list.len()), ..PassReport::default() };
         let mut receives = self.receives.iter().peekable();
         let mut arriving: HashMap<Parcel, (Tensor, Option<Work>)> = HashMap::new();
         let mut leaving: Vec<(Work, Tensor)> = Vec::new();

@@ -18,9 +18,9 @@ use crate::plan::Plan;
 use crate::schedules;
 use crate::topology::Axis;
 use crate::wire::Wire;
-use executor::{Executor, Report};
+use executor::{Executor, PassReport};
 pub use passes::Work;
-use passes::{Between, Evaluation, Stage, Training};
+use passes::{Between, Evaluation, PipelineStage, Training};
 use std::sync::Arc;
 
 /// One rank's part of the pipeline.
@@ -57,7 +57,9 @@ impl Pipeline {
 
     /// Forward and backward passes of a step's micro-batches. Gradients go to the units; the loss is summed on the last stage
     /// and zero on the others.
-    pub fn train<'a>(&'a self, work: Work<'a>, step: StepOptions, inject: &'a Inject) -> Result<(LossSums, Report)> {
+    pub fn train<'a>(
+        &'a self, work: Work<'a>, step: StepOptions, inject: &'a Inject,
+    ) -> Result<(LossSums, PassReport)> {
         let mut training = Training::new(self.stage(work), step, inject);
         let report = self.training.run(&mut training)?;
         Ok((training.sums, report))
@@ -73,8 +75,8 @@ impl Pipeline {
         Ok(evaluation.sums)
     }
 
-    fn stage<'a>(&'a self, work: Work<'a>) -> Stage<'a> {
-        Stage { work, chunks: &self.own, stages: self.wire.size(), between: self.between }
+    fn stage<'a>(&'a self, work: Work<'a>) -> PipelineStage<'a> {
+        PipelineStage { work, chunks: &self.own, stages: self.wire.size(), between: self.between }
     }
 }
 

@@ -34,7 +34,7 @@ pub struct Work<'a> {
 }
 
 /// The chunks of one stage at work.
-pub struct Stage<'a> {
+pub struct PipelineStage<'a> {
     pub work: Work<'a>,
     /// Of this stage alone, in forward order.
     pub chunks: &'a [Chunk],
@@ -42,7 +42,7 @@ pub struct Stage<'a> {
     pub between: Between,
 }
 
-impl<'a> Stage<'a> {
+impl<'a> PipelineStage<'a> {
     fn chunk(&self, action: Action) -> Result<&'a Chunk> {
         let place = action.chunk() / self.stages;
         self.chunks.get(place).ok_or_else(|| Error::new(Exit::Internal, format!("no chunk here for {action:?}")))
@@ -56,7 +56,7 @@ impl<'a> Stage<'a> {
 
 /// Forward and backward passes of a training step.
 pub struct Training<'a> {
-    stage: Stage<'a>,
+    stage: PipelineStage<'a>,
     step: StepOptions,
     inject: &'a Inject,
     /// Loss of the micro-batches so far; zero on stages without the head.
@@ -68,7 +68,7 @@ pub struct Training<'a> {
 }
 
 impl<'a> Training<'a> {
-    pub fn new(stage: Stage<'a>, step: StepOptions, inject: &'a Inject) -> Training<'a> {
+    pub fn new(stage: PipelineStage<'a>, step: StepOptions, inject: &'a Inject) -> Training<'a> {
         let (micros, kept, deferred) = Default::default();
         Training { stage, step, inject, sums: LossSums::default(), micros, kept, deferred }
     }
@@ -138,7 +138,7 @@ impl Compute for Training<'_> {
 
 /// Forward passes without gradients.
 pub struct Evaluation<'a> {
-    pub stage: Stage<'a>,
+    pub stage: PipelineStage<'a>,
     /// Loss of the micro-batches so far; zero on stages without the head.
     pub sums: LossSums,
 }

@@ -36,7 +36,7 @@ pub(super) struct Worst {
 }
 
 /// Sizes of one micro-batch's moments.
-pub(super) struct Work<'a> {
+pub(super) struct ActivationWork<'a> {
     plan: &'a Plan,
     e: u128,
     /// Tokens, and a tensor rank's share of them.
@@ -54,8 +54,8 @@ pub(super) struct Work<'a> {
     in_place: bool,
 }
 
-impl Work<'_> {
-    pub fn new(plan: &Plan) -> Work<'_> {
+impl ActivationWork<'_> {
+    pub fn new(plan: &Plan) -> ActivationWork<'_> {
         let m = &plan.model;
         let size = |axis| plan.topology.size(axis);
         let (tensor, e) = (size(Axis::Tensor), plan.dtype.elt_size_in_bytes());
@@ -64,7 +64,7 @@ impl Work<'_> {
         let v = m.vocab_size.div_ceil(tensor);
         let tokens = n.min(usize::MAX as u128) as usize;
         let rows = head::chunk_rows(tokens, v, e, head::CHUNK_BYTES) as u128;
-        Work {
+        ActivationWork {
             plan,
             e: e as u128,
             n,
@@ -165,14 +165,14 @@ impl Work<'_> {
     }
 
     fn head(&self) -> u128 {
-        let Work { e, share, h, v, rows: c, .. } = *self;
+        let ActivationWork { e, share, h, v, rows: c, .. } = *self;
         let product = if self.in_place { 0 } else { v * h };
         let own_rows = if self.tensor > 1 { 2 * c.div_ceil(self.tensor) * h } else { 0 };
         (share * 2 * h + c * (v + h) + product.max(c * h) + own_rows) * e
     }
 
     fn feed_forward(&self) -> u128 {
-        let Work { e, n, h, f, .. } = *self;
+        let ActivationWork { e, n, h, f, .. } = *self;
         let alone = n * block::backward_bytes(self.model(), e as usize, self.tensor as usize) as u128;
         let product = if self.in_place { 0 } else { f * h };
         alone.max((n * h + product) * e)
@@ -180,7 +180,7 @@ impl Work<'_> {
 
     /// Beyond the activations that have not gone; zero where more has gone than come.
     fn attention(&self) -> u128 {
-        let Work { e, n, share, h, f, q, a, tensor, .. } = *self;
+        let ActivationWork { e, n, share, h, f, q, a, tensor, .. } = *self;
         let heads = if self.in_place { q * 8 } else { 7 * q * e };
         let gathered = if tensor > 1 { n * 2 * h + share * h } else { 0 };
         let context = self.plan.topology.size(Axis::Context) as u128;

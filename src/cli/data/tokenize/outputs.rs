@@ -2,7 +2,7 @@
 
 use super::super::claim;
 use super::Args;
-use crate::data::indexed::{prefix_of, with_ending, Sidecar, TokenizerNote, Writer, Written};
+use crate::data::indexed::{prefix_of, with_ending, IndexedWriter, IndexedWritten, Sidecar, TokenizerNote};
 use crate::data::pipeline::{Account, Encoded, Part};
 use crate::error::{Error, Exit, Result};
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 struct Output {
     part: Option<Part>,
     prefix: PathBuf,
-    writer: Writer,
+    writer: IndexedWriter,
     text_bytes: u64,
 }
 
@@ -38,7 +38,7 @@ impl Outputs {
             std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", &e, Exit::Storage))?;
         }
         let open = |(part, prefix): (Option<Part>, PathBuf)| {
-            Ok(Output { part, writer: Writer::create(&prefix, vocab_size)?, prefix, text_bytes: 0 })
+            Ok(Output { part, writer: IndexedWriter::create(&prefix, vocab_size)?, prefix, text_bytes: 0 })
         };
         Ok(Outputs(prefixes.into_iter().map(open).collect::<Result<_>>()?))
     }
@@ -76,7 +76,7 @@ impl Outputs {
                 Some(Part::Train) => "train",
                 Some(Part::Validation) => "validation",
             };
-            let about = Written {
+            let about = IndexedWritten {
                 tokenizer: tokenizer.clone(),
                 sources: args.inputs.clone(),
                 split: split.into(),
