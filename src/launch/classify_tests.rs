@@ -122,6 +122,15 @@ fn what_slurm_says() {
         );
         assert!(seen.is_fault(), "{lines:?}");
     }
+    // Before 24.11 Slurm ends no step by itself: what dies after the word that it ends was killed by MPI_Abort's.
+    for lines in
+        [&[ABORTED, "n1: task 0: Killed", "n2: task 1: Exited with exit code 31"][..], &[ABORTED, "n1: task 0: Killed"]]
+    {
+        let found = classify(&Seen { leaves_steps: true, ..said(lines) });
+        assert_eq!((found.class, found.nodes.len()), (Class::Unknown, 0), "{lines:?}");
+    }
+    let first = classify(&Seen { leaves_steps: true, ..said(&["n2: task 1: Killed", ABORTED, "n1: task 0: Killed"]) });
+    assert_eq!((first.class, first.nodes.join(" ").as_str()), (Class::Process, "n2"));
     assert!(!said(&["n1: task 0: Terminated"]).is_fault(), "srun's end will say more");
     // A signal to all of a job's processes makes srun kill the step before the ranks have saved: no node's fault.
     let killed = classify(&Seen { asked: true, code: Some(137), ..said(&["n[1-2]: tasks 0-1: Killed"]) });

@@ -38,6 +38,8 @@ pub struct RankStart<'a> {
     pub run_dir: &'a Path,
     /// How long the ranks may take to find each other.
     pub start_limit: Duration,
+    /// As in [`Seen`].
+    pub leaves_steps: bool,
 }
 
 impl RankStart<'_> {
@@ -118,7 +120,7 @@ impl RunningRanks {
             signs: Signs::default(),
             began: Instant::now(),
             start_limit: what.start_limit,
-            seen: Seen { nodes: what.nodes, ..Default::default() },
+            seen: Seen { nodes: what.nodes, leaves_steps: what.leaves_steps, ..Default::default() },
         }
     }
 

@@ -16,6 +16,8 @@ pub struct Seen {
     pub finished: bool,
     /// The ranks' own `stopped` event, of this attempt.
     pub stopped: bool,
+    /// This Slurm leaves a step alone when one of its tasks or nodes dies: what ends it is MPI_Abort, by a rank that complains.
+    pub leaves_steps: bool,
     /// The ranks have found each other.
     pub met: bool,
     /// The supervisor has passed a signal on.

@@ -206,7 +206,14 @@ impl Supervisor {
     /// The newest attempt, whose step is called `name`, on `nodes`.
     pub(super) fn the_attempt<'a>(&'a self, name: &'a str, nodes: &[String]) -> RankStart<'a> {
         let start_limit = Duration::from_secs_f64(self.launch.config.launch.start_timeout_s);
-        RankStart { number: self.number, name, nodes: nodes.len(), run_dir: &self.run_dir, start_limit }
+        RankStart {
+            number: self.number,
+            name,
+            nodes: nodes.len(),
+            run_dir: &self.run_dir,
+            start_limit,
+            leaves_steps: self.site.leaves_steps(),
+        }
     }
 
     /// Watches the ranks until the attempt is over.

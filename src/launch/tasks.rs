@@ -40,7 +40,7 @@ fn deaths(seen: &Seen) -> Vec<Death<'_>> {
     let aborted = seen.said.iter().position(|m| *m == SlurmMessage::Aborted).unwrap_or(seen.said.len());
     let (before, after) = seen.said.split_at(aborted);
     let found: Vec<Death> = before.iter().filter_map(death_of).collect();
-    match found.is_empty() {
+    match found.is_empty() && !seen.leaves_steps {
         false => found,
         true => {
             let mut later = after.iter().filter_map(death_of);

@@ -4,7 +4,7 @@
 //! | since | what differs | where herd meets it |
 //! | --- | --- | --- |
 //! | 24.11 | `srun` refuses `--nodes` beside `--distribution=arbitrary` | [`super::StepLine`] never says both: every version takes the list of hosts alone |
-//! | 24.11 | the PMIx plugin ends a step 0.3 s after one of its nodes or tasks is lost, and the other ranks with it | what is killed after "Job step aborted" blames nobody ([`super::messages`]) |
+//! | 24.11 | the PMIx plugin ends a step 0.3 s after one of its nodes or tasks is lost, and the other ranks with it | what is killed after "Job step aborted" blames nobody ([`super::messages`]), or the first of it alone ([`Site::leaves_steps`]) |
 //! | 24.05 | a preempted job whose script ends within its grace time is requeued by Slurm itself, and once more if it was requeued by hand before | [`Site::requeues_preempted`] |
 //! | 26.05 | SLURM_STEP_ID is -5 in batch scripts | [`crate::world::is_step`] |
 //! | 26.05 | Debian's package has no PMIx plugin | [`Site::plugin`] takes `pmi2` where the MPI can |
@@ -43,6 +43,12 @@ impl Site {
     /// the next start, be it the end of the run, requeues the job again (seen on 24.11; the drill's preemption).
     pub fn requeues_preempted(&self) -> bool {
         self.release().is_some_and(|r| r >= (24, 5))
+    }
+
+    /// Whether Slurm leaves a step alone when one of its tasks or nodes dies (`--kill-on-bad-exit=0`). Since 24.11 its PMIx plugin ends
+    /// the step.
+    pub fn leaves_steps(&self) -> bool {
+        self.release().is_some_and(|r| r < (24, 11))
     }
 
     /// `(24, 11)` of 24.11.5.
@@ -156,6 +162,8 @@ mod tests {
     fn releases() {
         let requeues = |version: &str| Site { version: version.into(), plugins: vec![] }.requeues_preempted();
         assert!(requeues("24.05.0") && requeues("24.11.5") && requeues("26.05"));
+        let leaves = |version: &str| Site { version: version.into(), plugins: vec![] }.leaves_steps();
+        assert!(leaves("22.05.8") && leaves("24.05.4") && !leaves("24.11.5") && !leaves("of unknown version"));
         assert!(!requeues("23.11.10") && !requeues("22.05.8") && !requeues("of unknown version"));
     }
 
