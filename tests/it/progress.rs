@@ -3,10 +3,10 @@
 use crate::store::imported;
 use crate::support::{herd, said, text};
 use serde_json::Value;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A run with a checkpoint of three parts, and a place for uploads.
 fn run_and_store(dir: &Path) -> (PathBuf, String) {
@@ -22,18 +22,22 @@ fn a_slow_upload_says_how_far_it_is_and_a_quick_command_nothing() {
     assert!(out.status.success(), "{}", text(&out));
     let (out, err) = (String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap());
     assert!(out.starts_with("uploaded file://") && out.lines().count() == 1, "{out}");
-    let lines: Vec<&str> = err.lines().collect();
-    let [line] = lines[..] else { panic!("one line in eight seconds, at the fifth: {err}") };
-    let rest = line.strip_prefix("upload step-00000000: 16.8 of 20.8 MB, ").unwrap_or_else(|| panic!("{line}"));
-    assert!(rest.contains(" MB/s, ") && rest.ends_with(" s left"), "{line}");
+    // one at the fifth of eight seconds, and more where the machine is slower than the limit
+    assert!(err.lines().count() >= 1, "nothing was said in eight seconds");
+    for line in err.lines() {
+        let (done, rest) = line.split_once(" of 20.8 MB, ").unwrap_or_else(|| panic!("{line}"));
+        assert!(done.starts_with("upload step-00000000: ") && rest.contains("B/s, "), "{line}");
+    }
 
     let copy = dir.path().join("copy");
     let (run, copy) = (run.to_str().unwrap(), copy.to_str().unwrap());
     for args in [&["verify", run][..], &["verify", &url], &["download", &url, copy], &["diff", run, copy]] {
+        let began = Instant::now();
         let out = herd().arg("checkpoint").args(args).arg("--json").output().unwrap();
+        let quick = began.elapsed() < Duration::from_secs(4);
         assert!(out.status.success(), "{args:?}: {}", text(&out));
         let told = String::from_utf8_lossy(&out.stderr);
-        assert!(!told.lines().any(|l| l.contains(" of ") && l.contains(" MB")), "{args:?}: {told}");
+        assert!(!quick || !told.lines().any(|l| l.contains(" of ") && l.contains(" MB")), "{args:?}: {told}");
         serde_json::from_slice::<Value>(&out.stdout).unwrap_or_else(|e| panic!("{args:?}: {e}"));
     }
 }
@@ -50,14 +54,14 @@ fn a_stream_of_unknown_length_says_how_much_was_read() {
         .spawn()
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
+    let mut told = BufReader::new(child.stderr.take().unwrap()).lines();
     stdin.write_all("an owl\n".repeat(300_000).as_bytes()).unwrap();
-    std::thread::sleep(Duration::from_millis(5_700));
+    let line = told.next().expect("a line after five seconds").unwrap();
     stdin.write_all(b"an elk\n").unwrap();
     drop(stdin);
     let out = child.wait_with_output().unwrap();
     assert!(out.status.success(), "{}", text(&out));
-    let err = String::from_utf8(out.stderr).unwrap();
-    assert!(err.starts_with("tokenize: 2.1 MB, ") && err.contains(" tokens, ") && err.lines().count() == 1, "{err}");
+    assert!(line.starts_with("tokenize: ") && line.contains(" MB, ") && line.contains(" tokens, "), "{line}");
     assert!(String::from_utf8_lossy(&out.stdout).contains("300,001 documents"));
 }
 
