@@ -122,6 +122,13 @@ fn what_slurm_says() {
         );
         assert!(seen.is_fault(), "{lines:?}");
     }
+    // The only one that was killed, where all have ended and PMIx the others; with two that were, nobody can tell.
+    let gone = |lines: &[&str]| classify(&Seen { nodes: 3, ..said(lines) });
+    let [a, b] = ["n1: task 0: Exited with exit code 14", "n2: task 1: Exited with exit code 14"];
+    let only = gone(&[ABORTED, a, b, "n3: task 2: Killed"]);
+    assert_eq!((only.class, only.nodes.join(" ").as_str(), only.ranks), (Class::Process, "n3", vec![2]));
+    assert!(gone(&[ABORTED, a, "n2: task 1: Killed", "n3: task 2: Killed"]).nodes.is_empty());
+    assert!(gone(&[ABORTED, a, "n3: task 2: Killed"]).nodes.is_empty(), "one has not been heard of");
     // Before 24.11 Slurm ends no step by itself: what dies after the word that it ends was killed by MPI_Abort's.
     for lines in
         [&[ABORTED, "n1: task 0: Killed", "n2: task 1: Exited with exit code 31"][..], &[ABORTED, "n1: task 0: Killed"]]

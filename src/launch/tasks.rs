@@ -45,7 +45,11 @@ fn deaths(seen: &Seen) -> Vec<Death<'_>> {
         true => {
             let mut later = after.iter().filter_map(death_of);
             let own = after.iter().filter_map(death_of).find(|d| d.may_be_first() && !d.killed());
-            own.or(later.next()).into_iter().filter(|d| d.ranks.len() == 1).collect()
+            // where PMIx ended all the others, the only one that was killed is the one that it ended them for
+            let told: usize = after.iter().filter_map(death_of).map(|d| d.ranks.len()).sum();
+            let mut killed = after.iter().filter_map(death_of).filter(Death::killed);
+            let only = killed.next().filter(|_| killed.next().is_none() && told >= seen.nodes);
+            own.or(only).or(later.next()).into_iter().filter(|d| d.ranks.len() == 1).collect()
         }
     }
 }
