@@ -238,9 +238,10 @@ def machine():
 
 
 def command_line():
-    """How this benchmark was started, from the repository's root: where that lies is nobody's business."""
+    """How this benchmark was started, from the repository's root: where that and other files lie is nobody's business."""
     script = Path(sys.argv[0]).resolve().relative_to(ROOT)
-    return shlex.join(["python", str(script), *(a.replace(f"{ROOT}/", "") for a in sys.argv[1:])])
+    inside = (a.replace(f"{ROOT}/", "") for a in sys.argv[1:])
+    return shlex.join(["python", str(script), *(Path(a).name if a.startswith("/") else a for a in inside)])
 
 
 def entry(name, value, unit, peer, **more):

@@ -2,6 +2,7 @@
 //! supervisor takes over their srun ([`Parent::holds`], [`Srun::Adopted`]). The parent itself is `parent/program.rs`.
 
 use crate::slurm::process;
+use crate::text::whole_lines;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -41,16 +42,11 @@ impl Ends {
     /// The exit code of process `pid`, 128 + signal where one ended it; `None` while it runs.
     fn of(&mut self, pid: u32) -> Option<i32> {
         super::rollcall::drain(&mut self.pipe, &mut self.part);
-        if let Some(end) = self.part.iter().rposition(|b| *b == b'\n') {
-            let rest = self.part.split_off(end + 1);
-            let whole = std::mem::replace(&mut self.part, rest);
-            let text = String::from_utf8_lossy(&whole).into_owned();
-            let pair = |line: &str| -> Option<(u32, i32)> {
-                let (pid, code) = line.split_once(' ')?;
-                Some((pid.parse().ok()?, code.parse().ok()?))
-            };
-            self.codes.extend(text.lines().filter_map(pair));
-        }
+        let pair = |line: &str| -> Option<(u32, i32)> {
+            let (pid, code) = line.split_once(' ')?;
+            Some((pid.parse().ok()?, code.parse().ok()?))
+        };
+        self.codes.extend(String::from_utf8_lossy(&whole_lines(&mut self.part)).lines().filter_map(pair));
         self.codes.get(&pid).copied()
     }
 }
@@ -197,32 +193,22 @@ fn prepared() -> std::io::Result<(File, Command)> {
     let fd = rustix::fs::memfd_create("herd-parent", rustix::fs::MemfdFlags::CLOEXEC)?;
     let mut program = File::from(fd);
     program.write_all(PROGRAM)?;
-    let (said, ends) = (pipe()?, pipe()?);
-    for end in [&said[0], &ends[0], &ends[1]] {
-        super::rollcall::set_nonblocking(end.as_raw_fd());
+    let ((said, say), (ends, tell)) = (std::io::pipe()?, std::io::pipe()?);
+    for fd in [said.as_raw_fd(), ends.as_raw_fd(), tell.as_raw_fd()] {
+        super::rollcall::set_nonblocking(fd);
     }
     // SAFETY: the size of a pipe of ours; a smaller one does too.
-    unsafe { libc::fcntl(said[1].as_raw_fd(), libc::F_SETPIPE_SZ, ROOM) };
+    unsafe { libc::fcntl(say.as_raw_fd(), libc::F_SETPIPE_SZ, ROOM) };
     // the file at that path may be replaced: the next supervisor is to be this very program
-    let own = OwnedFd::from(File::open("/proc/self/exe")?);
-    rustix::io::fcntl_setfd(&own, rustix::io::FdFlags::empty())?;
-    let places: Vec<String> =
-        said.into_iter().chain(ends).chain([own]).map(|fd| fd.into_raw_fd().to_string()).collect();
+    let own = File::open("/proc/self/exe")?;
+    let handed_on: [OwnedFd; 5] = [said.into(), say.into(), ends.into(), tell.into(), own.into()];
+    for fd in &handed_on {
+        rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
+    }
+    let places = handed_on.map(|fd| fd.into_raw_fd().to_string());
     let mut command = Command::new(format!("/proc/self/fd/{}", program.as_fd().as_raw_fd()));
     command.arg0("herd-parent").arg(herd).args(std::env::args_os().skip(1)).env(PLACES, places.join(","));
     Ok((program, command))
-}
-
-/// Reading and writing end, for programs that follow too.
-fn pipe() -> std::io::Result<[OwnedFd; 2]> {
-    let mut ends = [0; 2];
-    // SAFETY: two numbers that the kernel fills; both descriptors are ours.
-    unsafe {
-        match libc::pipe(ends.as_mut_ptr()) {
-            0 => Ok(ends.map(|fd| OwnedFd::from_raw_fd(fd))),
-            _ => Err(std::io::Error::last_os_error()),
-        }
-    }
 }
 
 /// Processes whose parent is this process's, this one among them.

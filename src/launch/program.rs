@@ -46,7 +46,9 @@ impl Program {
         let (note, kept) = (at("program.json"), at("program"));
         let own = noted(Path::new(OWN), own_path())?;
         let before = match std::fs::read(&note) {
-            Ok(text) => serde_json::from_slice::<Noted>(&text).ok(),
+            Ok(text) => serde_json::from_slice::<Noted>(&text)
+                .inspect_err(|e| tracing::warn!("{} is damaged and written anew: {e}", note.display()))
+                .ok(),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
             Err(e) => return Err(Error::io(&note, "read", &e, Exit::Storage)),
         };

@@ -2,6 +2,7 @@
 //! other, each rank the same: UCX with "failed to get boot id" on hosts without one, and others. Until the ranks have met, such
 //! a line goes into the log once, and the rest are counted.
 
+use crate::text::whole_lines;
 use std::collections::HashMap;
 use std::io::Write;
 
@@ -19,9 +20,7 @@ impl Relay {
     /// Writes what is new to `log` and gives the whole lines back. A log that cannot be written changes nothing.
     pub fn pass(&mut self, bytes: &[u8], log: &mut impl Write) -> Vec<String> {
         self.part.extend_from_slice(bytes);
-        let Some(end) = self.part.iter().rposition(|&b| b == b'\n') else { return Vec::new() };
-        let rest = self.part.split_off(end + 1);
-        let whole = std::mem::replace(&mut self.part, rest);
+        let whole = whole_lines(&mut self.part);
         let lines: Vec<String> = String::from_utf8_lossy(&whole).lines().map(str::to_string).collect();
         match self.met {
             true => drop(log.write_all(&whole)),

@@ -1,6 +1,7 @@
 //! What the ranks have written: progress, `finished` and `stopped`, read from the ends of files that others append to.
 
 use crate::attempt;
+use crate::text::whole_lines;
 use serde_json::Value;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -42,9 +43,7 @@ impl Tail {
             Ok(())
         };
         let _ = read();
-        let Some(end) = self.part.iter().rposition(|&b| b == b'\n') else { return Vec::new() };
-        let rest = self.part.split_off(end + 1);
-        let whole = std::mem::replace(&mut self.part, rest);
+        let whole = whole_lines(&mut self.part);
         whole.split(|&b| b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
     }
 }

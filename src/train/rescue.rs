@@ -3,6 +3,7 @@
 use crate::appended::{gone, is_gone};
 use crate::checkpoint::directory;
 use crate::config::Config;
+use crate::durable::refused;
 use crate::error::{Error, Exit, Result};
 use crate::world::World;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -25,20 +26,19 @@ pub fn place(config: &Config, noticed: bool, world: &World) -> Result<Option<Pat
 /// `RESCUE/NAME/checkpoints`, or `RESCUE/NAME-2/checkpoints`: what an earlier rescue has left stays as it is.
 fn make(config: &Config) -> Result<PathBuf> {
     let Some(rescue) = &config.launch.rescue_dir else { return Err(gone(&config.run_dir)) };
-    let refused = |path: &Path| {
-        let path = path.to_path_buf();
-        move |e: std::io::Error| Error::io(&path, "create", &e, Exit::Storage)
-    };
-    std::fs::create_dir_all(rescue).map_err(refused(rescue))?;
+    std::fs::create_dir_all(rescue).map_err(refused(rescue, "create"))?;
     let name = config.run_dir.file_name().unwrap_or("run".as_ref()).to_string_lossy().into_owned();
-    for n in 1.. {
-        let dir = rescue.join(if n == 1 { name.clone() } else { format!("{name}-{n}") });
+    let mut dir = rescue.join(&name);
+    let mut n = 1;
+    loop {
         match std::fs::create_dir(&dir) {
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-            made => return made.map_err(refused(&dir)).map(|()| dir.join("checkpoints")),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                n += 1;
+                dir = rescue.join(format!("{name}-{n}"));
+            }
+            made => return made.map_err(refused(&dir, "create")).map(|()| dir.join("checkpoints")),
         }
     }
-    unreachable!("numbers do not end")
 }
 
 /// How the run ends then, on every rank.
