@@ -133,7 +133,11 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
     keeper.last_words().into_iter().try_for_each(|what| report.kept(what))?;
     let end = if state.step == config.train.steps { End::Finished } else { End::Stopped };
     behind.finish(matches!(end, End::Finished), &mut report, world, progress)?;
-    report.event(if matches!(end, End::Finished) { "finished" } else { "stopped" }, json!({ "step": state.step }))?;
+    // of one rank: what grows with the world
+    let sent = world.most_sent()?;
+    let control = json!({ "messages": sent.messages, "bytes": sent.bytes, "peers": sent.peers });
+    let fields = json!({ "step": state.step, "control_plane": control });
+    report.event(if matches!(end, End::Finished) { "finished" } else { "stopped" }, fields)?;
     report.finish();
     // a job that is being cancelled has no later moment to free memory in, and the state is on disk
     if matches!(end, End::Finished) || asked {

@@ -35,7 +35,7 @@ struct Facts {
 }
 
 /// What all ranks use.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 enum Kind {
     Host,
     Nccl,
@@ -69,18 +69,23 @@ pub fn use_device(world: &World, device: Device) -> Result<Backend> {
         wanted: std::env::var(VARIABLE).ok(),
     };
     let packed = serde_json::to_vec(&mine).map_err(|e| Error::new(Exit::Internal, e.to_string()))?;
-    let all: std::result::Result<Vec<Facts>, _> =
-        world.all_gather_bytes(&packed)?.iter().map(|b| serde_json::from_slice(b)).collect();
-    let all = all.map_err(|e| Error::new(Exit::Internal, format!("facts about devices: {e}")))?;
-    let kind = choose(&all).map_err(|e| Error { agreed: true, ..e })?;
+    let all = world.gather_bytes(&packed, 0)?.unwrap_or_default();
+    let kind = world.from_first(|| {
+        let all: std::result::Result<Vec<Facts>, _> = all.iter().map(|b| serde_json::from_slice(b)).collect();
+        let all = all.map_err(|e| Error::new(Exit::Internal, format!("facts about devices: {e}")))?;
+        let kind = choose(&all)?;
+        if let (Kind::Staged, Some(words)) = (kind, shared(&all)) {
+            tracing::warn!(
+                "{words}: tensors go through host memory, which is slow; give every rank a device of its own"
+            );
+        }
+        Ok(kind)
+    })?;
     let backend = match kind {
         Kind::Host => Backend::Host(Route::Fastest),
         Kind::Nccl => Backend::Nccl(device),
         Kind::Staged => Backend::Staged(device, Route::Fastest),
     };
-    if let (Kind::Staged, 0, Some(words)) = (kind, world.rank(), shared(&all)) {
-        tracing::warn!("{words}: tensors go through host memory, which is slow; give every rank a device of its own");
-    }
     *CHOSEN.lock().unwrap_or_else(|e| e.into_inner()) = backend;
     Ok(backend)
 }

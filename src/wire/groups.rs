@@ -8,8 +8,8 @@ use crate::wire::nccl::NcclWire;
 use crate::wire::route::Route;
 use crate::wire::staged::StagedWire;
 use crate::wire::Wire;
-use crate::world::ffi::Comm;
 use crate::world::meters::{WireMembers, WireMeter};
+use crate::world::traffic::Purpose;
 use crate::world::World;
 use std::collections::{HashMap, HashSet};
 
@@ -68,11 +68,12 @@ fn on_axis(world: &World, topo: &Topology, axis: Axis, backend: Backend) -> Resu
 
 fn named(world: &World, ranks: &[usize], backend: Backend, name: &str) -> Result<Box<dyn Wire>> {
     world.control(|| {
-        let (comm, places) = group(world, ranks)?;
+        let places = places(world, ranks)?;
         let meter = WireMeter::next(&world.meters, world.rank(), WireMembers { name: name.into(), places });
         if ranks.len() == 1 {
             return Ok(Box::new(MpiWire::solo()) as Box<dyn Wire>);
         }
+        let comm = world.comm.of(ranks)?.for_use(Purpose::Tensors);
         let host = |via| MpiWire::new(comm, world.stop.clone(), via, meter);
         Ok(match backend {
             Backend::Host(via) => Box::new(host(via)?),
@@ -82,8 +83,8 @@ fn named(world: &World, ranks: &[usize], backend: Backend, name: &str) -> Result
     })
 }
 
-/// The communicator of a group, and every rank's group and place in it. Collective over the world.
-fn group(world: &World, ranks: &[usize]) -> Result<(Comm, Vec<(u64, usize)>)> {
+/// Every rank's group and place in it. Collective over the world.
+fn places(world: &World, ranks: &[usize]) -> Result<Vec<(u64, usize)>> {
     let place = ranks.iter().position(|&r| r == world.rank()).unwrap_or(usize::MAX);
     let hash = xxhash_rust::xxh3::xxh3_64(bytemuck::cast_slice(ranks));
     let all = world.comm.all_gather(&[hash, ranks.len() as u64, place as u64], &world.stop)?;
@@ -99,6 +100,5 @@ fn group(world: &World, ranks: &[usize]) -> Result<(Comm, Vec<(u64, usize)>)> {
         );
         return Err(Error::new(Exit::Internal, fact));
     }
-    let groups = all.chunks(3).map(|f| (f[0], f[2] as usize)).collect();
-    Ok((world.comm.split(ranks[0], place)?, groups))
+    Ok(all.chunks(3).map(|f| (f[0], f[2] as usize)).collect())
 }

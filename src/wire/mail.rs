@@ -10,7 +10,9 @@ use crate::wire::lanes::{ring, CmaRings, SLICE};
 use crate::wire::message::TensorMessage;
 use crate::wire::work::Urgency;
 use crate::wire::Work;
-use crate::world::ffi::{stopped, Backoff, Comm, MpiMessage};
+use crate::world::comm::Comm;
+use crate::world::ffi::{stopped, Backoff};
+use crate::world::requests::MpiMessage;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -66,7 +68,7 @@ impl PointToPoint {
     /// Collective over `comm`; `node` are its ranks on this node, if lanes are wanted.
     pub(super) fn new(comm: &Comm, node: Option<&Comm>, stop: Arc<AtomicBool>) -> Result<PointToPoint> {
         let lanes = match node {
-            Some(node) if node.size()? > 1 => CmaRings::new(node, comm.rank()?, &stop)?,
+            Some(node) if node.size() > 1 => CmaRings::new(node, comm.rank()?, &stop)?,
             _ => None,
         };
         // Segments are mapped for ever, so a word of four bytes may be as well.

@@ -11,7 +11,7 @@ use crate::wire::messages::MpiCollectives;
 use crate::wire::route::Route;
 use crate::wire::shared::{Shared, ShmMemory};
 use crate::wire::{Wire, Work};
-use crate::world::ffi::Comm;
+use crate::world::comm::Comm;
 use crate::world::meters::WireMeter;
 use crate::world::{leak, Op};
 use std::sync::atomic::AtomicBool;
@@ -66,10 +66,10 @@ impl MpiWire {
 
     /// Collective over `comm`.
     pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>, via: Route, meter: WireMeter) -> Result<MpiWire> {
-        let (rank, size) = (comm.rank()?, comm.size()?);
+        let (rank, size) = (comm.rank()?, comm.size());
         let flag = stop.clone();
         let node = comm.split_node()?;
-        let one_node = via == Route::Fastest && node.size()? == size;
+        let one_node = via == Route::Fastest && node.size() == size;
         let mail = PointToPoint::new(&comm, (via == Route::Fastest).then_some(&node), stop.clone())?;
         let path = match one_node {
             true => match Shared::new(comm, stop.clone())? {

@@ -5,7 +5,7 @@
 //! answer instead of a SIGBUS.
 
 use crate::error::Result;
-use crate::world::ffi::Comm;
+use crate::world::comm::Comm;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::AtomicBool;
 
@@ -39,7 +39,7 @@ impl ShmSegment {
     pub(super) fn create(
         comm: &Comm, bytes: usize, parts: SegmentParts, stop: &AtomicBool,
     ) -> Result<Option<ShmSegment>> {
-        let (rank, size) = (comm.rank()?, comm.size()?);
+        let (rank, size) = (comm.rank()?, comm.size());
         let stride = match parts {
             SegmentParts::BackToBack => bytes,
             SegmentParts::OnPages => bytes.next_multiple_of(if bytes < HUGE_PAGE { PAGE } else { HUGE_PAGE }),

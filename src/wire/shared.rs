@@ -9,7 +9,8 @@ use crate::wire::buffer::TensorBuf;
 use crate::wire::combine::combine;
 use crate::wire::futex::{sleep, wake};
 use crate::wire::segment::{SegmentParts, ShmSegment};
-use crate::world::ffi::{stopped, Comm};
+use crate::world::comm::Comm;
+use crate::world::ffi::stopped;
 use crate::world::Op;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -112,7 +113,7 @@ impl Shared {
         else {
             return Ok(Err(comm));
         };
-        let (rank, size) = (comm.rank()?, comm.size()?);
+        let (rank, size) = (comm.rank()?, comm.size());
         let memory = Arc::new(ShmMemory { comm, stop: stop.clone(), segments: Mutex::default() });
         Ok(Ok(Shared { rank, size, stop, control, memory, meetings: 0 }))
     }

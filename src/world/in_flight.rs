@@ -1,7 +1,7 @@
 //! The leak rule in one place: after an error MPI may still read and write the memory of operations that were under way, and nothing
 //! can call them back (MPI_Cancel is no promise, MPI 4.1 §3.8.4). So what they work on is never freed then.
 
-use super::ffi::Requests;
+use super::requests::Requests;
 use crate::error::Result;
 use std::mem::ManuallyDrop;
 use std::sync::atomic::AtomicBool;

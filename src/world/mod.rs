@@ -3,17 +3,22 @@
 //! - [`World`]: ranks, how a process starts and leaves; `control`: collectives of small host messages
 //! - [`Mailbox`], [`Incoming`], `serve`: messages outside the order of collectives, for threads beside the training loop
 //! - [`CollectiveCounters`]: what this rank's wires are doing, for liveness to read
-//! - `in_flight`: what must never be freed while MPI may work on it; `ffi`: MPI's calls, each with what it needs
+//! - `in_flight`: what must never be freed while MPI may work on it; `comm`: where messages go to MPI;
+//!   `requests`: what is under way; `tree` and `collect`: collectives of the control plane
 
-mod comm;
+mod collect;
+pub(crate) mod comm;
 mod control;
 pub(crate) mod ffi;
 mod in_flight;
 pub(crate) mod meters;
 mod op;
 mod post;
+pub(crate) mod requests;
 mod serve;
 mod stream;
+pub(crate) mod traffic;
+mod tree;
 #[allow(clippy::module_inception)]
 mod world;
 
@@ -23,4 +28,5 @@ pub use op::Op;
 pub use post::Mailbox;
 pub use serve::Request;
 pub use stream::Incoming;
+pub use traffic::Traffic;
 pub use world::{is_step, leave, library, World};

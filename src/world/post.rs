@@ -1,9 +1,11 @@
 //! Small messages between any two ranks from a thread of their own, on a communicator of their own. No call here waits.
 
 use crate::error::Result;
-use crate::world::ffi::Comm;
+use crate::world::comm::Comm;
 use crate::world::in_flight::InFlight;
+use crate::world::traffic::Purpose;
 use crate::world::World;
+use std::collections::{HashMap, VecDeque};
 
 const TAG: i32 = 5;
 /// Messages under way to one rank; further ones are dropped: a rank that takes none is about to be given up.
@@ -12,11 +14,12 @@ const UNDER_WAY: usize = 64;
 /// A rank's letter box.
 pub struct Mailbox {
     comm: Comm,
-    out: Vec<Letter>,
+    /// By receiver; of each the oldest first.
+    out: HashMap<usize, VecDeque<InFlight<Vec<u8>>>>,
     coming: Vec<Letter>,
 }
 
-/// A message under way.
+/// A message that is being received.
 struct Letter {
     peer: usize,
     bytes: InFlight<Vec<u8>>,
@@ -33,20 +36,22 @@ struct Place {
 impl Mailbox {
     /// Collective over the world.
     pub fn open(world: &World) -> Result<Mailbox> {
-        Ok(Mailbox { comm: world.comm.duplicate()?, out: Vec::new(), coming: Vec::new() })
+        let comm = world.comm.duplicate()?.for_use(Purpose::Liveness);
+        Ok(Mailbox { comm, out: HashMap::new(), coming: Vec::new() })
     }
 
     /// Starts a message.
     pub fn send(&mut self, to: usize, bytes: Vec<u8>) -> Result<()> {
-        self.clear();
-        if self.out.iter().filter(|l| l.peer == to).count() >= UNDER_WAY {
+        let queue = self.out.entry(to).or_default();
+        see_off(queue);
+        if queue.len() >= UNDER_WAY {
             return Ok(());
         }
         let bytes = InFlight::start(bytes, |bytes, req| {
             // SAFETY: the bytes are in flight until the message has ended, or for ever.
             unsafe { req.send(&self.comm, bytes.as_ptr(), bytes.len(), to, TAG) }
         })?;
-        self.out.push(Letter { peer: to, bytes });
+        queue.push_back(bytes);
         Ok(())
     }
 
@@ -76,8 +81,18 @@ impl Mailbox {
 
     /// Whether every message has left, or cannot any more: its receiver is gone.
     pub fn clear(&mut self) -> bool {
-        self.out.retain_mut(|letter| matches!(letter.bytes.done(), Ok(false)));
+        self.out.retain(|_, queue| {
+            see_off(queue);
+            !queue.is_empty()
+        });
         self.out.is_empty()
+    }
+}
+
+/// Drops what has left, or cannot any more; messages to one rank leave in order.
+fn see_off(queue: &mut VecDeque<InFlight<Vec<u8>>>) {
+    while queue.front_mut().is_some_and(|letter| !matches!(letter.done(), Ok(false))) {
+        queue.pop_front();
     }
 }
 

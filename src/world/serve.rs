@@ -1,8 +1,13 @@
 //! Asking another rank for bytes that only its node has. Answered by a thread of that rank.
 
 use crate::error::{Error, Exit, Result};
-use crate::world::in_flight::InFlight;
+use crate::world::comm::Comm;
+use crate::world::ffi::{check, stopped, Backoff};
+use crate::world::in_flight::{or_leak, InFlight};
 use crate::world::World;
+use mpi::ffi;
+use std::os::raw::c_int;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const ASK: i32 = 8;
 const ANSWER: i32 = 9;
@@ -18,12 +23,37 @@ pub struct Request {
 /// Items a client may not have: it says that nobody will ask any more.
 const END: u64 = u64::MAX;
 
+/// A message of exactly `N` bytes from whoever sends one, and who did.
+fn recv_any<const N: usize>(comm: &Comm, tag: c_int, stop: &AtomicBool) -> Result<(usize, [u8; N])> {
+    let mut who = 0;
+    let data = or_leak(Box::new([0u8; N]), |data| {
+        let mut pause = Backoff::default();
+        // SAFETY: the buffer outlives the wait, or is leaked; a status is plain data and an out parameter.
+        unsafe {
+            let mut request = comm.irecv_any(data.as_mut_ptr(), N, tag)?;
+            loop {
+                let (mut done, mut status): (c_int, ffi::MPI_Status) = (0, std::mem::zeroed());
+                check(ffi::MPI_Test(&mut request, &mut done, &mut status), "MPI_Test")?;
+                if done != 0 {
+                    who = status.MPI_SOURCE as usize;
+                    return Ok(());
+                }
+                if stop.load(Ordering::Relaxed) {
+                    return Err(stopped("request"));
+                }
+                pause.step();
+            }
+        }
+    })?;
+    Ok((who, *data))
+}
+
 impl World {
     /// Answers requests until [`World::end_serving`] on this rank. `read` fills the answer. Runs in a thread of its own,
     /// on a `World` of its own ([`World::duplicate`]) that it shares with the rank's own questions.
     pub fn serve(&self, read: &mut dyn FnMut(Request, &mut [u8]) -> std::io::Result<()>) -> Result<()> {
         loop {
-            let (who, bytes) = self.comm.recv_any::<24>(ASK, &self.stop)?;
+            let (who, bytes) = recv_any::<24>(&self.comm, ASK, &self.stop)?;
             let field = |i: usize| u64::from_le_bytes(bytes[8 * i..8 * i + 8].try_into().unwrap_or_default());
             let request = Request { item: field(0), at: field(1), len: field(2) };
             if request.item == END {

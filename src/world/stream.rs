@@ -1,7 +1,8 @@
 //! Long messages between single ranks on host memory, outside of any axis: copies of snapshots.
 
 use crate::error::Result;
-use crate::world::ffi::{stopped, Backoff, Requests};
+use crate::world::ffi::{stopped, Backoff};
+use crate::world::requests::Requests;
 use crate::world::World;
 use std::collections::VecDeque;
 use std::ops::Range;

@@ -4,7 +4,8 @@
 //! alone. The calls that move small host messages are in `control`.
 
 use crate::error::{Error, Exit, Result};
-use crate::world::ffi::{check, Comm};
+use crate::world::comm::Comm;
+use crate::world::ffi::check;
 use crate::world::meters::CollectiveCounters;
 use mpi::ffi;
 use std::io::Write;
@@ -61,14 +62,14 @@ impl World {
             .hint("use an MPI that was built with MPI_THREAD_MULTIPLE, as Open MPI 4 and 5 and MPICH 4 and 5 are"));
         }
         let world = Comm::world()?;
-        let size = world.size()?;
+        let size = world.size();
         check_tasks(size, tasks)?;
         let node = world.split_node()?;
         Ok(World {
             rank: world.rank()?,
             size,
             local_rank: node.rank()?,
-            local_size: node.size()?,
+            local_size: node.size(),
             // Slurm's name of a node is the one that can be excluded.
             host: std::env::var("SLURMD_NODENAME").unwrap_or_else(|_| hostname()),
             comm: world.duplicate()?,

@@ -33,4 +33,5 @@ mod tiers;
 mod train;
 mod train_errors;
 mod wire;
+mod world;
 mod zero;
