@@ -30,6 +30,7 @@ mod slurm;
 mod store;
 mod tensor;
 mod tiers;
+mod tour;
 mod train;
 mod train_errors;
 mod wire;
