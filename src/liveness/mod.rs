@@ -46,6 +46,7 @@ pub struct Liveness {
 }
 
 impl Liveness {
+    turn: (usize, usize),
     /// Agrees on the number of this attempt and starts the watch. Collective over `world`, whose run directory exists.
     /// `sizes`: of the axes.
     ///
@@ -68,7 +69,7 @@ impl Liveness {
             condemned: AtomicI32::new(0),
         });
         if !config.enabled {
-            return Ok(Liveness { progress, closing, thread: None, stop: world.stop_flag() });
+            return Ok(Liveness { turn: (0, 1), progress, closing, thread: None, stop: world.stop_flag() });
         }
         let roster = roster::Roster::new(number, world.rank(), sizes, &places);
         let timing = view::ProbeTiming::new(config);
@@ -78,6 +79,8 @@ impl Liveness {
         let reaper = world.agree(Reaper::start(patience).map_err(failed))?;
         let thread = thread::Thread {
             config: config.clone(),
+        let own = &roster.node(world.rank()).ranks;
+        let turn = (own.iter().position(|&r| r == world.rank()).unwrap_or(0), own.len());
             run_dir: run_dir.to_path_buf(),
             attempt: number,
             rank: world.rank(),
@@ -93,7 +96,12 @@ impl Liveness {
         };
         let thread = std::thread::Builder::new().name("herd-liveness".into()).spawn(move || thread.run());
         let thread = Some(world.agree(thread.map_err(failed))?);
-        Ok(Liveness { progress, closing, thread, stop: world.stop_flag() })
+        Ok(Liveness { turn, progress, closing, thread, stop: world.stop_flag() })
+    }
+
+    /// This rank's number on its node, and how many ranks are there; 0 of 1 where nobody watches.
+    pub fn turn(&self) -> (usize, usize) {
+        self.turn
     }
 
     /// Where the training loop says what it does.
