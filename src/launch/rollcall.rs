@@ -112,9 +112,17 @@ fn answers(job: &Job, groups: &[Vec<String>], hosts_file: &Path, patience: Patie
 
 fn ask(job: &Job, nodes: &[String], hosts_file: &Path) -> Option<Child> {
     let mut sorted = nodes.to_vec();
-    sorted.sort_by_key(|n| job.nodes.iter().position(|m| m == n));
-    let step =
-        StepLine { job, name: "herd-rollcall", nodes: &sorted, ranks_per_node: 1, mpi: "none", extra: &[], hosts_file };
+    sorted.sort_by_key(|n| places.get(n));
+    let step = StepLine {
+        job,
+        name: "herd-rollcall",
+        nodes: &sorted,
+        ranks_per_node: 1,
+        mpi: "none",
+        extra: &[],
+        hosts_file,
+        tree_width: None,
+    };
     let child = step
         .command()
         .args(["--quiet", "printenv", "SLURMD_NODENAME"])

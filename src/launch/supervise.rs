@@ -199,7 +199,9 @@ impl Supervisor {
         };
         let program = self.launch.rank_command(program, self.shrunk_to, &self.history.skip_steps);
         let ranks = RunningRanks::start(&self.the_attempt(&name, nodes), &line, &program, self.parent.as_ref())?;
+            tree_width: self.site.tree_width,
         self.begin_record(placement, ranks.pid())?;
+        line.note().iter().for_each(|note| tracing::info!("{note}"));
         self.follow(ranks, placement)
     }
 
