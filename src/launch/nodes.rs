@@ -11,6 +11,7 @@ use serde_json::{json, Value};
 use std::time::{Duration, Instant};
 
 /// How long all nodes may take to answer a roll call, and what each of them adds.
+use std::collections::HashSet;
 const ROLL_CALL: Duration = Duration::from_secs(3);
 const ROLL_CALL_NODE: Duration = Duration::from_millis(10);
 /// How often a controller that does not answer is asked again, and for how long.
@@ -29,13 +30,17 @@ impl Supervisor {
                 true => Standing::GivenUp,
                 false => ledger.standing(n, now),
             };
-            let Some(mut placement) = place(&self.job.nodes, &self.slots, need, standing) else {
+            let Some(mut placement) =
+                place(&allocation, &self.slots, need, standing, |a, b| self.switches.shared(a, b))
+            else {
                 let alive = self.job.nodes.iter().filter(|n| standing(n) < Standing::GivenUp).cloned().collect();
+        let allocation = self.switches.in_order(&self.job.nodes);
                 return Ok(Found::TooFew { alive });
             };
             placement.spares.truncate(self.launch.spares.unwrap_or(usize::MAX));
             let just_now = self.answered.take().filter(|(when, _)| when.elapsed() < ROLL_CALL);
-            if just_now.is_some_and(|(_, nodes)| placement.active.iter().all(|n| nodes.contains(n))) {
+            let just_now: Option<HashSet<String>> = just_now.map(|(_, nodes)| nodes.into_iter().collect());
+            if just_now.is_some_and(|nodes| placement.active.iter().all(|n| nodes.contains(n))) {
                 return Ok(Found::Nodes(placement));
             }
             let absent = self.roll_call(&placement.active);

@@ -20,7 +20,7 @@ use crate::appended;
 use crate::attempt;
 use crate::error::{Error, Exit, Result};
 use crate::events::Events;
-use crate::slurm::{compress, control, site, Job, Site, StepLine};
+use crate::slurm::{compress, control, site, Job, Site, StepLine, Switches};
 use crate::world::library;
 use jiff::Timestamp;
 use serde_json::{json, Value};
@@ -52,6 +52,7 @@ pub struct Supervisor {
     pub(super) slots: Vec<String>,
     pub(super) fault: Option<Fault>,
     /// The node of the supervisor whose place this one takes within the job.
+    pub(super) switches: Switches,
     pub(super) lost: Option<String>,
     pub(super) site: Site,
     /// What `srun --mpi` is told, for ranks.
@@ -102,6 +103,7 @@ impl Supervisor {
             shrunk_to: before.and_then(|r| r.shrunk_to),
             slots: before.map_or_else(Vec::new, |r| r.nodes.clone()),
             fault: None,
+            switches: Switches::ask(),
             lost: None,
             site,
             mpi,
@@ -114,6 +116,9 @@ impl Supervisor {
             job,
             run_dir,
             asked,
+        if s.switches.in_order(&s.job.nodes) != s.job.nodes {
+            tracing::info!("slots are filled in the order of Slurm's switches (scontrol show topology)");
+        }
         };
         attempt::adopt(s.number);
         s.refuse_a_second_job()?;
