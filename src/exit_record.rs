@@ -3,7 +3,7 @@
 //! An exit code alone does not say whose it is: MPI, PMIx and Slurm end ranks with codes of their own (Open MPI 5 with 14,
 //! `slurmstepd` with the errno of an exec that failed), which are herd's too. So the supervisor names a folder for each start,
 //! and takes a code for herd's where a record in it says the same. An error that merely follows from another rank's
-//! ([`Exit::Peer`], [`Exit::Fenced`]) leaves none.
+//! ([`Exit::Peer`], [`Exit::Fenced`]) leaves none; of one that all ranks share the first rank's is the only one.
 //!
 //! One file a node and code, the first: `code-CODE-NODE.json`.
 
@@ -39,12 +39,14 @@ pub struct ExitRecord {
 /// nothing here is an error: the process is leaving anyway.
 pub fn write(e: &Error) {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
-    if matches!(e.exit, Exit::Ok | Exit::Peer | Exit::Fenced) {
+    let rank = std::env::var("SLURM_PROCID").ok().and_then(|r| r.parse().ok());
+    // the first rank speaks for all, else an error of all would be a file a node
+    if matches!(e.exit, Exit::Ok | Exit::Peer | Exit::Fenced) || e.agreed && rank.is_some_and(|r: usize| r > 0) {
         return;
     }
     let record = ExitRecord {
         code: e.exit.code(),
-        rank: std::env::var("SLURM_PROCID").ok().and_then(|r| r.parse().ok()),
+        rank,
         node: std::env::var("SLURMD_NODENAME")
             .unwrap_or_else(|_| rustix::system::uname().nodename().to_string_lossy().into_owned()),
         agreed: e.agreed,

@@ -8,7 +8,7 @@ use super::watch::{Signs, Tail};
 use crate::appended::{gone, is_gone};
 use crate::error::{Error, Exit, Result};
 use crate::exit_record;
-use crate::liveness::verdict;
+use crate::liveness::VerdictFolder;
 use crate::slurm::messages::{self, SlurmMessage};
 use crate::slurm::{control, Job, StepLine};
 use std::fs::File;
@@ -57,7 +57,7 @@ pub struct RunningRanks {
     srun: Srun,
     stderr: Option<File>,
     relay: Relay,
-    run_dir: PathBuf,
+    verdicts: VerdictFolder,
     /// Where ranks write down why they leave.
     records: PathBuf,
     events: Tail,
@@ -114,7 +114,7 @@ impl RunningRanks {
             srun,
             stderr,
             relay: Relay::default(),
-            run_dir: what.run_dir.to_path_buf(),
+            verdicts: VerdictFolder::new(what.run_dir, what.number),
             records: what.records(),
             events,
             signs: Signs::default(),
@@ -213,14 +213,19 @@ impl RunningRanks {
             self.look();
         }
         self.seen.records = exit_record::read_all(&self.records).unwrap_or_default();
+        if let Ok(all) = self.verdicts.all() {
+            self.seen.verdicts = all.to_vec();
+        }
     }
 
     fn look(&mut self) {
         self.signs.read(&mut self.events, self.number);
         (self.seen.finished, self.seen.stopped) = (self.signs.finished, self.signs.stopped);
         self.seen.met = self.signs.met;
-        if let Ok(found) = verdict::read_all(&self.run_dir, self.number) {
-            self.seen.verdicts = found;
+        if let Ok(found) = self.verdicts.look() {
+            if found.len() > self.seen.verdicts.len() {
+                self.seen.verdicts = found.to_vec();
+            }
         }
     }
 

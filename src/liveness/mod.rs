@@ -1,10 +1,13 @@
 //! Who is alive, who is stuck, and how a rank leaves when one of them is not.
 //!
 //! Pure parts: `roster` (who speaks to whom), `watch` (one rank's part, as a function of time and messages), `monitor` (the
-//! judges), `stuck` and `slow` (what they judge), `verdict` (what comes of it). `progress` is what the training loop says,
-//! `thread` carries the messages, `process` sees local processes end, `exit` ends this one. `inject` has faults on order.
+//! judges), `stuck` and `slow` (what they judge; `groups`: who shares a wire), `verdict` (what comes of it), `tree` (how all hear
+//! of it). `folder` has verdicts on disk, `progress` is what the training loop says, `thread` carries the messages, `process`
+//! sees local processes end, `exit` ends this one. `inject` has faults on order.
 
 mod exit;
+mod folder;
+mod groups;
 pub mod inject;
 mod message;
 mod monitor;
@@ -14,14 +17,18 @@ mod progress;
 mod roster;
 #[cfg(test)]
 mod sim;
+#[cfg(test)]
+mod size_tests;
 mod slow;
 mod stuck;
 mod thread;
+mod tree;
 pub mod verdict;
 mod view;
 mod watch;
 
 pub use exit::{confess, confess_error, hard};
+pub use folder::VerdictFolder;
 pub use phase::Phase;
 pub use progress::Progress;
 pub use verdict::{choose, Reason, Verdict};
@@ -39,6 +46,7 @@ use std::time::{Duration, Instant};
 
 /// This rank's part in the watch over all ranks, from before the first step to after the last.
 pub struct Liveness {
+    turn: (usize, usize),
     progress: Arc<Progress>,
     closing: Arc<AtomicBool>,
     thread: Option<JoinHandle<Mailbox>>,
@@ -46,7 +54,6 @@ pub struct Liveness {
 }
 
 impl Liveness {
-    turn: (usize, usize),
     /// Agrees on the number of this attempt and starts the watch. Collective over `world`, whose run directory exists.
     /// `sizes`: of the axes.
     ///
@@ -72,6 +79,8 @@ impl Liveness {
             return Ok(Liveness { turn: (0, 1), progress, closing, thread: None, stop: world.stop_flag() });
         }
         let roster = roster::Roster::new(number, world.rank(), sizes, &places);
+        let own = &roster.node(world.rank()).ranks;
+        let turn = (own.iter().position(|&r| r == world.rank()).unwrap_or(0), own.len());
         let timing = view::ProbeTiming::new(config);
         let failed = |e: std::io::Error| Error::new(Exit::Internal, format!("cannot start the liveness threads: {e}"));
         // A liveness thread that hangs in MPI is deaf to verdicts; the others hear nothing of it and have long decided.
@@ -79,8 +88,6 @@ impl Liveness {
         let reaper = world.agree(Reaper::start(patience).map_err(failed))?;
         let thread = thread::Thread {
             config: config.clone(),
-        let own = &roster.node(world.rank()).ranks;
-        let turn = (own.iter().position(|&r| r == world.rank()).unwrap_or(0), own.len());
             run_dir: run_dir.to_path_buf(),
             attempt: number,
             rank: world.rank(),
