@@ -29,8 +29,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often nodes are asked while the ranks start.
-const START_CALL: Duration = Duration::from_secs(4);
 /// How long after a filesystem has refused to write it is asked again.
 const STORAGE_AGAIN: Duration = Duration::from_secs(1);
 /// How often the run directory is asked whether another supervisor has taken over.
@@ -52,9 +50,9 @@ pub struct Supervisor {
     pub(super) slots: Vec<String>,
     pub(super) fault: Option<Fault>,
     /// The node of the supervisor whose place this one takes within the job.
-    pub(super) switches: Switches,
     pub(super) lost: Option<String>,
     pub(super) site: Site,
+    pub(super) switches: Switches,
     /// What `srun --mpi` is told, for ranks.
     pub(super) mpi: String,
     /// Nodes that have just answered a roll call, and when.
@@ -103,9 +101,9 @@ impl Supervisor {
             shrunk_to: before.and_then(|r| r.shrunk_to),
             slots: before.map_or_else(Vec::new, |r| r.nodes.clone()),
             fault: None,
-            switches: Switches::ask(),
             lost: None,
             site,
+            switches: Switches::ask(),
             mpi,
             answered: None,
             program,
@@ -116,11 +114,11 @@ impl Supervisor {
             job,
             run_dir,
             asked,
+        };
+        attempt::adopt(s.number);
         if s.switches.in_order(&s.job.nodes) != s.job.nodes {
             tracing::info!("slots are filled in the order of Slurm's switches (scontrol show topology)");
         }
-        };
-        attempt::adopt(s.number);
         s.refuse_a_second_job()?;
         Ok(s)
     }
@@ -201,24 +199,23 @@ impl Supervisor {
             mpi: &self.mpi,
             extra: &self.launch.config.launch.srun,
             hosts_file: &hosts_file,
+            tree_width: self.site.tree_width,
         };
+        line.note().iter().for_each(|note| tracing::info!("{note}"));
         let program = self.launch.rank_command(program, self.shrunk_to, &self.history.skip_steps);
         let ranks = RunningRanks::start(&self.the_attempt(&name, nodes), &line, &program, self.parent.as_ref())?;
-            tree_width: self.site.tree_width,
         self.begin_record(placement, ranks.pid())?;
-        line.note().iter().for_each(|note| tracing::info!("{note}"));
         self.follow(ranks, placement)
     }
 
     /// The newest attempt, whose step is called `name`, on `nodes`.
     pub(super) fn the_attempt<'a>(&'a self, name: &'a str, nodes: &[String]) -> RankStart<'a> {
-        let start_limit = Duration::from_secs_f64(self.launch.config.launch.start_timeout_s);
         RankStart {
             number: self.number,
             name,
             nodes: nodes.len(),
             run_dir: &self.run_dir,
-            start_limit,
+            limits: &self.launch.config.launch,
             leaves_steps: self.site.leaves_steps(),
         }
     }
@@ -228,7 +225,8 @@ impl Supervisor {
         let nodes = &placement.active;
         let mut asked_them = ranks.were_asked();
         let mut gone: Option<Instant> = None;
-        let (mut looked, mut called) = (Instant::now(), Instant::now());
+        let mut looked = Instant::now();
+        let mut calls = self.start_calls(nodes);
         let seen = loop {
             if let Some(seen) = ranks.poll() {
                 break seen;
@@ -253,13 +251,8 @@ impl Supervisor {
                 self.note_alerts();
                 self.keep_standby(placement);
             }
-            // until the ranks have met, nobody else watches their nodes
-            if !ranks.have_met() && called.elapsed() > START_CALL {
-                let absent = self.roll_call(nodes);
-                if absent.len() < nodes.len() {
-                    ranks.lost(&absent);
-                }
-                called = Instant::now();
+            if !ranks.have_met() {
+                ranks.late(calls.news());
             }
         };
         let patience = appended::PATIENCE.saturating_sub(gone.map_or(Duration::ZERO, |since| since.elapsed()));
