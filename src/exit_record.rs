@@ -40,8 +40,7 @@ pub struct ExitRecord {
 pub fn write(e: &Error) {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
     let rank = std::env::var("SLURM_PROCID").ok().and_then(|r| r.parse().ok());
-    // the first rank speaks for all, else an error of all would be a file a node
-    if matches!(e.exit, Exit::Ok | Exit::Peer | Exit::Fenced) || e.agreed && rank.is_some_and(|r: usize| r > 0) {
+    if !speaks(e, rank) {
         return;
     }
     let record = ExitRecord {
@@ -60,6 +59,11 @@ pub fn write(e: &Error) {
     if std::thread::Builder::new().name("herd-record".into()).spawn(write).is_ok() {
         let _ = wait.recv_timeout(PATIENCE);
     }
+}
+
+/// Whether a rank leaves a record. Of an error that all share the first does: else there would be a file a node.
+fn speaks(e: &Error, rank: Option<usize>) -> bool {
+    !matches!(e.exit, Exit::Ok | Exit::Peer | Exit::Fenced) && !(e.agreed && rank.is_some_and(|r| r > 0))
 }
 
 impl ExitRecord {
@@ -93,6 +97,13 @@ mod tests {
 
     fn record(code: i32, rank: usize, node: &str) -> ExitRecord {
         ExitRecord { code, rank: Some(rank), node: node.into(), agreed: false, fact: format!("fact {rank}") }
+    }
+
+    #[test]
+    fn an_error_of_all_is_the_first_rank_s_to_record() {
+        let agreed = Error { agreed: true, ..Error::new(Exit::Data, "x") };
+        assert_eq!([None, Some(0), Some(3)].map(|rank| speaks(&agreed, rank)), [true, true, false]);
+        assert!(speaks(&Error::new(Exit::Storage, "x"), Some(3)) && !speaks(&Error::new(Exit::Peer, "x"), Some(0)));
     }
 
     #[test]

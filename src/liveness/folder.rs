@@ -206,6 +206,25 @@ mod tests {
     }
 
     #[test]
+    fn all_ranks_of_eight_nodes_leave_eight_files() {
+        let dir = tempfile::tempdir().unwrap();
+        std::thread::scope(|s| {
+            for node in 0..8 {
+                let write = move |rank: usize, dir: &Path| {
+                    let v = verdict(rank, Reason::PeerLost, &[]);
+                    Verdict { accuser_node: format!("n{node}"), ..v }.write(dir).unwrap();
+                };
+                let dir = dir.path();
+                (8 * node..8 * node + 8).for_each(|rank| _ = s.spawn(move || write(rank, dir)));
+            }
+        });
+        let mut folder = VerdictFolder::new(dir.path(), 2);
+        assert_eq!(folder.all().unwrap().iter().map(|v| v.accuser).collect::<Vec<_>>(), (0..64).collect::<Vec<_>>());
+        assert_eq!(folder.read.len(), 8);
+        assert_eq!(std::fs::read_dir(dir.path().join("verdicts/attempt-0002")).unwrap().count(), 8);
+    }
+
+    #[test]
     fn a_run_directory_that_is_gone_is_not_made_again() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run");

@@ -131,7 +131,8 @@ impl Thread {
             }
             WatchAction::Leave { verdict, written } => {
                 if !written && self.deputy {
-                    let mine = Verdict { accuser: self.rank, ..(*verdict).clone() };
+                    let node = exit::MYSELF.get().map_or_else(String::new, |me| me.node.clone());
+                    let mine = Verdict { accuser: self.rank, accuser_node: node, ..(*verdict).clone() };
                     exit::within(
                         WRITE.min(Duration::from_secs_f64(self.config.grace_s / 2.0)),
                         self.run_dir.clone(),
