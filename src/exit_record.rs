@@ -63,7 +63,7 @@ pub fn write(e: &Error) {
 
 /// Whether a rank leaves a record. Of an error that all share the first does: else there would be a file a node.
 fn speaks(e: &Error, rank: Option<usize>) -> bool {
-    !matches!(e.exit, Exit::Ok | Exit::Peer | Exit::Fenced) && !(e.agreed && rank.is_some_and(|r| r > 0))
+    !(matches!(e.exit, Exit::Ok | Exit::Peer | Exit::Fenced) || e.agreed && rank.is_some_and(|r| r > 0))
 }
 
 impl ExitRecord {
