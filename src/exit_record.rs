@@ -3,7 +3,7 @@
 //! An exit code alone does not say whose it is: MPI, PMIx and Slurm end ranks with codes of their own (Open MPI 5 with 14,
 //! `slurmstepd` with the errno of an exec that failed), which are herd's too. So the supervisor names a folder for each start,
 //! and takes a code for herd's where a record in it says the same. An error that merely follows from another rank's
-//! ([`Exit::Peer`], [`Exit::Fenced`]) leaves none.
+//! ([`Exit::Peer`], [`Exit::Fenced`]) leaves none; of one that all ranks share the first rank's is the only one.
 //!
 //! One file a node and code, the first: `code-CODE-NODE.json`.
 
@@ -39,12 +39,13 @@ pub struct ExitRecord {
 /// nothing here is an error: the process is leaving anyway.
 pub fn write(e: &Error) {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
-    if matches!(e.exit, Exit::Ok | Exit::Peer | Exit::Fenced) {
+    let rank = std::env::var("SLURM_PROCID").ok().and_then(|r| r.parse().ok());
+    if !speaks(e, rank) {
         return;
     }
     let record = ExitRecord {
         code: e.exit.code(),
-        rank: std::env::var("SLURM_PROCID").ok().and_then(|r| r.parse().ok()),
+        rank,
         node: std::env::var("SLURMD_NODENAME")
             .unwrap_or_else(|_| rustix::system::uname().nodename().to_string_lossy().into_owned()),
         agreed: e.agreed,
@@ -58,6 +59,11 @@ pub fn write(e: &Error) {
     if std::thread::Builder::new().name("herd-record".into()).spawn(write).is_ok() {
         let _ = wait.recv_timeout(PATIENCE);
     }
+}
+
+/// Whether a rank leaves a record. Of an error that all share the first does: else there would be a file a node.
+fn speaks(e: &Error, rank: Option<usize>) -> bool {
+    !(matches!(e.exit, Exit::Ok | Exit::Peer | Exit::Fenced) || e.agreed && rank.is_some_and(|r| r > 0))
 }
 
 impl ExitRecord {
@@ -91,6 +97,13 @@ mod tests {
 
     fn record(code: i32, rank: usize, node: &str) -> ExitRecord {
         ExitRecord { code, rank: Some(rank), node: node.into(), agreed: false, fact: format!("fact {rank}") }
+    }
+
+    #[test]
+    fn an_error_of_all_is_the_first_rank_s_to_record() {
+        let agreed = Error { agreed: true, ..Error::new(Exit::Data, "x") };
+        assert_eq!([None, Some(0), Some(3)].map(|rank| speaks(&agreed, rank)), [true, true, false]);
+        assert!(speaks(&Error::new(Exit::Storage, "x"), Some(3)) && !speaks(&Error::new(Exit::Peer, "x"), Some(0)));
     }
 
     #[test]

@@ -53,7 +53,7 @@ enum Command {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    super::logging::init(true, None, 0)?;
+    super::logging::init(true, None)?;
     match args.command {
         Command::List(a) => list::run(&a),
         Command::Show(a) => show::run(&a),

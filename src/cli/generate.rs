@@ -70,7 +70,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    super::logging::init(true, None, 0)?;
+    super::logging::init(true, None)?;
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     sampling.check()?;
     let device = choose_device(&args.device)?;

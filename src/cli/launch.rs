@@ -40,7 +40,7 @@ pub fn run(args: Args) -> Result<()> {
         Some(_) => None,
         None => Some(Parent::of_this()),
     };
-    logging::init(true, None, 0)?;
+    logging::init(true, None)?;
     let parent = parent.and_then(|p| {
         p.inspect_err(|e| tracing::warn!("nothing will start this supervisor again if it is killed: no parent ({e})"))
             .ok()

@@ -1,4 +1,5 @@
-//! Tracing set-up: a console on one rank, a file per rank in the run directory.
+//! Tracing set-up: a console on one rank, a file per rank in the run directory, in a folder of its node: one folder of all would
+//! have as many files as the world has ranks.
 //!
 //! Console lines go to stderr without a rank prefix: `srun --label` adds one. `HERD_LOG` sets the level or a filter
 //! (`HERD_LOG=debug`, `HERD_LOG=herd::train=trace`); the default is `info`.
@@ -17,12 +18,19 @@ use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::{fmt, EnvFilter};
 
-/// Starts logging. `console`: also write to stderr (rank 0). With `run_dir`, rank `rank` appends to
-/// `run_dir/logs/rank-NNNNN.log`. A second call in one process changes nothing.
+/// Where a rank logs to.
+pub struct RankLog<'a> {
+    pub run_dir: &'a Path,
+    pub node: &'a str,
+    pub rank: usize,
+}
+
+/// Starts logging. `console`: also write to stderr (rank 0). With `file`, append to `run_dir/logs/NODE/rank-NNNNN.log`. A second
+/// call in one process changes nothing.
 ///
 /// # Errors
 /// The log file cannot be opened, or `HERD_LOG` is no filter.
-pub fn init(console: bool, run_dir: Option<&Path>, rank: usize) -> Result<()> {
+pub fn init(console: bool, file: Option<RankLog>) -> Result<()> {
     let console = match console {
         true => {
             let layer = fmt::layer().with_writer(|| Beside).with_ansi(std::io::stderr().is_terminal());
@@ -30,9 +38,9 @@ pub fn init(console: bool, run_dir: Option<&Path>, rank: usize) -> Result<()> {
         }
         false => None,
     };
-    let file = match run_dir {
-        Some(dir) => {
-            let dir = dir.join("logs");
+    let file = match file {
+        Some(RankLog { run_dir, node, rank }) => {
+            let dir = run_dir.join("logs").join(node.replace('/', "_"));
             create_dir_all(&dir).map_err(|e| Error::io(&dir, "create", &e, Exit::Storage))?;
             let path = dir.join(format!("rank-{rank:05}.log"));
             let file = open(&path)?;

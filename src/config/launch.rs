@@ -4,6 +4,7 @@ use super::limit;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// How `herd launch` places the ranks, when it starts them again, and when it gives up.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -67,9 +68,14 @@ pub struct LaunchSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1), extend("format" = "path"))]
     pub rescue_dir: Option<PathBuf>,
-    /// Seconds within which started ranks must have met; what hangs longer is ended.
+    /// Seconds within which started ranks must have met; what hangs longer is ended. Ranks that have met have as long again until
+    /// they go on from a state, and what `restore_mb_s` adds.
     #[schemars(range(min = 1.0))]
     pub start_timeout_s: f64,
+    /// Megabytes a second that each rank reads of its state at the slowest: a restore has the time that its bytes take at this
+    /// speed, beyond `start_timeout_s` and beyond liveness.first_step_s.
+    #[schemars(range(min = 0.001))]
+    pub restore_mb_s: f64,
 }
 
 impl Default for LaunchSection {
@@ -95,7 +101,15 @@ impl Default for LaunchSection {
             ledger: None,
             rescue_dir: None,
             start_timeout_s: 600.0,
+            restore_mb_s: 20.0,
         }
+    }
+}
+
+impl LaunchSection {
+    /// How long a rank may take to read this many bytes of state, at the slowest.
+    pub fn restore_time(&self, bytes: u64) -> Duration {
+        Duration::try_from_secs_f64(bytes as f64 / (self.restore_mb_s * 1e6)).unwrap_or(Duration::MAX / 4)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the supervisor writes down about its attempts: history, ledger of nodes, events, alerts.
 
-use super::history::{Class, Record};
+use super::history::{Class, Record, NO_ANSWER};
 use super::ledger::{Failure, Standing};
 use super::place::Placement;
 use super::policy::Decision;
@@ -14,6 +14,9 @@ use crate::slurm::control;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use std::time::{Duration, Instant};
+
+/// The longest pause of a node that was only late.
+const LATE_PAUSE_S: f64 = 600.0;
 
 impl Supervisor {
     pub(super) fn begin_record(&mut self, placement: &Placement, srun: u32) -> Result<()> {
@@ -75,7 +78,8 @@ impl Supervisor {
             return Ok(());
         }
         let config = &self.launch.config.launch;
-        let pause = pause.then(|| SignedDuration::from_secs_f64(config.node_pause_s));
+        let longest = if reason == NO_ANSWER { LATE_PAUSE_S } else { f64::MAX };
+        let pause = pause.then(|| SignedDuration::from_secs_f64(config.node_pause_s.min(longest)));
         let limit = config.node_failures;
         for node in nodes {
             let failure =

@@ -3,7 +3,7 @@
 //! What comes first is what was there first: a rank's own word, nodes that are gone, tasks that died before Slurm ended the step.
 //! What dies after that, and codes that no rank has vouched for, blame nobody.
 
-use super::history::Class;
+use super::history::{Class, NO_ANSWER};
 use super::seen::{exit_of, Finding, Seen, FROM_OUTSIDE};
 use super::tasks;
 use crate::error::Exit;
@@ -20,7 +20,8 @@ impl Seen {
             // words about deaths that follow
             SlurmMessage::OutOfMemory | SlurmMessage::Aborted | SlurmMessage::CannotRun { .. } => false,
         };
-        !self.finished && (!self.verdicts.is_empty() || self.no_start_s.is_some() || self.said.iter().any(bad))
+        let late = self.no_start_s.is_some() || self.no_state.is_some() || !self.late.is_empty();
+        !self.finished && (late || !self.verdicts.is_empty() || self.said.iter().any(bad))
     }
 
     /// Whether all that is known may follow from the loss of a node that nobody has named: tasks died, or Slurm ended the step.
@@ -71,6 +72,13 @@ pub fn classify(seen: &Seen) -> Finding {
     }
     if let Some(limit) = seen.no_start_s {
         return plain(Class::Unknown, "no_start", format!("the ranks did not meet within {limit} s"));
+    }
+    if let Some((limit, bytes)) = seen.no_state {
+        let fact = format!(
+            "the ranks met, but had no state to go on from within {limit:.0} s: launch.start_timeout_s, and {bytes} bytes a rank \
+             at launch.restore_mb_s"
+        );
+        return plain(Class::Unknown, "no_state", fact);
     }
     if let Some(why) = seen.said.iter().find_map(|m| match m {
         SlurmMessage::Refused { why } => Some(why),
@@ -124,10 +132,17 @@ fn lost_nodes(seen: &Seen) -> Option<Finding> {
         nodes.extend(seen.silent.iter().filter(|n| !nodes.contains(n)).cloned().collect::<Vec<_>>());
         facts.push(format!("{} answered no more when ranks had died", seen.silent.join(", ")));
     }
+    // being late is no loss yet: the ledger takes it less seriously
+    let reason = if nodes.is_empty() { NO_ANSWER } else { "node_lost" };
+    let late: Vec<String> = seen.late.iter().filter(|n| !nodes.contains(n)).cloned().collect();
+    if !late.is_empty() {
+        facts.push(format!("{} did not answer while the ranks were starting", late.join(", ")));
+        nodes.extend(late);
+    }
     let fact = facts.join("; ");
     (!nodes.is_empty()).then(|| Finding {
         class: Class::Node,
-        reason: "node_lost".into(),
+        reason: reason.into(),
         fact,
         nodes,
         ranks: vec![],

@@ -301,4 +301,19 @@ fn ranks_that_never_meet() {
     let seen = Seen { no_start_s: Some(20.0), ..Default::default() };
     assert!(seen.is_fault());
     assert_eq!((classify(&seen).class, classify(&seen).reason.as_str()), (Class::Unknown, "no_start"));
+    let seen = Seen { no_state: Some((620.4, 400_000_000)), ..Default::default() };
+    let found = classify(&seen);
+    assert!(seen.is_fault() && found.class == Class::Unknown && found.reason == "no_state", "{found:?}");
+    assert!(found.fact.contains("within 620 s") && found.fact.contains("400000000 bytes"), "{}", found.fact);
+}
+
+#[test]
+fn a_node_that_is_late_is_not_yet_lost() {
+    let late = Seen { late: vec!["n3".into()], ..said(&[]) };
+    let found = classify(&late);
+    assert!(late.is_fault() && !late.may_follow_from_a_lost_node());
+    assert_eq!((found.class, found.reason.as_str(), found.nodes), (Class::Node, "no_answer", vec!["n3".to_string()]));
+    // One that Slurm cannot reach either is.
+    let lost = Seen { silent: vec!["n3".into()], ..late };
+    assert_eq!((classify(&lost).reason.as_str(), classify(&lost).nodes.len()), ("node_lost", 1));
 }

@@ -34,6 +34,10 @@ pub enum Class {
 /// Reason of an attempt that ended because a node cannot run the ranks, while others can.
 pub const UNFIT: &str = "cannot_run";
 
+/// Reason of a node that did not answer in time. It may be slow, or the cluster busy: that is no failure by which a node is given
+/// up.
+pub const NO_ANSWER: &str = "no_answer";
+
 impl Class {
     /// Whether the attempt ended by a fault, and not by its own or somebody's wish.
     pub fn is_fault(self) -> bool {
@@ -48,7 +52,9 @@ pub struct Record {
     pub job: u64,
     /// Requeues of the job before it.
     pub restarts: u32,
-    /// Nodes by slot: slot i holds ranks i × ranks_per_node and following.
+    /// Nodes by slot: slot i holds ranks i × ranks_per_node and following. In the file, this and `blamed` are lists of hosts as
+    /// Slurm writes them; arrays of names are read too.
+    #[serde(with = "hosts")]
     pub nodes: Vec<String>,
     /// Data-parallel replicas, where they are fewer than configured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -72,8 +78,33 @@ pub struct Record {
     /// One line for people.
     #[serde(default)]
     pub fact: String,
-    #[serde(default)]
+    #[serde(default, with = "hosts")]
     pub blamed: Vec<String>,
+}
+
+/// Names of nodes as one string: `n[001-512]`.
+mod hosts {
+    use crate::slurm::{compress, expand};
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Names {
+        List(String),
+        Each(Vec<String>),
+    }
+
+    pub fn serialize<S: Serializer>(names: &[String], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&compress(names))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+        match Names::deserialize(from)? {
+            Names::List(list) => expand(&list).map_err(D::Error::custom),
+            Names::Each(names) => Ok(names),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -114,5 +145,31 @@ impl History {
     /// Highest step that any attempt finished.
     pub fn high_water(attempts: &[Record]) -> u64 {
         attempts.iter().map(|a| a.last_step).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_thousand_nodes_are_a_line_and_older_files_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let nodes: Vec<String> = (1..=2048).map(|i| format!("rack{}n{:04}", i / 512, i)).collect();
+        let old = serde_json::json!({ "attempts": [{
+            "attempt": 1, "job": 7, "restarts": 0, "nodes": nodes, "started": "2026-01-01T00:00:00Z", "blamed": ["rack0n0003"],
+        }] });
+        std::fs::write(path(dir.path()), old.to_string()).unwrap();
+        let history = History::read(dir.path()).unwrap();
+        assert_eq!(
+            (&history.attempts[0].nodes, &history.attempts[0].blamed[..]),
+            (&nodes, &["rack0n0003".to_string()][..])
+        );
+        history.write(dir.path()).unwrap();
+        let text = std::fs::read_to_string(path(dir.path())).unwrap();
+        assert!(text.len() < 1000 && text.contains("rack1n[0512-1023]"), "{text}");
+        assert_eq!(History::read(dir.path()).unwrap(), history);
+        std::fs::write(path(dir.path()), text.replace("[0512-1023]", "[0512-")).unwrap();
+        assert_eq!(History::read(dir.path()).unwrap_err().exit, Exit::Storage);
     }
 }

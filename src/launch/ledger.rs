@@ -1,7 +1,7 @@
 //! `ledger.json`: which nodes have failed, when and why, and which are not to be used. It outlives requeues, since Slurm
 //! forgets what a job knew about its nodes.
 
-use super::history::UNFIT;
+use super::history::{NO_ANSWER, UNFIT};
 use crate::durable::write_atomic;
 use crate::error::{Error, Exit, Result};
 use jiff::{SignedDuration, Timestamp};
@@ -61,7 +61,7 @@ impl Ledger {
     }
 
     /// Adds a failure, at most one for an attempt. `pause`: not used for that long, where it can be helped. True when this one was the `limit`th, and
-    /// the node is given up from now on.
+    /// the node is given up from now on. One that was only late, however often, is not.
     pub fn record(&mut self, node: &str, failure: Failure, pause: Option<SignedDuration>, limit: u64) -> bool {
         let entry = self.nodes.entry(node.to_string()).or_default();
         // a node that was silent and then does not answer has failed once
@@ -73,7 +73,8 @@ impl Ledger {
         if !counted {
             entry.failures.push(failure);
         }
-        let first_time = !entry.given_up && entry.failures.len() as u64 >= limit;
+        let real = entry.failures.iter().filter(|f| f.reason != NO_ANSWER).count();
+        let first_time = !entry.given_up && real as u64 >= limit;
         entry.given_up |= first_time;
         first_time
     }
@@ -174,6 +175,9 @@ mod tests {
         assert_eq!(l.standing("n1", at(1 << 30)), Standing::GivenUp);
         assert_eq!(l.standing("n2", at(0)), Standing::Good);
         assert_eq!(l.avoided(at(1000)), ["n1"]);
+        let late = |seconds| Failure { reason: NO_ANSWER.into(), ..failure(seconds) };
+        assert!((0..9).all(|i| !l.record("n3", late(i), pause, 3)));
+        assert_eq!(l.standing("n3", at(1000)), Standing::Good);
     }
 
     #[test]

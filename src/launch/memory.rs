@@ -72,6 +72,7 @@ impl Supervisor {
                 mpi: &self.mpi,
                 extra: &self.launch.config.launch.srun,
                 hosts_file: &hosts_file,
+                tree_width: self.site.tree_width,
             };
             let mut command = line.command();
             // nothing watches over these ranks: when one dies, the others would wait for it

@@ -1,13 +1,17 @@
 //! Which nodes the next attempt runs on: those that answer, in their slots, or fewer where the run may shrink.
 
+use super::history::NO_ANSWER;
 use super::ledger::Standing;
 use super::place::{fewer_replicas, place, Found};
+use super::rollcall::StartCalls;
 use super::supervise::Supervisor;
 use super::{rollcall, watch};
 use crate::config::AlertKind;
 use crate::error::Result;
+use crate::slurm::control;
 use jiff::Timestamp;
 use serde_json::{json, Value};
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 /// How long all nodes may take to answer a roll call, and what each of them adds.
@@ -16,11 +20,19 @@ const ROLL_CALL_NODE: Duration = Duration::from_millis(10);
 /// How often a controller that does not answer is asked again, and for how long.
 const CONTROLLER_AWAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 
+/// How often nodes are asked while the ranks start, and each of them adds [`ROLL_CALL_NODE`].
+const START_CALL: Duration = Duration::from_secs(4);
+
+fn limit(nodes: &[String]) -> Duration {
+    ROLL_CALL + ROLL_CALL_NODE * nodes.len() as u32
+}
+
 impl Supervisor {
     /// Nodes that answer, for as many slots as the plan needs.
     pub(super) fn find_nodes(&mut self) -> Result<Found> {
         let need = self.launch.nodes_for(self.shrunk_to);
         let mut away: Vec<String> = Vec::new();
+        let allocation = self.switches.in_order(&self.job.nodes);
         let began = Instant::now();
         loop {
             let now = Timestamp::now();
@@ -29,13 +41,16 @@ impl Supervisor {
                 true => Standing::GivenUp,
                 false => ledger.standing(n, now),
             };
-            let Some(mut placement) = place(&self.job.nodes, &self.slots, need, standing) else {
+            let Some(mut placement) =
+                place(&allocation, &self.slots, need, standing, |a, b| self.switches.shared(a, b))
+            else {
                 let alive = self.job.nodes.iter().filter(|n| standing(n) < Standing::GivenUp).cloned().collect();
                 return Ok(Found::TooFew { alive });
             };
             placement.spares.truncate(self.launch.spares.unwrap_or(usize::MAX));
             let just_now = self.answered.take().filter(|(when, _)| when.elapsed() < ROLL_CALL);
-            if just_now.is_some_and(|(_, nodes)| placement.active.iter().all(|n| nodes.contains(n))) {
+            let just_now: Option<HashSet<String>> = just_now.map(|(_, nodes)| nodes.into_iter().collect());
+            if just_now.is_some_and(|nodes| placement.active.iter().all(|n| nodes.contains(n))) {
                 return Ok(Found::Nodes(placement));
             }
             let absent = self.roll_call(&placement.active);
@@ -55,15 +70,32 @@ impl Supervisor {
             }
             tracing::warn!("no answer from {}", absent.join(", "));
             self.say("no_answer", json!({ "nodes": absent, "attempt": self.number + 1 }))?;
-            self.blame(&absent, "no_answer", true)?;
+            let (down, late): (Vec<_>, Vec<_>) = {
+                let down = control::nodes_down(&absent);
+                absent.iter().cloned().partition(|n| down.contains(n))
+            };
+            self.blame(&down, "node_lost", true)?;
+            self.blame(&late, NO_ANSWER, true)?;
             away.extend(absent);
         }
     }
 
     /// Those of `nodes` that do not answer.
     pub(super) fn roll_call(&self, nodes: &[String]) -> Vec<String> {
-        let limit = ROLL_CALL + ROLL_CALL_NODE * nodes.len() as u32;
-        rollcall::absent(&self.job, nodes, &self.run_dir.join("launch/hosts-rollcall"), limit)
+        rollcall::absent(&self.job, nodes, &self.run_dir.join("launch/hosts-rollcall"), limit(nodes))
+    }
+
+    /// Roll calls of an attempt's nodes until its ranks have met: before, nobody else watches them.
+    pub(super) fn start_calls(&self, nodes: &[String]) -> StartCalls {
+        StartCalls {
+            job: self.job.clone(),
+            nodes: nodes.to_vec(),
+            hosts_file: self.run_dir.join("launch/hosts-rollcall"),
+            limit: limit(nodes),
+            every: START_CALL + ROLL_CALL_NODE * nodes.len() as u32,
+            last: Instant::now(),
+            under_way: None,
+        }
     }
 
     /// Those of an attempt's nodes that do not answer after ranks have died on others; none where nobody answers, since then

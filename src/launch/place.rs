@@ -2,6 +2,8 @@
 //! a spare takes the slot of the one it replaces.
 
 use super::ledger::Standing;
+use std::cmp::Reverse;
+use std::collections::{HashSet, VecDeque};
 
 /// Nodes of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,24 +26,35 @@ pub enum Found {
     Asked,
 }
 
-/// Fills `need` slots from the allocation. `before`: who held them in the last attempt, empty at first. Paused nodes are
-/// taken only where good ones do not suffice. `None` when there are not enough.
+/// Fills `need` slots from the allocation, in its order. `before`: who held them in the last attempt, empty at first; of the nodes
+/// that may take one's place the nearest does (`near`: the more, the nearer). Paused nodes are taken only where good ones do not
+/// suffice. `None` when there are not enough.
 pub fn place(
     allocation: &[String], before: &[String], need: usize, standing: impl Fn(&str) -> Standing,
+    near: impl Fn(&str, &str) -> usize,
 ) -> Option<Placement> {
     let good = |n: &str| standing(n) == Standing::Good;
+    let here: HashSet<&String> = allocation.iter().collect();
     let mut slots: Vec<Option<String>> = (0..need)
-        .map(|i| before.get(i).filter(|n| before.len() == need && allocation.contains(n) && good(n)).cloned())
+        .map(|i| before.get(i).filter(|n| before.len() == need && here.contains(n) && good(n)).cloned())
         .collect();
-    let mut rest: Vec<&String> = allocation.iter().filter(|n| !slots.iter().flatten().any(|s| s == *n)).collect();
+    let held: HashSet<&String> = slots.iter().flatten().collect();
+    let mut rest: Vec<&String> = allocation.iter().filter(|n| !held.contains(n)).collect();
     rest.retain(|n| standing(n) < Standing::GivenUp);
     // a stable sort: the good before the paused, else in the allocation's order
     rest.sort_by_key(|n| standing(n));
-    let mut rest = rest.into_iter();
-    for slot in slots.iter_mut().filter(|s| s.is_none()) {
-        *slot = Some(rest.next()?.clone());
+    let mut rest: VecDeque<&String> = rest.into();
+    for (i, slot) in slots.iter_mut().enumerate().filter(|(_, s)| s.is_none()) {
+        let best = standing(rest.front()?);
+        let alike = rest.iter().take_while(|n| standing(n) == best);
+        let next = match before.get(i).filter(|_| before.len() == need) {
+            // of those as near the first
+            Some(lost) => alike.enumerate().min_by_key(|(_, n)| Reverse(near(n, lost)))?.0,
+            None => 0,
+        };
+        *slot = rest.remove(next).cloned();
     }
-    let spares = rest.filter(|n| good(n)).cloned().collect();
+    let spares = rest.into_iter().filter(|n| good(n)).cloned().collect();
     Some(Placement { active: slots.into_iter().flatten().collect(), spares })
 }
 
@@ -67,7 +80,9 @@ mod tests {
             n if bad.iter().any(|b| b == n) => Standing::Paused,
             _ => Standing::Good,
         };
-        let p = place(&names(allocation), &names(before), need, standing)?;
+        // c, d and x are on one switch
+        let near = |a: &str, b: &str| usize::from(a >= "c" && b >= "c");
+        let p = place(&names(allocation), &names(before), need, standing, near)?;
         Some((p.active.join(" "), p.spares.join(" ")))
     }
 
@@ -79,6 +94,10 @@ mod tests {
         assert_eq!(placed("a b c d", "a b c", 3, "b", ""), is("a d c", ""));
         assert_eq!(placed("a b c d", "a d c", 3, "a b", ""), is("a d c", ""), "paused ones are the last resort");
         assert_eq!(placed("a b c d", "a b c", 3, "a b", ""), is("d a c", ""));
+        assert_eq!(placed("a b c d x y", "a b c", 3, "c", ""), is("a b d", "x y"));
+        assert_eq!(placed("a b c aa ab d", "a b c", 3, "c", ""), is("a b d", "aa ab"), "the nearest");
+        assert_eq!(placed("a b c aa ab d", "a b c", 3, "b c", ""), is("a aa d", "ab"));
+        assert_eq!(placed("a b c aa d", "a b c", 3, "c d", ""), is("a b aa", ""), "a good one before a near one");
         assert_eq!(placed("a b c d", "a b c", 3, "", "a b"), None);
         assert_eq!(placed("a b", "", 3, "", ""), None);
         // Another number of slots than before: from the start.

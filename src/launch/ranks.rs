@@ -6,10 +6,11 @@ use super::rollcall::{drain, set_nonblocking};
 use super::seen::Seen;
 use super::watch::{Signs, Tail};
 use crate::appended::{gone, is_gone};
+use crate::config::LaunchSection;
 use crate::error::{Error, Exit, Result};
 use crate::exit_record;
-use crate::liveness::verdict;
-use crate::slurm::messages::{self, SlurmMessage};
+use crate::liveness::VerdictFolder;
+use crate::slurm::messages;
 use crate::slurm::{control, Job, StepLine};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -36,8 +37,8 @@ pub struct RankStart<'a> {
     /// How many nodes it is on.
     pub nodes: usize,
     pub run_dir: &'a Path,
-    /// How long the ranks may take to find each other.
-    pub start_limit: Duration,
+    /// How long the ranks may take, and how long they may read.
+    pub limits: &'a LaunchSection,
     /// As in [`Seen`].
     pub leaves_steps: bool,
 }
@@ -57,13 +58,15 @@ pub struct RunningRanks {
     srun: Srun,
     stderr: Option<File>,
     relay: Relay,
-    run_dir: PathBuf,
+    verdicts: VerdictFolder,
     /// Where ranks write down why they leave.
     records: PathBuf,
     events: Tail,
     signs: Signs,
     began: Instant,
-    start_limit: Duration,
+    /// When the ranks were first seen to have met.
+    met: Option<Instant>,
+    limits: LaunchSection,
     seen: Seen,
 }
 
@@ -114,12 +117,13 @@ impl RunningRanks {
             srun,
             stderr,
             relay: Relay::default(),
-            run_dir: what.run_dir.to_path_buf(),
+            verdicts: VerdictFolder::new(what.run_dir, what.number),
             records: what.records(),
             events,
             signs: Signs::default(),
             began: Instant::now(),
-            start_limit: what.start_limit,
+            met: None,
+            limits: what.limits.clone(),
             seen: Seen { nodes: what.nodes, leaves_steps: what.leaves_steps, ..Default::default() },
         }
     }
@@ -155,14 +159,29 @@ impl RunningRanks {
             self.settle();
             return Some(self.seen.clone());
         }
-        if !self.signs.met && self.began.elapsed() > self.start_limit {
-            self.seen.no_start_s = Some(self.start_limit.as_secs_f64());
-        }
+        self.look_at_the_clock();
         if self.seen.is_fault() {
             self.settle();
             return Some(self.seen.clone());
         }
         None
+    }
+
+    /// Whether the ranks take too long to find each other, or then a state to go on from.
+    fn look_at_the_clock(&mut self) {
+        let limit = Duration::from_secs_f64(self.limits.start_timeout_s);
+        match self.met {
+            None if self.signs.met => self.met = Some(Instant::now()),
+            None if self.began.elapsed() > limit => self.seen.no_start_s = Some(limit.as_secs_f64()),
+            Some(met) if !self.signs.started => {
+                let bytes = self.signs.restoring.unwrap_or(0);
+                let limit = limit.saturating_add(self.limits.restore_time(bytes));
+                if met.elapsed() > limit {
+                    self.seen.no_state = Some((limit.as_secs_f64(), bytes));
+                }
+            }
+            _ => {}
+        }
     }
 
     /// The process of srun.
@@ -180,10 +199,9 @@ impl RunningRanks {
         self.signs.met
     }
 
-    /// Nodes that were found dead while the ranks were starting.
-    pub fn lost(&mut self, nodes: &[String]) {
-        let why = || "no answer".to_string();
-        self.seen.said.extend(nodes.iter().map(|n| SlurmMessage::LaunchFailed { node: n.clone(), why: why() }));
+    /// Nodes that did not answer while the ranks were starting.
+    pub fn late(&mut self, nodes: Vec<String>) {
+        self.seen.late = nodes;
     }
 
     /// Kills the tasks on the nodes that live, through the controller, in a thread that the caller may wait for or not.
@@ -213,14 +231,19 @@ impl RunningRanks {
             self.look();
         }
         self.seen.records = exit_record::read_all(&self.records).unwrap_or_default();
+        if let Ok(all) = self.verdicts.all() {
+            self.seen.verdicts = all.to_vec();
+        }
     }
 
     fn look(&mut self) {
         self.signs.read(&mut self.events, self.number);
         (self.seen.finished, self.seen.stopped) = (self.signs.finished, self.signs.stopped);
-        self.seen.met = self.signs.met;
-        if let Ok(found) = verdict::read_all(&self.run_dir, self.number) {
-            self.seen.verdicts = found;
+        self.seen.met = self.signs.started;
+        if let Ok(found) = self.verdicts.look() {
+            if found.len() > self.seen.verdicts.len() {
+                self.seen.verdicts = found.to_vec();
+            }
         }
     }
 
@@ -239,7 +262,7 @@ impl RunningRanks {
         let open = drain(pipe, &mut news);
         let mut log = std::io::stderr();
         let lines = self.relay.pass(&news, &mut log);
-        if self.signs.met {
+        if self.signs.started {
             self.relay.met(&mut log);
         }
         if !open {

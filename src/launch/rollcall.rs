@@ -2,17 +2,23 @@
 //! answers within a fraction of a second; Slurm itself takes 12 s to say that one does not, and minutes to mark it down.
 
 use crate::slurm::{control, process, Job, StepLine};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::Read;
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Slurm forwards a launch through a tree of this width; behind a dead node of a larger step others may be late.
 const TREE_WIDTH: usize = 48;
-/// How many nodes are asked one by one.
-const ONE_BY_ONE: usize = 64;
+/// How many steps ask at the same time.
+const STEPS: usize = 64;
+/// How often nodes of a large step that are late are asked again, in ever smaller steps.
+const AGAIN: usize = 3;
+/// How long nodes that are asked again may take, and what each adds.
+const FEW: Duration = Duration::from_secs(5);
+const FEW_NODE: Duration = Duration::from_millis(10);
 /// A node is absent when the others have long answered: on a busy cluster all are late. The limit stretches to this many
 /// times what the latest answer took, up to `LONGEST`.
 const TIMES_THE_LATEST: u32 = 4;
@@ -39,34 +45,90 @@ pub fn absent(job: &Job, nodes: &[String], hosts_file: &Path, limit: impl Into<P
     let limit = limit.into();
     // Slurm refuses a step as a whole when one of its nodes is down
     let down = control::nodes_down(nodes);
-    let nodes: Vec<String> = nodes.iter().filter(|n| !down.contains(n)).cloned().collect();
+    let known: HashSet<&String> = down.iter().collect();
+    let nodes: Vec<String> = nodes.iter().filter(|n| !known.contains(n)).cloned().collect();
     if nodes.is_empty() {
         return down;
     }
     let missing =
         |here: &BTreeSet<String>| -> Vec<String> { nodes.iter().filter(|n| !here.contains(*n)).cloned().collect() };
     let mut here = answers(job, std::slice::from_ref(&nodes), hosts_file, limit);
-    let late = missing(&here);
-    let unclear = nodes.len() > TREE_WIDTH || here.is_empty();
-    if nodes.len() > 1 && !late.is_empty() && unclear && late.len() <= ONE_BY_ONE {
-        let singles: Vec<Vec<String>> = late.iter().map(|n| vec![n.clone()]).collect();
-        here.extend(answers(job, &singles, hosts_file, limit));
+    let unclear = nodes.len() > TREE_WIDTH || here.is_empty() && nodes.len() > 1;
+    for _ in 0..if unclear { AGAIN } else { 0 } {
+        let (late, before) = (missing(&here), here.len());
+        if late.is_empty() {
+            break;
+        }
+        here.extend(answers(job, &groups(&late), hosts_file, again(limit, late.len())));
+        // asked one by one, or nobody hears: nothing more is to be learnt
+        if late.len() <= STEPS || here.len() == before {
+            break;
+        }
     }
     let absent = missing(&here);
     down.into_iter().chain(absent).collect()
 }
 
+/// How long few of many nodes may take.
+fn again(all: Patience, late: usize) -> Patience {
+    let few = FEW + FEW_NODE * late as u32;
+    Patience { first: all.first.min(few), others: all.others.min(few) }
+}
+
 /// The same of nodes that are likely dead: each is asked by a step of its own, once, since a dead one may hold up the others
-/// of its step. More than a few are asked together.
+/// of its step. More than a few share steps.
 pub fn silent(job: &Job, nodes: &[String], hosts_file: &Path, limit: Duration) -> Vec<String> {
     let down = control::nodes_down(nodes);
     let asked: Vec<String> = nodes.iter().filter(|n| !down.contains(n)).cloned().collect();
-    let groups = match asked.len() > ONE_BY_ONE {
-        true => vec![asked.clone()],
-        false => asked.iter().map(|n| vec![n.clone()]).collect(),
-    };
-    let here = answers(job, &groups, hosts_file, limit.into());
+    let here = answers(job, &groups(&asked), hosts_file, limit.into());
     down.into_iter().chain(asked.into_iter().filter(|n| !here.contains(n))).collect()
+}
+
+/// One node a step, or as few as [`STEPS`] steps allow.
+fn groups(nodes: &[String]) -> Vec<Vec<String>> {
+    nodes.chunks(nodes.len().div_ceil(STEPS).max(1)).map(<[String]>::to_vec).collect()
+}
+
+/// Roll calls beside a start, one after the other, in a thread of their own: a step over thousands of nodes takes long, and the
+/// start is watched meanwhile.
+pub struct StartCalls {
+    pub job: Job,
+    pub nodes: Vec<String>,
+    pub hosts_file: PathBuf,
+    pub limit: Duration,
+    /// From the end of one to the next.
+    pub every: Duration,
+    pub last: Instant,
+    pub under_way: Option<JoinHandle<Vec<String>>>,
+}
+
+impl StartCalls {
+    /// Begins a call that is due; the nodes that did not answer one that has ended. None where nobody answered: then the
+    /// controller is away.
+    pub fn news(&mut self) -> Vec<String> {
+        match self.under_way.take_if(|call| call.is_finished()) {
+            Some(call) => {
+                self.last = Instant::now();
+                let absent = call.join().unwrap_or_default();
+                if absent.len() < self.nodes.len() {
+                    absent
+                } else {
+                    Vec::new()
+                }
+            }
+            None => {
+                if self.under_way.is_none() && self.last.elapsed() > self.every {
+                    let (job, nodes, file, limit) =
+                        (self.job.clone(), self.nodes.clone(), self.hosts_file.clone(), self.limit);
+                    let call = move || absent(&job, &nodes, &file, limit);
+                    // without a thread the start goes on unwatched, as long as its limit allows
+                    self.under_way = std::thread::Builder::new().name("herd-rollcall".into()).spawn(call).ok();
+                    self.last = Instant::now();
+                }
+                Vec::new()
+            }
+        }
+    }
 }
 
 /// Starts one step for each group and gathers what they print.
@@ -111,10 +173,19 @@ fn answers(job: &Job, groups: &[Vec<String>], hosts_file: &Path, patience: Patie
 }
 
 fn ask(job: &Job, nodes: &[String], hosts_file: &Path) -> Option<Child> {
+    let places: HashMap<&String, usize> = job.nodes.iter().enumerate().map(|(i, n)| (n, i)).collect();
     let mut sorted = nodes.to_vec();
-    sorted.sort_by_key(|n| job.nodes.iter().position(|m| m == n));
-    let step =
-        StepLine { job, name: "herd-rollcall", nodes: &sorted, ranks_per_node: 1, mpi: "none", extra: &[], hosts_file };
+    sorted.sort_by_key(|n| places.get(n));
+    let step = StepLine {
+        job,
+        name: "herd-rollcall",
+        nodes: &sorted,
+        ranks_per_node: 1,
+        mpi: "none",
+        extra: &[],
+        hosts_file,
+        tree_width: None,
+    };
     let child = step
         .command()
         .args(["--quiet", "printenv", "SLURMD_NODENAME"])

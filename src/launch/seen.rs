@@ -18,7 +18,7 @@ pub struct Seen {
     pub stopped: bool,
     /// This Slurm leaves a step alone when one of its tasks or nodes dies: what ends it is MPI_Abort, by a rank that complains.
     pub leaves_steps: bool,
-    /// The ranks have found each other.
+    /// The ranks have found each other, and a state to go on from.
     pub met: bool,
     /// The supervisor has passed a signal on.
     pub asked: bool,
@@ -37,6 +37,10 @@ pub struct Seen {
     pub records: Vec<ExitRecord>,
     /// The ranks did not meet within this many seconds.
     pub no_start_s: Option<f64>,
+    /// The ranks met, but had no state to go on from within this many seconds, of which one had so many bytes to read.
+    pub no_state: Option<(f64, u64)>,
+    /// Nodes that did not answer while the ranks were starting, though others did.
+    pub late: Vec<String>,
     /// Nodes of the attempt.
     pub nodes: usize,
     /// Nodes of the attempt that did not answer after its end, while others did.

@@ -73,8 +73,16 @@ impl Standby {
         job: &Job, program: &str, node: &str, own: &str, extra: &[String], hosts_file: &Path,
     ) -> std::io::Result<Standby> {
         let nodes = [node.to_string()];
-        let line =
-            StepLine { job, name: "herd-standby", nodes: &nodes, ranks_per_node: 1, mpi: "none", extra, hosts_file };
+        let line = StepLine {
+            job,
+            name: "herd-standby",
+            nodes: &nodes,
+            ranks_per_node: 1,
+            mpi: "none",
+            extra,
+            hosts_file,
+            tree_width: None,
+        };
         let mut command = line.command();
         command.args(["--quiet", program]);
         command.env(NODES, compress(&job.nodes));

@@ -20,7 +20,7 @@ use crate::appended;
 use crate::attempt;
 use crate::error::{Error, Exit, Result};
 use crate::events::Events;
-use crate::slurm::{compress, control, site, Job, Site, StepLine};
+use crate::slurm::{compress, control, site, Job, Site, StepLine, Switches};
 use crate::world::library;
 use jiff::Timestamp;
 use serde_json::{json, Value};
@@ -29,8 +29,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often nodes are asked while the ranks start.
-const START_CALL: Duration = Duration::from_secs(4);
 /// How long after a filesystem has refused to write it is asked again.
 const STORAGE_AGAIN: Duration = Duration::from_secs(1);
 /// How often the run directory is asked whether another supervisor has taken over.
@@ -54,6 +52,7 @@ pub struct Supervisor {
     /// The node of the supervisor whose place this one takes within the job.
     pub(super) lost: Option<String>,
     pub(super) site: Site,
+    pub(super) switches: Switches,
     /// What `srun --mpi` is told, for ranks.
     pub(super) mpi: String,
     /// Nodes that have just answered a roll call, and when.
@@ -104,6 +103,7 @@ impl Supervisor {
             fault: None,
             lost: None,
             site,
+            switches: Switches::ask(),
             mpi,
             answered: None,
             program,
@@ -116,6 +116,9 @@ impl Supervisor {
             asked,
         };
         attempt::adopt(s.number);
+        if s.switches.in_order(&s.job.nodes) != s.job.nodes {
+            tracing::info!("slots are filled in the order of Slurm's switches (scontrol show topology)");
+        }
         s.refuse_a_second_job()?;
         Ok(s)
     }
@@ -196,7 +199,9 @@ impl Supervisor {
             mpi: &self.mpi,
             extra: &self.launch.config.launch.srun,
             hosts_file: &hosts_file,
+            tree_width: self.site.tree_width,
         };
+        line.note().iter().for_each(|note| tracing::info!("{note}"));
         let program = self.launch.rank_command(program, self.shrunk_to, &self.history.skip_steps);
         let ranks = RunningRanks::start(&self.the_attempt(&name, nodes), &line, &program, self.parent.as_ref())?;
         self.begin_record(placement, ranks.pid())?;
@@ -205,13 +210,12 @@ impl Supervisor {
 
     /// The newest attempt, whose step is called `name`, on `nodes`.
     pub(super) fn the_attempt<'a>(&'a self, name: &'a str, nodes: &[String]) -> RankStart<'a> {
-        let start_limit = Duration::from_secs_f64(self.launch.config.launch.start_timeout_s);
         RankStart {
             number: self.number,
             name,
             nodes: nodes.len(),
             run_dir: &self.run_dir,
-            start_limit,
+            limits: &self.launch.config.launch,
             leaves_steps: self.site.leaves_steps(),
         }
     }
@@ -221,7 +225,8 @@ impl Supervisor {
         let nodes = &placement.active;
         let mut asked_them = ranks.were_asked();
         let mut gone: Option<Instant> = None;
-        let (mut looked, mut called) = (Instant::now(), Instant::now());
+        let mut looked = Instant::now();
+        let mut calls = self.start_calls(nodes);
         let seen = loop {
             if let Some(seen) = ranks.poll() {
                 break seen;
@@ -246,13 +251,8 @@ impl Supervisor {
                 self.note_alerts();
                 self.keep_standby(placement);
             }
-            // until the ranks have met, nobody else watches their nodes
-            if !ranks.have_met() && called.elapsed() > START_CALL {
-                let absent = self.roll_call(nodes);
-                if absent.len() < nodes.len() {
-                    ranks.lost(&absent);
-                }
-                called = Instant::now();
+            if !ranks.have_met() {
+                ranks.late(calls.news());
             }
         };
         let patience = appended::PATIENCE.saturating_sub(gone.map_or(Duration::ZERO, |since| since.elapsed()));

@@ -51,7 +51,12 @@ impl Tail {
 /// What the ranks of one attempt have said of themselves.
 #[derive(Debug, Default)]
 pub struct Signs {
+    /// They have found each other: MPI_Init is behind them.
     pub met: bool,
+    /// They have begun to look for a state, of which the first rank has so many bytes to read.
+    pub restoring: Option<u64>,
+    /// They have a state, and say what they do.
+    pub started: bool,
     /// The step they go on after, once they know it.
     pub from: Option<u64>,
     pub finished: bool,
@@ -71,11 +76,14 @@ impl Signs {
                 Some("finished") => self.finished = true,
                 Some("stopped") => self.stopped = true,
                 Some("asked_to_stop") => self.asked = true,
-                Some("slurm_job") => self.met = true,
-                Some("start") => (self.met, self.from) = (true, Some(0)),
-                Some("resume") => (self.met, self.from) = (true, event["step"].as_u64()),
+                Some("met") => self.met = true,
+                Some("restoring") => self.restoring = event["bytes"].as_u64(),
+                Some("slurm_job") => self.started = true,
+                Some("start") => (self.started, self.from) = (true, Some(0)),
+                Some("resume") => (self.started, self.from) = (true, event["step"].as_u64()),
                 _ => {}
             }
+            self.met |= self.started;
         }
     }
 }

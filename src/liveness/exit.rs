@@ -1,5 +1,6 @@
 //! How a rank leaves: hard, by a thread that waits for nothing that may hang.
 
+use super::folder::VerdictFolder;
 use super::verdict::{Evidence, Reason, Verdict};
 use super::{Phase, Progress};
 use crate::attempt;
@@ -109,7 +110,7 @@ pub fn confess(reason: Reason, fact: &str, exit: Exit) {
     let (step, phase) = me.progress.place();
     let ranks = if reason == Reason::PeerLost { Vec::new() } else { vec![me.rank] };
     let verdict = own(me, reason, ranks, fact, exit, step, phase);
-    let _ = within(CONFESSION, me.run_dir.clone(), verdict);
+    let _ = within(CONFESSION, me.run_dir.clone(), verdict, false);
 }
 
 /// [`confess`] for an error that ends this rank's run. One that all ranks share is written down by the first of them.
@@ -129,7 +130,7 @@ pub fn confess_error(e: &Error) {
     let nodes = ranks.iter().filter_map(node).collect();
     let (step, phase) = me.progress.place();
     let verdict = own(me, reason, ranks, &e.to_string(), e.exit, step, phase);
-    let _ = within(CONFESSION, me.run_dir.clone(), Verdict { nodes, ..verdict });
+    let _ = within(CONFESSION, me.run_dir.clone(), Verdict { nodes, ..verdict }, false);
 }
 
 fn own(me: &Myself, reason: Reason, ranks: Vec<usize>, fact: &str, exit: Exit, step: u64, phase: Phase) -> Verdict {
@@ -150,15 +151,20 @@ fn own(me: &Myself, reason: Reason, ranks: Vec<usize>, fact: &str, exit: Exit, s
     }
 }
 
-/// Writes a verdict in a thread that may hang on a dead filesystem; whether it was done within `limit`.
-pub(super) fn within(limit: Duration, run_dir: PathBuf, verdict: Verdict) -> bool {
+/// Writes a verdict in a thread that may hang on a dead filesystem; whether it was done within `limit`. `judged`: it is one of
+/// the watch's, and no rank's word about itself.
+pub(super) fn within(limit: Duration, run_dir: PathBuf, verdict: Verdict, judged: bool) -> bool {
     let (done, wait) = channel();
     let write = move || {
         let written = verdict.write(&run_dir);
         let _ = done.send(written.is_ok());
         // The event and the log repeat it for people; the file is what counts.
         let _ = writeln!(std::io::stderr(), "herd: verdict: {}", verdict.fact);
-        let _ = event(&run_dir, "verdict", &verdict);
+        // all ranks may complain at once, and all nodes would wait for one file
+        let names_one = written.unwrap_or(false) && !verdict.ranks.is_empty();
+        if judged || verdict.accuser == 0 || names_one {
+            let _ = event(&run_dir, "verdict", &verdict);
+        }
     };
     match std::thread::Builder::new().name("herd-verdict".into()).spawn(write) {
         Ok(_) => wait.recv_timeout(limit).unwrap_or(false),
@@ -181,8 +187,9 @@ pub(super) fn is_fenced(limit: Duration, run_dir: &Path, rank: usize) -> Option<
     let dir = run_dir.to_path_buf();
     let look = move || {
         let newer = attempt::check(&dir).is_err_and(|e| e.exit == Exit::Fenced);
-        let named = super::verdict::read_all(&dir, attempt::current()).unwrap_or_default();
-        let _ = done.send(newer || named.iter().any(|v| v.accuser != rank && v.ranks.contains(&rank)));
+        let mut folder = VerdictFolder::new(&dir, attempt::current());
+        let named = |v: &Verdict| v.accuser != rank && v.ranks.contains(&rank);
+        let _ = done.send(newer || folder.all().is_ok_and(|all| all.iter().any(named)));
     };
     std::thread::Builder::new().name("herd-fence".into()).spawn(look).ok()?;
     wait.recv_timeout(limit).ok()

@@ -1,7 +1,7 @@
 //! Faults on order: what `herd drill` makes happen inside a live run.
 //!
-//! A rank looks between two steps for `drill/rank-NNNNN.json` in the run directory: one `stat` a step, and nothing else
-//! where there is none. An order is renamed before it is carried out, so that a later attempt does not repeat it, and stands
+//! A rank looks between two steps for `drill/rank-NNNNN.json` in the run directory: one `stat`, and nothing else where there is
+//! none. The ranks of a node take turns, so that a step costs a `stat` a node. An order is renamed before it is carried out, so that a later attempt does not repeat it, and stands
 //! in `events.jsonl`. The faults are real: a signal, a collective that is not made, a NaN in a gradient.
 
 use super::Phase;
@@ -11,7 +11,7 @@ use crate::error::{Error, Exit, Result};
 use crate::events::Events;
 use crate::world::CollectiveCounters;
 use serde::{Deserialize, Serialize};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -58,6 +58,10 @@ pub struct Inject {
     run_dir: PathBuf,
     rank: usize,
     path: PathBuf,
+    /// This rank's number on its node, and how many there are.
+    turn: (u64, u64),
+    /// An order that was found and is not due.
+    waits: RefCell<Option<Order>>,
     meters: Arc<CollectiveCounters>,
     nan: Cell<bool>,
     slow: Cell<(u64, Duration)>,
@@ -70,6 +74,8 @@ impl Inject {
             run_dir: run_dir.to_path_buf(),
             rank,
             path: path(run_dir, rank),
+            turn: (0, 1),
+            waits: RefCell::new(None),
             meters,
             nan: Cell::new(false),
             slow: Cell::default(),
@@ -77,23 +83,47 @@ impl Inject {
         }
     }
 
+    /// Looks for orders in one of `all` steps only, as the `own`th rank of a node that has so many.
+    pub fn in_turn(self, (own, all): (usize, usize)) -> Inject {
+        Inject { turn: (own as u64, all.max(1) as u64), ..self }
+    }
+
     /// Between two steps, after `step` finished ones: takes an order that is due.
     ///
     /// # Errors
     /// [`Exit::Usage`] for an order that makes no sense, [`Exit::Storage`].
     pub fn boundary(&self, step: u64) -> Result<()> {
-        if !self.path.exists() {
+        let (own, all) = self.turn;
+        if step % all == own {
+            self.waits.replace(self.order()?);
+        }
+        let Some(order) = self.waits.borrow_mut().take_if(|order| order.at_step.is_none_or(|at| at <= step)) else {
             return Ok(());
+        };
+        let taken = self.path.with_extension(format!("attempt-{:04}-step-{step:08}.taken", attempt::current()));
+        match std::fs::rename(&self.path, &taken) {
+            // taken back since it was seen
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            done => done.map_err(|e| Error::io(&self.path, "take", &e, Exit::Storage))?,
+        }
+        self.note(&order, step)?;
+        self.perform(&order.fault);
+        Ok(())
+    }
+
+    /// The order that lies there now.
+    fn order(&self) -> Result<Option<Order>> {
+        if !self.path.exists() {
+            return Ok(None);
         }
         let text = std::fs::read(&self.path).map_err(|e| Error::io(&self.path, "read", &e, Exit::Storage))?;
-        let order: Order = serde_json::from_slice(&text).map_err(|e| {
+        let order = serde_json::from_slice(&text).map_err(|e| {
             Error::new(Exit::Usage, format!("{}: {e}", self.path.display())).hint("write orders with `herd drill`")
         })?;
-        if order.at_step.is_some_and(|at| at > step) {
-            return Ok(());
-        }
-        let taken = self.path.with_extension(format!("attempt-{:04}-step-{step:08}.taken", attempt::current()));
-        std::fs::rename(&self.path, &taken).map_err(|e| Error::io(&self.path, "take", &e, Exit::Storage))?;
+        Ok(Some(order))
+    }
+
+    fn note(&self, order: &Order, step: u64) -> Result<()> {
         let mut fields = serde_json::to_value(&order.fault).unwrap_or_default();
         fields["fault"] = fields["kind"].take();
         if let Some(map) = fields.as_object_mut() {
@@ -101,9 +131,7 @@ impl Inject {
             map.insert("rank".into(), self.rank.into());
             map.insert("step".into(), step.into());
         }
-        Events::open(&self.run_dir)?.event("drill", fields)?;
-        self.perform(&order.fault);
-        Ok(())
+        Events::open(&self.run_dir)?.event("drill", fields)
     }
 
     fn perform(&self, fault: &InjectedFault) {
@@ -194,6 +222,24 @@ mod tests {
             taken == 1 && events.contains("\"kind\":\"drill\"") && events.contains("\"fault\":\"slow\""),
             "{events}"
         );
+    }
+
+    #[test]
+    fn ranks_of_a_node_take_turns_and_what_was_seen_is_done_in_its_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let i = inject(dir.path()).in_turn((1, 4));
+        let nan_after = |step| {
+            i.boundary(step).unwrap();
+            i.spoils()
+        };
+        order(dir.path(), json!({ "kind": "nan_gradient" }));
+        assert_eq!([2, 3, 4, 5, 6].map(nan_after), [false, false, false, true, false]);
+        order(dir.path(), json!({ "kind": "nan_gradient", "at_step": 11 }));
+        assert_eq!([9, 10, 11, 12].map(nan_after), [false, false, true, false]);
+        order(dir.path(), json!({ "kind": "nan_gradient", "at_step": 15 }));
+        assert!(!nan_after(13));
+        std::fs::remove_file(path(dir.path(), 3)).unwrap();
+        assert!(!nan_after(15), "taken back");
     }
 
     #[test]

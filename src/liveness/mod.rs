@@ -1,10 +1,13 @@
 //! Who is alive, who is stuck, and how a rank leaves when one of them is not.
 //!
 //! Pure parts: `roster` (who speaks to whom), `watch` (one rank's part, as a function of time and messages), `monitor` (the
-//! judges), `stuck` and `slow` (what they judge), `verdict` (what comes of it). `progress` is what the training loop says,
-//! `thread` carries the messages, `process` sees local processes end, `exit` ends this one. `inject` has faults on order.
+//! judges), `stuck` and `slow` (what they judge; `groups`: who shares a wire), `verdict` (what comes of it), `tree` (how all hear
+//! of it). `folder` has verdicts on disk, `progress` is what the training loop says, `thread` carries the messages, `process`
+//! sees local processes end, `exit` ends this one. `inject` has faults on order.
 
 mod exit;
+mod folder;
+mod groups;
 pub mod inject;
 mod message;
 mod monitor;
@@ -14,14 +17,18 @@ mod progress;
 mod roster;
 #[cfg(test)]
 mod sim;
+#[cfg(test)]
+mod size_tests;
 mod slow;
 mod stuck;
 mod thread;
+mod tree;
 pub mod verdict;
 mod view;
 mod watch;
 
 pub use exit::{confess, confess_error, hard};
+pub use folder::VerdictFolder;
 pub use phase::Phase;
 pub use progress::Progress;
 pub use verdict::{choose, Reason, Verdict};
@@ -39,6 +46,7 @@ use std::time::{Duration, Instant};
 
 /// This rank's part in the watch over all ranks, from before the first step to after the last.
 pub struct Liveness {
+    turn: (usize, usize),
     progress: Arc<Progress>,
     closing: Arc<AtomicBool>,
     thread: Option<JoinHandle<Mailbox>>,
@@ -68,9 +76,11 @@ impl Liveness {
             condemned: AtomicI32::new(0),
         });
         if !config.enabled {
-            return Ok(Liveness { progress, closing, thread: None, stop: world.stop_flag() });
+            return Ok(Liveness { turn: (0, 1), progress, closing, thread: None, stop: world.stop_flag() });
         }
         let roster = roster::Roster::new(number, world.rank(), sizes, &places);
+        let own = &roster.node(world.rank()).ranks;
+        let turn = (own.iter().position(|&r| r == world.rank()).unwrap_or(0), own.len());
         let timing = view::ProbeTiming::new(config);
         let failed = |e: std::io::Error| Error::new(Exit::Internal, format!("cannot start the liveness threads: {e}"));
         // A liveness thread that hangs in MPI is deaf to verdicts; the others hear nothing of it and have long decided.
@@ -93,7 +103,12 @@ impl Liveness {
         };
         let thread = std::thread::Builder::new().name("herd-liveness".into()).spawn(move || thread.run());
         let thread = Some(world.agree(thread.map_err(failed))?);
-        Ok(Liveness { progress, closing, thread, stop: world.stop_flag() })
+        Ok(Liveness { turn, progress, closing, thread, stop: world.stop_flag() })
+    }
+
+    /// This rank's number on its node, and how many ranks are there; 0 of 1 where nobody watches.
+    pub fn turn(&self) -> (usize, usize) {
+        self.turn
     }
 
     /// Where the training loop says what it does.

@@ -7,7 +7,7 @@ use super::stuck::{self, Blame};
 use super::verdict::{Evidence, Reason, Suspect, Verdict};
 use super::view::{ProbeTiming, View, WatchAction};
 use crate::error::Exit;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 /// Faults that come together are named together: at most this long, or a quarter of an interval, after the first.
@@ -146,7 +146,7 @@ pub(super) fn silence(
             timing.interval.as_secs_f64()
         ),
     };
-    let named = |r: usize| v.ranks.contains(&r);
+    let named = |r: usize| v.ranks.binary_search(&r).is_ok();
     let above =
         |r: usize, s: Duration| Suspect { rank: r, node: view.roster.node(r).name.clone(), age_s: s.as_secs_f64() };
     let late = view.below.iter().map(|(&r, s)| (r, s.age(now))).filter(|(_, age)| *age > timing.late());
@@ -195,15 +195,9 @@ fn draft(view: &View, reason: Reason, mut ranks: Vec<usize>) -> Verdict {
     let roster = &view.roster;
     ranks.sort_unstable();
     ranks.dedup();
-    let mut nodes: Vec<String> = ranks.iter().map(|&r| roster.node(r).name.clone()).collect();
-    nodes.dedup();
-    let mut seen = Vec::new();
-    nodes.retain(|n| {
-        !seen.contains(n) && {
-            seen.push(n.clone());
-            true
-        }
-    });
+    let mut seen = HashSet::new();
+    let names = ranks.iter().map(|&r| roster.node(r).name.as_str());
+    let nodes: Vec<String> = names.filter(|n| seen.insert(*n)).map(str::to_string).collect();
     let whole_node = reason == Reason::MissedProbes
         && ranks.iter().all(|&r| roster.node(r).ranks.iter().all(|o| ranks.binary_search(o).is_ok()));
     let last = ranks.first().and_then(|r| view.board.get(r)).or_else(|| view.board.get(&roster.rank));

@@ -17,6 +17,8 @@ pub struct Progress {
     /// What callers had waited for wires when the phase began, nanoseconds.
     waited: AtomicU64,
     phase: AtomicU8,
+    /// How much longer than other phases a restore may go without progress, milliseconds.
+    restore: AtomicU64,
     /// Steps finished.
     step: AtomicU64,
     /// Signs of progress so far.
@@ -62,6 +64,7 @@ impl Progress {
             meters,
             waited: AtomicU64::default(),
             phase: AtomicU8::default(),
+            restore: AtomicU64::default(),
             step: AtomicU64::default(),
             count: AtomicU64::default(),
             changed: AtomicU64::default(),
@@ -88,6 +91,12 @@ impl Progress {
             self.own.store(self.own.load(Relaxed) + own, Relaxed);
         }
         self.count.store(self.count.load(Relaxed) + 1, Relaxed);
+    }
+
+    /// The main thread begins to read its state, which takes this much longer than other phases may.
+    pub fn restoring(&self, more: Duration) {
+        self.restore.store(more.as_millis() as u64, Relaxed);
+        self.at(Phase::Restore);
     }
 
     /// A sign of progress inside a long phase.
@@ -126,12 +135,13 @@ impl Progress {
         let changed = self.changed.load(Relaxed);
         let phase = Phase::from_u8(self.phase.load(Relaxed));
         let recent = self.recent();
+        let more = if phase == Phase::Restore { self.restore.load(Relaxed) } else { 0 };
         ProgressStatus {
             step: self.step.load(Relaxed),
             phase,
             count: self.count.load(Relaxed),
             stuck: Duration::from_nanos(self.now().saturating_sub(changed)),
-            limit: limit(config, phase, &recent),
+            limit: limit(config, phase, &recent) + Duration::from_millis(more),
             own: Duration::from_nanos(self.last_own.load(Relaxed)),
             last_step: recent.last().copied().unwrap_or_default(),
         }
@@ -180,6 +190,15 @@ mod tests {
         assert_eq!(at(Phase::Reduce, &one_slow), 120.0);
         assert_eq!(at(Phase::Save, &[8.0; 20]), 600.0, "storage may block");
         assert_eq!(at(Phase::Save, &[100.0; 20]), 1000.0);
+    }
+
+    #[test]
+    fn a_restore_has_the_time_of_its_bytes() {
+        let (p, c) = (Progress::default(), LivenessSection::default());
+        p.restoring(Duration::from_secs(850));
+        assert_eq!(p.status(&c).limit, Duration::from_secs(1450));
+        p.at(Phase::Start);
+        assert_eq!(p.status(&c).limit, Duration::from_secs(600));
     }
 
     #[test]

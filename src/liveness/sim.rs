@@ -138,7 +138,7 @@ impl Sim {
                 self.verdicts.push((self.now, *v));
                 orders
             }
-            WatchAction::Leave { verdict, .. } => watch.relay(&verdict),
+            WatchAction::Leave { verdict, written } => watch.relay(&verdict, written),
         };
         self.processes[rank].left = Some(self.now);
         for order in orders {

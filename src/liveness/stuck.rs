@@ -5,11 +5,14 @@
 //! itself), to ranks that are all inside the same collective (the wire), or into a ring: then somebody left a collective
 //! out and is further in the program than the others.
 
+use super::groups::WireGroups;
 use super::message::Probe;
 use super::verdict::Waiting;
 use super::{Phase, Reason};
-use crate::world::WireMembers;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// How many ranks a verdict lists as waiting, and of each how many that it waits for.
+const LISTED: usize = 64;
 
 /// The ranks to blame, and why.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,31 +23,61 @@ pub struct Blame {
 }
 
 /// What one rank does.
+#[derive(Clone, Copy)]
 enum State {
     /// Its main thread waits for nobody.
     Alone,
-    /// It waits for these ranks.
-    Waits(Vec<usize>),
+    /// It waits for the message of this rank.
+    Sender(usize),
+    /// It waits for the first so many of its group on this wire, in the order in which [`Standing`] has them.
+    Behind { wire: usize, group: usize, count: usize },
     /// It is inside a collective that all have entered.
     Together,
 }
 
+/// How the ranks of a group stand in the collectives of their wire. Counts start again at 0 after 2³², so they are compared
+/// as differences from one of them; ranks of a group are never 2³¹ apart.
+struct Standing {
+    zero: u32,
+    /// By collectives entered, fewest first; those of which nothing is known before all.
+    order: Vec<(Option<i32>, usize)>,
+    /// The most that any has left.
+    left: Option<i32>,
+    /// How many of `order` have been followed.
+    followed: usize,
+}
+
+impl Standing {
+    fn new(wire: usize, members: impl Iterator<Item = usize> + Clone, probes: &[Option<Probe>]) -> Standing {
+        let zero = members.clone().find_map(|r| probes[r]).map_or(0, |p| p.entered[wire]);
+        let count = |n: u32| n.wrapping_sub(zero) as i32;
+        let left = members.clone().filter_map(|r| probes[r]).map(|p| count(p.left[wire])).max();
+        let mut order: Vec<_> = members.map(|r| (probes[r].map(|p| count(p.entered[wire])), r)).collect();
+        order.sort_unstable();
+        Standing { zero, order, left, followed: 0 }
+    }
+
+    fn count(&self, n: u32) -> i32 {
+        n.wrapping_sub(self.zero) as i32
+    }
+}
+
+/// The judge's look at all ranks at one moment. Work and memory grow with the ranks, not with their pairs: a group is sorted
+/// once, and the ranks that somebody waits for are a part of that order, of which each is followed once.
+struct Scene<'a> {
+    wires: &'a [WireGroups],
+    probes: &'a [Option<Probe>],
+    standings: BTreeMap<(usize, usize), Standing>,
+    states: BTreeMap<usize, State>,
+}
+
 /// `None` while nobody to blame has passed its own limit: a rank in a long write holds the others for long, and that is no
 /// fault. `probes`: the newest of every rank, by rank; `wires`: who shares which.
-pub fn blame(wires: &[WireMembers], probes: &[Option<Probe>]) -> Option<Blame> {
-    let stuck: Vec<usize> = (0..probes.len()).filter(|&r| probes[r].is_some_and(|p| p.is_stuck())).collect();
-    let mut states = BTreeMap::new();
-    let mut open = stuck.clone();
-    while let Some(r) = open.pop() {
-        if states.contains_key(&r) {
-            continue;
-        }
-        let state = state(wires, probes, r);
-        if let State::Waits(others) = &state {
-            open.extend(others);
-        }
-        states.insert(r, state);
-    }
+pub fn blame(wires: &[WireGroups], probes: &[Option<Probe>]) -> Option<Blame> {
+    let stuck = (0..probes.len()).filter(|&r| probes[r].is_some_and(|p| p.is_stuck()));
+    let mut scene = Scene { wires, probes, standings: BTreeMap::new(), states: BTreeMap::new() };
+    scene.follow(stuck.collect());
+    let states = &scene.states;
     let over = |r: &usize| probes[*r].is_none_or(|p| p.is_stuck());
     let ends =
         |want: fn(&State) -> bool| -> Vec<usize> { states.iter().filter(|(_, s)| want(s)).map(|(r, _)| *r).collect() };
@@ -59,33 +92,82 @@ pub fn blame(wires: &[WireMembers], probes: &[Option<Probe>]) -> Option<Blame> {
         (Reason::SkippedCollective, furthest(probes, &ring))
     };
     let ranks: Vec<usize> = ranks.into_iter().filter(over).collect();
-    let waiting = states.iter().filter_map(|(&r, s)| waiting(wires, probes, r, s)).take(64).collect();
+    let waiting = states.iter().filter_map(|(&r, s)| scene.waiting(r, s)).take(LISTED).collect();
     (!ranks.is_empty()).then_some(Blame { reason, ranks, waiting })
 }
 
-fn state(wires: &[WireMembers], probes: &[Option<Probe>], rank: usize) -> State {
-    let Some(p) = &probes[rank] else { return State::Alone };
-    let Some(wire) = (p.blocked_wire as usize).checked_sub(1) else { return State::Alone };
-    let Some(table) = wires.get(wire) else { return State::Alone };
-    let own = table.places.get(rank).map(|p| p.0);
-    let group: Vec<usize> =
-        (0..probes.len()).filter(|&r| own.is_some() && table.places.get(r).map(|p| p.0) == own).collect();
-    if let Some(peer) = (p.blocked_peer as usize).checked_sub(1) {
-        let sender = group.iter().find(|&&r| table.places[r].1 == peer);
-        return sender.map_or(State::Alone, |&r| State::Waits(vec![r]));
+impl Scene<'_> {
+    /// Finds the state of these ranks and of all that they wait for, directly or not.
+    fn follow(&mut self, mut open: Vec<usize>) {
+        while let Some(r) = open.pop() {
+            if self.states.contains_key(&r) {
+                continue;
+            }
+            let state = self.state(r);
+            self.states.insert(r, state);
+            match state {
+                State::Sender(sender) => open.push(sender),
+                State::Behind { wire, group, count } => {
+                    let standing = self.standing(wire, group);
+                    let new = standing.followed..count.max(standing.followed);
+                    standing.followed = new.end;
+                    open.extend(standing.order[new].iter().map(|(_, r)| r));
+                }
+                State::Alone | State::Together => {}
+            }
+        }
     }
-    // Its wire has not entered what it waits for.
-    if p.entered[wire] == p.left[wire] {
-        return State::Alone;
+
+    fn state(&mut self, rank: usize) -> State {
+        self.waits(rank).unwrap_or(State::Alone)
     }
-    let entered = |r: usize| probes[r].map_or(0, |p| p.entered[wire]);
-    let behind: Vec<usize> = group.iter().copied().filter(|&r| entered(r) < p.entered[wire]).collect();
-    let ahead = group.iter().any(|&r| probes[r].is_some_and(|o| o.left[wire] > p.left[wire]));
-    match (behind.is_empty(), ahead) {
-        (false, _) => State::Waits(behind),
-        // The others came out of it.
-        (true, true) => State::Alone,
-        (true, false) => State::Together,
+
+    /// What a rank waits for; `None`: nobody.
+    fn waits(&mut self, rank: usize) -> Option<State> {
+        let p = self.probes[rank]?;
+        let wire = (p.blocked_wire as usize).checked_sub(1)?;
+        let (entered, left) = (*p.entered.get(wire)?, p.left[wire]);
+        let groups = self.wires.get(wire)?;
+        let group = groups.group(rank)?;
+        if let Some(peer) = (p.blocked_peer as usize).checked_sub(1) {
+            return groups.at(group, peer).map(State::Sender);
+        }
+        // Its wire has not entered what it waits for.
+        if entered == left {
+            return None;
+        }
+        let standing = self.standing(wire, group);
+        let (entered, left) = (Some(standing.count(entered)), Some(standing.count(left)));
+        Some(match standing.order.partition_point(|(n, _)| *n < entered) {
+            // The others came out of it.
+            0 if standing.left > left => return None,
+            0 => State::Together,
+            count => State::Behind { wire, group, count },
+        })
+    }
+
+    fn standing(&mut self, wire: usize, group: usize) -> &mut Standing {
+        let (probes, wires) = (self.probes, self.wires);
+        let new = || Standing::new(wire, wires[wire].members(group), probes);
+        self.standings.entry((wire, group)).or_insert_with(new)
+    }
+
+    fn waiting(&self, rank: usize, state: &State) -> Option<Waiting> {
+        let p = self.probes[rank]?;
+        let wire = (p.blocked_wire as usize).checked_sub(1)?;
+        let waits_for = match state {
+            State::Sender(sender) => vec![*sender],
+            State::Behind { wire, group, count } => {
+                let order = &self.standings[&(*wire, *group)].order[..*count];
+                let mut first: Vec<usize> = order.iter().map(|(_, r)| *r).take(LISTED).collect();
+                first.sort_unstable();
+                first
+            }
+            State::Alone | State::Together => Vec::new(),
+        };
+        let name = self.wires.get(wire).map_or("?", |w| &w.name).to_string();
+        let operation = p.entered.get(wire).copied().unwrap_or(0) as u64;
+        Some(Waiting { rank, step: p.step, phase: p.phase(), wire: name, operation, waits_for })
     }
 }
 
@@ -97,36 +179,24 @@ fn furthest(probes: &[Option<Probe>], ring: &[usize]) -> Vec<usize> {
     first.into_iter().collect()
 }
 
-fn waiting(wires: &[WireMembers], probes: &[Option<Probe>], rank: usize, state: &State) -> Option<Waiting> {
-    let p = probes[rank]?;
-    let wire = (p.blocked_wire as usize).checked_sub(1)?;
-    let waits_for = match state {
-        State::Waits(others) => others.iter().copied().take(64).collect(),
-        _ => Vec::new(),
-    };
-    let name = wires.get(wire).map_or("?", |w| &w.name).to_string();
-    let operation = p.entered.get(wire).copied().unwrap_or(0) as u64;
-    Some(Waiting { rank, step: p.step, phase: p.phase(), wire: name, operation, waits_for })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::world::WireMembers;
 
     const CONTROL: usize = 0;
     const DATA: usize = 1;
     const PIPELINE: usize = 2;
 
     /// Control, then two wires whose groups are given by `f`.
-    fn wires(size: usize, data: fn(usize) -> (u64, usize), pipeline: fn(usize) -> (u64, usize)) -> Vec<WireMembers> {
-        let table = |name: &str, f: fn(usize) -> (u64, usize)| WireMembers {
-            name: name.into(),
-            places: (0..size).map(f).collect(),
+    fn wires(size: usize, data: fn(usize) -> (u64, usize), pipeline: fn(usize) -> (u64, usize)) -> Vec<WireGroups> {
+        let table = |name: &str, f: fn(usize) -> (u64, usize)| {
+            WireGroups::new(&WireMembers { name: name.into(), places: (0..size).map(f).collect() })
         };
         vec![table("control", |r| (0, r)), table("data", data), table("pipeline", pipeline)]
     }
 
-    fn flat(size: usize) -> Vec<WireMembers> {
+    fn flat(size: usize) -> Vec<WireGroups> {
         wires(size, |r| (0, r), |r| (r as u64, 0))
     }
 
@@ -208,6 +278,33 @@ mod tests {
         assert_eq!((b.reason, b.ranks), (Reason::NoProgress, vec![0]));
         assert_eq!(b.waiting[0].waits_for, vec![0]);
         assert_eq!(b.waiting[1].waits_for, vec![1]);
+    }
+
+    #[test]
+    fn counts_that_have_started_again_at_zero() {
+        let last = u32::MAX;
+        let at = |r, n: u32| inside(stuck(r, Phase::Reduce), DATA, n);
+        let turned = |r| {
+            let mut p = stuck(r, Phase::Reduce).unwrap();
+            (p.entered[DATA], p.left[DATA], p.blocked_wire) = (0, last, DATA as u32 + 1);
+            Some(p)
+        };
+        // All inside the same one, whose number is 0 again.
+        assert_eq!(found(&[turned(0), turned(1)]), Some((Reason::WireStalled, vec![0, 1])));
+        // One has not entered it.
+        let mut late = stuck(2, Phase::Backward).unwrap();
+        (late.entered[DATA], late.left[DATA]) = (last, last);
+        assert_eq!(found(&[turned(0), turned(1), Some(late)]), Some((Reason::NoProgress, vec![2])));
+        // One is still inside the one before, which the others have left.
+        assert_eq!(found(&[turned(0), turned(1), at(2, last)]), Some((Reason::NoProgress, vec![2])));
+    }
+
+    #[test]
+    fn ranks_that_were_never_heard_are_waited_for() {
+        let probes = [inside(stuck(0, Phase::Reduce), DATA, 1), None, inside(stuck(2, Phase::Reduce), DATA, 2)];
+        let b = blame(&flat(3), &probes).unwrap();
+        assert_eq!((b.reason, b.ranks), (Reason::NoProgress, vec![1]));
+        assert_eq!([&b.waiting[0].waits_for, &b.waiting[1].waits_for], [&vec![1], &vec![0, 1]]);
     }
 
     #[test]

@@ -70,10 +70,7 @@ impl Thread {
     }
 
     fn round(&mut self, now: Duration) -> Vec<WatchAction> {
-        let made = self.meters.tables(self.watch.wires());
-        if !made.is_empty() {
-            self.watch.learn(made);
-        }
+        self.watch.learn(|known| self.meters.tables(known));
         let mut actions = Vec::new();
         // A letter box that fails is like a silent network: the watch will say so.
         while let Ok(Some((from, bytes))) = self.post.receive() {
@@ -127,21 +124,23 @@ impl Thread {
                 verdict.time = jiff::Timestamp::now();
                 verdict.evidence.step_s = self.progress.recent().iter().map(Duration::as_secs_f64).collect();
                 let limit = WRITE.min(Duration::from_secs_f64(self.config.grace_s / 2.0));
-                let written = exit::within(limit, self.run_dir.clone(), (*verdict).clone());
+                let written = exit::within(limit, self.run_dir.clone(), (*verdict).clone(), true);
                 let orders = self.watch.order(&verdict, written);
                 self.leave(orders, &verdict);
                 true
             }
             WatchAction::Leave { verdict, written } => {
                 if !written && self.deputy {
-                    let mine = Verdict { accuser: self.rank, ..(*verdict).clone() };
+                    let node = exit::MYSELF.get().map_or_else(String::new, |me| me.node.clone());
+                    let mine = Verdict { accuser: self.rank, accuser_node: node, ..(*verdict).clone() };
                     exit::within(
                         WRITE.min(Duration::from_secs_f64(self.config.grace_s / 2.0)),
                         self.run_dir.clone(),
                         mine,
+                        true,
                     );
                 }
-                let orders = self.watch.relay(&verdict);
+                let orders = self.watch.relay(&verdict, written);
                 self.leave(orders, &verdict);
                 true
             }

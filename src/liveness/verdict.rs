@@ -1,15 +1,10 @@
-//! Verdicts: files in the run directory that say who failed, why, and how that is known.
-//!
-//! `verdicts/attempt-NNNN-rank-NNNNN.json` holds one JSON document by the rank in its name: the rank that accuses, or that
-//! confesses its own failure. At most one a rank and attempt, the first. The supervisor reads them all and acts on what
-//! [`choose`] makes of them.
+//! Verdicts: who failed, why, and how that is known. A rank that accuses, or that confesses its own failure, leaves one in the
+//! run directory ([`super::folder`]). The supervisor reads them all and acts on what [`choose`] makes of them.
 
 use super::Phase;
-use crate::appended::{gone, is_gone};
-use crate::durable::{refused, sync_dir, write_synced};
-use crate::error::{Error, Exit, Result};
+use crate::error::Exit;
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::collections::{HashMap, HashSet};
 
 /// Why ranks are given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -139,72 +134,9 @@ pub struct Waiting {
     pub phase: Phase,
     /// Axis of the wire, or `control`.
     pub wire: String,
-    /// Which operation of that wire it is in, counted from 1.
+    /// Which operation of that wire it is in, counted from 1, modulo 2³².
     pub operation: u64,
     pub waits_for: Vec<usize>,
-}
-
-/// Directory of verdicts.
-pub fn dir(run_dir: &Path) -> PathBuf {
-    run_dir.join("verdicts")
-}
-
-impl Verdict {
-    /// Where it lies in a run directory.
-    pub fn path(&self, run_dir: &Path) -> PathBuf {
-        dir(run_dir).join(format!("attempt-{:04}-rank-{:05}.json", self.attempt, self.accuser))
-    }
-
-    /// Writes it, unless this rank has already written one of this attempt: the first is nearest the cause.
-    ///
-    /// # Errors
-    /// [`Exit::Gone`]: there is no run directory any more; [`Exit::Storage`].
-    pub fn write(&self, run_dir: &Path) -> Result<PathBuf> {
-        let path = self.path(run_dir);
-        let dir = dir(run_dir);
-        if is_gone(run_dir) {
-            return Err(gone(run_dir));
-        }
-        std::fs::create_dir_all(&dir).map_err(refused(&dir, "create"))?;
-        let text = serde_json::to_string_pretty(self).map_err(|e| Error::new(Exit::Internal, e.to_string()))?;
-        let temporary = path.with_extension("json.tmp");
-        write_synced(&temporary, format!("{text}\n").as_bytes())?;
-        // A hard link, unlike a rename, never replaces.
-        match std::fs::hard_link(&temporary, &path) {
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Ok(()) => {}
-            // Filesystems without hard links.
-            Err(_) if path.exists() => {}
-            Err(_) => std::fs::rename(&temporary, &path).map_err(refused(&path, "write"))?,
-        }
-        let _ = std::fs::remove_file(&temporary);
-        sync_dir(&dir)?;
-        Ok(path)
-    }
-}
-
-/// All verdicts of one attempt, by accuser. Files that cannot be understood are left out: a broken one must not hide the
-/// others.
-///
-/// # Errors
-/// [`Exit::Storage`] when the directory cannot be read.
-pub fn read_all(run_dir: &Path, attempt: u64) -> Result<Vec<Verdict>> {
-    let dir = dir(run_dir);
-    let entries = match std::fs::read_dir(&dir) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(Error::io(&dir, "read", &e, Exit::Storage)),
-    };
-    let prefix = format!("attempt-{attempt:04}-rank-");
-    let ours = |name: &str| name.starts_with(&prefix) && name.ends_with(".json");
-    let mut found: Vec<Verdict> = entries
-        .flatten()
-        .filter(|e| ours(&e.file_name().to_string_lossy()))
-        .filter_map(|e| serde_json::from_slice(&std::fs::read(e.path()).ok()?).ok())
-        .filter(|v: &Verdict| v.attempt == attempt)
-        .collect();
-    found.sort_by_key(|v| v.accuser);
-    Ok(found)
 }
 
 /// What to act on when several ranks have spoken: the reason that explains most, and everybody named for it.
@@ -213,12 +145,11 @@ pub fn read_all(run_dir: &Path, attempt: u64) -> Result<Vec<Verdict>> {
 /// network, seen from both sides) the one counts whose writer hears more nodes, then the one that gives up fewer ranks,
 /// then the one of the lower rank. `None` for no verdicts.
 pub fn choose(verdicts: &[Verdict]) -> Option<Verdict> {
-    let stands = |v: &&Verdict| !verdicts.iter().any(|o| refutes(o, v));
-    let standing: Vec<&Verdict> = verdicts.iter().filter(stands).collect();
-    let best = standing.iter().min_by_key(|v| (v.reason.weight(), v.accuser))?;
-    let mut out = (*best).clone();
-    let same = standing.iter().filter(|v| v.reason.weight() == best.reason.weight());
-    for other in same.filter(|v| v.accuser != best.accuser) {
+    let speakers = Speakers::new(verdicts);
+    let standing: Vec<&Verdict> = verdicts.iter().filter(|v| !speakers.refute(v)).collect();
+    let best = *standing.iter().min_by_key(|v| (v.reason.weight(), v.accuser))?;
+    let mut out = best.clone();
+    for other in standing.into_iter().filter(|v| v.reason.weight() == best.reason.weight() && !std::ptr::eq(*v, best)) {
         out.ranks.extend(&other.ranks);
         out.nodes.extend(other.nodes.iter().cloned());
         out.whole_node &= other.whole_node;
@@ -226,25 +157,37 @@ pub fn choose(verdicts: &[Verdict]) -> Option<Verdict> {
     }
     out.ranks.sort_unstable();
     out.ranks.dedup();
-    let mut seen = Vec::new();
-    out.nodes.retain(|n| {
-        !seen.contains(n) && {
-            seen.push(n.clone());
-            true
-        }
-    });
-    let named = out.ranks.clone();
-    out.evidence.suspects.retain(|s| !named.contains(&s.rank));
+    let mut seen = HashSet::new();
+    out.nodes.retain(|n| seen.insert(n.clone()));
+    let named = &out.ranks;
+    out.evidence.suspects.retain(|s| named.binary_search(&s.rank).is_err());
     Some(out)
 }
 
-/// Whether `a` takes the ground from `b`: it gives up `b`'s writer, `b` gives up or suspects its own, and `a` is in the
-/// better place to know.
-fn refutes(a: &Verdict, b: &Verdict) -> bool {
-    let suspected = b.evidence.suspects.iter().any(|s| s.rank == a.accuser);
-    let mutual = a.ranks.contains(&b.accuser) && (suspected || b.ranks.contains(&a.accuser));
-    let rank = |v: &Verdict| (std::cmp::Reverse(v.evidence.nodes_heard), v.ranks.len(), v.accuser);
-    mutual && a.accuser != b.accuser && rank(a) < rank(b)
+/// Who has spoken, so that a verdict is held against those that it names and no others.
+struct Speakers<'a> {
+    /// By accuser: its verdicts, and whom they give up.
+    by_rank: HashMap<usize, Vec<(&'a Verdict, HashSet<usize>)>>,
+}
+
+impl Speakers<'_> {
+    fn new(verdicts: &[Verdict]) -> Speakers<'_> {
+        let mut by_rank: HashMap<_, Vec<_>> = HashMap::new();
+        // one that names nobody refutes nobody
+        for v in verdicts.iter().filter(|v| !v.ranks.is_empty()) {
+            by_rank.entry(v.accuser).or_default().push((v, v.ranks.iter().copied().collect()));
+        }
+        Speakers { by_rank }
+    }
+
+    /// Whether another takes the ground from `v`: it gives up `v`'s writer, `v` gives up or suspects its own, and the other is
+    /// in the better place to know.
+    fn refute(&self, v: &Verdict) -> bool {
+        let place = |v: &Verdict| (std::cmp::Reverse(v.evidence.nodes_heard), v.ranks.len(), v.accuser);
+        let named = v.ranks.iter().chain(v.evidence.suspects.iter().map(|s| &s.rank)).filter(|&&r| r != v.accuser);
+        let mut others = named.filter_map(|r| self.by_rank.get(r)).flatten();
+        others.any(|(other, gives_up)| gives_up.contains(&v.accuser) && place(other) < place(v))
+    }
 }
 
 #[cfg(test)]
@@ -311,37 +254,5 @@ pub(super) mod tests {
         let a = heard(verdict(0, Reason::MissedProbes, &[1]), 1);
         let b = heard(verdict(1, Reason::MissedProbes, &[0]), 1);
         assert_eq!(chosen(&[b, a]), (Reason::MissedProbes, vec![1]));
-    }
-
-    #[test]
-    fn written_and_read_back_and_the_first_stays() {
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(read_all(dir.path(), 2).unwrap(), []);
-        let mut v = verdict(3, Reason::MissedProbes, &[1]);
-        v.evidence = Evidence {
-            age_s: Some(15.5),
-            suspects: vec![Suspect { rank: 4, node: "n4".into(), age_s: 11.0 }],
-            waiting: vec![Waiting {
-                rank: 0,
-                step: 7,
-                phase: Phase::Reduce,
-                wire: "data".into(),
-                operation: 9,
-                waits_for: vec![1],
-            }],
-            ..Default::default()
-        };
-        let path = v.write(dir.path()).unwrap();
-        assert!(path.ends_with("verdicts/attempt-0002-rank-00003.json"));
-        verdict(3, Reason::PeerLost, &[]).write(dir.path()).unwrap();
-        verdict(0, Reason::PeerLost, &[]).write(dir.path()).unwrap();
-        Verdict { attempt: 1, ..verdict(5, Reason::Signal, &[]) }.write(dir.path()).unwrap();
-        std::fs::write(super::dir(dir.path()).join("attempt-0002-rank-00009.json"), "{").unwrap();
-        let all = read_all(dir.path(), 2).unwrap();
-        assert_eq!(all.len(), 2);
-        assert_eq!(all[1], v);
-        assert!(std::fs::read_dir(super::dir(dir.path()))
-            .unwrap()
-            .all(|e| e.unwrap().path().extension().unwrap() == "json"));
     }
 }

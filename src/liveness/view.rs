@@ -1,11 +1,11 @@
 //! What a rank knows of the others: who they are, whom it hears, and what they last said. The watch keeps it, the judge reads it.
 
+use super::groups::WireGroups;
 use super::message::{Message, Probe};
 use super::roster::Roster;
 use super::slow;
 use super::verdict::Verdict;
 use crate::config::LivenessSection;
-use crate::world::WireMembers;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -114,7 +114,7 @@ pub(super) struct View {
     pub below: BTreeMap<usize, LastHeard>,
     pub board: Board,
     /// Who shares which wire, as far as they are made.
-    pub wires: Vec<WireMembers>,
+    pub wires: Vec<WireGroups>,
 }
 
 impl View {

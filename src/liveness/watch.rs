@@ -4,9 +4,11 @@
 //! Nothing here reads a clock, waits or sends. `now` is a duration by this process's own monotonic clock; what a message
 //! says about time is a duration by its sender's.
 
+use super::groups::WireGroups;
 use super::message::{Message, Probe};
 use super::monitor::{silence, Judge};
 use super::roster::Roster;
+use super::tree;
 use super::verdict::{Reason, Verdict};
 use super::view::{Board, Heard, LastHeard, ProbeTiming, View, WatchAction};
 use crate::world::WireMembers;
@@ -54,14 +56,13 @@ impl Watch {
         }
     }
 
-    /// Wires that have been made since; a judge needs them.
-    pub fn learn(&mut self, made: Vec<WireMembers>) {
-        self.view.wires.extend(made);
-    }
-
-    /// Number of wires known.
-    pub fn wires(&self) -> usize {
-        self.view.wires.len()
+    /// Takes in the wires that have been made since the last call, which `made` gives when it is told how many are known. Only
+    /// a judge asks: a table is as long as the world.
+    pub fn learn(&mut self, made: impl FnOnce(usize) -> Vec<WireMembers>) {
+        if self.judge.is_some() {
+            let known = self.view.wires.len();
+            self.view.wires.extend(made(known).iter().map(WireGroups::new));
+        }
     }
 
     /// A message of `from`.
@@ -241,32 +242,35 @@ impl Watch {
         out
     }
 
-    /// To whom this rank's own verdict goes: every leader, its own node, and nodes whose leader cannot pass it on.
+    /// To whom this rank's own verdict goes. A judge's goes down the tree to all. Another rank's, where all decide for themselves:
+    /// to its node if it leads, and to nodes whose leader cannot pass it on.
     pub fn order(&self, verdict: &Verdict, written: bool) -> Vec<WatchAction> {
         let roster = &self.view.roster;
         let me = roster.rank;
-        let mut to: Vec<usize> = match self.judge {
-            Some(_) => roster.leaders().collect(),
-            None => Vec::new(),
-        };
+        if self.judge.is_some() {
+            return stop(tree::next(roster, me, verdict), verdict, written);
+        }
         let orphans = |n: &&super::roster::RosterNode| n.ranks[0] == me || verdict.ranks.contains(&n.ranks[0]);
-        to.extend(roster.nodes.iter().filter(orphans).flat_map(|n| n.ranks.iter().copied()));
-        to.sort_unstable();
-        to.dedup();
-        stop(to.into_iter().filter(|&r| r != me), verdict, written)
+        let to = roster.nodes.iter().filter(orphans).flat_map(|n| n.ranks.iter().copied());
+        stop(to.filter(|&r| r != me), verdict, written)
     }
 
-    /// To whom another rank's verdict is passed on: this rank's node, if it leads.
-    pub fn relay(&self, verdict: &Verdict) -> Vec<WatchAction> {
-        let me = self.view.roster.rank;
-        let node = &self.view.roster.node(me).ranks;
-        stop(node.iter().copied().filter(|&r| r != me && node[0] == me), verdict, true)
+    /// To whom another rank's verdict is passed on: down the tree, or, of one that decided for itself, to this rank's node if it
+    /// leads.
+    pub fn relay(&self, verdict: &Verdict, written: bool) -> Vec<WatchAction> {
+        let roster = &self.view.roster;
+        let me = roster.rank;
+        if verdict.accuser == roster.monitor() || Some(verdict.accuser) == roster.deputy() {
+            return stop(tree::next(roster, me, verdict), verdict, written);
+        }
+        let node = &roster.node(me).ranks;
+        stop(node.iter().copied().filter(|&r| r != me && node[0] == me), verdict, written)
     }
 }
 
-fn stop(to: impl Iterator<Item = usize>, verdict: &Verdict, written: bool) -> Vec<WatchAction> {
+fn stop(to: impl IntoIterator<Item = usize>, verdict: &Verdict, written: bool) -> Vec<WatchAction> {
     let message = Message::Stop { verdict: Box::new(verdict.clone()), written };
-    to.map(|to| WatchAction::Send { to, message: message.clone() }).collect()
+    to.into_iter().map(|to| WatchAction::Send { to, message: message.clone() }).collect()
 }
 
 pub(super) fn millis(d: Duration) -> u32 {

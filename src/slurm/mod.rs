@@ -7,8 +7,10 @@ pub mod messages;
 pub mod process;
 pub mod site;
 mod step;
+mod switches;
 
 pub use environment::{Job, Step, Told};
 pub use hostlist::{compress, expand};
 pub use site::Site;
 pub use step::StepLine;
+pub use switches::Switches;

@@ -23,19 +23,26 @@ pub struct Site {
     pub version: String,
     /// What `srun --mpi=list` names: none, pmi2, pmix, pmix_v4, …
     pub plugins: Vec<String>,
+    /// `TreeWidth` of its configuration.
+    pub tree_width: Option<usize>,
 }
 
 impl Site {
     /// Asks srun, and says what it did not answer: that costs the choice of a plugin, not the job.
     pub fn ask() -> Site {
-        let asked = |option: &str| {
-            said(command("srun", &[option]), LIMIT).unwrap_or_else(|e| {
-                tracing::warn!("srun {option} was not answered, so what this Slurm can do is not known: {e}");
+        let asked = |program: &str, options: &[&str]| {
+            said(command(program, options), LIMIT).unwrap_or_else(|e| {
+                let line = [&[program][..], options].concat().join(" ");
+                tracing::warn!("{line} was not answered, so what this Slurm can do is not known: {e}");
                 String::new()
             })
         };
-        // 22.05 lists on stderr, later ones on stdout
-        Site { version: version(&asked("--version")), plugins: plugins(&asked("--mpi=list")) }
+        Site {
+            version: version(&asked("srun", &["--version"])),
+            // 22.05 lists on stderr, later ones on stdout
+            plugins: plugins(&asked("srun", &["--mpi=list"])),
+            tree_width: tree_width(&asked("scontrol", &["show", "config"])),
+        }
     }
 
     /// Whether a preempted job is put back into the queue when its script ends, with whatever code (slurmctld's
@@ -128,6 +135,12 @@ fn version(said: &str) -> String {
         .to_string()
 }
 
+/// The number in `TreeWidth               = 50`.
+fn tree_width(config: &str) -> Option<usize> {
+    let mut keys = config.lines().filter_map(|l| l.split_once('='));
+    keys.find(|(key, _)| key.trim() == "TreeWidth")?.1.trim().parse().ok()
+}
+
 /// The names in what `srun --mpi=list` prints: one a line, and the versions of pmix after a colon.
 fn plugins(list: &str) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
@@ -155,14 +168,14 @@ mod tests {
     const NEW: &str = "MPI plugin types are...\n\tcray_shasta\n\tnone\n\tpmi2\n";
 
     fn site(list: &str) -> Site {
-        Site { version: "24.11.5".into(), plugins: plugins(list) }
+        Site { version: "24.11.5".into(), plugins: plugins(list), ..Default::default() }
     }
 
     #[test]
     fn releases() {
-        let requeues = |version: &str| Site { version: version.into(), plugins: vec![] }.requeues_preempted();
+        let requeues = |version: &str| Site { version: version.into(), ..Default::default() }.requeues_preempted();
         assert!(requeues("24.05.0") && requeues("24.11.5") && requeues("26.05"));
-        let leaves = |version: &str| Site { version: version.into(), plugins: vec![] }.leaves_steps();
+        let leaves = |version: &str| Site { version: version.into(), ..Default::default() }.leaves_steps();
         assert!(leaves("22.05.8") && leaves("24.05.4") && !leaves("24.11.5") && !leaves("of unknown version"));
         assert!(!requeues("23.11.10") && !requeues("22.05.8") && !requeues("of unknown version"));
     }
@@ -172,6 +185,8 @@ mod tests {
         assert_eq!(plugins(OLD), ["cray_shasta", "none", "pmi2", "pmix", "pmix_v4"]);
         assert_eq!(plugins(NEW), ["cray_shasta", "none", "pmi2"]);
         assert!(plugins("").is_empty());
+        let config = "SlurmctldPort           = 6817\nTreeWidth               = 16\nUnkillableStepTimeout   = 60 sec\n";
+        assert_eq!((tree_width(config), tree_width("")), (Some(16), None));
     }
 
     #[test]

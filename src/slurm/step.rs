@@ -18,6 +18,8 @@ pub struct StepLine<'a> {
     pub extra: &'a [String],
     /// Where the list of hosts may be written, for an order of nodes that is not the allocation's.
     pub hosts_file: &'a Path,
+    /// Slurm's `TreeWidth`, where it is known.
+    pub tree_width: Option<usize>,
 }
 
 /// Variables of the batch script that would size or place a step after the whole job; srun's own command line decides.
@@ -53,11 +55,12 @@ const SIZES: &[&str] = &[
 ];
 
 /// How Slurm's PMIx plugin joins its fences (mpi.conf(5), PMIxCollFence). A fence by `tree` does not join nodes at all where the
-/// step has fewer of them than `TreeWidth` (50): `reverse_tree_info` then makes every node a root without children (seen in the
+/// step has fewer of them than `TreeWidth`: `reverse_tree_info` then makes every node a root without children (seen in the
 /// sources of 22.05 to 25.11, and measured on 22.05). The default, `mixed`, takes the tree for fences without data. A rank is
 /// then let out of MPI_Init while another is still in it, and writes to it before its message handlers are there: a
-/// segmentation fault in one start of five where a rank of a loaded node starts late. `ring` joins them.
-const FENCE: (&str, &str) = ("SLURM_PMIX_FENCE", "ring");
+/// segmentation fault in one start of five where a rank of a loaded node starts late. `ring` joins them, by as many hops as there
+/// are nodes; where there are enough for a tree, that is as safe and takes a few.
+const FENCE: &str = "SLURM_PMIX_FENCE";
 
 impl StepLine<'_> {
     /// The command, without the program it starts.
@@ -81,8 +84,8 @@ impl StepLine<'_> {
         // a step has the batch script's environment, also in a job that was submitted with --export=NONE (srun(1), SLURM_EXPORT_ENV)
         c.arg("--export=ALL").env_remove("SLURM_EXPORT_ENV");
         c.env("SLURM_JOB_ID", self.job.id.to_string());
-        if std::env::var_os(FENCE.0).is_none() {
-            c.env(FENCE.0, FENCE.1);
+        if let Some(fence) = self.fence(std::env::var(FENCE).ok().as_deref()) {
+            c.env(FENCE, fence);
         }
         if self.in_order() {
             c.arg(format!("-N{}", self.nodes.len())).arg(format!("-w{}", super::compress(self.nodes)));
@@ -92,6 +95,26 @@ impl StepLine<'_> {
         }
         c.args(self.extra);
         c
+    }
+
+    /// What to say instead of `said`: of the environment's words `ring` is the modulefile's, and right for few nodes only. Where
+    /// `TreeWidth` is not known, what joins nodes in any case.
+    fn fence(&self, said: Option<&str>) -> Option<&'static str> {
+        match (said, self.tree_width.is_some_and(|width| self.nodes.len() >= width)) {
+            (None | Some("ring"), true) => Some("tree"),
+            (None, false) => Some("ring"),
+            _ => None,
+        }
+    }
+
+    /// What of the environment is not taken, for people.
+    pub fn note(&self) -> Option<String> {
+        let said = std::env::var(FENCE).ok()?;
+        let fence = self.fence(Some(&said))?;
+        let (nodes, width) = (self.nodes.len(), self.tree_width.unwrap_or(0));
+        Some(format!(
+            "{FENCE} is {fence} instead of {said}: {nodes} nodes are joined by a tree from TreeWidth = {width} on"
+        ))
     }
 
     /// Whether the nodes stand in the order in which Slurm numbers ranks by itself.
@@ -131,7 +154,11 @@ mod tests {
             mpi: "pmix",
             extra: &[],
             hosts_file,
+            tree_width: Some(3),
         };
+        let fences = [None, Some("ring"), Some("mixed")].map(|said| step.fence(said));
+        let few = [Some("ring"), None, None];
+        assert_eq!(fences, if nodes.len() < 3 { few } else { [Some("tree"), Some("tree"), None] });
         let args: Vec<_> = step.command().get_args().map(|a| a.to_string_lossy().into_owned()).collect();
         (args.join(" "), step.hosts())
     }

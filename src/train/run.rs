@@ -50,7 +50,7 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
     if let Some(what) = sync::not_compared(&state.units).filter(|_| config.log.sync_check_every > 0) {
         report.note(what);
     }
-    let inject = Inject::new(&config.run_dir, world.rank(), world.meters());
+    let inject = Inject::new(&config.run_dir, world.rank(), world.meters()).in_turn(liveness.turn());
     let stage = Stage { plan, world, model: &model, pipeline: &pipeline, corpus: &corpus, progress, inject: &inject };
     let last = config.train.stop_at.unwrap_or(config.train.steps).min(config.train.steps);
     let behind = world.agree(Behind::start(plan, world))?;

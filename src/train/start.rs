@@ -6,11 +6,13 @@ use super::report::{self, Report};
 use super::state::State;
 use super::validate::validate;
 use crate::attempt;
-use crate::checkpoint::{Event, Meta, SpecialTokens};
+use crate::checkpoint::{Event, Group, Meta, SpecialTokens};
 use crate::convert::weights::{self, Weights};
 use crate::data::identity::DataNote;
 use crate::data::{Mixture, Tokenizer};
 use crate::error::{Error, Exit, Result};
+use crate::events::Events;
+use crate::layout;
 use crate::liveness::{Phase, Progress};
 use crate::model::Llama;
 use crate::parallel::{Pipeline, Wires};
@@ -44,6 +46,8 @@ pub struct Started {
 pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started> {
     let config = &plan.config;
     let told = Job::current();
+    // the supervisor waits for this word no longer than ranks take to find each other
+    world.agree(say(plan, world, "met", json!({ "world": world.size() })))?;
     crate::wire::use_device(world, plan.device)?;
     world.agree(report::open_run_directory(plan, world))?;
     let tokenizer = world.agree(Tokenizer::open(&config.data.tokenizer))?;
@@ -65,18 +69,25 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     let pipeline = Pipeline::new(plan, wires.pipeline);
     let mut state = State::new(plan, wires.groups)?;
     let run = identity(plan, world)?;
-    let session = world.broadcast_bytes(world.agree(random())?.to_le_bytes().to_vec(), 0)?;
+    let bytes = state_bytes(&state);
+    let restoring = say(plan, world, "restoring", json!({ "bytes": bytes }));
+    let session = world.broadcast_bytes(world.agree(restoring.and_then(|()| random()))?.to_le_bytes().to_vec(), 0)?;
     let session = u64::from_le_bytes(session.try_into().unwrap_or_default()) >> 11;
     let meta = Meta { session, ..meta(plan, &tokenizer)? };
     let mut meta = Meta { data: Some(data_note(&corpus, held_out.as_ref())), ..meta };
     let mut changes = DataChanges::default();
     let mut heritage = None;
-    progress.at(Phase::Restore);
+    progress.restoring(config.launch.restore_time(bytes));
     let mut events = Vec::new();
     let mut from_store = Vec::new();
     let mut touched = false;
     let mut ask = |than, world: &World| match &config.checkpoint.store {
-        Some(store) => behind::fetch(store, plan, world, progress, than, &mut from_store),
+        Some(store) => {
+            // the first rank takes all of it from the store
+            let bytes = (layout::count(&plan.model) * ELEMENT) as u64;
+            world.agree(say(plan, world, "restoring", json!({ "bytes": bytes })))?;
+            behind::fetch(store, plan, world, progress, than, &mut from_store)
+        }
         None => Ok(false),
     };
     let mut tiers = Tiers {
@@ -172,6 +183,23 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
         }
     }
     Ok(Started { corpus, held_out, model, pipeline, state, report, meta, keeper })
+}
+
+/// An event of rank 0 before the run's report is open.
+fn say(plan: &Plan, world: &World, kind: &str, fields: serde_json::Value) -> Result<()> {
+    match world.rank() {
+        0 => Events::open(&plan.config.run_dir)?.event(kind, fields),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes of state for an element of the model: fp32 weight and moments.
+const ELEMENT: usize = Group::ALL.len() * size_of::<f32>();
+
+/// Bytes of the state that this rank owns.
+fn state_bytes(state: &State) -> u64 {
+    let elements: usize = state.optimizer.slots.iter().map(|s| s.owned.range.len()).sum();
+    (elements * ELEMENT) as u64
 }
 
 /// The run's identity, which rank 0 makes where there is none.

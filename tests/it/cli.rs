@@ -129,10 +129,11 @@ fn logs_go_to_a_file_per_rank() {
     use herd::cli::logging;
     // One process can start logging once: this is the only test that does.
     let dir = tempfile::tempdir().unwrap();
-    logging::init(false, Some(dir.path()), 7).unwrap();
+    let file = logging::RankLog { run_dir: dir.path(), node: "n1", rank: 7 };
+    logging::init(false, Some(file)).unwrap();
     tracing::info!(step = 3, "hello");
     tracing::debug!("too fine");
-    let log = std::fs::read_to_string(dir.path().join("logs/rank-00007.log")).unwrap();
+    let log = std::fs::read_to_string(dir.path().join("logs/n1/rank-00007.log")).unwrap();
     assert!(log.contains("hello") && log.contains("step=3") && !log.contains("too fine"), "{log}");
     assert!(!log.contains('\u{1b}'), "{log}");
 }

@@ -4,7 +4,7 @@ use super::train::{herd_pids, losses, wait_for_step, Run};
 use crate::support::text;
 use herd::attempt;
 use herd::error::Exit;
-use herd::liveness::{choose, inject, verdict, Phase, Reason, Verdict};
+use herd::liveness::{choose, inject, Phase, Reason, Verdict, VerdictFolder};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -55,8 +55,8 @@ impl Live {
     fn verdict(&mut self, limit: f64) -> (Verdict, f64) {
         let began = Instant::now();
         loop {
-            let all = verdict::read_all(&self.dir, attempt_of(&self.dir)).unwrap();
-            if let Some(v) = choose(&all) {
+            let mut folder = VerdictFolder::new(&self.dir, attempt_of(&self.dir));
+            if let Some(v) = choose(folder.all().unwrap()) {
                 return (v, began.elapsed().as_secs_f64());
             }
             assert!(began.elapsed().as_secs_f64() < limit, "no verdict within {limit} s: {:?}", self.child.try_wait());
@@ -158,7 +158,7 @@ fn a_rank_stopped_for_two_intervals_goes_on_to_the_same_losses() {
         }
     }
     assert!(live.ends(120.0).success(), "{}", said(&live.run));
-    assert!(!verdict::dir(&live.dir).exists());
+    assert!(!live.dir.join("verdicts").exists());
     let disturbed = losses(&live.dir);
     let dir = live.run.path("undisturbed");
     let set = format!("run_dir={}", dir.display());
@@ -187,7 +187,7 @@ fn a_process_of_an_older_attempt_can_neither_write_nor_join() {
     // What it was in the middle of writing has a temporary name or is a whole line.
     assert_eq!(before["metrics.jsonl"], after["metrics.jsonl"]);
     assert_eq!(before["events.jsonl"], after["events.jsonl"]);
-    assert!(!verdict::dir(&live.dir).exists());
+    assert!(!live.dir.join("verdicts").exists());
     let mut old = live.run.command(0, &[LONG]);
     let out = old.env("HERD_ATTEMPT", own.to_string()).output().unwrap();
     assert_eq!(out.status.code(), Some(Exit::Fenced.code()), "{}", text(&out));
@@ -233,7 +233,7 @@ fn storage_that_blocks_and_comes_back_is_no_fault() {
     live.order(0, r#"{"kind": "sleep_io", "seconds": 8}"#);
     live.order(1, r#"{"kind": "slow", "seconds": 0.05, "steps": 3}"#);
     assert!(live.ends(120.0).success(), "{}", said(&live.run));
-    assert!(!verdict::dir(&live.dir).exists() && live.began.elapsed() > Duration::from_secs(8));
+    assert!(!live.dir.join("verdicts").exists() && live.began.elapsed() > Duration::from_secs(8));
 }
 
 /// The main thread hangs in open(2), which no flag can end.
@@ -260,7 +260,7 @@ fn a_run_s_own_failure_is_written_down() {
     let out =
         run.train(2, &["optim.lr=1e38", "optim.warmup_steps=0", "train.max_skipped_steps=2", "optim.min_lr=1e38"]);
     assert_eq!(out.status.code(), Some(Exit::NonFinite.code()), "{}", text(&out));
-    let all = verdict::read_all(&run.path("run"), 0).unwrap();
+    let all = VerdictFolder::new(&run.path("run"), 0).all().unwrap().to_vec();
     assert_eq!(all.len(), 1);
     assert_eq!((all[0].reason, all[0].exit), (Reason::NonFinite, Exit::NonFinite.code()));
     // One rank's failure, on which all agree.
@@ -268,7 +268,7 @@ fn a_run_s_own_failure_is_written_down() {
     std::fs::write(&bin, b"short").unwrap();
     let out = run.train(2, &[]);
     assert_eq!(out.status.code(), Some(Exit::Data.code()), "{}", text(&out));
-    let v = choose(&verdict::read_all(&run.path("run"), 1).unwrap()).unwrap();
+    let v = choose(VerdictFolder::new(&run.path("run"), 1).all().unwrap()).unwrap();
     assert_eq!(v.reason, Reason::UserError);
     assert!(v.fact.contains("corpus_train.bin"), "{}", v.fact);
 }
