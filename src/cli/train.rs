@@ -1,6 +1,7 @@
 //! `herd train`: one rank of a training run.
 
 use super::{logging, outcome};
+use crate::checkpoint::Team;
 use crate::error::{Exit, Result};
 use crate::kernels::{device, memory};
 use crate::plan::{Plan, Ranks};
@@ -41,7 +42,7 @@ pub fn run(args: Args) -> Result<()> {
 
 fn train(args: &Args, world: &World) -> Result<End> {
     let ranks = Ranks::of(world, device::cuda_device_count(), cores(world.local_size()));
-    let plan = world.agree(Plan::read(&args.config, &args.set, &ranks))?;
+    let plan = Plan::read_together(&args.config, &args.set, &ranks, Team(Some(world)))?;
     logging::init(world.rank() == 0, Some(&plan.config.run_dir), world.rank())?;
     tch::set_num_threads(plan.threads as i32);
     train::run(&plan, world)

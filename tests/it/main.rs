@@ -11,6 +11,7 @@ mod crash;
 mod data;
 mod data_parallel;
 mod errors;
+mod first_weights;
 mod generate;
 mod inputs;
 mod layout;
