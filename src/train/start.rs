@@ -143,7 +143,7 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     }
     tell(&changes, &mut report)?;
     if let Some(r) = &restored {
-        let fields = json!({ "step": r.step, "path": r.path, "tiers": r.tally, "from_attempt": r.attempt, "seconds": r.seconds });
+        let fields = json!({ "step": r.step, "path": r.path, "tiers": r.tally, "snapshots_opened": r.opened, "from_attempt": r.attempt, "seconds": r.seconds });
         report.event("resume", fields)?;
     }
     let run_dir = config.run_dir.clone();
