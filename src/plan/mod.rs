@@ -3,6 +3,7 @@
 
 mod axes;
 mod data;
+pub mod faults;
 pub mod flops;
 pub mod memory;
 mod numbers;

@@ -15,6 +15,7 @@ use crate::error::{Error, Exit, Result};
 use crate::liveness::{Phase, Progress};
 use crate::model::Llama;
 use crate::parallel::{Pipeline, Wires};
+use crate::plan::faults::FaultCost;
 use crate::plan::{self, DataChanges, Plan};
 use crate::slurm::{compress, Job};
 use crate::tiers::keeper::{From, Setup, StateKeeper};
@@ -122,6 +123,7 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     progress.begin(state.step);
     let mut report = world.agree(Report::open(plan, world, state.step))?;
     told.notes.iter().for_each(|note| report.note(note));
+    FaultCost::of(plan).warning().iter().for_each(|text| report.note(&format!("WARNING: {text}")));
     if let Some(job) = &told.job {
         let nodes = compress(&job.nodes);
         tracing::info!("Slurm job {} on {nodes}, requeued {} times before", job.id, job.restarts);
