@@ -26,6 +26,7 @@ mod pipeline;
 mod progress;
 mod recycle;
 mod reshard;
+mod scale;
 mod shard;
 mod slurm;
 mod store;
