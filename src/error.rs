@@ -4,11 +4,12 @@
 //! interface: batch scripts and the supervisor decide by it whether to retry, so the table lives here once and
 //! `herd help exit-codes` prints it.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::Path;
 
 /// Why the process ends. The numbers are stable; scripts may rely on them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[repr(i32)]
 pub enum Exit {
     /// Done.

@@ -23,9 +23,9 @@
 //! - [`kernels`]: fused operations, each with its libtorch reference
 //! - [`wire`]: tensors between ranks: collectives and messages over MPI, NCCL, and MPI with host staging
 //! - [`world`]: the MPI world: ranks, small host messages, meters
-//! - [`appended`], [`attempt`], [`durable`], [`events`], [`exit_record`], [`foreign`]: small files and how a process leaves:
-//!   the number that fences old processes, files that survive a crash or are rotated, what happened, why a process left,
-//!   panics of other people's code
+//! - [`appended`], [`attempt`], [`durable`], [`events`], [`exit_record`], [`foreign`], [`lazy_file`]: small files and how a process
+//!   leaves: the number that fences old processes, files that survive a crash or are rotated, what happened, why a process
+//!   left, panics of other people's code, files that are opened when they are first read
 //! - [`config`], [`error`], [`layout`], [`progress`], [`text`], [`topology`]: values and pure functions
 
 pub mod appended;
@@ -44,6 +44,7 @@ pub mod generate;
 pub mod kernels;
 pub mod launch;
 pub mod layout;
+pub mod lazy_file;
 pub mod liveness;
 pub mod model;
 pub mod optim;

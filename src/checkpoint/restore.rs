@@ -186,6 +186,14 @@ fn unpack(packed: &[u8], checkpoints: &Path) -> Result<Option<Packed>> {
     Ok(Some((path, manifest)))
 }
 
+/// The step directory `path`, as [`Checkpoint::open`]: rank 0 reads the manifest, each rank looks at its share of the files.
+/// Collective.
+pub(crate) fn open_step(path: &Path, team: Team) -> Result<Checkpoint> {
+    let mine = if team.rank() == 0 { manifest_bytes(path) } else { Ok(Vec::new()) };
+    let manifest = team.broadcast(team.agree(mine)?)?;
+    opened(path, &manifest, team).map_err(|e| e.context(path.display()))
+}
+
 /// The checkpoint, if no rank finds a file of its share missing or of another size.
 fn opened(path: &Path, manifest: &[u8], team: Team) -> Result<Checkpoint> {
     let checkpoint = Checkpoint::from_manifest(path, manifest)?;
@@ -193,12 +201,23 @@ fn opened(path: &Path, manifest: &[u8], team: Team) -> Result<Checkpoint> {
     agree(problem, team).map(|()| checkpoint)
 }
 
-/// Whether every byte is as it was written: each rank looks at its share of the files, but not again at what it has compared.
-/// Collective over the team.
+/// Whether every byte is as it was written: each rank looks at its share of the files, or where there are fewer files than
+/// ranks (an import is one) of their datasets, but not again at what it has compared. Collective over the team.
 ///
 /// Errors: [`Exit::Checkpoint`], on every rank.
 pub(crate) fn check(checkpoint: &Checkpoint, compared: &Compared, team: Team) -> Result<()> {
-    agree(share(checkpoint, team).find_map(|(i, _)| checkpoint.problem(i, compared)), team)
+    if checkpoint.files().len() >= team.size() {
+        return agree(share(checkpoint, team).find_map(|(i, _)| checkpoint.problem(i, compared)), team);
+    }
+    let is_mine = |number: usize| number % team.size() == team.rank();
+    let mut before = 0;
+    let problem = checkpoint.files().enumerate().find_map(|(i, file)| {
+        let first = before;
+        before += file.datasets.len();
+        let size = checkpoint.size_problem(file).filter(|_| is_mine(i));
+        size.or_else(|| checkpoint.sum_problem(i, compared, &|d| is_mine(first + d), is_mine(i)))
+    });
+    agree(problem, team)
 }
 
 fn share<'a>(checkpoint: &'a Checkpoint, team: Team<'a>) -> impl Iterator<Item = (usize, &'a FileEntry)> {

@@ -1,7 +1,9 @@
 //! The ranks that work on a checkpoint together: an MPI world, or this process alone (commands on one host).
 
-use crate::error::Result;
+use crate::error::{Error, Exit, Result};
 use crate::world::World;
+use serde::de::DeserializeOwned;
+use serde::Serialize;
 
 /// The ranks of a save or a restore. Every method but `rank` and `size` is collective.
 #[derive(Clone, Copy)]
@@ -43,6 +45,19 @@ impl Team<'_> {
             Some(world) => world.all_gather_bytes(&mine),
             None => Ok(vec![mine]),
         }
+    }
+
+    /// What rank 0 alone finds out, on every rank: thousands of ranks asking for one file is a storm. `find` is called on
+    /// rank 0 only; its error is everybody's.
+    pub fn by_first<T: Serialize + DeserializeOwned>(&self, find: impl FnOnce() -> Result<T>) -> Result<T> {
+        let pack = |found: T| {
+            serde_json::to_vec(&found)
+                .map_err(|e| Error::new(Exit::Internal, format!("rank 0 cannot tell what it found: {e}")))
+        };
+        let mine = if self.rank() == 0 { find().and_then(pack) } else { Ok(Vec::new()) };
+        let bytes = self.broadcast(self.agree(mine)?)?;
+        serde_json::from_slice(&bytes)
+            .map_err(|e| Error::new(Exit::Internal, format!("what rank 0 found out cannot be read: {e}")))
     }
 
     /// Rank 0's bytes on every rank.

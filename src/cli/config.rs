@@ -1,10 +1,11 @@
 //! `herd config`: check a configuration, print it with its defaults, print the schema of its keys, change keys of a job.
 
-use crate::config::{self, schema, Config, ModelSection};
+use crate::config::{self, schema, Config, ModelSection, Partner};
 use crate::convert::hf;
 use crate::error::Result;
 use crate::launch::submitted;
 use crate::layout;
+use crate::plan::faults::FaultCost;
 use crate::plan::flops::PerToken;
 use crate::plan::memory::Memory;
 use crate::plan::{self, Plan, Ranks};
@@ -160,6 +161,7 @@ fn notes(section: &ModelSection) -> Result<Vec<String>> {
 }
 
 fn summary_json(plan: &Plan, notes: &[String]) -> String {
+    let faults = FaultCost::of(plan);
     let (memory, flops) = (Memory::peak(plan), PerToken::new(&plan.model, plan.config.data.sequence_length));
     let value = json!({
         "ranks": plan.topology.world(),
@@ -172,6 +174,8 @@ fn summary_json(plan: &Plan, notes: &[String]) -> String {
             "moments": memory.moments, "inputs": memory.inputs, "activations": memory.activations,
             "working": memory.working, "peak": memory.total(),
         },
+        "faults": { "expected_every_s": faults.between, "key": faults.key, "step_limit_s": faults.step_limit(),
+                    "warning": faults.warning() },
         "notes": notes,
     });
     format!("{value:#}\n")
@@ -222,9 +226,35 @@ fn summary(plan: &Plan, notes: &[String]) -> String {
             ),
         ),
     ];
+    let host = host(plan).map(|text| ("host", text));
+    let faults = FaultCost::of(plan);
+    let faults = faults.warning().map_or(("faults", faults.line()), |warning| ("WARNING", warning));
     let notes = notes.iter().map(|note| ("note", note.clone()));
-    let body: String = lines.into_iter().chain(notes).map(|(name, text)| format!("  {name:<7} {text}\n")).collect();
+    let body: String = lines
+        .into_iter()
+        .chain(host)
+        .chain([faults])
+        .chain(notes)
+        .map(|(name, text)| format!("  {name:<7} {text}\n"))
+        .collect();
     format!("ok\n{body}")
+}
+
+/// What snapshots take of the memory of a node, for each rank on it; none without snapshots. Master weights and two moments, each
+/// element on one rank.
+fn host(plan: &Plan) -> Option<String> {
+    let c = &plan.config.checkpoint;
+    let slot = 12 * layout::count(&plan.model) as u64 / plan.topology.world() as u64;
+    let slots = if c.background { 3 } else { 2 };
+    let copies = if c.partner == Partner::Off { 0 } else { 2 };
+    (c.snapshot_every > 0).then(|| {
+        format!(
+            "{} a rank in {}: {slots} snapshots of {}, and {copies} of another node's rank where there is one",
+            size((slots + copies) * slot),
+            c.snapshot_dir.display(),
+            size(slot)
+        )
+    })
 }
 
 /// Three digits and a decimal unit: 8.03 G.

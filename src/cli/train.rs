@@ -2,6 +2,7 @@
 
 use super::logging::{self, RankLog};
 use super::outcome;
+use crate::checkpoint::Team;
 use crate::error::{Exit, Result};
 use crate::kernels::{device, memory};
 use crate::plan::{Plan, Ranks};
@@ -42,7 +43,7 @@ pub fn run(args: Args) -> Result<()> {
 
 fn train(args: &Args, world: &World) -> Result<End> {
     let ranks = Ranks::of(world, device::cuda_device_count(), cores(world.local_size()));
-    let plan = world.agree(Plan::read(&args.config, &args.set, &ranks))?;
+    let plan = Plan::read_together(&args.config, &args.set, &ranks, Team(Some(world)))?;
     let file = RankLog { run_dir: &plan.config.run_dir, node: world.host(), rank: world.rank() };
     logging::init(world.rank() == 0, Some(file))?;
     tch::set_num_threads(plan.threads as i32);

@@ -1,16 +1,22 @@
 //! Parameters from wherever they lie: a herd checkpoint, a run directory, a Hugging Face directory, or one of Meta's.
 
-use crate::checkpoint::{newest_valid_alone, Checkpoint, Event, Group, SpecialTokens};
+mod open;
+
+pub use open::{open, open_metered, open_together};
+
+use crate::checkpoint::read::Compared;
+use crate::checkpoint::restore::{agree, check};
+use crate::checkpoint::{Checkpoint, Group, SpecialTokens, Team};
 use crate::config::ModelConfig;
 use crate::convert::hf::{self, Shards};
-use crate::convert::meta_llama::{is_meta, Original};
+use crate::convert::meta_llama::Original;
 use crate::convert::others::left_unread;
-use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
 use crate::layout::{units, Layout, Param, UnitLayout};
-use crate::progress::Meter;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 /// Elements compared at a time.
 const BLOCK: usize = 1 << 20;
@@ -18,6 +24,7 @@ const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
 /// Opened parameters with the shape of their model. Nothing is in memory yet; reading streams.
+#[derive(Serialize, Deserialize)]
 pub struct Weights {
     model: ModelConfig,
     tokenizer: String,
@@ -27,112 +34,56 @@ pub struct Weights {
     source: Source,
 }
 
+#[derive(Serialize, Deserialize)]
 enum Source {
+    #[serde(skip)]
     Herd(Box<Checkpoint>),
+    #[serde(skip)]
+    Shared(Box<Shared>),
     HuggingFace(Shards),
     Meta(Box<Original>),
 }
 
-/// Opens any of: a step directory, a run directory or its `checkpoints` (the newest whole one), a Hugging Face directory, a
-/// directory of Meta's (params.json, consolidated.*.pth).
-/// Checksums of a herd checkpoint are verified; every tensor of the model is there in its shape. What was guessed or is
-/// left unread is logged, a line each.
-///
-/// Errors: [`Exit::Checkpoint`] for a damaged checkpoint or a run without one, [`Exit::Model`] for the rest.
-pub fn open(path: &Path) -> Result<Weights> {
-    open_metered(path, &Meter::default())
-}
-
-/// As [`open`]; `meter` counts what is read of a checkpoint to verify it.
-pub fn open_metered(path: &Path, meter: &Meter) -> Result<Weights> {
-    let mut weights = if path.join("manifest.json").is_file() {
-        Weights::of_checkpoint(verified(path, meter)?)
-    } else if path.join("config.json").is_file() {
-        Weights::of_hugging_face(path)?
-    } else if is_meta(path) {
-        Weights::of_meta(path)?
-    } else if path.join("checkpoints").is_dir() {
-        Weights::of_checkpoint(newest(&path.join("checkpoints"), meter)?)
-    } else if crate::checkpoint::list(path)?.is_empty() {
-        let fact = match path.exists() {
-            true => format!("{} holds no weights", path.display()),
-            false => format!("there is no {}", path.display()),
-        };
-        return Err(Error::new(Exit::Model, fact)
-            .hint("give a step directory, a run directory, a Hugging Face directory with config.json, or Meta's with params.json"));
-    } else {
-        Weights::of_checkpoint(newest(path, meter)?)
-    };
-    let checked = weights.untie(path).and_then(|()| weights.check());
-    checked.map_err(|e| e.context(path.display()))?;
-    weights.notes(path).iter().for_each(|note| tracing::warn!("{note}"));
-    Ok(weights)
-}
-
-fn verified(path: &Path, meter: &Meter) -> Result<Checkpoint> {
-    let checkpoint = Checkpoint::open(path)?;
-    meter.begin("verify", checkpoint.bytes());
-    match checkpoint.verify_metered(meter).into_iter().find_map(|f| f.problem) {
-        Some(problem) => Err(Error::new(Exit::Checkpoint, format!("{}: {problem}", path.display()))
-            .hint("use another step; `herd checkpoint verify` on the run directory tells which are whole")),
-        None => Ok(checkpoint),
-    }
-}
-
-fn newest(checkpoints: &Path, meter: &Meter) -> Result<Checkpoint> {
-    let mut warn = |e: &Event| match e {
-        Event::CheckpointRejected { .. } | Event::SnapshotRejected { .. } => tracing::warn!("{e}"),
-        Event::CheckpointChosen { .. } => tracing::info!("{e}"),
-    };
-    newest_valid_alone(checkpoints, meter, &mut warn)?.ok_or_else(|| {
-        Error::new(Exit::Checkpoint, format!("{} holds no whole checkpoint", checkpoints.display()))
-            .hint("`herd checkpoint verify` tells what is wrong with each")
-    })
+/// A checkpoint that the ranks of a run read together: what a rank reads is compared as it is read, the rest afterwards.
+struct Shared {
+    checkpoint: Checkpoint,
+    compared: Mutex<Compared>,
+    /// Whether it is the newest of several: an older one may take its place.
+    of_run: bool,
 }
 
 impl Weights {
-    fn of_checkpoint(checkpoint: Checkpoint) -> Weights {
-        let meta = checkpoint.meta();
-        Weights {
-            model: meta.model.clone(),
-            tokenizer: meta.tokenizer.clone(),
-            tokenizer_fingerprint: meta.tokenizer_fingerprint.clone(),
-            special_tokens: meta.special_tokens.clone(),
-            generation: meta.generation.clone(),
-            source: Source::Herd(Box::new(checkpoint)),
+    /// Ties the head or not as the tensors say, and checks that every tensor is there; logs what is left unread.
+    fn checked(mut self, path: &Path) -> Result<Weights> {
+        let checked = self.untie(path).and_then(|()| self.check());
+        checked.map_err(|e| e.context(path.display()))?;
+        self.notes(path).iter().for_each(|note| tracing::warn!("{note}"));
+        Ok(self)
+    }
+
+    /// What the ranks' reading of [`open_together`] came to, `mine` on this one, and whether every byte of a checkpoint is as
+    /// it was written: what a rank has not compared while it read it compares now, as far as files are its share. Collective.
+    ///
+    /// Errors, on every rank: [`Exit::Checkpoint`] when it is damaged, that of `mine` on any rank.
+    pub fn confirm(&self, mine: Result<()>, team: Team) -> Result<()> {
+        let Source::Shared(shared) = &self.source else { return team.agree(mine) };
+        let compared = shared.compared.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = agree(compared.problem.clone(), team);
+        if read.is_ok() {
+            team.agree(mine)?;
         }
-    }
-
-    fn of_hugging_face(path: &Path) -> Result<Weights> {
-        let config = hf::config::read(&path.join("config.json"))?;
-        config.notes.iter().for_each(|note| tracing::warn!("{note}"));
-        let shards = Shards::open(path)?;
-        Ok(Weights {
-            model: config.model,
-            tokenizer: hf::tokenizer_of(path),
-            tokenizer_fingerprint: String::new(),
-            special_tokens: config.special_tokens,
-            generation: hf::generation::read(path)?,
-            source: Source::HuggingFace(shards),
+        read.and_then(|()| check(&shared.checkpoint, &compared, team)).map_err(|e| match e.exit {
+            Exit::Checkpoint => open::damaged(shared.checkpoint.path(), &e.fact),
+            _ => e,
         })
     }
 
-    fn of_meta(path: &Path) -> Result<Weights> {
-        let original = Original::open(path)?;
-        let tokenizer = hf::tokenizer_of(path);
-        // A tokenizer that herd cannot open (Llama 2's SentencePiece) has ids that herd does not know.
-        let special_tokens = match Tokenizer::open(&tokenizer) {
-            Ok(t) => SpecialTokens { bos: t.bos(), eos: t.ends(), pad: None },
-            Err(_) => SpecialTokens::default(),
-        };
-        Ok(Weights {
-            model: original.model().clone(),
-            tokenizer,
-            tokenizer_fingerprint: String::new(),
-            special_tokens,
-            generation: Value::Null,
-            source: Source::Meta(Box::new(original)),
-        })
+    /// The step that is read, where an older one of its run may take its place.
+    pub fn replaceable(&self) -> Option<&Path> {
+        match &self.source {
+            Source::Shared(shared) if shared.of_run => Some(shared.checkpoint.path()),
+            _ => None,
+        }
     }
 
     pub fn model(&self) -> &ModelConfig {
@@ -170,6 +121,7 @@ impl Weights {
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
         match &self.source {
             Source::Herd(c) => Some(c),
+            Source::Shared(s) => Some(&s.checkpoint),
             Source::HuggingFace(_) | Source::Meta(_) => None,
         }
     }
@@ -185,6 +137,10 @@ impl Weights {
     ) -> Result<()> {
         match &self.source {
             Source::Herd(c) => c.read(Group::Param, name, offset, extent, start, out),
+            Source::Shared(s) => {
+                let mut compared = s.compared.lock().unwrap_or_else(PoisonError::into_inner);
+                s.checkpoint.read_comparing(Group::Param, name, offset, extent, start, out, &mut compared)
+            }
             Source::HuggingFace(s) => s.read(name, offset, extent, start, out),
             Source::Meta(m) => m.read(name, offset, extent, start, out),
         }
@@ -204,9 +160,9 @@ impl Weights {
     /// Global shape of a parameter.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         match &self.source {
-            Source::Herd(c) => c.tensors().find(|(g, n, _)| *g == Group::Param && *n == name).map(|t| t.2),
             Source::HuggingFace(s) => s.shape(name),
             Source::Meta(m) => m.shape(name),
+            Source::Herd(_) | Source::Shared(_) => self.checkpoint()?.shape(Group::Param, name),
         }
     }
 
@@ -228,7 +184,7 @@ impl Weights {
     /// What lies beside the weights and is left unread.
     fn notes(&self, path: &Path) -> Vec<String> {
         let (files, named) = match &self.source {
-            Source::Herd(_) => return Vec::new(),
+            Source::Herd(_) | Source::Shared(_) => return Vec::new(),
             Source::HuggingFace(s) => (s.files(), "config.json"),
             Source::Meta(m) => (m.files(), "params.json"),
         };

@@ -2,14 +2,19 @@
 //! each begins. herd adds `<prefix>.json`, which says with which tokenizer they were made; files without it are read as
 //! well. Byte layout: `docs/data.md`, after Megatron-LM's `core/datasets/indexed_dataset.py`.
 
+mod check;
+mod index;
+mod lookup;
 mod reader;
 mod sidecar;
 mod writer;
 
-pub use reader::Indexed;
+pub use check::IndexExtent;
+pub use reader::{Indexed, IndexedFacts};
 pub use sidecar::{Sidecar, TokenizerNote};
 pub use writer::{IndexedWriter, IndexedWritten};
 
+use serde::{Deserialize, Serialize};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -19,7 +24,7 @@ const VERSION: u64 = 1;
 const HEADER: usize = 9 + 8 + 1 + 8 + 8;
 
 /// How an id is stored. The discriminant is Megatron's dtype code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum TokenDtype {
     I32 = 4,

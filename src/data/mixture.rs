@@ -7,21 +7,25 @@
 //! The k-th draw from a corpus is the k-th of [`samples::shuffled`].
 
 use super::identity::CorpusNote;
-use super::indexed::{with_ending, Indexed};
+use super::indexed::{with_ending, IndexExtent, Indexed, IndexedFacts};
 use super::samples;
 use crate::config::Corpus;
 use crate::error::{Error, Exit, Result};
+use std::collections::HashSet;
 
 const LONGEST_PERIOD: usize = 1 << 16;
 const MOST_CORPORA: usize = 4096;
+/// Bytes of all indices together up to which they are checked whole at a start.
+const WHOLE: u64 = 64 << 20;
+/// Blocks that are looked at in larger ones, over all corpora; and the fewest in one.
+const BLOCKS: u64 = 256;
+const FEWEST_BLOCKS: u64 = 8;
 
 /// Open corpora with their order.
 pub struct Mixture {
     corpora: Vec<Open>,
     turns: Turns,
-    sequence_length: usize,
-    seed: u64,
-    vocab_size: usize,
+    how: Cutting,
 }
 
 /// One sample.
@@ -29,51 +33,89 @@ pub struct Mixture {
 pub struct Sample {
     /// S + 1 ids; the first S are the input, the last S the targets.
     pub ids: Vec<i64>,
-    /// Where among the input another document begins, ascending, 0 left out: by the corpus's document index.
+    /// Where among the input another document begins, ascending, 0 left out: by the corpus's document index. Empty where
+    /// [`Cutting::documents`] is false.
     pub starts: Vec<usize>,
 }
 
 struct Open {
     file: Indexed,
+    /// [`Indexed::identity`].
+    content: String,
     samples: u64,
     weight: f64,
 }
 
+/// How samples are cut from corpora.
+#[derive(Clone, Copy, Debug)]
+pub struct Cutting {
+    /// S: a sample has S + 1 ids.
+    pub sequence_length: usize,
+    pub seed: u64,
+    /// The model's: ids are below it.
+    pub vocab_size: usize,
+    /// Whether [`Sample::starts`] is asked for: only then the index of a corpus is read.
+    pub documents: bool,
+}
+
 impl Mixture {
-    /// Opens `corpora` for samples of `sequence_length` + 1 ids below `vocab_size` (the model's). Where a corpus says
-    /// with which tokenizer it was made, that must be `tokenizer_fingerprint` (if given) and fit the vocabulary.
-    pub fn open(
-        corpora: &[Corpus], sequence_length: usize, seed: u64, vocab_size: usize, tokenizer_fingerprint: Option<&str>,
-    ) -> Result<Mixture> {
+    /// Opens `corpora` and checks them: [`Mixture::look`], then [`Mixture::given`].
+    pub fn open(corpora: &[Corpus], how: Cutting, tokenizer_fingerprint: Option<&str>) -> Result<Mixture> {
+        let facts = Mixture::look(corpora, &how, tokenizer_fingerprint)?;
+        Mixture::given(corpora, &facts, how)
+    }
+
+    /// Opens and checks every corpus, for all ranks of a run. Where a corpus says with which tokenizer it was made, that must
+    /// be `tokenizer_fingerprint` (if given) and fit the vocabulary. Indices are checked whole up to [`WHOLE`] bytes together,
+    /// in the order of the list, the others in blocks.
+    pub fn look(corpora: &[Corpus], how: &Cutting, tokenizer_fingerprint: Option<&str>) -> Result<Vec<IndexedFacts>> {
         count(corpora)?;
-        if sequence_length == 0 {
+        if how.sequence_length == 0 {
             return Err(Error::new(Exit::Config, "sequence_length is 0"));
         }
-        let mut open = Vec::with_capacity(corpora.len());
-        for c in corpora {
-            let file = Indexed::open(&c.path)?;
-            check_tokenizer(&file, vocab_size, tokenizer_fingerprint)?;
-            let samples = samples::sample_count(file.tokens(), sequence_length as u64);
-            if samples == 0 {
-                let fact = format!(
-                    "{} has {} tokens; one sample of sequence_length {sequence_length} takes {}",
-                    c.path.display(),
-                    file.tokens(),
-                    sequence_length + 1
-                );
-                return Err(Error::new(Exit::Data, fact).hint("use a longer corpus or a shorter sequence_length"));
+        let blocks = (BLOCKS / corpora.len() as u64).max(FEWEST_BLOCKS);
+        let mut left = WHOLE;
+        let look = |c: &Corpus| {
+            let file = Indexed::look(&c.path, |bytes| match left.checked_sub(bytes) {
+                Some(rest) => {
+                    left = rest;
+                    IndexExtent::All
+                }
+                None => IndexExtent::Blocks(blocks),
+            })?;
+            check_tokenizer(&file, how.vocab_size, tokenizer_fingerprint)?;
+            if samples::sample_count(file.tokens(), how.sequence_length as u64) == 0 {
+                return Err(too_short(&file, how.sequence_length));
             }
+            file.facts()
+        };
+        corpora.iter().map(look).collect()
+    }
+
+    /// The mixture of corpora of which [`Mixture::look`], here or on another rank, returned `facts`. Opens no file: that is
+    /// done when the first sample of it is read.
+    pub fn given(corpora: &[Corpus], facts: &[IndexedFacts], how: Cutting) -> Result<Mixture> {
+        let open = |(c, facts): (&Corpus, &IndexedFacts)| {
+            let samples = samples::sample_count(facts.tokens, how.sequence_length as u64);
             // Without weights, the share of a corpus is that of its samples.
-            open.push(Open { file, samples, weight: c.weight.unwrap_or(samples as f64) });
-        }
+            let weight = c.weight.unwrap_or(samples as f64);
+            Open { file: Indexed::given(facts), content: facts.content.clone(), samples, weight }
+        };
+        let open: Vec<Open> = corpora.iter().zip(facts).map(open).collect();
         let turns = Turns::new(&open.iter().map(|c| c.weight).collect::<Vec<f64>>())?;
-        Ok(Mixture { corpora: open, turns, sequence_length, seed, vocab_size })
+        Ok(Mixture { corpora: open, turns, how })
+    }
+
+    /// Whether this node has the corpora, by one file of each directory: a filesystem that is not mounted lacks them all.
+    pub fn reach(&self) -> Result<()> {
+        let mut seen = HashSet::new();
+        self.corpora.iter().filter(|c| seen.insert(c.file.prefix.parent())).try_for_each(|c| c.file.reach())
     }
 
     /// Training sample `index`. Any index is valid; each corpus starts its next epoch, in another order, when its samples are used up.
     pub fn sample(&self, index: u64) -> Result<Sample> {
         let (c, draw) = self.turns.at(index);
-        self.read(c, samples::shuffled(draw, self.corpora[c].samples, self.seed, c as u64))
+        self.read(c, samples::shuffled(draw, self.corpora[c].samples, self.how.seed, c as u64))
     }
 
     /// Validation sample `index`: the same share of each corpus, but its samples in file order, again from the first
@@ -84,12 +126,15 @@ impl Mixture {
     }
 
     fn read(&self, corpus: usize, sample: u64) -> Result<Sample> {
-        let (s, file) = (self.sequence_length, &self.corpora[corpus].file);
+        let (s, file) = (self.how.sequence_length, &self.corpora[corpus].file);
         let first = sample * s as u64;
         let mut ids = Vec::with_capacity(s + 1);
-        file.read(first, s + 1, self.vocab_size, &mut ids)?;
-        let starts = file.document_starts(first..first + s as u64).iter().map(|at| (at - first) as usize).collect();
-        Ok(Sample { ids, starts })
+        file.read(first, s + 1, self.how.vocab_size, &mut ids)?;
+        let starts = match self.how.documents {
+            true => file.document_starts(first..first + s as u64)?,
+            false => Vec::new(),
+        };
+        Ok(Sample { ids, starts: starts.iter().map(|at| (at - first) as usize).collect() })
     }
 
     /// Samples of all corpora together. With one corpus, indices `0..epoch_len` read each of them once.
@@ -102,14 +147,14 @@ impl Mixture {
         self.corpora.iter().map(|c| c.file.tokens()).sum()
     }
 
-    /// What a checkpoint remembers of the corpora. Reads up to some hundred kilobytes of each.
+    /// What a checkpoint remembers of the corpora.
     pub fn notes(&self) -> Vec<CorpusNote> {
         let note = |open: &Open| CorpusNote {
             path: open.file.prefix.display().to_string(),
             weight: open.weight,
             tokens: open.file.tokens(),
             documents: open.file.documents(),
-            content: open.file.identity(),
+            content: open.content.clone(),
         };
         self.corpora.iter().map(note).collect()
     }
@@ -122,7 +167,7 @@ impl Mixture {
                 open.file.prefix.display(),
                 open.file.tokens(),
                 open.samples,
-                self.sequence_length,
+                self.how.sequence_length,
                 100.0 * self.turns.slots[c] as f64 / self.turns.period() as f64,
             )
         };
@@ -142,6 +187,16 @@ fn count(corpora: &[Corpus]) -> Result<()> {
             .hint("give every corpus a weight, or none")),
         _ => Ok(()),
     }
+}
+
+fn too_short(file: &Indexed, sequence_length: usize) -> Error {
+    let fact = format!(
+        "{} has {} tokens; one sample of sequence_length {sequence_length} takes {}",
+        file.prefix.display(),
+        file.tokens(),
+        sequence_length + 1
+    );
+    Error::new(Exit::Data, fact).hint("use a longer corpus or a shorter sequence_length")
 }
 
 fn check_tokenizer(file: &Indexed, vocab_size: usize, fingerprint: Option<&str>) -> Result<()> {

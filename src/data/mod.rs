@@ -13,5 +13,5 @@ pub mod samples;
 pub mod source;
 pub mod tokenizer;
 
-pub use mixture::{Mixture, Sample};
+pub use mixture::{Cutting, Mixture, Sample};
 pub use tokenizer::Tokenizer;

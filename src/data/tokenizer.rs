@@ -11,6 +11,7 @@ mod tiktoken;
 use crate::error::{Error, Exit, Result};
 use crate::text::unmarked;
 pub use front::{Bos, Front};
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -27,6 +28,17 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     fingerprint: String,
+}
+
+/// What a run needs to know of its tokenizer: it reads ids, and no text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenizerFacts {
+    /// [`Tokenizer::place`].
+    pub place: String,
+    pub fingerprint: String,
+    pub vocab_size: usize,
+    pub bos: Option<u32>,
+    pub eos: Option<u32>,
 }
 
 enum Kind {
@@ -186,6 +198,11 @@ impl Tokenizer {
     /// The directory of its file.
     pub fn directory(&self) -> Option<&Path> {
         self.file.as_ref()?.parent()
+    }
+
+    pub fn facts(&self) -> TokenizerFacts {
+        let (vocab_size, bos, eos) = (self.vocab_size, self.bos, self.eos);
+        TokenizerFacts { place: self.place(), fingerprint: self.fingerprint(), vocab_size, bos, eos }
     }
 
     /// One line for logs.

@@ -155,7 +155,8 @@ impl Sharded {
         self.layouts.iter().enumerate().map(|(i, u)| (&**u, self.weights.resident(i)))
     }
 
-    pub(super) fn groups(&self) -> &Groups {
+    /// The wires between this rank and those that hold the same.
+    pub(crate) fn groups(&self) -> &Groups {
         &self.groups
     }
 

@@ -26,10 +26,7 @@ pub fn check_data(plan: &Plan, place: impl Display) -> Result<String> {
         let _ = fits.map_err(|e| wrong("data.tokenizer".into(), e));
     }
     let fingerprint = tokenizer.map(|t| t.fingerprint());
-    let open = |corpora: &[Corpus]| {
-        let (length, seed, vocab) = (data.sequence_length, plan.config.seed, plan.model.vocab_size);
-        Mixture::open(corpora, length, seed, vocab, fingerprint.as_deref())
-    };
+    let open = |corpora: &[Corpus]| Mixture::open(corpora, plan.cutting(), fingerprint.as_deref());
     let mut train = String::new();
     for (key, corpora) in [("data.train", &data.train), ("data.validation", &data.validation)] {
         let mut whole = true;

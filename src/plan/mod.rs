@@ -3,6 +3,7 @@
 
 mod axes;
 mod data;
+pub mod faults;
 pub mod flops;
 pub mod memory;
 mod numbers;
@@ -18,7 +19,9 @@ pub use same_data::{check_same_data, DataChanges};
 
 pub use data::check_data;
 
+use crate::checkpoint::Team;
 use crate::config::{self, load, Config, DeviceChoice, Draft, ModelConfig, Precision, Problem};
+use crate::data::Cutting;
 use crate::error::{Exit, Result};
 use crate::layout::{stages, Layout, Unit};
 use crate::topology::{Axis, Topology};
@@ -90,6 +93,14 @@ impl Plan {
         Plan::from_draft(load::draft(path, sets)?, ranks)
     }
 
+    /// As [`Plan::read`], for the ranks of a run: rank 0 reads the file and the model's shape where that lies in another, and
+    /// tells the others. Collective.
+    pub fn read_together(path: &Path, sets: &[String], ranks: &Ranks, team: Team) -> Result<Plan> {
+        let (config, model) = team.by_first(|| Plan::read(path, sets, ranks).map(|plan| (plan.config, plan.model)))?;
+        let device = device(config.train.device, ranks).map_err(|p| config::to_error(path.display(), &[p]));
+        Ok(Plan::on(team.agree(device)?, config, model, ranks))
+    }
+
     /// As [`Plan::read`], for a configuration made in code.
     pub fn new(config: Config, ranks: &Ranks) -> Result<Plan> {
         Plan::from_draft(Draft::of(config)?, ranks)
@@ -114,14 +125,18 @@ impl Plan {
         let (Some(model), Some(device), true) = (model, device, problems.is_empty()) else {
             return Err(config::to_error(place, &problems));
         };
+        Ok(Plan::on(device, config, model, ranks))
+    }
 
+    /// The plan of a configuration in which everything fits.
+    fn on(device: Device, config: Config, model: ModelConfig, ranks: &Ranks) -> Plan {
         let data = axes::data_size(&config.parallel, ranks.size);
         let p = &config.parallel;
         let topology = Topology::new(ranks.rank, [p.tensor, p.context, p.pipeline, data]);
         let micro_batch = config.batch.micro;
         let chunks = stages::chunks(&model, p.pipeline, p.chunks, config.data.sequence_length);
         let own: Vec<_> = chunks.iter().skip(topology.coord(Axis::Pipeline)).step_by(p.pipeline).collect();
-        Ok(Plan {
+        Plan {
             layout: Layout::of(&model, &topology, &own),
             chunks,
             topology,
@@ -136,7 +151,17 @@ impl Plan {
             local_size: ranks.local_size,
             model,
             config,
-        })
+        }
+    }
+
+    /// How samples are cut from the corpora.
+    pub fn cutting(&self) -> Cutting {
+        Cutting {
+            sequence_length: self.config.data.sequence_length,
+            seed: self.config.seed,
+            vocab_size: self.model.vocab_size,
+            documents: self.config.data.document_mask,
+        }
     }
 
     /// Tokens per optimizer step over all ranks.

@@ -43,6 +43,8 @@ pub struct Restored {
     pub path: Option<PathBuf>,
     /// Bytes over all ranks.
     pub tally: Tally,
+    /// The most snapshots that one rank has opened.
+    pub opened: u64,
     /// From the first look to the last byte, on this rank.
     pub seconds: f64,
 }
@@ -168,6 +170,7 @@ fn from_memory(
                 attempt,
                 path: None,
                 tally: sum(source.tally(), world)?,
+                opened: world.all_reduce_f64(&[source.opened() as f64], crate::world::Op::Max)?[0] as u64,
                 seconds: 0.0,
             }))
         }
@@ -193,7 +196,15 @@ fn from_disk(
         return Ok(Err(why));
     }
     let (step, session, attempt) = (c.meta().step, c.meta().session, c.meta().attempt);
-    Ok(Ok(Restored { step, session, attempt, path: Some(c.path().into()), tally: sum(tally, world)?, seconds: 0.0 }))
+    Ok(Ok(Restored {
+        step,
+        session,
+        attempt,
+        path: Some(c.path().into()),
+        tally: sum(tally, world)?,
+        opened: 0,
+        seconds: 0.0,
+    }))
 }
 
 /// What is damaged, if that is what went wrong.

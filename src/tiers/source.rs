@@ -4,6 +4,7 @@ use crate::checkpoint::meta::{Group, Meta};
 use crate::checkpoint::read::{Checkpoint, Compared};
 use crate::checkpoint::slice::{cover, Span};
 use crate::error::{Error, Exit, Result};
+use crate::tiers::search::SearchOrder;
 use crate::tiers::snapshot::image::SnapshotReader;
 use crate::tiers::snapshot::inventory::{Inventory, Set, SnapshotEntry};
 use crate::world::World;
@@ -48,14 +49,14 @@ pub struct Source<'a> {
 
 /// A set of snapshots, opened one by one as they are needed.
 struct Memory<'a> {
-    /// For each writer its copies, nearest first.
-    copies: Vec<Vec<SnapshotEntry>>,
+    /// For each writer its copies.
+    copies: &'a [Vec<SnapshotEntry>],
     images: Vec<Option<SnapshotReader<'a>>>,
     /// Where slices of a tensor are, among the opened images: (image, slice).
     index: HashMap<(Group, String), Vec<(usize, usize)>>,
-    /// Writers in the order in which they are looked at.
-    order: Vec<usize>,
-    opened: usize,
+    order: SearchOrder,
+    /// Snapshots that were opened, or tried.
+    opened: u64,
     inventory: &'a Inventory,
     world: &'a World,
     leader: u64,
@@ -74,20 +75,17 @@ impl<'a> Source<'a> {
     /// `disk`: the checkpoint of the same step and start, for what the set lacks. `served`: a world in which every node
     /// answers for its snapshots. `Err` holds what was found damaged.
     pub fn memory(
-        set: &Set, inventory: &'a Inventory, served: &'a World, disk: Option<&'a Checkpoint>,
+        set: &'a Set, inventory: &'a Inventory, served: &'a World, disk: Option<&'a Checkpoint>,
     ) -> std::result::Result<Source<'a>, Box<Damaged>> {
         let (rank, size, old) = (served.rank(), served.size(), set.copies.len());
         let leader = inventory.nodes.leader[rank] as u64;
-        let mut copies = set.copies.clone();
-        copies.iter_mut().for_each(|c| c.sort_by_key(|e| (e.leader != leader, e.partner)));
-        // Slices that this rank needs are most likely those of the writer with its place in the world.
-        let first = rank * old / size;
         let mut memory = Memory {
             images: (0..old).map(|_| None).collect(),
-            order: (0..old).map(|i| (first + i) % old).collect(),
+            // Slices that this rank needs are most likely those of the writer with its place in the world.
+            order: SearchOrder::new(rank * old / size, old),
             index: HashMap::new(),
             opened: 0,
-            copies,
+            copies: &set.copies,
             inventory,
             world: served,
             leader,
@@ -127,6 +125,11 @@ impl<'a> Source<'a> {
         self.compared.into_inner()
     }
 
+    /// How many snapshots this rank has opened.
+    pub fn opened(&self) -> u64 {
+        self.memory.as_ref().map_or(0, |m| m.borrow().opened)
+    }
+
     /// Snapshots in which this rank found damage.
     pub fn damaged(&self) -> Vec<(u64, u64)> {
         self.memory.as_ref().map(|m| m.borrow().damaged.clone()).unwrap_or_default()
@@ -162,20 +165,22 @@ impl<'a> Source<'a> {
 
 impl Memory<'_> {
     fn any_meta(&mut self) -> Result<Meta> {
-        while self.opened < self.order.len() {
-            let opened = self.open_next()?;
-            if let Some(image) = opened.and_then(|i| self.images[i].as_ref()) {
-                return Ok(image.meta.clone());
+        while let Some(writer) = self.order.next() {
+            self.open(writer)?;
+            if let Some(image) = &self.images[writer] {
+                let meta = image.meta.clone();
+                self.order.expect(&meta.topology);
+                return Ok(meta);
             }
         }
         Err(Error::new(Exit::Checkpoint, "a set of snapshots without any"))
     }
 
-    /// Opens the next writer's snapshot, if there is one.
-    fn open_next(&mut self) -> Result<Option<usize>> {
-        let writer = self.order[self.opened];
+    /// Opens a writer's snapshot, if there is one: the nearest copy.
+    fn open(&mut self, writer: usize) -> Result<()> {
+        let nearest = self.copies[writer].iter().min_by_key(|e| (e.leader != self.leader, e.partner));
+        let Some(&entry) = nearest else { return Ok(()) };
         self.opened += 1;
-        let Some(&entry) = self.copies[writer].first() else { return Ok(None) };
         let here = (entry.leader == self.leader).then(|| &*self.inventory.files[entry.item as usize]);
         let image = SnapshotReader::open(entry, here, Some(self.world)).inspect_err(|e| {
             if e.exit == Exit::Checkpoint {
@@ -186,7 +191,7 @@ impl Memory<'_> {
             self.index.entry((s.group, s.name.clone())).or_default().push((writer, i));
         }
         self.images[writer] = Some(image);
-        Ok(Some(writer))
+        Ok(())
     }
 
     /// Whether all of it was found.
@@ -221,10 +226,10 @@ impl Memory<'_> {
             if cover(filled.clone(), out.len()) {
                 return Ok(true);
             }
-            if self.opened == self.order.len() {
-                return Ok(false);
+            match self.order.next() {
+                Some(writer) => self.open(writer)?,
+                None => return Ok(false),
             }
-            self.open_next()?;
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Training: the step, the loop around it, and what a person sees of both.
 //!
 //! Read `step` first: it is the paper's equations in order. `run` is the loop, `start` what comes before it, `heritage`
-//! what it takes over from the model it starts from, `rescue` where its last state goes when the run directory is gone, `state` what a
+//! what it takes over from the model it starts from, `first` its first weights, `corpora` what it reads, `rescue` where its last state goes when the run directory is gone, `state` what a
 //! checkpoint holds, `report` what is written down.
 
 mod batch;
 mod behind;
+mod corpora;
+mod first;
 mod heritage;
 pub mod metrics;
 pub mod progress;

@@ -1,21 +1,23 @@
 //! Before the first step: data, model, and where the state comes from.
 
 use super::behind;
+use super::corpora::RunData;
+use super::first;
 use super::heritage::Heritage;
 use super::report::{self, Report};
 use super::state::State;
 use super::validate::validate;
 use crate::attempt;
-use crate::checkpoint::{Event, Group, Meta, SpecialTokens};
-use crate::convert::weights::{self, Weights};
-use crate::data::identity::DataNote;
-use crate::data::{Mixture, Tokenizer};
+use crate::checkpoint::{Event, Group, Meta, SpecialTokens, Team};
+use crate::data::tokenizer::TokenizerFacts;
+use crate::data::Mixture;
 use crate::error::{Error, Exit, Result};
 use crate::events::Events;
 use crate::layout;
 use crate::liveness::{Phase, Progress};
 use crate::model::Llama;
 use crate::parallel::{Pipeline, Wires};
+use crate::plan::faults::FaultCost;
 use crate::plan::{self, DataChanges, Plan};
 use crate::slurm::{compress, Job};
 use crate::tiers::keeper::{From, Setup, StateKeeper};
@@ -50,18 +52,7 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     world.agree(say(plan, world, "met", json!({ "world": world.size() })))?;
     crate::wire::use_device(world, plan.device)?;
     world.agree(report::open_run_directory(plan, world))?;
-    let tokenizer = world.agree(Tokenizer::open(&config.data.tokenizer))?;
-    world.agree(plan::check_vocabulary(&plan.model, tokenizer.vocab_size(), &config.data.tokenizer))?;
-    let open = |corpora: &[_]| {
-        let fingerprint = tokenizer.fingerprint();
-        Mixture::open(corpora, config.data.sequence_length, config.seed, plan.model.vocab_size, Some(&fingerprint))
-    };
-    let corpus = world.agree(open(&config.data.train))?;
-    let held_out = match config.data.validation.is_empty() {
-        true => None,
-        false => Some(world.agree(open(&config.data.validation))?),
-    };
-    tracing::info!("training on {}", corpus.describe());
+    let data = RunData::open(plan, world)?;
 
     let wires = Wires::new(plan, world)?;
     let mut model = Llama::new(&plan.model, config.data.sequence_length, plan.device, &wires.axes);
@@ -73,8 +64,7 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     let restoring = say(plan, world, "restoring", json!({ "bytes": bytes }));
     let session = world.broadcast_bytes(world.agree(restoring.and_then(|()| random()))?.to_le_bytes().to_vec(), 0)?;
     let session = u64::from_le_bytes(session.try_into().unwrap_or_default()) >> 11;
-    let meta = Meta { session, ..meta(plan, &tokenizer)? };
-    let mut meta = Meta { data: Some(data_note(&corpus, held_out.as_ref())), ..meta };
+    let mut meta = Meta { session, data: Some(data.note()), ..meta(plan, &data.tokenizer)? };
     let mut changes = DataChanges::default();
     let mut heritage = None;
     progress.restoring(config.launch.restore_time(bytes));
@@ -122,19 +112,29 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
         None if touched => state.clear(),
         None => {}
     }
-    let given = world.agree(match &restored {
-        Some(_) => Ok(None),
-        None => base(plan),
-    })?;
+    let mut given = None;
     if restored.is_none() {
         changes = DataChanges::default();
-        heritage = world.agree(inherited(plan, given.as_ref()))?;
+        given = first::begin(plan, world, &mut state)?;
+        state.publish()?;
     }
-    heritage.into_iter().for_each(|h| h.give(&mut meta, &tokenizer));
+    // Tokens are compared by the rank that has the tokenizer.
+    (meta.special_tokens, meta.generation) = Team(Some(world)).by_first(|| {
+        let heritage = match &restored {
+            Some(_) => heritage,
+            None => first::inherited(plan, given.as_ref())?,
+        };
+        if let (Some(heritage), Some(tokenizer)) = (heritage, &data.opened) {
+            heritage.give(&mut meta, tokenizer);
+        }
+        Ok((meta.special_tokens.clone(), meta.generation.clone()))
+    })?;
+    drop(given);
     progress.at(Phase::Start);
     progress.begin(state.step);
     let mut report = world.agree(Report::open(plan, world, state.step))?;
     told.notes.iter().for_each(|note| report.note(note));
+    FaultCost::of(plan).warning().iter().for_each(|text| report.note(&format!("WARNING: {text}")));
     if let Some(job) = &told.job {
         let nodes = compress(&job.nodes);
         tracing::info!("Slurm job {} on {nodes}, requeued {} times before", job.id, job.restarts);
@@ -156,7 +156,7 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     }
     tell(&changes, &mut report)?;
     if let Some(r) = &restored {
-        let fields = json!({ "step": r.step, "path": r.path, "tiers": r.tally, "from_attempt": r.attempt, "seconds": r.seconds });
+        let fields = json!({ "step": r.step, "path": r.path, "tiers": r.tally, "snapshots_opened": r.opened, "from_attempt": r.attempt, "seconds": r.seconds });
         report.event("resume", fields)?;
     }
     let run_dir = config.run_dir.clone();
@@ -173,15 +173,14 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     let keeper = StateKeeper::new(&setup, world.agree(Table::new(state.specs()))?, world)?;
     keeper.notes(world)?.iter().for_each(|text| report.note(text));
     if restored.is_none() {
-        world.agree(begin(plan, given, &mut state))?;
-        state.publish()?;
         report.event("start", json!({ "world": world.size(), "weights": config.model.weights }))?;
-        if let Some(held_out) = held_out.as_ref().filter(|_| config.validation.every > 0) {
+        if let Some(held_out) = data.held_out.as_ref().filter(|_| config.validation.every > 0) {
             let loss = validate(plan, world, &model, &pipeline, held_out, &mut state, progress)?;
             report.event("validation", json!({ "step": 0, "validation_loss": loss }))?;
             report.note(&format!("validation loss before the first step: {loss:.4}"));
         }
     }
+    let RunData { corpus, held_out, .. } = data;
     Ok(Started { corpus, held_out, model, pipeline, state, report, meta, keeper })
 }
 
@@ -231,10 +230,6 @@ fn resume(plan: &Plan, own: &Meta, found: &Source, state: &mut State) -> Result<
     Ok(changes)
 }
 
-fn data_note(corpus: &Mixture, held_out: Option<&Mixture>) -> DataNote {
-    DataNote { train: corpus.notes(), validation: held_out.map(Mixture::notes).unwrap_or_default() }
-}
-
 /// Says in what the data differs from that of the run that wrote the checkpoint.
 fn tell(changes: &DataChanges, report: &mut Report) -> Result<()> {
     changes.notes.iter().for_each(|note| report.note(note));
@@ -247,47 +242,14 @@ fn tell(changes: &DataChanges, report: &mut Report) -> Result<()> {
     report.event("data_changed", json!({ "changes": changes.accepted }))
 }
 
-/// The weights that the configuration names, opened, if they are of its model.
-fn base(plan: &Plan) -> Result<Option<Weights>> {
-    let Some(path) = &plan.config.model.weights else { return Ok(None) };
-    let weights = weights::open(path)?;
-    plan::check_weights(plan, weights.model(), path)?.iter().for_each(|note| tracing::warn!("{note}"));
-    Ok(Some(weights))
-}
-
-/// What a run that begins takes over from the model that its configuration names.
-fn inherited(plan: &Plan, given: Option<&Weights>) -> Result<Option<Heritage>> {
-    let section = &plan.config.model;
-    match (given, &section.weights, &section.config) {
-        (Some(weights), Some(path), _) => Ok(Some(Heritage::of_weights(weights, path))),
-        (_, _, Some(config)) => Heritage::of_shape(config),
-        _ => Ok(None),
-    }
-}
-
-/// First weights: given ones, or fresh ones.
-fn begin(plan: &Plan, given: Option<Weights>, state: &mut State) -> Result<()> {
-    match (given, &plan.config.model.weights) {
-        (Some(weights), Some(path)) => {
-            state.start_from(&weights)?;
-            tracing::info!("starting from the weights in {}", path.display());
-        }
-        _ => {
-            state.initialise(plan)?;
-            tracing::info!("starting from fresh weights, seed {}", plan.config.seed);
-        }
-    }
-    Ok(())
-}
-
 /// What this run's checkpoints say about it.
-fn meta(plan: &Plan, tokenizer: &Tokenizer) -> Result<Meta> {
+fn meta(plan: &Plan, tokenizer: &TokenizerFacts) -> Result<Meta> {
     Ok(Meta {
         attempt: attempt::current(),
         seed: plan.config.seed,
-        tokenizer: tokenizer.place(),
-        tokenizer_fingerprint: tokenizer.fingerprint(),
-        special_tokens: SpecialTokens { bos: tokenizer.bos(), eos: tokenizer.eos().into_iter().collect(), pad: None },
+        tokenizer: tokenizer.place.clone(),
+        tokenizer_fingerprint: tokenizer.fingerprint.clone(),
+        special_tokens: SpecialTokens { bos: tokenizer.bos, eos: tokenizer.eos.into_iter().collect(), pad: None },
         config: serde_json::to_value(&plan.config).map_err(|e| Error::new(Exit::Internal, e.to_string()))?,
         topology: Topology { rank: 0, ..plan.topology.clone() },
         ..Meta::new(plan.model.clone())

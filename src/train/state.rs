@@ -64,8 +64,8 @@ impl State {
         (self.best_validation, self.validation) = (None, None);
     }
 
-    /// Fresh weights from the seed. This and the two below fill what this rank owns; [`State::publish`] must follow, on
-    /// every rank.
+    /// Fresh weights from the seed. This and the two below fill what this rank saves: over the replicas each element once.
+    /// [`State::publish`] must follow, on every rank.
     pub fn initialise(&mut self, plan: &Plan) -> Result<()> {
         let std = plan.model.initializer_range;
         self.fill(Group::Param, |param, start, out| {
@@ -153,16 +153,33 @@ impl State {
         Ok(())
     }
 
-    /// Rounds the master weights into the parameters and lets every rank have them. Collective over the replicas.
+    /// Hands what was filled to the replicas that keep the same, rounds the master weights into the parameters and lets every
+    /// rank have them. Collective over the replicas.
     pub fn publish(&mut self) -> Result<()> {
+        self.share()?;
         self.optimizer.publish();
         self.units.publish()
     }
 
-    /// Fills the owned part of every parameter, one after the other: `f` gets the local elements from a position on.
+    /// Replicas that keep the same part of the state have each read a part of it: it is gathered, not read by each.
+    fn share(&self) -> Result<()> {
+        let across = &self.units.groups().across;
+        if across.size() == 1 {
+            return Ok(());
+        }
+        for slots in &self.optimizer.slots {
+            for group in Group::ALL {
+                let whole = slots.tensor(group);
+                across.all_gather(&slots.owned.part(whole, &slots.owned.counted), whole)?.wait()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills the counted part of every parameter, one after the other: `f` gets the local elements from a position on.
     fn fill(&mut self, group: Group, mut f: impl FnMut(&Param, usize, &mut [f32]) -> Result<()>) -> Result<()> {
         for slots in &self.optimizer.slots {
-            for (param, range) in slots.owned.layout.pieces(&slots.owned.range) {
+            for (param, range) in slots.owned.layout.pieces(&slots.owned.counted) {
                 let flat = param.start + range.start..param.start + range.end;
                 let mut part = slots.owned.part(slots.tensor(group), &flat);
                 if part.device() == Device::Cpu {

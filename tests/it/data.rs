@@ -50,7 +50,7 @@ fn documents(prefix: &Path) -> Vec<Vec<i64>> {
     let mut at = 0;
     f.document_lengths()
         .map(|n| {
-            let mut ids = Vec::new();
+            let (n, mut ids) = (n.unwrap(), Vec::new());
             f.read(at, n as usize, 1 << 31, &mut ids).unwrap();
             at += n;
             ids

@@ -108,6 +108,20 @@ fn a_killed_run_goes_on_from_memory() {
     }
 }
 
+/// A rank finds what it needs in its own snapshot and, for norms, that of the first rank of its tensor axis; replicas that keep the
+/// same state read a share each.
+#[test]
+fn a_rank_opens_few_snapshots() {
+    for (axes, most) in [(&["parallel.tensor=2"][..], 2), (&["parallel.pipeline=2", "parallel.zero=0"], 1)] {
+        let kept = Kept::new(&format!("few-{}", most));
+        let sets = [&["train.steps=20", "checkpoint.partner=off"], axes].concat();
+        kept.kill_after(4, 8, &sets);
+        kept.finish(4, &sets);
+        let resumed = kept.resumed();
+        assert!(resumed["path"].is_null() && resumed["snapshots_opened"] == most, "{resumed}");
+    }
+}
+
 /// The second copy stands in for a rank whose memory is gone, or damaged; when both are, an older step does.
 #[test]
 fn the_second_copy_stands_in_for_what_is_lost() {

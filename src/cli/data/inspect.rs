@@ -43,7 +43,7 @@ pub fn run(args: Args) -> Result<()> {
     let noted = file.sidecar.as_ref().map(|s| s.tokenizer.vocab_size);
     let mut out = String::new();
     summary(&mut out, &file);
-    lengths(&mut out, &file);
+    lengths(&mut out, &file)?;
     if args.show > 0 {
         show(&mut out, &file, &args)?;
     }
@@ -100,10 +100,10 @@ fn summary(out: &mut String, file: &Indexed) {
 }
 
 /// Quantiles of the document lengths, and a bar for each power of two.
-fn lengths(out: &mut String, file: &Indexed) {
-    let mut all: Vec<u64> = file.document_lengths().collect();
+fn lengths(out: &mut String, file: &Indexed) -> Result<()> {
+    let mut all = file.document_lengths().collect::<Result<Vec<u64>>>()?;
     all.sort_unstable();
-    let (Some(&least), Some(&most)) = (all.first(), all.last()) else { return };
+    let (Some(&least), Some(&most)) = (all.first(), all.last()) else { return Ok(()) };
     let at = |q: f64| crate::text::grouped(all[((all.len() - 1) as f64 * q).round() as usize]);
     let mean = file.tokens() as f64 / all.len() as f64;
     let _ = writeln!(
@@ -130,6 +130,7 @@ fn lengths(out: &mut String, file: &Indexed) {
             crate::text::grouped(n)
         );
     }
+    Ok(())
 }
 
 fn show(out: &mut String, file: &Indexed, args: &Args) -> Result<()> {

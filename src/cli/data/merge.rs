@@ -117,6 +117,7 @@ fn write(output: &Path, shards: &[Shard], meter: &Meter) -> Result<Sidecar> {
     for Shard { file, .. } in shards {
         let mut at = 0;
         for length in file.document_lengths() {
+            let length = length?;
             ids.clear();
             file.read(at, length as usize, vocab, &mut ids)?;
             at += length;
@@ -125,6 +126,7 @@ fn write(output: &Path, shards: &[Shard], meter: &Meter) -> Result<Sidecar> {
             writer.push(&narrow)?;
             meter.add(size * length);
         }
+        file.close();
     }
     writer.finish(IndexedWritten {
         tokenizer: first.tokenizer.clone(),

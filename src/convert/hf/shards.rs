@@ -4,12 +4,14 @@
 
 use crate::checkpoint::slice::{copy_runs, runs, Span};
 use crate::error::{Error, Exit, Result};
+use crate::lazy_file::LazyFile;
 use half::slice::HalfFloatSliceExt;
 use safetensors::tensor::Metadata;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub const INDEX: &str = "model.safetensors.index.json";
 pub const SINGLE: &str = "model.safetensors";
@@ -19,7 +21,7 @@ const BLOCK: usize = 1 << 20;
 const MAX_HEADER: u64 = 100_000_000;
 
 /// Type of weights in a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 pub enum Dtype {
     Bf16,
     Fp16,
@@ -54,12 +56,15 @@ impl Dtype {
     }
 }
 
-/// All tensors of a Hugging Face directory.
+/// All tensors of a Hugging Face directory. One process opens it; others are told where the tensors lie, and open the files
+/// that they read.
+#[derive(Serialize, Deserialize)]
 pub struct Shards {
-    files: Vec<(PathBuf, File)>,
+    files: Vec<LazyFile>,
     tensors: HashMap<String, Place>,
 }
 
+#[derive(Serialize, Deserialize)]
 struct Place {
     file: usize,
     dtype: Dtype,
@@ -106,19 +111,15 @@ impl Shards {
             )));
         }
         let path = directory.join(name);
-        let file = File::open(&path).map_err(|e| match (e.kind(), indexed) {
-            (std::io::ErrorKind::NotFound, true) => {
-                wrong(format!("{} is named by {INDEX} but is not there", path.display()))
-                    .hint("the download is incomplete")
-            }
-            (std::io::ErrorKind::NotFound, false) => {
-                wrong(format!("{} has neither {SINGLE} nor {INDEX}", directory.display()))
-                    .hint("weights must be in safetensors, or Meta's params.json with consolidated.*.pth; PyTorch's *.bin is not read")
-            }
-            _ => Error::io(&path, "open", &e, Exit::Model),
+        let file = LazyFile::find(path.clone(), Exit::Model).map_err(|e| match (path.exists(), indexed) {
+            (false, true) => wrong(format!("{} is named by {INDEX} but is not there", path.display()))
+                .hint("the download is incomplete"),
+            (false, false) => wrong(format!("{} has neither {SINGLE} nor {INDEX}", directory.display()))
+                .hint("weights must be in safetensors, or Meta's params.json with consolidated.*.pth; PyTorch's *.bin is not read"),
+            (true, _) => e,
         })?;
         let number = self.files.len();
-        let (data, header) = read_header(&path, &file)?;
+        let (data, header) = read_header(&file)?;
         for (tensor, info) in header.tensors() {
             let dtype = match info.dtype {
                 safetensors::Dtype::F32 => Dtype::Fp32,
@@ -134,13 +135,13 @@ impl Shards {
                 return Err(wrong(format!("{tensor} is in {} and in another file as well", path.display())));
             }
         }
-        self.files.push((path, file));
+        self.files.push(file);
         Ok(())
     }
 
     /// Names of the files.
     pub fn files(&self) -> Vec<&str> {
-        self.files.iter().filter_map(|(path, _)| path.file_name()?.to_str()).collect()
+        self.files.iter().filter_map(|f| f.path.file_name()?.to_str()).collect()
     }
 
     pub fn names(&self) -> impl Iterator<Item = &str> {
@@ -161,12 +162,13 @@ impl Shards {
         if let Some(why) = want.fault() {
             return Err(wrong(format!("{name}: {why}")));
         }
-        let (path, file) = &self.files[t.file];
+        let from_file = &self.files[t.file];
+        let file = from_file.reach()?;
         copy_runs(&runs(&all, &want), out, |from, part| {
             let at = t.at + (from * t.dtype.size()) as u64;
-            read_as_f32(file, t.dtype, at, part)
+            read_as_f32(&file, t.dtype, at, part)
         })
-        .map_err(|e| Error::io(path, "read", &e, Exit::Model))
+        .map_err(|e| from_file.refused(&e))
     }
 }
 
@@ -183,9 +185,8 @@ fn index_map(index: &Path) -> Result<HashMap<String, String>> {
 }
 
 /// Where the data starts, and the header.
-fn read_header(path: &Path, file: &File) -> Result<(u64, Metadata)> {
-    let io = |e: std::io::Error| Error::io(path, "read", &e, Exit::Model);
-    let size = file.metadata().map_err(io)?.len();
+fn read_header(file: &LazyFile) -> Result<(u64, Metadata)> {
+    let (path, size) = (&file.path, file.len);
     let cut = |need: u64| {
         wrong(format!("{} is cut off: it has {size} bytes of {need}", path.display()))
             .hint("the download is incomplete")
@@ -194,7 +195,7 @@ fn read_header(path: &Path, file: &File) -> Result<(u64, Metadata)> {
         return Err(cut(8));
     }
     let mut len = [0; 8];
-    file.read_exact_at(&mut len, 0).map_err(io)?;
+    file.read(0, &mut len)?;
     let len = u64::from_le_bytes(len);
     if len > MAX_HEADER {
         return Err(wrong(format!("{} is no safetensors file: its header would have {len} bytes", path.display())));
@@ -203,7 +204,7 @@ fn read_header(path: &Path, file: &File) -> Result<(u64, Metadata)> {
         return Err(cut(8 + len));
     }
     let mut header = vec![0; len as usize];
-    file.read_exact_at(&mut header, 8).map_err(io)?;
+    file.read(8, &mut header)?;
     let header: Metadata =
         serde_json::from_slice(&header).map_err(|e| wrong(format!("{} has a damaged header: {e}", path.display())))?;
     match 8 + len + header.data_len() as u64 {

@@ -18,6 +18,7 @@ use crate::error::{Error, Exit, Result};
 use crate::layout::units;
 use params::{OriginalParams, Shapes};
 use pth::Pth;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -34,7 +35,9 @@ pub fn rank_of(name: &str) -> Option<usize> {
     name.strip_prefix("consolidated.")?.strip_suffix(".pth")?.parse().ok()
 }
 
-/// The opened files of one model. Nothing is in memory; reading streams.
+/// The files of one model. Nothing is in memory; reading streams. One process opens it; others are told where the tensors
+/// lie, and open the files that they read.
+#[derive(Serialize, Deserialize)]
 pub struct Original {
     files: Vec<Pth>,
     tensors: HashMap<String, Cut>,
@@ -42,6 +45,7 @@ pub struct Original {
 }
 
 /// How a tensor is spread over the files.
+#[derive(Serialize, Deserialize)]
 struct Cut {
     /// Meta's name.
     name: String,
@@ -94,7 +98,7 @@ impl Original {
 
     /// Names of the files, in rank order.
     pub fn files(&self) -> Vec<&str> {
-        self.files.iter().filter_map(|f| f.path.file_name()?.to_str()).collect()
+        self.files.iter().filter_map(|f| f.path().file_name()?.to_str()).collect()
     }
 
     /// Global shape of a parameter by its Hugging Face name.
@@ -163,7 +167,7 @@ impl Original {
         match extra {
             Some(name) => Err(wrong(format!(
                 "{} holds {name}, which Llama 3 of this params.json has not",
-                self.files[0].path.display()
+                self.files[0].path().display()
             ))),
             None => Ok(()),
         }
@@ -259,7 +263,7 @@ fn meta_name(name: &str) -> String {
 }
 
 fn lacks(file: &Pth, name: &str) -> Error {
-    wrong(format!("{} lacks {name}", file.path.display()))
+    wrong(format!("{} lacks {name}", file.path().display()))
 }
 
 fn wrong(fact: String) -> Error {

@@ -4,26 +4,32 @@ use crate::convert::hf::{read_as_f32, Dtype};
 use crate::convert::meta_llama::pickle::{tensors, Tensor};
 use crate::convert::meta_llama::zip::{entries, ZipEntry};
 use crate::error::{Error, Exit, Result};
+use crate::lazy_file::LazyFile;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A larger description is no model's.
 const MAX_PICKLE: u64 = 1 << 30;
 /// Elements between neighbours up to which a row is read along and picked from, rather than element by element.
 const NEAR: usize = 64;
 
+#[derive(Serialize, Deserialize)]
 pub struct Pth {
-    pub path: PathBuf,
-    file: File,
+    file: LazyFile,
     tensors: HashMap<String, Placed>,
 }
 
+/// A tensor and the bytes of its storage.
+#[derive(Serialize, Deserialize)]
 struct Placed {
-    tensor: Tensor,
     dtype: Dtype,
     data: ZipEntry,
+    /// First element in the storage.
+    offset: usize,
+    shape: Vec<usize>,
+    /// Elements between neighbours on each dim.
+    strides: Vec<usize>,
 }
 
 impl Pth {
@@ -31,8 +37,8 @@ impl Pth {
     /// dictionary of tensors, of a type other than fp32, bf16 and fp16, big-endian.
     pub fn open(path: &Path) -> Result<Pth> {
         let wrong = |why: String| Error::new(Exit::Model, format!("{}: {why}", path.display()));
-        let io = |e: std::io::Error| Error::io(path, "read", &e, Exit::Model);
-        let file = File::open(path).map_err(io)?;
+        let lazy = LazyFile::find(path.into(), Exit::Model)?;
+        let file = lazy.reach()?;
         let all = entries(&file).map_err(|why| wrong(why).hint("is the download complete?"))?;
         let Some((pickle, prefix)) = all.keys().find_map(|n| Some((n, n.strip_suffix("data.pkl")?))) else {
             return Err(wrong("it holds no data.pkl: it was not written by torch.save".into()));
@@ -42,7 +48,7 @@ impl Pth {
                 return Err(wrong(format!("its description would have {} bytes", entry.len)));
             }
             let mut bytes = vec![0; entry.len as usize];
-            file.read_exact_at(&mut bytes, entry.at).map_err(io)?;
+            lazy.read(entry.at, &mut bytes)?;
             Ok(bytes)
         };
         if let Some(order) = all.get(&format!("{prefix}byteorder")) {
@@ -51,19 +57,23 @@ impl Pth {
             }
         }
         let mut placed = HashMap::new();
-        for (name, tensor) in tensors(&content(&all[pickle])?).map_err(wrong)? {
+        for (name, Tensor { storage, offset, shape, strides }) in tensors(&content(&all[pickle])?).map_err(wrong)? {
             // rope.freqs is complex in some files, and follows from the configuration.
-            let Ok(dtype) = tensor.storage.dtype else { continue };
-            let key = &tensor.storage.key;
+            let Ok(dtype) = storage.dtype else { continue };
+            let key = &storage.key;
             let data = *all.get(&format!("{prefix}data/{key}")).ok_or_else(|| wrong(format!("{name} has no data")))?;
-            let need = (tensor.storage.len as u64).checked_mul(dtype.size() as u64);
+            let need = (storage.len as u64).checked_mul(dtype.size() as u64);
             if need.is_none_or(|need| need > data.len) {
-                let (n, len) = (tensor.storage.len, data.len);
+                let (n, len) = (storage.len, data.len);
                 return Err(wrong(format!("{name} has {n} elements of {}, but {len} bytes", dtype.torch())));
             }
-            placed.insert(name, Placed { tensor, dtype, data });
+            placed.insert(name, Placed { dtype, data, offset, shape, strides });
         }
-        Ok(Pth { path: path.into(), file, tensors: placed })
+        Ok(Pth { file: lazy, tensors: placed })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.file.path
     }
 
     pub fn names(&self) -> impl Iterator<Item = &str> {
@@ -71,17 +81,17 @@ impl Pth {
     }
 
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors.get(name).map(|t| t.tensor.shape.as_slice())
+        self.tensors.get(name).map(|t| t.shape.as_slice())
     }
 
     /// Elements `[from, from + out.len())` of a tensor in row-major order, as fp32 (exact). The caller asks for what is there.
     pub fn read(&self, name: &str, from: usize, out: &mut [f32]) -> Result<()> {
-        let Some(Placed { tensor, dtype, data }) = self.tensors.get(name) else {
-            return Err(Error::new(Exit::Model, format!("{}: there is no {name}", self.path.display())));
+        let Some(tensor) = self.tensors.get(name) else {
+            return Err(Error::new(Exit::Model, format!("{}: there is no {name}", self.path().display())));
         };
-        let read =
-            |at: usize, part: &mut [f32]| read_as_f32(&self.file, *dtype, data.at + (at * dtype.size()) as u64, part);
-        let io = |e: std::io::Error| Error::io(&self.path, "read", &e, Exit::Model);
+        let (Placed { dtype, data, .. }, file) = (tensor, self.file.reach()?);
+        let read = |at: usize, part: &mut [f32]| read_as_f32(&file, *dtype, data.at + (at * dtype.size()) as u64, part);
+        let io = |e: std::io::Error| self.file.refused(&e);
         if tensor.is_contiguous() {
             return read(tensor.offset + from, out).map_err(io);
         }
@@ -115,7 +125,7 @@ fn strided(
     }
 }
 
-impl Tensor {
+impl Placed {
     fn is_contiguous(&self) -> bool {
         let mut expected = 1;
         self.shape.iter().zip(&self.strides).rev().all(|(&n, &s)| {

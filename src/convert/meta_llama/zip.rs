@@ -2,6 +2,7 @@
 //!
 //! Source: PKWARE APPNOTE.TXT 6.3 §4.3 (records) and §4.5.3 (zip64 extra field).
 
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -12,7 +13,7 @@ const TAIL: u64 = 22 + 65535;
 const MAX_DIRECTORY: u64 = 1 << 30;
 
 /// Where an entry's bytes are in the archive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ZipEntry {
     pub at: u64,
     pub len: u64,

@@ -2,6 +2,10 @@ use super::*;
 use crate::data::indexed::{IndexedWriter, IndexedWritten, TokenizerNote};
 use std::path::Path;
 
+fn how(sequence_length: usize, seed: u64, vocab_size: usize) -> Cutting {
+    Cutting { sequence_length, seed, vocab_size, documents: true }
+}
+
 fn corpus(dir: &Path, name: &str, tokens: u32, weight: f64) -> Corpus {
     let path = dir.join(name);
     let mut w = IndexedWriter::create(&path, 65_000).unwrap();
@@ -22,7 +26,7 @@ fn corpus(dir: &Path, name: &str, tokens: u32, weight: f64) -> Corpus {
 fn one_corpus_reads_each_sample_once_an_epoch() {
     let dir = tempfile::tempdir().unwrap();
     let c = [corpus(dir.path(), "a", 1001, 2.5)];
-    let m = Mixture::open(&c, 8, 1, 65_000, Some("abc")).unwrap();
+    let m = Mixture::open(&c, how(8, 1, 65_000), Some("abc")).unwrap();
     assert_eq!((m.epoch_len(), m.tokens()), (125, 1001));
     let mut orders = Vec::new();
     for epoch in 0..3 {
@@ -43,7 +47,7 @@ fn one_corpus_reads_each_sample_once_an_epoch() {
     assert_eq!(m.sequential(0).unwrap().ids[0], 0);
     assert_eq!(m.sequential(124).unwrap().ids[0], 124 * 8);
     assert_eq!(m.sequential(125).unwrap().ids[0], 0);
-    let other = Mixture::open(&c, 8, 2, 65_000, None).unwrap();
+    let other = Mixture::open(&c, how(8, 2, 65_000), None).unwrap();
     assert!((0..125).any(|i| other.sample(i).unwrap() != m.sample(i).unwrap()));
 }
 
@@ -91,12 +95,12 @@ fn without_weights_each_token_has_the_same_chance() {
     let dir = tempfile::tempdir().unwrap();
     let mut c = [corpus(dir.path(), "a", 401, 1.0), corpus(dir.path(), "b", 1601, 1.0)];
     let shares = |m: &Mixture| m.turns.slots.iter().map(|s| *s as f64 / m.turns.period() as f64).collect::<Vec<_>>();
-    assert_eq!(shares(&Mixture::open(&c, 4, 9, 65_000, None).unwrap()), [0.5, 0.5]);
+    assert_eq!(shares(&Mixture::open(&c, how(4, 9, 65_000), None).unwrap()), [0.5, 0.5]);
     c[0].weight = None;
-    let e = Mixture::open(&c, 4, 9, 65_000, None).err().unwrap();
+    let e = Mixture::open(&c, how(4, 9, 65_000), None).err().unwrap();
     assert!(e.exit == Exit::Config && e.fact.contains("1 of 2 corpora have a weight"), "{e}");
     c[1].weight = None;
-    let m = Mixture::open(&c, 4, 9, 65_000, None).unwrap();
+    let m = Mixture::open(&c, how(4, 9, 65_000), None).unwrap();
     assert_eq!(shares(&m), [0.2, 0.8]);
     assert!(m.describe().contains("20.0000% of draws"), "{}", m.describe());
 }
@@ -105,7 +109,7 @@ fn without_weights_each_token_has_the_same_chance() {
 fn corpora_keep_to_their_own_order() {
     let dir = tempfile::tempdir().unwrap();
     let c = [corpus(dir.path(), "a", 400, 3.0), corpus(dir.path(), "b", 4000, 1.0)];
-    let m = Mixture::open(&c, 4, 9, 65_000, Some("abc")).unwrap();
+    let m = Mixture::open(&c, how(4, 9, 65_000), Some("abc")).unwrap();
     let mut from_b = std::collections::HashSet::new();
     for i in 0..4 * 999 {
         let (corpus, k) = m.turns.at(i);
@@ -146,7 +150,7 @@ fn samples_know_where_documents_begin() {
         at += n;
     }
     for s in [1, 2, 5, 8, 35, 70] {
-        let m = Mixture::open(&[Corpus { path: path.clone(), weight: None }], s, 1, 65_000, None).unwrap();
+        let m = Mixture::open(&[Corpus { path: path.clone(), weight: None }], how(s, 1, 65_000), None).unwrap();
         let mut seen = 0;
         for i in 0..m.epoch_len() {
             let first = i as usize * s;
@@ -163,9 +167,9 @@ fn samples_know_where_documents_begin() {
 fn what_does_not_fit_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let a = corpus(dir.path(), "a", 9, 1.0);
-    let refused = |c: &[Corpus], s, vocab, print| Mixture::open(c, s, 0, vocab, print).err().expect("refused");
+    let refused = |c: &[Corpus], s, vocab, print| Mixture::open(c, how(s, 0, vocab), print).err().expect("refused");
     let one = std::slice::from_ref(&a);
-    assert!(Mixture::open(one, 8, 0, 65_000, Some("abc")).is_ok());
+    assert!(Mixture::open(one, how(8, 0, 65_000), Some("abc")).is_ok());
     let e = refused(one, 9, 65_000, None);
     assert!(e.exit == Exit::Data && e.fact.contains("9 tokens") && e.fact.contains("takes 10"), "{e}");
     let e = refused(one, 8, 64_999, None);
@@ -180,7 +184,7 @@ fn what_does_not_fit_is_refused() {
 
     // A file without herd's sidecar: its ids are checked when they are read.
     std::fs::remove_file(dir.path().join("a.json")).unwrap();
-    let m = Mixture::open(one, 8, 0, 8, Some("whatever")).unwrap();
+    let m = Mixture::open(one, how(8, 0, 8), Some("whatever")).unwrap();
     let e = m.sample(0).unwrap_err();
     assert!(e.exit == Exit::Data && e.fact.contains("token 8 is id 8"), "{e}");
 }

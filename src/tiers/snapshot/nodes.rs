@@ -3,7 +3,7 @@
 use crate::config::Partner;
 use crate::error::{Error, Exit, Result};
 use crate::world::World;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -26,7 +26,8 @@ impl Nodes {
         let all = world.all_gather_bytes(format!("{}\n{seen}\n{switch}", world.host()).as_bytes())?;
         let texts: Vec<String> = all.iter().map(|b| String::from_utf8_lossy(b).into_owned()).collect();
         let parts: Vec<(&str, &str)> = texts.iter().map(|t| t.rsplit_once('\n').unwrap_or((t, ""))).collect();
-        let leader = parts.iter().map(|p| parts.iter().position(|q| q.0 == p.0).unwrap_or(0)).collect();
+        let mut first = HashMap::new();
+        let leader = parts.iter().enumerate().map(|(rank, p)| *first.entry(p.0).or_insert(rank)).collect();
         Ok(Nodes { leader, switch: parts.iter().map(|p| p.1.to_string()).collect() })
     }
 
@@ -53,14 +54,22 @@ impl Nodes {
                 if ring.len() < 2 {
                     return None;
                 }
+                let members = self.by_leader();
                 let mut to = vec![0; size];
-                for (i, &leader) in ring.iter().enumerate() {
-                    let next = self.members(ring[(i + 1) % ring.len()]);
-                    self.members(leader).into_iter().enumerate().for_each(|(j, r)| to[r] = next[j % next.len()]);
+                for (i, leader) in ring.iter().enumerate() {
+                    let next = &members[&ring[(i + 1) % ring.len()]];
+                    members[leader].iter().enumerate().for_each(|(j, &r)| to[r] = next[j % next.len()]);
                 }
                 Some(to)
             }
         }
+    }
+
+    /// The ranks of each node, ascending.
+    fn by_leader(&self) -> HashMap<usize, Vec<usize>> {
+        let mut members: HashMap<usize, Vec<usize>> = HashMap::new();
+        self.leader.iter().enumerate().for_each(|(rank, &leader)| members.entry(leader).or_default().push(rank));
+        members
     }
 
     /// Leaders, one of each switch in turn.

@@ -206,8 +206,8 @@ fn documents(prefix: &Path) -> Vec<String> {
     let file = Indexed::open(prefix).unwrap();
     let bytes = Tokenizer::open("bytes").unwrap();
     let mut at = 0;
-    let read = |n: u64| {
-        let mut ids = Vec::new();
+    let read = |n: herd::error::Result<u64>| {
+        let (n, mut ids) = (n.unwrap(), Vec::new());
         file.read(at, n as usize, 258, &mut ids).unwrap();
         at += n;
         let ids: Vec<u32> = ids.iter().map(|&id| id as u32).collect();

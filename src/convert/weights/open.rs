@@ -1,0 +1,163 @@
+//! Opening weights: what a path is, and who looks at it.
+
+use super::{Shared, Source, Weights};
+use crate::checkpoint::restore::{newest_opened, open_step};
+use crate::checkpoint::{newest_valid_alone, Checkpoint, Event, SpecialTokens, Team};
+use crate::convert::hf::{self, Shards};
+use crate::convert::meta_llama::{is_meta, Original};
+use crate::data::Tokenizer;
+use crate::error::{Error, Exit, Result};
+use crate::progress::Meter;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+/// What lies at a path.
+#[derive(Serialize, Deserialize)]
+enum Place {
+    /// A step directory.
+    Step,
+    /// A directory of steps.
+    Run(PathBuf),
+    Model(Box<Weights>),
+}
+
+/// Opens any of: a step directory, a run directory or its `checkpoints` (the newest whole one), a Hugging Face directory, a
+/// directory of Meta's (params.json, consolidated.*.pth).
+/// Checksums of a herd checkpoint are verified; every tensor of the model is there in its shape. What was guessed or is
+/// left unread is logged, a line each.
+///
+/// Errors: [`Exit::Checkpoint`] for a damaged checkpoint or a run without one, [`Exit::Model`] for the rest.
+pub fn open(path: &Path) -> Result<Weights> {
+    open_metered(path, &Meter::default())
+}
+
+/// As [`open`]; `meter` counts what is read of a checkpoint to verify it.
+pub fn open_metered(path: &Path, meter: &Meter) -> Result<Weights> {
+    match find(path)? {
+        Place::Model(weights) => Ok(*weights),
+        Place::Step => Weights::of_checkpoint(verified(path, meter)?).checked(path),
+        Place::Run(checkpoints) => Weights::of_checkpoint(newest(&checkpoints, meter)?).checked(path),
+    }
+}
+
+/// As [`open`], for the ranks of a run: rank 0 looks at headers and manifest and tells the others, a rank opens the files that
+/// it reads. The data of a checkpoint is compared with its checksums by [`Weights::confirm`] only, after everybody has read;
+/// `passed` are steps that were found damaged. Collective.
+pub fn open_together(path: &Path, passed: &[PathBuf], team: Team) -> Result<Weights> {
+    let (checkpoint, of_run) = match team.by_first(|| find(path))? {
+        Place::Model(weights) => return Ok(*weights),
+        Place::Step => (open_step(path, team)?, false),
+        Place::Run(checkpoints) => {
+            let found = newest_opened(&checkpoints, passed, team, &mut told)?;
+            (found.ok_or_else(|| none_whole(&checkpoints))?, true)
+        }
+    };
+    let mut weights = Weights::of_checkpoint(checkpoint);
+    if let Source::Herd(checkpoint) = weights.source {
+        let compared = Mutex::default();
+        weights.source = Source::Shared(Box::new(Shared { checkpoint: *checkpoint, compared, of_run }));
+    }
+    weights.checked(path)
+}
+
+/// Looks what `path` is, and opens it if it is somebody else's model.
+fn find(path: &Path) -> Result<Place> {
+    let model = |weights: Weights| weights.checked(path).map(|w| Place::Model(Box::new(w)));
+    if path.join("manifest.json").is_file() {
+        Ok(Place::Step)
+    } else if path.join("config.json").is_file() {
+        model(Weights::of_hugging_face(path)?)
+    } else if is_meta(path) {
+        model(Weights::of_meta(path)?)
+    } else if path.join("checkpoints").is_dir() {
+        Ok(Place::Run(path.join("checkpoints")))
+    } else if crate::checkpoint::list(path)?.is_empty() {
+        let fact = match path.exists() {
+            true => format!("{} holds no weights", path.display()),
+            false => format!("there is no {}", path.display()),
+        };
+        Err(Error::new(Exit::Model, fact)
+            .hint("give a step directory, a run directory, a Hugging Face directory with config.json, or Meta's with params.json"))
+    } else {
+        Ok(Place::Run(path.into()))
+    }
+}
+
+fn verified(path: &Path, meter: &Meter) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open(path)?;
+    meter.begin("verify", checkpoint.bytes());
+    match checkpoint.verify_metered(meter).into_iter().find_map(|f| f.problem) {
+        Some(problem) => Err(damaged(path, &problem)),
+        None => Ok(checkpoint),
+    }
+}
+
+pub(super) fn damaged(path: &Path, problem: &str) -> Error {
+    let place = format!("{}: ", path.display());
+    Error::new(Exit::Checkpoint, format!("{place}{}", problem.strip_prefix(&place).unwrap_or(problem)))
+        .hint("use another step; `herd checkpoint verify` on the run directory tells which are whole")
+}
+
+fn told(e: &Event) {
+    match e {
+        Event::CheckpointRejected { .. } | Event::SnapshotRejected { .. } => tracing::warn!("{e}"),
+        Event::CheckpointChosen { .. } => tracing::info!("{e}"),
+    }
+}
+
+fn none_whole(checkpoints: &Path) -> Error {
+    Error::new(Exit::Checkpoint, format!("{} holds no whole checkpoint", checkpoints.display()))
+        .hint("`herd checkpoint verify` tells what is wrong with each")
+}
+
+fn newest(checkpoints: &Path, meter: &Meter) -> Result<Checkpoint> {
+    newest_valid_alone(checkpoints, meter, &mut told)?.ok_or_else(|| none_whole(checkpoints))
+}
+
+impl Weights {
+    fn of_checkpoint(checkpoint: Checkpoint) -> Weights {
+        let meta = checkpoint.meta();
+        Weights {
+            model: meta.model.clone(),
+            tokenizer: meta.tokenizer.clone(),
+            tokenizer_fingerprint: meta.tokenizer_fingerprint.clone(),
+            special_tokens: meta.special_tokens.clone(),
+            generation: meta.generation.clone(),
+            source: Source::Herd(Box::new(checkpoint)),
+        }
+    }
+
+    fn of_hugging_face(path: &Path) -> Result<Weights> {
+        let config = hf::config::read(&path.join("config.json"))?;
+        config.notes.iter().for_each(|note| tracing::warn!("{note}"));
+        let shards = Shards::open(path)?;
+        Ok(Weights {
+            model: config.model,
+            tokenizer: hf::tokenizer_of(path),
+            tokenizer_fingerprint: String::new(),
+            special_tokens: config.special_tokens,
+            generation: hf::generation::read(path)?,
+            source: Source::HuggingFace(shards),
+        })
+    }
+
+    fn of_meta(path: &Path) -> Result<Weights> {
+        let original = Original::open(path)?;
+        let tokenizer = hf::tokenizer_of(path);
+        // A tokenizer that herd cannot open (Llama 2's SentencePiece) has ids that herd does not know.
+        let special_tokens = match Tokenizer::open(&tokenizer) {
+            Ok(t) => SpecialTokens { bos: t.bos(), eos: t.ends(), pad: None },
+            Err(_) => SpecialTokens::default(),
+        };
+        Ok(Weights {
+            model: original.model().clone(),
+            tokenizer,
+            tokenizer_fingerprint: String::new(),
+            special_tokens,
+            generation: Value::Null,
+            source: Source::Meta(Box::new(original)),
+        })
+    }
+}
