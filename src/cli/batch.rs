@@ -72,6 +72,9 @@ pub struct Args {
     /// Memory of a rank for keys and values, in GB. Default: a quarter of what is free, shared by the node's ranks.
     #[arg(long, value_name = "GB")]
     cache_gb: Option<f64>,
+    /// Read every prompt whole, also where another has the same beginning. Changes no answer.
+    #[arg(long)]
+    no_prefix_cache: bool,
     /// For requests that do not say.
     #[arg(long, value_name = "T", default_value_t = 1.0, allow_negative_numbers = true)]
     temperature: f64,
@@ -166,9 +169,18 @@ fn work(args: &Args, world: &World, options: (Kind, Device), meter: &Meter, stop
     match (&opened, begun, tokenizer) {
         (Some(opened), Some(begun), _) => {
             let others = Others { mailbox: &mut mailbox, leaders: world.size() / each - 1 };
-            finish = opened.answer(args, begun, holding.engine(replica, limits), others, meter, stop)?;
+            finish = opened.answer(
+                args,
+                begun,
+                holding.engine(replica, limits, !args.no_prefix_cache),
+                others,
+                meter,
+                stop,
+            )?;
         }
-        (_, _, Some(tokenizer)) => lead(holding.engine(replica, limits), &tokenizer, &mut mailbox, world)?,
+        (_, _, Some(tokenizer)) => {
+            lead(holding.engine(replica, limits, !args.no_prefix_cache), &tokenizer, &mut mailbox, world)?
+        }
         _ => replica.follow()?,
     }
     // How it ended, the first rank knows.

@@ -97,7 +97,7 @@ pub fn run(args: Args) -> Result<()> {
     prompts.iter().try_for_each(|p| check(&p.ids, model.vocab_size, longest))?;
     let holding = Holding { model, topology: Topology::solo(), kind, device, longest, blocks: blocks(longest) + 1 };
     let replica = shown(|meter| holding.alone(&weights, meter))?;
-    let mut engine = holding.engine(replica, LIMITS);
+    let mut engine = holding.engine(replica, LIMITS, true);
     tracing::info!("{says}");
     for (index, Prompt { ids: prompt, shown }) in prompts.into_iter().enumerate() {
         if index > 0 {

@@ -1,9 +1,11 @@
 //! Requests in, tokens out: the scheduler's decisions carried out over a replica, a token chosen wherever logits come back.
 
 use crate::error::{Error, Exit, Result};
+use crate::kernels::paged::BLOCK;
 use crate::kernels::{host, parallel};
 use crate::serve::iteration::{Stretch, TokenBatch};
 use crate::serve::logprobs::{self, Scored};
+use crate::serve::pool::{BlockPool, Chain};
 use crate::serve::replica::Replica;
 use crate::serve::scheduler::{self, blocks, Limits, SequenceStanding};
 use crate::serve::Sampling;
@@ -62,6 +64,8 @@ pub struct Capacity {
     pub limits: Limits,
     /// Blocks of the cache, block 0 counted, which is nobody's.
     pub blocks: usize,
+    /// Blocks that hold the same beginning are read once.
+    pub sharing: bool,
     /// Tokens of the longest text, prompt and continuation.
     pub longest: usize,
     pub vocab: usize,
@@ -76,6 +80,8 @@ pub struct EngineTally {
     pub decode: u64,
     /// Tokens chosen.
     pub chosen: u64,
+    /// Tokens that were not read, since their blocks were there.
+    pub shared: u64,
     /// Sequences that gave up their blocks.
     pub gave_up: u64,
 }
@@ -87,19 +93,16 @@ struct Sequence {
     tokens: Vec<u32>,
     read: usize,
     blocks: Vec<u32>,
-}
-
-impl Sequence {
-    fn standing(&self) -> SequenceStanding {
-        SequenceStanding { tokens: self.tokens.len(), read: self.read, blocks: self.blocks.len() }
-    }
+    /// Blocks that are whole and known, and what stands for them.
+    known: usize,
+    chain: Chain,
 }
 
 /// The leader of a replica at work.
 pub struct Engine {
     replica: Replica,
     capacity: Capacity,
-    free: Vec<u32>,
+    pool: BlockPool,
     running: Vec<Sequence>,
     waiting: VecDeque<Sequence>,
     next: u64,
@@ -108,11 +111,11 @@ pub struct Engine {
 
 impl Engine {
     pub fn new(replica: Replica, capacity: Capacity) -> Engine {
-        let free = (1..capacity.blocks as u32).rev().collect();
+        let pool = BlockPool::new(capacity.blocks, capacity.sharing);
         Engine {
             replica,
             capacity,
-            free,
+            pool,
             running: vec![],
             waiting: VecDeque::new(),
             next: 0,
@@ -132,7 +135,7 @@ impl Engine {
         self.check(&asked)?;
         let (ticket, tokens) = (self.next, asked.prompt.clone());
         self.next += 1;
-        self.waiting.push_back(Sequence { ticket, asked, tokens, read: 0, blocks: vec![] });
+        self.waiting.push_back(Sequence { ticket, asked, tokens, read: 0, blocks: vec![], known: 0, chain: 0 });
         Ok(ticket)
     }
 
@@ -152,26 +155,33 @@ impl Engine {
     /// One iteration. Errors: of the wires, of the reader, logits that are not numbers.
     pub fn step(&mut self, reader: &mut dyn Reader) -> Result<()> {
         self.end_those_who_want_nothing(reader)?;
-        let standing = |s: &Sequence| s.standing();
-        let running: Vec<SequenceStanding> = self.running.iter().map(standing).collect();
-        let waiting: Vec<SequenceStanding> =
-            self.waiting.iter().take(self.capacity.limits.sequences).map(standing).collect();
-        let plan = scheduler::step(&self.capacity.limits, &running, &waiting, self.free.len());
+        let running: Vec<SequenceStanding> = self.running.iter().map(|s| self.standing(s)).collect();
+        let first = self.waiting.iter().take(self.capacity.limits.sequences);
+        let waiting: Vec<SequenceStanding> = first.map(|s| self.prospect(s)).collect();
+        let plan = scheduler::step(&self.capacity.limits, &running, &waiting, self.pool.free());
         for &i in plan.give_up.iter().rev() {
             let mut s = self.running.remove(i);
-            self.free.append(&mut s.blocks);
-            s.read = 0;
+            s.blocks.drain(..).for_each(|block| self.pool.let_go(block));
+            (s.read, s.known, s.chain) = (0, 0, 0);
             self.tally.gave_up += 1;
             let at = self.waiting.partition_point(|w| w.ticket < s.ticket);
             self.waiting.insert(at, s);
         }
-        self.running.extend(self.waiting.drain(..plan.let_in));
+        for mut s in self.waiting.drain(..plan.let_in) {
+            let prefix = self.pool.find(&s.tokens);
+            self.pool.share(&prefix.blocks);
+            (s.known, s.chain, s.read) = (prefix.blocks.len(), prefix.chain, prefix.blocks.len() * BLOCK);
+            self.tally.shared += s.read as u64;
+            s.blocks = prefix.blocks;
+            self.running.push(s);
+        }
         if plan.read.is_empty() {
             return Ok(());
         }
         let batch = self.batch(&plan.read);
         let logits = self.replica.run(&batch)?;
         self.count(&batch);
+        self.publish(&plan.read);
         let read: Vec<usize> =
             plan.read.iter().zip(&batch.stretches).filter(|(_, s)| s.wanted).map(|(r, _)| r.0).collect();
         let mut ended = Vec::new();
@@ -184,7 +194,7 @@ impl Engine {
         }
         for &(i, why) in ended.iter().rev() {
             let mut s = self.running.remove(i);
-            self.free.append(&mut s.blocks);
+            s.blocks.drain(..).for_each(|block| self.pool.let_go(block));
             reader.ended(s.ticket, why)?;
         }
         // Those let in again after others may be older.
@@ -210,7 +220,7 @@ impl Engine {
         for &(i, n) in read {
             let s = &mut self.running[i];
             let more = blocks(s.tokens.len()).saturating_sub(s.blocks.len());
-            s.blocks.extend(self.free.drain(self.free.len() - more..).rev());
+            s.blocks.extend((0..more).map(|_| self.pool.take()));
             let end = s.read + n;
             batch.stretches.push(Stretch {
                 ids: s.tokens[s.read..end].to_vec(),
@@ -221,6 +231,29 @@ impl Engine {
             s.read = end;
         }
         batch
+    }
+
+    fn standing(&self, s: &Sequence) -> SequenceStanding {
+        let sole = s.blocks.iter().filter(|&&b| self.pool.is_sole(b)).count();
+        SequenceStanding { tokens: s.tokens.len(), read: s.read, blocks: s.blocks.len(), sole }
+    }
+
+    /// What a sequence that waits would find.
+    fn prospect(&self, s: &Sequence) -> SequenceStanding {
+        let prefix = self.pool.find(&s.tokens);
+        SequenceStanding { tokens: s.tokens.len(), read: prefix.blocks.len() * BLOCK, blocks: prefix.held, sole: 0 }
+    }
+
+    /// Makes the blocks known that have become whole.
+    fn publish(&mut self, read: &[(usize, usize)]) {
+        for &(i, _) in read {
+            let s = &mut self.running[i];
+            while (s.known + 1) * BLOCK <= s.read {
+                let part = &s.tokens[s.known * BLOCK..(s.known + 1) * BLOCK];
+                s.chain = self.pool.publish(s.blocks[s.known], s.chain, part);
+                s.known += 1;
+            }
+        }
     }
 
     fn count(&mut self, batch: &TokenBatch) {

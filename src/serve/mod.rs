@@ -3,6 +3,7 @@
 //! - [`scheduler`]: which sequences read how many tokens in the next iteration, as a pure function
 //! - [`iteration`]: that decision as a value and as a message
 //! - [`stage`], [`replica`]: one rank's part of the model over its cache; the ranks of one copy of the model
+//! - [`pool`]: who holds which block of the cache, and what is known to be in it
 //! - [`engine`]: requests in, tokens out
 //! - [`sample`], [`logprobs`]: one token from logits
 //! - [`stream`], [`text`]: tokens to text as they come; stop strings
@@ -15,6 +16,7 @@ pub mod chat;
 pub mod engine;
 pub mod iteration;
 pub mod logprobs;
+pub mod pool;
 pub mod replica;
 pub mod sample;
 pub mod scheduler;

@@ -12,8 +12,18 @@ use xxhash_rust::xxh3::xxh3_128;
 /// What stands for a block and all before it.
 pub type Chain = u128;
 
+/// Blocks that hold the beginning of a sequence.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Prefix {
+    pub blocks: Vec<u32>,
+    /// How many of them somebody holds.
+    pub held: usize,
+    /// What stands for all of them.
+    pub chain: Chain,
+}
+
 /// The blocks of a cache; block 0 is nobody's.
-pub struct Pool {
+pub struct BlockPool {
     /// Blocks that hold nothing of use.
     free: Vec<u32>,
     /// Holders of each block.
@@ -29,10 +39,10 @@ pub struct Pool {
     sharing: bool,
 }
 
-impl Pool {
+impl BlockPool {
     /// `blocks` with block 0 counted.
-    pub fn new(blocks: usize, sharing: bool) -> Pool {
-        Pool {
+    pub fn new(blocks: usize, sharing: bool) -> BlockPool {
+        BlockPool {
             free: (1..blocks as u32).rev().collect(),
             holders: vec![0; blocks],
             known: vec![None; blocks],
@@ -49,7 +59,7 @@ impl Pool {
         self.free.len() + self.idle.len()
     }
 
-    /// A block with anything in it; there must be one ([`Pool::free`]).
+    /// A block with anything in it; there must be one ([`BlockPool::free`]).
     pub fn take(&mut self) -> u32 {
         let block = self.free.pop().or_else(|| {
             let (_, block) = self.idle.pop_first()?;
@@ -85,23 +95,20 @@ impl Pool {
         self.holders[block as usize] == 1
     }
 
-    /// The known blocks that hold the first of `tokens`, and how many of them somebody holds. At least one token is left to read.
-    pub fn find(&self, tokens: &[u32]) -> (Vec<u32>, usize) {
-        if !self.sharing {
-            return (vec![], 0);
+    /// The known blocks that hold the first of `tokens`. At least one token is left to read.
+    pub fn find(&self, tokens: &[u32]) -> Prefix {
+        let mut found = Prefix::default();
+        for part in tokens[..tokens.len().saturating_sub(1)].chunks_exact(BLOCK) {
+            let chain = next(found.chain, part);
+            let Some(&block) = self.by_chain.get(&chain) else { break };
+            found.held += usize::from(self.holders[block as usize] > 0);
+            found.blocks.push(block);
+            found.chain = chain;
         }
-        let mut chain = 0;
-        let whole = tokens[..tokens.len().saturating_sub(1)].chunks_exact(BLOCK);
-        let block = |part: &[u32]| {
-            chain = next(chain, part);
-            self.by_chain.get(&chain).copied()
-        };
-        let found: Vec<u32> = whole.map_while(block).collect();
-        let held = found.iter().filter(|&&b| self.holders[b as usize] > 0).count();
-        (found, held)
+        found
     }
 
-    /// One holder more of each of the blocks that [`Pool::find`] found.
+    /// One holder more of each of the blocks that [`BlockPool::find`] found.
     pub fn share(&mut self, blocks: &[u32]) {
         for &block in blocks {
             let i = block as usize;
@@ -141,33 +148,37 @@ mod tests {
 
     #[test]
     fn known_blocks_are_found_until_their_place_is_needed() {
-        let mut pool = Pool::new(5, true);
+        let mut pool = BlockPool::new(5, true);
         let (a, b) = (pool.take(), pool.take());
         let chain = pool.publish(a, 0, &tokens(32)[..16]);
         pool.publish(b, chain, &tokens(32)[16..]);
-        assert_eq!(pool.find(&tokens(33)), (vec![a, b], 2));
-        assert_eq!(pool.find(&tokens(32)).0, [a], "one token is left to read");
-        assert_eq!(pool.find(&[7; 40]).0, []);
+        let found = |pool: &BlockPool, n| {
+            let prefix = pool.find(&tokens(n));
+            (prefix.blocks, prefix.held)
+        };
+        assert_eq!(found(&pool, 33), (vec![a, b], 2));
+        assert_eq!(found(&pool, 32).0, [a], "one token is left to read");
+        assert_eq!(pool.find(&[7; 40]), Prefix::default());
         pool.share(&[a, b]);
         assert!(!pool.is_sole(a));
         [a, b, b].into_iter().for_each(|block| pool.let_go(block));
-        assert!(pool.is_sole(a) && pool.find(&tokens(40)) == (vec![a, b], 1));
+        assert!(pool.is_sole(a) && found(&pool, 40) == (vec![a, b], 1));
         assert_eq!(pool.free(), 3);
         pool.let_go(a);
         // b was let go before a; without it the chain ends behind a.
         let taken: Vec<u32> = (0..3).map(|_| pool.take()).collect();
         assert!(taken.contains(&b) && !taken.contains(&a));
-        assert_eq!((pool.find(&tokens(40)), pool.free()), ((vec![a], 0), 1));
+        assert_eq!((found(&pool, 40), pool.free()), ((vec![a], 0), 1));
         pool.share(&[a]);
         assert_eq!(pool.free(), 0);
     }
 
     #[test]
     fn without_sharing_nothing_is_known() {
-        let mut pool = Pool::new(3, false);
+        let mut pool = BlockPool::new(3, false);
         let a = pool.take();
         pool.publish(a, 0, &tokens(16));
-        assert_eq!(pool.find(&tokens(20)).0, []);
+        assert_eq!(pool.find(&tokens(20)), Prefix::default());
         pool.let_go(a);
         assert_eq!(pool.free(), 2);
     }

@@ -25,8 +25,10 @@ pub struct SequenceStanding {
     pub tokens: usize,
     /// Of those, read: their keys and values are cached. At least one is not.
     pub read: usize,
-    /// Blocks that it holds.
+    /// Blocks that it holds; of one that waits, those that it would share with others that run.
     pub blocks: usize,
+    /// Of those, the ones that nobody else holds.
+    pub sole: usize,
 }
 
 /// The next iteration.
@@ -56,14 +58,14 @@ pub fn step(limits: &Limits, running: &[SequenceStanding], waiting: &[SequenceSt
         let more = blocks(s.tokens).saturating_sub(s.blocks);
         while i < stays && more > free && stays > i + 1 {
             stays -= 1;
-            free += running[stays].blocks;
+            free += running[stays].sole;
         }
         if i >= stays {
             break;
         }
         if more > free {
             stays = i;
-            free += s.blocks;
+            free += s.sole;
             break;
         }
         free -= more;
@@ -86,7 +88,7 @@ pub fn step(limits: &Limits, running: &[SequenceStanding], waiting: &[SequenceSt
     // Who has just given way would come straight back.
     if plan.give_up.is_empty() {
         for s in waiting {
-            let need = blocks(s.tokens);
+            let need = blocks(s.tokens).saturating_sub(s.blocks);
             if left == 0 || stays + plan.let_in >= limits.sequences || need > free {
                 break;
             }
@@ -107,16 +109,16 @@ mod tests {
     const LIMITS: Limits = Limits { tokens: 64, sequences: 4 };
 
     fn at(tokens: usize, read: usize) -> SequenceStanding {
-        SequenceStanding { tokens, read, blocks: blocks(read.max(1)) }
+        SequenceStanding { tokens, read, blocks: blocks(read.max(1)), sole: blocks(read.max(1)) }
     }
 
     fn waits(tokens: usize) -> SequenceStanding {
-        SequenceStanding { tokens, read: 0, blocks: 0 }
+        SequenceStanding { tokens, read: 0, blocks: 0, sole: 0 }
     }
 
     #[test]
     fn decoding_comes_first_and_prompts_are_cut_to_what_is_left() {
-        let running = [SequenceStanding { blocks: 7, ..at(100, 20) }, at(31, 30)];
+        let running = [SequenceStanding { blocks: 7, sole: 7, ..at(100, 20) }, at(31, 30)];
         let plan = step(&LIMITS, &running, &[waits(10)], 50);
         assert_eq!(plan, Iteration { read: vec![(0, 63), (1, 1)], ..Iteration::default() });
         let plan = step(&LIMITS, &running[1..], &[waits(10), waits(100), waits(1)], 50);
@@ -131,8 +133,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_shared_need_not_be_free() {
+        let waits = SequenceStanding { read: 32, blocks: 2, ..waits(40) };
+        assert_eq!(step(&LIMITS, &[], &[waits], 0).let_in, 0);
+        assert_eq!(step(&LIMITS, &[], &[waits], 1).read, [(0, 8)]);
+        // Who gives way frees only what is his alone.
+        let shares = SequenceStanding { sole: 0, ..at(20, 19) };
+        let plan = step(&LIMITS, &[at(17, 16), shares, at(5, 4)], &[], 0);
+        assert_eq!(plan.give_up, [2]);
+        assert_eq!(step(&LIMITS, &[at(17, 16), shares], &[], 0).give_up, [0, 1]);
+    }
+
+    #[test]
     fn the_last_to_come_gives_way() {
-        let full = SequenceStanding { tokens: 17, read: 16, blocks: 1 };
+        let full = at(17, 16);
         let plan = step(&LIMITS, &[full, at(5, 4), at(40, 39)], &[waits(1)], 0);
         assert_eq!((plan.give_up, plan.let_in, plan.read), (vec![2], 0, vec![(0, 1), (1, 1)]));
         let plan = step(&LIMITS, &[at(5, 4), full], &[], 0);
@@ -180,6 +194,7 @@ mod tests {
                     let need = blocks(s.tokens).saturating_sub(s.blocks);
                     assert!(need <= free && n > 0 && s.read + n <= s.tokens);
                     (free, s.blocks, s.read) = (free - need, s.blocks + need, s.read + n);
+                    s.sole = s.blocks;
                     s.tokens += usize::from(s.read == s.tokens);
                 }
                 running.retain(|(_, s, end)| {

@@ -124,10 +124,10 @@ impl Holding<'_> {
         Ok(params)
     }
 
-    /// The leader of a replica, ready.
-    pub fn engine(&self, replica: Replica, limits: Limits) -> Engine {
+    /// The leader of a replica, ready; `sharing`: what texts have in common at their beginning is read once.
+    pub fn engine(&self, replica: Replica, limits: Limits, sharing: bool) -> Engine {
         let Holding { blocks, longest, .. } = *self;
-        Engine::new(replica, Capacity { limits, blocks, longest, vocab: self.model.vocab_size })
+        Engine::new(replica, Capacity { limits, blocks, sharing, longest, vocab: self.model.vocab_size })
     }
 }
 

@@ -57,10 +57,14 @@ impl Reader for Heard {
 }
 
 fn engine(m: &ModelConfig, kind: Kind, limits: Limits, cached: usize) -> Engine {
+    sharing(m, kind, limits, cached, false)
+}
+
+fn sharing(m: &ModelConfig, kind: Kind, limits: Limits, cached: usize, sharing: bool) -> Engine {
     let longest = m.max_position_embeddings;
     let topology = Topology::solo();
     let holding = Holding { model: m, topology, kind, device: Device::Cpu, longest, blocks: blocks(cached) + 1 };
-    holding.engine(holding.of_params(params(m, kind)), limits)
+    holding.engine(holding.of_params(params(m, kind)), limits, sharing)
 }
 
 fn asked(prompt: &[u32], max_tokens: usize, sampling: Sampling) -> Asked {
@@ -174,7 +178,9 @@ pub fn various(n: usize, vocab: usize, longest: usize) -> Vec<Asked> {
         (seed >> 33) as usize % n
     };
     let mut one = |i: usize| {
-        let prompt: Vec<u32> = (0..1 + random(longest - 2)).map(|_| random(vocab) as u32).collect();
+        let mut prompt: Vec<u32> = (0..1 + random(longest - 2)).map(|_| random(vocab) as u32).collect();
+        // Every other one begins like many others.
+        prompt.iter_mut().take(i % 2 * 57).enumerate().for_each(|(at, id)| *id = (at * 7 % vocab) as u32);
         let sampling = match i % 4 {
             0 => Sampling::greedy(),
             1 => Sampling { temperature: 1.0, seed: i as u64, ..Sampling::greedy() },
@@ -205,7 +211,7 @@ fn company_changes_no_bit() {
         let alone: Vec<(Vec<Chosen>, Stop)> = requests.iter().map(|a| run(&mut one, a.clone())).collect();
         for (tokens, sequences, cached) in [(1, 3, 400), (16, 8, 330), (61, 32, 4000), (512, 150, 20_000), (9, 4, 130)]
         {
-            let mut e = engine(&m, kind, Limits { tokens, sequences }, cached);
+            let mut e = sharing(&m, kind, Limits { tokens, sequences }, cached, true);
             let mut heard = Heard::default();
             let mut tickets = Vec::new();
             for (i, a) in requests.iter().enumerate() {
@@ -221,6 +227,7 @@ fn company_changes_no_bit() {
                 got != alone[i]
             });
             assert_eq!(differ.count(), 0, "{kind:?} {tokens} tokens, {sequences} sequences, {cached} cached");
+            assert!(e.tally().shared > 0, "prompts were meant to have beginnings in common");
             assert!(cached > 330 || e.tally().gave_up > 0, "the small cache was meant to be too small");
         }
     }
