@@ -6,7 +6,7 @@
 //! - [`cli`]: arguments, one file per command, exit codes, human output
 //! - [`launch`]: the supervisor: attempts, nodes and spares, retry policy, alerts
 //! - [`train`]: the step, the loop, metrics, progress
-//! - [`generate`]: KV cache, sampling, chat templates
+//! - [`serve`]: running a model: scheduler of requests, paged cache, sampling, chat templates, files of requests
 //! - [`parallel`]: the pipeline's executor, ZeRO over the replicas, every communicator of a rank; tensor and context
 //!   parallelism are inside the layers of `model`
 //! - [`plan`]: configuration + world → everything resolved; memory and FLOP formulas
@@ -40,7 +40,6 @@ pub mod error;
 pub mod events;
 pub mod exit_record;
 pub mod foreign;
-pub mod generate;
 pub mod kernels;
 pub mod launch;
 pub mod layout;
@@ -52,6 +51,7 @@ pub mod parallel;
 pub mod plan;
 pub mod progress;
 pub mod schedules;
+pub mod serve;
 pub mod slurm;
 pub mod store;
 pub mod text;

@@ -1,4 +1,4 @@
-//! How far a long piece of work is: the work counts bytes, whoever shows them to a person reads the count.
+//! How far a long piece of work is: the work counts bytes, or pieces with a name, whoever shows them to a person reads the count.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +18,7 @@ struct Shared {
 struct Phase {
     number: u64,
     what: String,
+    pieces: Option<&'static str>,
     total: Option<u64>,
 }
 
@@ -28,9 +29,11 @@ pub struct Reading {
     pub phase: u64,
     /// What is done, as the command that does it is called: `verify`.
     pub what: String,
-    /// Bytes of this phase.
+    /// What is counted, in the plural: `requests`. `None`: bytes.
+    pub pieces: Option<&'static str>,
+    /// Bytes (or pieces) of this phase.
     pub done: u64,
-    /// Bytes of this phase in all; `None` where nobody knows.
+    /// Of this phase in all; `None` where nobody knows.
     pub total: Option<u64>,
     /// Tokens made of them, where tokens are made.
     pub tokens: u64,
@@ -39,8 +42,17 @@ pub struct Reading {
 impl Meter {
     /// A new phase of `total` bytes begins, or one of an unknown number.
     pub fn begin(&self, what: impl Into<String>, total: impl Into<Option<u64>>) {
+        self.start(what.into(), None, total.into());
+    }
+
+    /// A new phase of `total` pieces begins, which are called so.
+    pub fn begin_pieces(&self, what: impl Into<String>, pieces: &'static str, total: u64) {
+        self.start(what.into(), Some(pieces), Some(total));
+    }
+
+    fn start(&self, what: String, pieces: Option<&'static str>, total: Option<u64>) {
         let mut phase = self.lock();
-        *phase = Phase { number: phase.number + 1, what: what.into(), total: total.into() };
+        *phase = Phase { number: phase.number + 1, what, pieces, total };
         self.0.done.store(0, Ordering::Relaxed);
     }
 
@@ -73,7 +85,14 @@ impl Meter {
     pub fn read(&self) -> Reading {
         let phase = self.lock();
         let (done, tokens) = (self.done(), self.0.tokens.load(Ordering::Relaxed));
-        Reading { phase: phase.number, what: phase.what.clone(), done, total: phase.total, tokens }
+        Reading {
+            phase: phase.number,
+            what: phase.what.clone(),
+            pieces: phase.pieces,
+            done,
+            total: phase.total,
+            tokens,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Phase> {
@@ -93,7 +112,8 @@ mod tests {
         work.begin("verify", 10);
         work.add(4);
         work.more(5);
-        let reading = |phase, what: &str, done, total| Reading { phase, what: what.into(), done, total, tokens: 0 };
+        let reading =
+            |phase, what: &str, done, total| Reading { phase, what: what.into(), done, total, ..Reading::default() };
         assert_eq!(meter.read(), reading(1, "verify", 4, Some(15)));
         work.begin("tokenize", None);
         work.counter().fetch_add(7, Ordering::Relaxed);

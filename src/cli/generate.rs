@@ -7,15 +7,15 @@ use crate::convert::weights::{self, Weights};
 use crate::convert::{foreign, Own};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Exit, Result};
-use crate::generate::{Generator, Options, Sampling, TextStream};
 use crate::kernels::device;
-use crate::layout::Layout;
-use crate::model::Params;
-use crate::progress::Meter;
+use crate::serve::engine::check;
+use crate::serve::scheduler::{blocks, Limits};
+use crate::serve::start::Holding;
+use crate::serve::{Asked, Chosen, Reader, Sampling, Stop, TextStream};
 use crate::topology::Topology;
 use prompts::{Prompt, PromptArgs};
 use std::path::{Path, PathBuf};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -71,7 +71,13 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<()> {
     super::logging::init(true, None)?;
-    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
+    let sampling = Sampling {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        seed: args.seed,
+        ..Sampling::greedy()
+    };
     sampling.check()?;
     let device = choose_device(&args.device)?;
     if args.threads > 0 {
@@ -85,28 +91,50 @@ pub fn run(args: Args) -> Result<()> {
         false => tokenizer.ends().into_iter().chain(weights.ends()).collect(),
     };
 
-    let params = shown(|meter| load(&weights, dtype(args.precision.as_deref(), device), device, meter))?;
+    let (model, kind) = (weights.model(), dtype(args.precision.as_deref(), device));
     let longest = prompts.iter().map(|p| p.ids.len().saturating_add(args.max_new_tokens)).max().unwrap_or(0);
-    let generator = Generator::new(weights.model(), &params, longest, device);
-    let options = Options { max_new_tokens: args.max_new_tokens, sampling, stop };
-    prompts.iter().try_for_each(|p| generator.check(&p.ids))?;
+    let longest = longest.min(model.max_position_embeddings);
+    prompts.iter().try_for_each(|p| check(&p.ids, model.vocab_size, longest))?;
+    let holding = Holding { model, topology: Topology::solo(), kind, device, longest, blocks: blocks(longest) + 1 };
+    let replica = shown(|meter| holding.alone(&weights, meter))?;
+    let mut engine = holding.engine(replica, LIMITS, true);
     tracing::info!("{says}");
-    for (index, Prompt { ids, shown }) in prompts.iter().enumerate() {
+    for (index, Prompt { ids: prompt, shown }) in prompts.into_iter().enumerate() {
         if index > 0 {
             super::print("\n")?;
         }
-        super::print(shown)?;
-        let mut stream = TextStream::new(|ids| tokenizer.decode(ids));
-        generator.run(ids, index as u64, &options, &mut |id| match options.stop.contains(&id) {
-            true => Ok(()),
-            false => super::print(&stream.push(id)),
-        })?;
-        super::print(&(stream.finish() + "\n"))?;
+        super::print(&shown)?;
+        let mut printed = Printed(TextStream::new(|ids: &[u32]| tokenizer.decode(ids)));
+        let (max_tokens, sample, stop) = (args.max_new_tokens, index as u64, stop.clone());
+        engine.submit(Asked { prompt, max_tokens, sampling, sample, stop, logprobs: None })?;
+        while engine.pending() > 0 {
+            engine.step(&mut printed)?;
+        }
+        super::print(&(printed.0.finish() + "\n"))?;
     }
     Ok(())
 }
 
-fn open_tokenizer(given: Option<&str>, weights: &Weights, model: &Path) -> Result<Tokenizer> {
+/// One text at a time; of its prompt so many tokens in one go.
+const LIMITS: Limits = Limits { tokens: 512, sequences: 1 };
+
+/// A text on standard output.
+struct Printed<D>(TextStream<D>);
+
+impl<D: Fn(&[u32]) -> String> Reader for Printed<D> {
+    fn token(&mut self, _: u64, token: Chosen) -> Result<bool> {
+        if !token.ends {
+            super::print(&self.0.push(token.id))?;
+        }
+        Ok(false)
+    }
+
+    fn ended(&mut self, _: u64, _: Stop) -> Result<()> {
+        Ok(())
+    }
+}
+
+pub(super) fn open_tokenizer(given: Option<&str>, weights: &Weights, model: &Path) -> Result<Tokenizer> {
     let hint = "give one with --tokenizer: `bytes`, a tokenizer.json or a tokenizer.model";
     let tokenizer = match given {
         Some(spec) => Tokenizer::open(spec)?,
@@ -128,7 +156,7 @@ fn open_tokenizer(given: Option<&str>, weights: &Weights, model: &Path) -> Resul
     Ok(tokenizer)
 }
 
-fn choose_device(choice: &str) -> Result<Device> {
+pub(super) fn choose_device(choice: &str) -> Result<Device> {
     match (choice, device::cuda_device_count()) {
         ("cpu", _) | ("auto", 0) => Ok(Device::Cpu),
         ("cuda", 0) => {
@@ -139,24 +167,11 @@ fn choose_device(choice: &str) -> Result<Device> {
     }
 }
 
-fn dtype(choice: Option<&str>, device: Device) -> Kind {
+pub(super) fn dtype(choice: Option<&str>, device: Device) -> Kind {
     match choice {
         Some("bf16") => Kind::BFloat16,
         Some(_) => Kind::Float,
         None if device.is_cuda() => Kind::BFloat16,
         None => Kind::Float,
     }
-}
-
-/// The whole model on `device`, one tensor in flight at a time.
-fn load(weights: &Weights, dtype: Kind, device: Device, meter: &Meter) -> Result<Params> {
-    let layout = Layout::new(weights.model(), &Topology::solo());
-    let params = Params::frozen(&layout, dtype, device);
-    meter.begin("load", layout.params().map(|(_, param)| 4 * param.len() as u64).sum::<u64>());
-    weights.fill(&layout, &mut |unit, param, values| {
-        let mut view = params.unit(unit.unit).param(&param.name);
-        view.copy_(&Tensor::from_slice(values).view_as(&view));
-        meter.add(4 * values.len() as u64);
-    })?;
-    Ok(params)
 }

@@ -3,6 +3,7 @@
 //! Each command is a module with `Args` and `run(Args) -> Result<()>`. Results go to stdout, everything else to stderr;
 //! an error prints as `herd: error: <fact> (hint: …)` and ends the process with its [`Exit`] code.
 
+mod batch;
 mod checkpoint;
 mod completions;
 mod config;
@@ -53,6 +54,7 @@ enum Command {
     Config(config::Args),
     Data(data::Args),
     Generate(generate::Args),
+    Batch(batch::Args),
     Completions(completions::Args),
     Man(man::Args),
     Help(HelpArgs),
@@ -90,6 +92,7 @@ pub fn run() -> ExitCode {
         Command::Config(a) => config::run(a),
         Command::Data(a) => data::run(a),
         Command::Generate(a) => generate::run(a),
+        Command::Batch(a) => batch::run(a),
         Command::Completions(a) => completions::run(a),
         Command::Man(a) => man::run(a),
         Command::Help(a) => help(&a.topic),

@@ -76,9 +76,9 @@ fn show(meter: &Meter, stopped: &Receiver<()>) {
                     phase = reading.phase;
                     shape(&bar, &reading);
                 }
-                draw(&bar, &reading, rate);
+                draw(&bar, &reading, told(&reading, rate, now - pace.since));
             }
-            false if lines.due(now, &reading) => say(&line(&reading, rate)),
+            false if lines.due(now, &reading) => say(&told(&reading, rate, now - pace.since)),
             _ => {}
         }
     }
@@ -95,9 +95,16 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-fn draw(bar: &ProgressBar, reading: &Reading, rate: Option<f64>) {
+fn told(reading: &Reading, rate: Option<f64>, past: Duration) -> String {
+    match reading.pieces {
+        Some(_) => pieces(reading, rate, past),
+        None => line(reading, rate),
+    }
+}
+
+fn draw(bar: &ProgressBar, reading: &Reading, line: String) {
     current().get_or_insert_with(|| bar.clone());
-    bar.set_message(line(reading, rate));
+    bar.set_message(line);
     bar.update(|state| {
         state.set_len(reading.total.unwrap_or_default());
         state.set_pos(reading.done);
@@ -153,24 +160,50 @@ impl Lines {
 #[derive(Default)]
 struct Pace {
     phase: u64,
+    /// When, and how many bytes; of pieces the tokens made of them.
     seen: VecDeque<(Duration, u64)>,
+    /// When the phase began to be looked at.
+    since: Duration,
 }
 
 impl Pace {
-    /// Bytes per second in the last [`WINDOW`] of this phase; `None` while there is too little to say.
+    /// Bytes per second in the last [`WINDOW`] of this phase, where pieces are counted tokens; `None` while there is too little
+    /// to say.
     fn rate(&mut self, now: Duration, reading: &Reading) -> Option<f64> {
         if self.phase != reading.phase {
             self.phase = reading.phase;
             self.seen.clear();
+            self.since = now;
         }
-        self.seen.push_back((now, reading.done));
+        let done = if reading.pieces.is_some() { reading.tokens } else { reading.done };
+        self.seen.push_back((now, done));
         while self.seen.len() > 2 && now - self.seen[1].0 >= WINDOW {
             self.seen.pop_front();
         }
         let (then, had) = self.seen[0];
-        let (time, bytes) = (now - then, reading.done.saturating_sub(had));
+        let (time, bytes) = (now - then, done.saturating_sub(had));
         let told = time >= if bytes > 0 { BAR_AFTER } else { STILL };
         told.then(|| bytes as f64 / time.as_secs_f64())
+    }
+}
+
+/// `batch: 12 of 100 requests, 1,234 tokens, 56 tokens/s, 28 s left`: what is left by the mean of the time `past`, since pieces end
+/// when they will.
+fn pieces(reading: &Reading, rate: Option<f64>, past: Duration) -> String {
+    let Reading { what, pieces, done, total, tokens, .. } = reading;
+    let (done, total) = (*done, total.unwrap_or_default());
+    let named = pieces.unwrap_or_default();
+    let mut line = format!("{what}: {} of {} {named}", crate::text::grouped(done), crate::text::grouped(total));
+    line += &format!(", {} tokens", crate::text::grouped(*tokens));
+    line += &match rate {
+        _ if done >= total => return line + ", finishing",
+        None => return line,
+        Some(rate) if rate <= 0.0 => return line + ", standing still",
+        Some(rate) => format!(", {rate:.0} tokens/s"),
+    };
+    match done {
+        0 => line,
+        _ => line + &format!(", {} left", time(past.as_secs_f64() / done as f64 * (total - done) as f64)),
     }
 }
 
@@ -231,7 +264,7 @@ mod tests {
     }
 
     fn reading(done: u64, total: Option<u64>) -> Reading {
-        Reading { phase: 1, what: "verify".into(), done, total, tokens: 0 }
+        Reading { phase: 1, what: "verify".into(), done, total, ..Reading::default() }
     }
 
     #[test]
@@ -244,6 +277,25 @@ mod tests {
         assert_eq!(line(&reading(1_234_567, None), Some(2e3)), "verify: 1.2 MB, 2.0 kB/s");
         let tokens = Reading { tokens: 1234, ..reading(2_000_000, Some(4_000_000)) };
         assert_eq!(line(&tokens, Some(1e6)), "verify: 2.0 of 4.0 MB, 1,234 tokens, 1.0 MB/s, 2 s left");
+    }
+
+    #[test]
+    fn pieces_have_the_speed_of_their_tokens() {
+        let r = Reading { what: "batch".into(), pieces: Some("requests"), tokens: 1234, ..reading(20, Some(100)) };
+        let said = |r: &Reading, rate| told(r, rate, at(7));
+        assert_eq!(said(&r, Some(56.4)), "batch: 20 of 100 requests, 1,234 tokens, 56 tokens/s, 28 s left");
+        assert_eq!(said(&r, Some(0.0)), "batch: 20 of 100 requests, 1,234 tokens, standing still");
+        assert_eq!(
+            said(&Reading { done: 0, ..r.clone() }, Some(5.0)),
+            "batch: 0 of 100 requests, 1,234 tokens, 5 tokens/s"
+        );
+        assert_eq!(
+            said(&Reading { done: 100, ..r.clone() }, None),
+            "batch: 100 of 100 requests, 1,234 tokens, finishing"
+        );
+        let mut pace = Pace::default();
+        let of = |tokens| Reading { tokens, ..r.clone() };
+        assert_eq!((pace.rate(at(0), &of(0)), pace.rate(at(2), &of(50))), (None, Some(25.0)));
     }
 
     #[test]

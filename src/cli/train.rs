@@ -51,7 +51,7 @@ fn train(args: &Args, world: &World) -> Result<End> {
 }
 
 /// Cores this rank may use: those it is bound to (Slurm's --cpu-bind), or its share of the node where it is not bound.
-fn cores(local_size: usize) -> usize {
+pub(super) fn cores(local_size: usize) -> usize {
     let bound = std::thread::available_parallelism().map_or(1, |n| n.get());
     // SAFETY: a query without arguments to keep alive.
     let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }.max(1) as usize;

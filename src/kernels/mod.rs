@@ -12,6 +12,8 @@ pub mod device;
 mod ffi;
 pub mod host;
 pub mod memory;
+pub mod paged;
+mod pages;
 pub mod parallel;
 pub mod reference;
 pub mod sum;
@@ -34,6 +36,7 @@ macro_rules! by_kind {
         }
     };
 }
+use by_kind;
 
 /// RMSNorm (arXiv:1910.07467): `y = x · rstd · w`, `rstd = 1/sqrt(mean(x²) + eps)`. x [N,H] T, w [H] T → (y [N,H] T, rstd [N] f32).
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> (Tensor, Tensor) {
@@ -114,6 +117,14 @@ pub fn attention_backward(
 /// y [N,O] = x [N,I] · w [O,I]ᵀ, plus `residual` [N,O] if given.
 pub fn linear(x: &Tensor, w: &Tensor, residual: Option<&Tensor>) -> Tensor {
     clock::counted(|| linear::forward(x, w, residual).unwrap_or_else(|| reference::linear(x, w, residual)))
+}
+
+/// y [N,O] = x [N,I] · w [O,I]ᵀ, plus `residual` [N,O] if given, for inference: every row has the bits that it has alone,
+/// whatever rows come with it (on the CPU; elsewhere libtorch's products in tiles of one shape).
+pub fn linear_by_row(x: &Tensor, w: &Tensor, residual: Option<&Tensor>) -> Tensor {
+    clock::counted(|| {
+        by_kind!(x, cpu::dots::linear(x, w, residual)).unwrap_or_else(|| reference::linear_by_row(x, w, residual))
+    })
 }
 
 /// dx [N,I] = dy [N,O] · w [O,I].

@@ -1,5 +1,6 @@
 //! The operations in plain libtorch: the definition that the other versions are tested against.
 
+use super::pages::{Pages, QueryRun, BLOCK};
 use tch::{Kind, Tensor};
 
 /// RMSNorm (arXiv:1910.07467): `y = x · rstd · w`, `rstd = 1/sqrt(mean(x²) + eps)`. x [N,H] T, w [H] T → (y [N,H] T, rstd [N] f32).
@@ -264,4 +265,53 @@ pub fn adamw(h: &AdamW, master: &Tensor, param: &Tensor, m: &Tensor, v: &Tensor,
     if param.data_ptr() != master.data_ptr() {
         param.shallow_clone().copy_(master);
     }
+}
+
+/// Rows of x in one product of [`linear_by_row`]: always as many, so that always the same kernel runs.
+const TILE: i64 = 16;
+
+/// y [N,O] = x [N,I] · w [O,I]ᵀ, plus `residual` [N,O] if given, in tiles of 16 rows, filled up with zeros.
+pub fn linear_by_row(x: &Tensor, w: &Tensor, residual: Option<&Tensor>) -> Tensor {
+    let n = x.size()[0];
+    let filled = x.constant_pad_nd([0, 0, 0, (TILE - n % TILE) % TILE]);
+    let tiles: Vec<Tensor> = filled.split(TILE, 0).iter().map(|x| x.contiguous().matmul(&w.tr())).collect();
+    let y = Tensor::cat(&tiles, 0).narrow(0, 0, n);
+    match residual {
+        Some(r) => y + r,
+        None => y,
+    }
+}
+
+/// See [`crate::kernels::paged::write`].
+pub fn paged_write(pages: &Pages, k: &Tensor, v: &Tensor, slots: &[usize]) {
+    for (t, slot) in slots.iter().enumerate() {
+        let (block, place) = ((slot / BLOCK) as i64, (slot % BLOCK) as i64);
+        let token = |x: &Tensor| x.select(0, 0).select(0, t as i64);
+        pages.keys.select(0, block).select(2, place).copy_(&token(k));
+        pages.values.select(0, block).select(1, place).narrow(1, 0, k.size()[3]).copy_(&token(v));
+    }
+}
+
+/// See [`crate::kernels::paged::attention`]: one query after another.
+pub fn paged_attention(pages: &Pages, q: &Tensor, runs: &[QueryRun]) -> Tensor {
+    let (size, kv_heads) = (q.size(), pages.keys.size()[1]);
+    let (heads, width) = (size[2], size[3]);
+    let out = Tensor::zeros([1, size[1], heads, width], (q.kind(), q.device()));
+    for run in runs {
+        let seen = (run.start + run.tokens).div_ceil(BLOCK);
+        let blocks: Vec<i64> = run.blocks[..seen].iter().map(|&b| b as i64).collect();
+        let blocks = Tensor::from_slice(&blocks).to_device(q.device());
+        let all = |t: &Tensor| t.index_select(0, &blocks).to_kind(Kind::Float).transpose(0, 1);
+        // [Hkv,D,keys] and [Hkv,keys,D]
+        let keys = all(&pages.keys).transpose(1, 2).reshape([kv_heads, width, -1]);
+        let values = all(&pages.values).reshape([kv_heads, -1, pages.values.size()[3]]).narrow(2, 0, width);
+        for t in 0..run.tokens {
+            let (row, seen) = ((run.row + t) as i64, (run.start + t + 1) as i64);
+            let q = q.select(0, 0).select(0, row).to_kind(Kind::Float).view([kv_heads, heads / kv_heads, width]);
+            let scores = q.matmul(&keys.narrow(2, 0, seen)) / (width as f64).sqrt();
+            let o = scores.softmax(-1, Kind::Float).matmul(&values.narrow(1, 0, seen));
+            out.select(0, 0).select(0, row).copy_(&o.view([heads, width]));
+        }
+    }
+    out
 }

@@ -15,10 +15,10 @@ use crate::model::sequence::{project_back, Normed, Returning};
 use crate::model::{Accumulate, Axes, Flat, Positions};
 use tch::Tensor;
 
-const NORM: &str = "input_layernorm.weight";
-const Q: &str = "q_proj.weight";
-const V: &str = "v_proj.weight";
-const O: &str = "o_proj.weight";
+pub(super) const NORM: &str = "input_layernorm.weight";
+pub(super) const Q: &str = "q_proj.weight";
+pub(super) const V: &str = "v_proj.weight";
+pub(super) const O: &str = "o_proj.weight";
 
 /// The geometry of attention, the same in every block.
 #[derive(Clone, Debug)]

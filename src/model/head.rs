@@ -10,7 +10,7 @@ use crate::kernels::{self, LossSums};
 use crate::model::{embedding, Accumulate, Axes, Flat, StepOptions};
 use tch::Tensor;
 
-const NORM: &str = "model.norm.weight";
+pub(super) const NORM: &str = "model.norm.weight";
 const MATRIX: &str = "lm_head.weight";
 
 /// Logits of one chunk take about this many bytes, unless that were fewer than [`MIN_ROWS`] tokens.

@@ -11,10 +11,10 @@ use crate::model::sequence::{project_back, Normed, Returning};
 use crate::model::{Accumulate, Axes, Flat};
 use tch::Tensor;
 
-const NORM: &str = "post_attention_layernorm.weight";
-const GATE: &str = "gate_proj.weight";
-const UP: &str = "up_proj.weight";
-const DOWN: &str = "down_proj.weight";
+pub(super) const NORM: &str = "post_attention_layernorm.weight";
+pub(super) const GATE: &str = "gate_proj.weight";
+pub(super) const UP: &str = "up_proj.weight";
+pub(super) const DOWN: &str = "down_proj.weight";
 
 #[derive(Clone, Debug)]
 pub struct Mlp {

@@ -12,6 +12,7 @@ pub mod block;
 pub mod chunk;
 pub mod embedding;
 pub mod head;
+pub mod infer;
 pub mod init;
 pub mod llama;
 pub mod mlp;

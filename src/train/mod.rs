@@ -24,3 +24,4 @@ mod validate;
 
 pub use resave::resave;
 pub use run::{run, End};
+pub use signals::StopFlag;

@@ -1,35 +1,11 @@
-//! Generation against transformers' `generate`, and the command that does it.
+//! The command that continues prompts, against transformers' `generate`.
 
 use crate::model::{ask_oracle, Case};
 use crate::support::{herd, text};
-use herd::generate::{Generator, Options, Sampling, Stop};
 use serde_json::json;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Output, Stdio};
-use tch::Device;
-
-#[test]
-fn greedy_continuation_equals_transformers() {
-    for name in ["grouped", "tied", "scaled", "wide_heads"] {
-        let case = Case::get(name);
-        let p = case.params();
-        let text = ids(&case);
-        let (prompt, want) = text.split_at(40);
-        let generator = Generator::new(&case.config, &p, text.len(), Device::Cpu);
-        let options = Options { max_new_tokens: want.len(), sampling: Sampling::greedy(), stop: vec![] };
-        let mut streamed = vec![];
-        let got = generator
-            .run(prompt, 0, &options, &mut |t| {
-                streamed.push(t);
-                Ok(())
-            })
-            .unwrap();
-        assert_eq!(got.tokens, want, "{name}");
-        assert_eq!(streamed, want, "{name}");
-        assert_eq!(got.stop, Stop::Length);
-    }
-}
 
 /// Prompt and greedy continuation as transformers has it.
 fn ids(case: &Case) -> Vec<u32> {

@@ -2,6 +2,7 @@
 
 mod support;
 
+mod batch;
 mod chat;
 mod checkpoint;
 mod cli;

@@ -8,6 +8,9 @@ loss [1] (sum over counted targets, natural log), weight.* and grad.* (of the me
 and greedy [P+n]: the first P tokens of row 0 continued by generate(do_sample=False).
 
 A case with "text" has that text's bytes as its prompt, and its model is saved to OUT/NAME/ by save_pretrained.
+
+A case with "prompts" (a list of lists of ids) has its model saved too, and in OUT/NAME/greedy.json for each prompt the "tokens" of
+its greedy continuation by "new" tokens and their "logprobs".
 """
 
 import json
@@ -47,6 +50,10 @@ def run(case, directory):
     for name, p in net.named_parameters():
         out["weight." + name] = p.detach()
         out["grad." + name] = p.grad
+    if "prompts" in case:
+        net.save_pretrained(directory)
+        answers = [greedily(net, p, case["new"]) for p in case["prompts"]]
+        (directory / "greedy.json").write_text(json.dumps(answers))
     prompt = tokens[:1, : case["prompt"]]
     if "text" in case:
         prompt = torch.tensor([list(case["text"].encode())])
@@ -54,6 +61,16 @@ def run(case, directory):
     greedy = net.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=case["new"])
     out["greedy"] = greedy[0]
     return {k: v.contiguous() for k, v in out.items()}
+
+
+def greedily(net, prompt, new):
+    prompt = torch.tensor([prompt])
+    ids = net.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=new)
+    with torch.no_grad():
+        scores = net(ids).logits.log_softmax(-1)
+    text = ids[0, prompt.shape[1] :]
+    before = scores[0, prompt.shape[1] - 1 : -1]
+    return {"tokens": text.tolist(), "logprobs": before.gather(1, text[:, None])[:, 0].tolist()}
 
 
 def main():

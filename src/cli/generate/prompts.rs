@@ -2,7 +2,7 @@
 
 use crate::data::tokenizer::{Bos, Tokenizer};
 use crate::error::{Error, Exit, Result};
-use crate::generate::chat::Chat;
+use crate::serve::chat::Chat;
 use crate::text::unmarked;
 use serde_json::{json, Value};
 use std::io::Read;

@@ -3,11 +3,13 @@
 
 pub mod attend;
 mod dispatch;
+pub mod dots;
 pub mod flat;
 pub mod level;
 pub mod linear;
 pub mod loss;
 pub mod norm;
+pub mod paged;
 pub mod rope;
 pub mod simd;
 pub mod swiglu;

@@ -55,7 +55,9 @@ impl<'a, E: Dtype> Rows<'a, E> {
         let len = size.iter().product();
         t.is_contiguous().then_some(Rows::new(ptr, 1, len, len))
     }
+}
 
+impl<'a, E: Copy> Rows<'a, E> {
     fn new(ptr: *mut E, rows: usize, cols: usize, stride: usize) -> Self {
         Rows { ptr, rows, cols, stride, tensor: PhantomData }
     }
@@ -124,7 +126,9 @@ impl<'a, E: Dtype> Heads<'a, E> {
         let strides = [stride[0], stride[1], stride[2]];
         unit_stride.then_some(Heads { ptr, batch, tokens, heads, width, strides, tensor: PhantomData })
     }
+}
 
+impl<'a, E: Copy> Heads<'a, E> {
     /// The tokens of one head of one sequence: [S,D].
     pub fn head(&self, b: usize, h: usize) -> Rows<'a, E> {
         assert!(b < self.batch && h < self.heads);

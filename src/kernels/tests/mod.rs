@@ -1,6 +1,7 @@
 //! Every kernel against its libtorch reference, in fp32 and bf16, over awkward sizes and strides.
 
 mod attention;
+mod by_row;
 mod flat;
 mod levels;
 mod matrix;

@@ -4,6 +4,7 @@ pub mod attention;
 pub mod attention_backward;
 pub mod avx512;
 pub mod dot;
+pub mod dots;
 pub mod gemm;
 pub mod pack;
 pub mod scratch;

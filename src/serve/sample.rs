@@ -1,12 +1,18 @@
-//! One token from logits: greedy, or drawn with temperature, top-k and top-p (nucleus, arXiv:1904.09751).
+//! One token from logits: greedy, or drawn with temperature, top-k, top-p (nucleus, arXiv:1904.09751) and min-p
+//! (arXiv:2407.01082), after penalties for tokens that were there before.
 //!
-//! A draw is a pure function of (seed, prompt, position): the same command gives the same text.
+//! A draw is a pure function of (seed, sample, position): the same request gives the same text, in whatever company, and one that
+//! was interrupted goes on as it would have.
 
 use crate::error::{Error, Exit, Result};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// The rule. Filters apply in this order: temperature, top-k, top-p; each works on what the one before left.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// The rule. Filters apply in this order, which is transformers': temperature, top-k, top-p, min-p; each works on what the one
+/// before left.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
     /// Divides the logits. 0: always the likeliest token (the lowest id among equals).
     pub temperature: f64,
@@ -14,32 +20,89 @@ pub struct Sampling {
     pub top_k: usize,
     /// Keep the fewest likeliest tokens whose probabilities sum to at least this; 1 keeps all.
     pub top_p: f64,
+    /// Keep the tokens that have at least this share of the likeliest one's probability; 0 keeps all.
+    pub min_p: f64,
+    /// Divides the positive logits of tokens of prompt and text so far, and multiplies the negative ones (arXiv:1909.05858);
+    /// 1 changes nothing.
+    pub repetition_penalty: f64,
+    /// Taken off the logits of tokens of the text so far, once (OpenAI's API reference); 0 changes nothing.
+    pub presence_penalty: f64,
+    /// The same, as many times as the token is there.
+    pub frequency_penalty: f64,
     pub seed: u64,
 }
 
 impl Sampling {
     /// The likeliest token, always.
-    pub fn greedy() -> Sampling {
-        Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 }
+    pub const fn greedy() -> Sampling {
+        Sampling {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seed: 0,
+        }
     }
 
-    /// Every mistake in the values, at once.
+    /// Every mistake in the values, at once: the name of each as its option has it, and what it must be.
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        let within = |x: f64, low: f64, high: f64| x >= low && x <= high;
+        let values = [
+            ("temperature", self.temperature, self.temperature >= 0.0 && self.temperature.is_finite(), "0 or more"),
+            ("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0 and at most 1"),
+            ("min_p", self.min_p, within(self.min_p, 0.0, 1.0), "from 0 to 1"),
+            (
+                "repetition_penalty",
+                self.repetition_penalty,
+                self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite(),
+                "above 0",
+            ),
+            ("presence_penalty", self.presence_penalty, within(self.presence_penalty, -2.0, 2.0), "from -2 to 2"),
+            ("frequency_penalty", self.frequency_penalty, within(self.frequency_penalty, -2.0, 2.0), "from -2 to 2"),
+        ];
+        let wrong = values.into_iter().filter(|v| !v.2);
+        wrong.map(|(name, x, _, must)| (name, format!("{name} is {x}, must be {must}"))).collect()
+    }
+
+    /// [`Sampling::problems`] as one error of the command line.
     pub fn check(&self) -> Result<()> {
-        let mut wrong = vec![];
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            wrong.push(format!("temperature is {}, must be 0 or more", self.temperature));
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            wrong.push(format!("top-p is {}, must be above 0 and at most 1", self.top_p));
-        }
+        let wrong: Vec<String> =
+            self.problems().into_iter().map(|(name, text)| text.replacen(name, &name.replace('_', "-"), 1)).collect();
         match wrong.is_empty() {
             true => Ok(()),
             false => Err(Error::new(Exit::Usage, wrong.join("; "))),
         }
     }
 
-    /// The token after `position` tokens of prompt number `prompt`, from its logits [V].
-    pub fn choose(&self, logits: &[f32], prompt: u64, position: u64) -> Result<u32> {
+    /// Logits [V] less what the penalties take off for the tokens of `prompt` and of the text so far.
+    pub fn penalised<'a>(&self, logits: &'a [f32], prompt: &[u32], text: &[u32]) -> Cow<'a, [f32]> {
+        let (presence, frequency) = (self.presence_penalty, self.frequency_penalty);
+        let mut out = Cow::Borrowed(logits);
+        if self.repetition_penalty != 1.0 {
+            let seen: BTreeSet<u32> = prompt.iter().chain(text).copied().collect();
+            let out = out.to_mut();
+            for id in seen.into_iter().map(|id| id as usize).filter(|&id| id < logits.len()) {
+                let factor = if out[id] > 0.0 { 1.0 / self.repetition_penalty } else { self.repetition_penalty };
+                out[id] = (out[id] as f64 * factor) as f32;
+            }
+        }
+        if presence != 0.0 || frequency != 0.0 {
+            let mut count: BTreeMap<u32, u32> = BTreeMap::new();
+            text.iter().for_each(|id| *count.entry(*id).or_default() += 1);
+            for (id, n) in count {
+                if let Some(x) = out.to_mut().get_mut(id as usize) {
+                    *x = (*x as f64 - presence - frequency * n as f64) as f32;
+                }
+            }
+        }
+        out
+    }
+
+    /// The token after `position` tokens of sample number `sample`, from its logits [V].
+    pub fn choose(&self, logits: &[f32], sample: u64, position: u64) -> Result<u32> {
         if let Some(bad) = logits.iter().position(|x| !x.is_finite()) {
             let fact = format!("the logit of token {bad} is {} after {position} tokens", logits[bad]);
             return Err(Error::new(Exit::Model, fact).hint("the weights are damaged, or not of this model"));
@@ -61,7 +124,8 @@ impl Sampling {
         } else {
             kept.sort_unstable_by_key(|k| k.0);
         }
-        Ok(draw(&kept, uniform(self.seed, prompt, position)))
+        kept.retain(|k| k.1 >= self.min_p);
+        Ok(draw(&kept, uniform(self.seed, sample, position)))
     }
 }
 
@@ -110,9 +174,9 @@ fn draw(kept: &[(u32, f64)], u: f64) -> u32 {
 }
 
 /// 53 random bits as a number in [0, 1).
-fn uniform(seed: u64, prompt: u64, position: u64) -> f64 {
+fn uniform(seed: u64, sample: u64, position: u64) -> f64 {
     let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&prompt.to_le_bytes());
+    bytes[..8].copy_from_slice(&sample.to_le_bytes());
     bytes[8..].copy_from_slice(&position.to_le_bytes());
     (xxh3_64_with_seed(&bytes, seed) >> 11) as f64 / (1u64 << 53) as f64
 }
@@ -141,7 +205,7 @@ mod tests {
     }
 
     const P: [f64; 5] = [0.1, 0.4, 0.05, 0.25, 0.2];
-    const ALL: Sampling = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 9 };
+    const ALL: Sampling = Sampling { temperature: 1.0, seed: 9, ..Sampling::greedy() };
 
     #[test]
     fn greedy_takes_the_likeliest_and_the_first_of_equals() {
@@ -160,6 +224,8 @@ mod tests {
         // Of the two that top-k left, the first has 0.62 of the weight.
         near(&shares(Sampling { top_k: 2, top_p: 0.6, ..ALL }, &l), &[0.0, 1.0, 0.0, 0.0, 0.0]);
         near(&shares(Sampling { top_p: 1e-9, ..ALL }, &l), &[0.0, 1.0, 0.0, 0.0, 0.0]);
+        near(&shares(Sampling { min_p: 0.49, ..ALL }, &l), &[0.0, 0.4 / 0.85, 0.0, 0.25 / 0.85, 0.2 / 0.85]);
+        near(&shares(Sampling { min_p: 1.0, ..ALL }, &l), &[0.0, 1.0, 0.0, 0.0, 0.0]);
         let squares: f64 = P.iter().map(|p| p * p).sum();
         near(&shares(Sampling { temperature: 0.5, ..ALL }, &l), &P.map(|p| p * p / squares));
     }
@@ -197,9 +263,27 @@ mod tests {
     fn bad_values_and_bad_logits_are_errors() {
         let e = Sampling { temperature: -1.0, top_p: 0.0, ..ALL }.check().unwrap_err();
         assert!(e.exit == Exit::Usage && e.fact.contains("-1") && e.fact.contains("top-p is 0"), "{e}");
-        assert!(Sampling { temperature: f64::NAN, ..ALL }.check().is_err());
+        for bad in [
+            Sampling { temperature: f64::NAN, ..ALL },
+            Sampling { min_p: 1.5, ..ALL },
+            Sampling { repetition_penalty: 0.0, ..ALL },
+            Sampling { frequency_penalty: f64::INFINITY, ..ALL },
+        ] {
+            assert_eq!(bad.problems().len(), 1, "{bad:?}");
+        }
         assert!(ALL.check().is_ok() && Sampling::greedy().check().is_ok());
         let e = ALL.choose(&[0.0, f32::NAN], 0, 7).unwrap_err();
         assert!(e.exit == Exit::Model && e.fact.contains("token 1"), "{e}");
+    }
+
+    #[test]
+    fn penalties_are_those_of_their_sources() {
+        let l = [2.0, -1.0, 3.0, 0.5];
+        let none = ALL.penalised(&l, &[0, 1], &[2]);
+        assert!(matches!(none, Cow::Borrowed(_)));
+        let repetition = Sampling { repetition_penalty: 2.0, ..ALL };
+        assert_eq!(repetition.penalised(&l, &[0, 1, 1], &[2]).as_ref(), [1.0, -2.0, 1.5, 0.5]);
+        let both = Sampling { presence_penalty: 0.5, frequency_penalty: 0.25, ..ALL };
+        assert_eq!(both.penalised(&l, &[0], &[2, 3, 3]).as_ref(), [2.0, -1.0, 2.25, -0.5]);
     }
 }

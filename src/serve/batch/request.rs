@@ -1,0 +1,308 @@
+//! A line of the input as a task. Two forms: OpenAI's (`custom_id`, `method`, `url`, `body`; OpenAI's API reference, Batch), and the
+//! body alone, with `id` or `custom_id` beside its fields. A line that is neither is refused by name of the field.
+
+use crate::data::Tokenizer;
+use crate::error::Error;
+use crate::serve::batch::fields::{Fields, Refusal};
+use crate::serve::chat::Chat;
+use crate::serve::engine::{check, Asked};
+use crate::serve::Sampling;
+use serde::{Deserialize, Serialize};
+use serde_json::{json, Map, Value};
+
+/// Stop strings of a request at most.
+pub const STOPS: usize = 64;
+/// Likeliest tokens reported at each place at most.
+pub const TOP: u64 = 20;
+/// Texts of one request at most.
+pub const TEXTS: u64 = 128;
+/// Said of the requester, not of the text.
+pub const ABOUT: [&str; 5] = ["user", "metadata", "store", "service_tier", "safety_identifier"];
+
+/// Which of OpenAI's objects answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Form {
+    Completion,
+    Chat,
+}
+
+/// A request that can be run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Task {
+    /// Line of the input, from 1 on.
+    pub line: u64,
+    pub custom_id: Value,
+    pub form: Form,
+    pub model: String,
+    /// One for each text.
+    pub asked: Vec<Asked>,
+    /// Strings that end a text.
+    pub stops: Vec<String>,
+    /// Whether the answer has the tokens' ids (`return_token_ids`, as vLLM has it).
+    pub ids: bool,
+}
+
+/// What holds for every line.
+pub struct RequestRules<'a> {
+    pub tokenizer: &'a Tokenizer,
+    /// Ids in front of a prompt that is a text.
+    pub front: Vec<u32>,
+    /// The model's chat template, or why there is none.
+    pub chat: Result<Chat, Error>,
+    /// Ids that end a text.
+    pub ends: Vec<u32>,
+    /// Names of the model.
+    pub models: Vec<String>,
+    pub vocab: usize,
+    pub longest: usize,
+    pub defaults: Defaults,
+}
+
+/// What a request that does not say gets.
+#[derive(Clone, Copy, Debug)]
+pub struct Defaults {
+    pub temperature: f64,
+    /// None: 16 for completions, else up to the longest text, as OpenAI has it.
+    pub max_tokens: Option<usize>,
+    /// Mixed with the request's `custom_id`.
+    pub seed: u64,
+}
+
+/// The identifier of a line: what tells requests apart.
+pub fn custom_id(line: &Value) -> Value {
+    [&line["custom_id"], &line["id"]].into_iter().find(|id| !id.is_null()).cloned().unwrap_or(Value::Null)
+}
+
+impl RequestRules<'_> {
+    /// Line `number` of the input.
+    pub fn read(&self, number: u64, line: &[u8]) -> Result<Task, Refusal> {
+        let value: Value = serde_json::from_slice(line)
+            .map_err(|e| Refusal::new("invalid_json", "", format!("the line is not JSON: {e}")))?;
+        let Value::Object(map) = value else {
+            return Err(Refusal::new("invalid_json", "", "the line is not a JSON object"));
+        };
+        let (custom_id, form, body) = self.parts(map)?;
+        self.task(number, custom_id, form, Fields::new(body))
+    }
+
+    fn parts(&self, map: Map<String, Value>) -> Result<(Value, Form, Map<String, Value>), Refusal> {
+        let openai = ["method", "url", "body"].iter().any(|key| map.contains_key(*key));
+        let mut line = Fields::new(map);
+        let given = line.take("custom_id");
+        let id = match (given, openai) {
+            (Some(id), _) => id,
+            (None, true) => return Err(Refusal::new("missing_field", "custom_id", "there is no custom_id")),
+            (None, false) => line.take("id").unwrap_or(Value::Null),
+        };
+        if !(id.is_string() || (id.is_number() || id.is_null()) && !openai) {
+            return Err(Refusal::new("invalid_type", "custom_id", format!("custom_id is {id}, must be a string")));
+        }
+        if !openai {
+            let form = if line.has("messages") { Form::Chat } else { Form::Completion };
+            return Ok((id, form, line.rest()));
+        }
+        match line.text("method")?.as_deref() {
+            Some("POST") => {}
+            Some(other) => {
+                return Err(Refusal::new("invalid_value", "method", format!("method is {other}, must be POST")))
+            }
+            None => return Err(Refusal::new("missing_field", "method", "there is no method; POST is meant")),
+        }
+        let form = match line.text("url")?.as_deref() {
+            Some("/v1/completions") => Form::Completion,
+            Some("/v1/chat/completions") => Form::Chat,
+            Some(other) => {
+                let must = "/v1/completions or /v1/chat/completions";
+                return Err(Refusal::new("invalid_value", "url", format!("url is {other}, must be {must}")));
+            }
+            None => return Err(Refusal::new("missing_field", "url", "there is no url")),
+        };
+        let Some(body) = line.typed("body", "an object", |v| v.as_object().cloned())? else {
+            return Err(Refusal::new("missing_field", "body", "there is no body"));
+        };
+        line.end()?;
+        Ok((id, form, body))
+    }
+
+    fn task(&self, line: u64, custom_id: Value, form: Form, mut body: Fields) -> Result<Task, Refusal> {
+        let model = self.model(&mut body)?;
+        let prompt = match form {
+            Form::Completion => self.prompt(&mut body)?,
+            Form::Chat => self.conversation(&mut body)?,
+        };
+        let sampling = self.sampling(&mut body, &custom_id)?;
+        let n = within(&mut body, "n", 1, TEXTS)?.unwrap_or(1);
+        let logprobs = logprobs(&mut body, form)?;
+        let stops = stops(&mut body)?;
+        let stop = self.stop_ids(&mut body)?;
+        let max_tokens = self.max_tokens(&mut body, form, prompt.len())?;
+        let ids = body.flag("return_token_ids")?.unwrap_or(false);
+        nothing_else(&mut body, n)?;
+        body.end()?;
+        let field = if form == Form::Chat { "messages" } else { "prompt" };
+        check(&prompt, self.vocab, self.longest)
+            .map_err(|e| Refusal::new("context_length_exceeded", field, e.fact.clone()))?;
+        if max_tokens > self.longest - prompt.len() {
+            let fact = format!(
+                "the prompt has {} tokens and max_tokens is {max_tokens}: together more than the {} of the longest text",
+                prompt.len(),
+                self.longest
+            );
+            return Err(Refusal::new("context_length_exceeded", "max_tokens", fact));
+        }
+        let asked =
+            |sample| Asked { prompt: prompt.clone(), max_tokens, sampling, sample, stop: stop.clone(), logprobs };
+        Ok(Task { line, custom_id, form, model, asked: (0..n).map(asked).collect(), stops, ids })
+    }
+
+    fn model(&self, body: &mut Fields) -> Result<String, Refusal> {
+        match body.text("model")? {
+            None => Ok(self.models[0].clone()),
+            Some(name) if self.models.contains(&name) => Ok(name),
+            Some(name) => {
+                let fact = format!("there is no model {name}; this one is called {}", self.models.join(" or "));
+                Err(Refusal::new("model_not_found", "model", fact))
+            }
+        }
+    }
+
+    /// A text, or ids.
+    fn prompt(&self, body: &mut Fields) -> Result<Vec<u32>, Refusal> {
+        let wrong = || {
+            Refusal::new("invalid_type", "prompt", "prompt must be a string or a list of token ids, one prompt a line")
+        };
+        match body.take("prompt") {
+            None => Err(Refusal::new("missing_field", "prompt", "there is no prompt")),
+            Some(Value::String(text)) => {
+                let ids = self.tokenizer.encode(&text).map_err(|e| Refusal::new("prompt_refused", "prompt", e.fact))?;
+                Ok([&self.front[..], &ids].concat())
+            }
+            Some(Value::Array(all)) => {
+                let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(wrong);
+                all.iter().map(id).collect()
+            }
+            Some(_) => Err(wrong()),
+        }
+    }
+
+    fn conversation(&self, body: &mut Fields) -> Result<Vec<u32>, Refusal> {
+        let wrong = |what: String| Refusal::new("invalid_value", "messages", what);
+        let chat = self.chat.as_ref().map_err(|e| Refusal::new("not_supported", "messages", e.fact.clone()))?;
+        let messages = body.typed("messages", "a list of objects", |v| v.as_array().cloned())?.unwrap_or_default();
+        if messages.is_empty() {
+            return Err(Refusal::new("missing_field", "messages", "there are no messages"));
+        }
+        if let Some(i) = messages.iter().position(|m| !m["role"].is_string()) {
+            return Err(wrong(format!("message {} has no role", i + 1)));
+        }
+        let text = chat.render(&messages).map_err(|e| Refusal::new("prompt_refused", "messages", e.fact))?;
+        self.tokenizer.encode_special(&text).map_err(|e| Refusal::new("prompt_refused", "messages", e.fact))
+    }
+
+    fn sampling(&self, body: &mut Fields, id: &Value) -> Result<Sampling, Refusal> {
+        // A request without a seed has one of its own.
+        let own = || xxhash_rust::xxh3::xxh3_64_with_seed(id.to_string().as_bytes(), self.defaults.seed);
+        let seed = body.typed("seed", "a whole number", |v| v.as_i64().map(|n| n as u64).or(v.as_u64()))?;
+        let sampling = Sampling {
+            temperature: body.number("temperature")?.unwrap_or(self.defaults.temperature),
+            top_k: within(body, "top_k", 0, u64::MAX)?.unwrap_or(0) as usize,
+            top_p: body.number("top_p")?.unwrap_or(1.0),
+            min_p: body.number("min_p")?.unwrap_or(0.0),
+            repetition_penalty: body.number("repetition_penalty")?.unwrap_or(1.0),
+            presence_penalty: body.number("presence_penalty")?.unwrap_or(0.0),
+            frequency_penalty: body.number("frequency_penalty")?.unwrap_or(0.0),
+            seed: seed.unwrap_or_else(own),
+        };
+        match sampling.problems().into_iter().next() {
+            Some((name, text)) => Err(Refusal::new("invalid_value", name, text)),
+            None => Ok(sampling),
+        }
+    }
+
+    fn stop_ids(&self, body: &mut Fields) -> Result<Vec<u32>, Refusal> {
+        let ids = body.typed("stop_token_ids", "a list of token ids", |v| {
+            v.as_array()?.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect::<Option<Vec<u32>>>()
+        })?;
+        let ids = ids.unwrap_or_default();
+        if ids.len() > STOPS {
+            let fact = format!("stop_token_ids has {} ids, at most {STOPS} are allowed", ids.len());
+            return Err(Refusal::new("invalid_value", "stop_token_ids", fact));
+        }
+        match body.flag("ignore_eos")? {
+            Some(true) => Ok(ids),
+            _ => Ok([&self.ends[..], &ids].concat()),
+        }
+    }
+
+    fn max_tokens(&self, body: &mut Fields, form: Form, prompt: usize) -> Result<usize, Refusal> {
+        let old = body.count("max_tokens")?;
+        let new = if form == Form::Chat { body.count("max_completion_tokens")? } else { None };
+        let asked = new.or(old).map(|n| usize::try_from(n).unwrap_or(usize::MAX)).or(self.defaults.max_tokens);
+        let rest = self.longest.saturating_sub(prompt);
+        Ok(match (asked, form) {
+            (Some(n), _) => n,
+            (None, Form::Completion) => rest.min(16),
+            (None, Form::Chat) => rest,
+        })
+    }
+}
+
+fn within(body: &mut Fields, name: &str, low: u64, high: u64) -> Result<Option<u64>, Refusal> {
+    match body.count(name)? {
+        Some(n) if !(low..=high).contains(&n) => {
+            Err(Refusal::new("invalid_value", name, format!("{name} is {n}, must be from {low} to {high}")))
+        }
+        n => Ok(n),
+    }
+}
+
+/// Completions say how many, conversations whether and how many.
+fn logprobs(body: &mut Fields, form: Form) -> Result<Option<usize>, Refusal> {
+    if form == Form::Completion {
+        return Ok(within(body, "logprobs", 0, TOP)?.map(|n| n as usize));
+    }
+    let wanted = body.flag("logprobs")?.unwrap_or(false);
+    match within(body, "top_logprobs", 0, TOP)? {
+        Some(n) if n > 0 && !wanted => {
+            Err(Refusal::new("invalid_value", "top_logprobs", format!("top_logprobs is {n}, but logprobs is not true")))
+        }
+        n => Ok(wanted.then_some(n.unwrap_or(0) as usize)),
+    }
+}
+
+fn stops(body: &mut Fields) -> Result<Vec<String>, Refusal> {
+    let stops = body.texts("stop")?;
+    if stops.len() > STOPS {
+        let fact = format!("stop has {} strings, at most {STOPS} are allowed", stops.len());
+        return Err(Refusal::new("invalid_value", "stop", fact));
+    }
+    match stops.iter().any(String::is_empty) {
+        true => Err(Refusal::new("invalid_value", "stop", "stop has an empty string")),
+        false => Ok(stops),
+    }
+}
+
+/// Fields of OpenAI's that mean something herd does not do, unless they say nothing.
+fn nothing_else(body: &mut Fields, n: u64) -> Result<(), Refusal> {
+    ABOUT.iter().for_each(|name| drop(body.take(name)));
+    let no = json!(false);
+    let (none, empty, list) = (json!("none"), json!({}), json!([]));
+    for (name, means_nothing) in [
+        ("stream", vec![no.clone()]),
+        ("stream_options", vec![]),
+        ("echo", vec![no.clone()]),
+        ("suffix", vec![json!("")]),
+        ("best_of", vec![json!(n)]),
+        ("logit_bias", vec![empty]),
+        ("tools", vec![list.clone()]),
+        ("tool_choice", vec![none.clone(), json!("auto")]),
+        ("functions", vec![list]),
+        ("function_call", vec![none]),
+        ("parallel_tool_calls", vec![no, json!(true)]),
+        ("response_format", vec![json!({"type": "text"})]),
+        ("modalities", vec![json!(["text"])]),
+    ] {
+        body.neutral(name, &means_nothing)?;
+    }
+    Ok(())
+}

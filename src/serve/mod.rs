@@ -1,0 +1,33 @@
+//! Running a model: many texts at once over a paged cache, each with the bits that it has alone.
+//!
+//! - [`scheduler`]: which sequences read how many tokens in the next iteration, as a pure function
+//! - [`iteration`]: that decision as a value and as a message
+//! - [`stage`], [`replica`]: one rank's part of the model over its cache; the ranks of one copy of the model
+//! - [`pool`]: who holds which block of the cache, and what is known to be in it
+//! - [`engine`]: requests in, tokens out
+//! - [`sample`], [`logprobs`]: one token from logits
+//! - [`stream`], [`text`]: tokens to text as they come; stop strings
+//! - [`chat`]: messages to a prompt, by the model's own template
+//! - [`start`]: from weights on disk to a replica
+//! - [`batch`]: files of requests
+
+pub mod batch;
+pub mod chat;
+pub mod engine;
+pub mod iteration;
+pub mod logprobs;
+pub mod pool;
+pub mod replica;
+pub mod sample;
+pub mod scheduler;
+pub mod stage;
+pub mod start;
+pub mod stream;
+pub mod text;
+
+#[cfg(test)]
+mod tests;
+
+pub use engine::{Asked, Chosen, Engine, Reader, Stop};
+pub use sample::Sampling;
+pub use stream::TextStream;
