@@ -170,7 +170,8 @@ fn summary_json(plan: &Plan, notes: &[String]) -> String {
         "memory": {
             "parameters": memory.parameters, "gradients": memory.gradients, "master": memory.master,
             "moments": memory.moments, "inputs": memory.inputs, "activations": memory.activations,
-            "working": memory.working, "peak": memory.total(),
+            "working": memory.working, "workspace": memory.beside.workspace, "communicators": memory.beside.communicators,
+            "context": memory.beside.context, "tensors": memory.tensors(), "peak": memory.total(),
         },
         "notes": notes,
     });
@@ -209,22 +210,16 @@ fn summary(plan: &Plan, notes: &[String]) -> String {
         ),
         ("run", format!("{} steps, {} tokens", c.train.steps, short(tokens as f64 * c.train.steps as f64))),
         ("work", format!("{}FLOP a token ({}FLOP with full attention)", short(flops.causal), short(flops.full))),
-        (
-            "memory",
-            format!(
-                "{} a rank: parameters {}, gradients {}, optimizer {}, activations {}, working {}",
-                size(memory.total()),
-                size(memory.parameters),
-                size(memory.gradients),
-                size(memory.master.saturating_add(memory.moments)),
-                size(memory.activations),
-                size(memory.working.saturating_add(memory.inputs))
-            ),
-        ),
+        ("memory", format!("{} a rank: {}", size(memory.total()), terms(&memory))),
     ];
     let notes = notes.iter().map(|note| ("note", note.clone()));
     let body: String = lines.into_iter().chain(notes).map(|(name, text)| format!("  {name:<7} {text}\n")).collect();
     format!("ok\n{body}")
+}
+
+/// Each term with its name.
+fn terms(memory: &Memory) -> String {
+    memory.terms().iter().map(|(name, bytes)| format!("{name} {}", size(*bytes))).collect::<Vec<_>>().join(", ")
 }
 
 /// Three digits and a decimal unit: 8.03 G.

@@ -7,6 +7,7 @@ mod checkpoint;
 mod completions;
 mod config;
 mod data;
+mod devices;
 mod drill;
 mod exit_codes;
 mod flush;

@@ -1,6 +1,7 @@
 //! `herd train`: one rank of a training run.
 
-use super::{logging, outcome};
+use super::{devices, logging, outcome};
+use crate::config::DeviceChoice;
 use crate::error::{Exit, Result};
 use crate::kernels::{device, memory};
 use crate::plan::{Plan, Ranks};
@@ -41,8 +42,11 @@ pub fn run(args: Args) -> Result<()> {
 
 fn train(args: &Args, world: &World) -> Result<End> {
     let ranks = Ranks::of(world, device::cuda_device_count(), cores(world.local_size()));
-    let plan = world.agree(Plan::read(&args.config, &args.set, &ranks))?;
+    let plan = world.agree(Plan::read(&args.config, &args.set, &ranks).map_err(devices::with_reason))?;
     logging::init(world.rank() == 0, Some(&plan.config.run_dir), world.rank())?;
+    if let Some(line) = devices::fallen_back(plan.device, plan.config.train.device == DeviceChoice::Auto) {
+        tracing::warn!("{line}");
+    }
     tch::set_num_threads(plan.threads as i32);
     train::run(&plan, world)
 }

@@ -6,6 +6,7 @@
 
 mod batch;
 mod behind;
+pub mod device_failure;
 mod heritage;
 pub mod metrics;
 pub mod progress;
