@@ -27,6 +27,7 @@ mod recycle;
 mod reshard;
 mod shard;
 mod slurm;
+mod standin;
 mod store;
 mod tensor;
 mod tiers;
