@@ -57,7 +57,7 @@ fn shim(lib: &Path) {
         // libtorch's parallel_for is a header around `omp parallel`: only with this does it use libtorch's threads.
         .flag("-fopenmp")
         .warnings(false)
-        .files(["parallel", "memory", "device"].map(|f| format!("src/kernels/native/{f}.cpp")))
+        .files(["parallel", "memory", "device", "attention"].map(|f| format!("src/kernels/native/{f}.cpp")))
         .compile("herd_shim");
     // Two OpenMP runtimes in a process are two thread pools: link the one that libtorch carries, if it carries one.
     match bundled_openmp(lib) {

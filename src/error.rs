@@ -4,6 +4,8 @@
 //! interface: batch scripts and the supervisor decide by it whether to retry, so the table lives here once and
 //! `herd help exit-codes` prints it.
 
+pub mod libtorch;
+
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::Path;
@@ -26,7 +28,7 @@ pub enum Exit {
     Model = 12,
     /// The MPI world is not the one that was asked for.
     World = 13,
-    /// A device was asked for that this host does not have.
+    /// A device failed, or was asked for and this host does not have it.
     Device = 14,
     /// No valid checkpoint where one is needed.
     Checkpoint = 20,
@@ -62,7 +64,7 @@ impl Exit {
         (Exit::Data, "training data or tokenizer is missing, damaged or does not fit", "stop; never retry"),
         (Exit::Model, "a model to import or export is missing, incomplete or of another shape", "stop; never retry"),
         (Exit::World, "the MPI world is not the one asked for", "stop; fix the launch line"),
-        (Exit::Device, "a device was asked for that this host does not have", "stop, or replace the node"),
+        (Exit::Device, "a device failed, or this host does not have the one asked for", "stop, or replace the node"),
         (Exit::Checkpoint, "no valid checkpoint where one is needed", "stop; look at the run directory"),
         (Exit::Storage, "the filesystem refused: full, quota, permission or I/O error", "free space, then start again"),
         (
@@ -189,6 +191,11 @@ impl From<tch::TchError> for Error {
     /// libtorch's first line; the rest is a C++ backtrace.
     fn from(e: tch::TchError) -> Self {
         let text = e.to_string();
-        Error::new(Exit::Internal, format!("libtorch: {}", text.lines().next().unwrap_or("unknown error")))
+        let exit = match libtorch::LibtorchFailure::of(&text) {
+            libtorch::LibtorchFailure::Device => Exit::Device,
+            // Whose fault a want of memory is, the run knows (`train::device_failure`).
+            _ => Exit::Internal,
+        };
+        Error::new(exit, format!("libtorch: {}", text.lines().next().unwrap_or("unknown error")))
     }
 }

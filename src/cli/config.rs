@@ -172,7 +172,8 @@ fn summary_json(plan: &Plan, notes: &[String]) -> String {
         "memory": {
             "parameters": memory.parameters, "gradients": memory.gradients, "master": memory.master,
             "moments": memory.moments, "inputs": memory.inputs, "activations": memory.activations,
-            "working": memory.working, "peak": memory.total(),
+            "working": memory.working, "workspace": memory.beside.workspace, "communicators": memory.beside.communicators,
+            "context": memory.beside.context, "tensors": memory.tensors(), "peak": memory.total(),
         },
         "faults": { "expected_every_s": faults.between, "key": faults.key, "step_limit_s": faults.step_limit(),
                     "warning": faults.warning() },
@@ -213,18 +214,7 @@ fn summary(plan: &Plan, notes: &[String]) -> String {
         ),
         ("run", format!("{} steps, {} tokens", c.train.steps, short(tokens as f64 * c.train.steps as f64))),
         ("work", format!("{}FLOP a token ({}FLOP with full attention)", short(flops.causal), short(flops.full))),
-        (
-            "memory",
-            format!(
-                "{} a rank: parameters {}, gradients {}, optimizer {}, activations {}, working {}",
-                size(memory.total()),
-                size(memory.parameters),
-                size(memory.gradients),
-                size(memory.master.saturating_add(memory.moments)),
-                size(memory.activations),
-                size(memory.working.saturating_add(memory.inputs))
-            ),
-        ),
+        ("memory", format!("{} a rank: {}", size(memory.total()), terms(&memory))),
     ];
     let host = host(plan).map(|text| ("host", text));
     let faults = FaultCost::of(plan);
@@ -255,6 +245,11 @@ fn host(plan: &Plan) -> Option<String> {
             size(slot)
         )
     })
+}
+
+/// Each term with its name.
+fn terms(memory: &Memory) -> String {
+    memory.terms().iter().map(|(name, bytes)| format!("{name} {}", size(*bytes))).collect::<Vec<_>>().join(", ")
 }
 
 /// Three digits and a decimal unit: 8.03 G.

@@ -2,6 +2,7 @@
 
 mod prompts;
 
+use super::devices;
 use super::progress::shown;
 use crate::convert::weights::{self, Weights};
 use crate::convert::{foreign, Own};
@@ -80,6 +81,9 @@ pub fn run(args: Args) -> Result<()> {
     };
     sampling.check()?;
     let device = choose_device(&args.device)?;
+    if let Some(line) = devices::fallen_back(device, args.device == "auto") {
+        tracing::warn!("{line}");
+    }
     if args.threads > 0 {
         tch::set_num_threads(args.threads.min(i32::MAX as usize) as i32);
     }
@@ -160,8 +164,9 @@ pub(super) fn choose_device(choice: &str) -> Result<Device> {
     match (choice, device::cuda_device_count()) {
         ("cpu", _) | ("auto", 0) => Ok(Device::Cpu),
         ("cuda", 0) => {
-            Err(Error::new(Exit::Device, "cuda was asked for, but this host has no CUDA device that libtorch can use")
-                .hint("use --device cpu or auto"))
+            let e =
+                Error::new(Exit::Device, "cuda was asked for, but this host has no CUDA device that libtorch can use");
+            Err(devices::with_reason(e).hint("use --device cpu or auto"))
         }
         _ => Ok(Device::Cuda(0)),
     }

@@ -8,6 +8,7 @@ mod checkpoint;
 mod completions;
 mod config;
 mod data;
+mod devices;
 mod drill;
 mod exit_codes;
 mod flush;

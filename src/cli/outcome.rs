@@ -1,9 +1,11 @@
 //! How the process ends: an error or a panic becomes one message on stderr and an exit code.
 
+use crate::error::libtorch::first_words;
 use crate::error::{Error, Exit, Result};
 use crate::exit_record;
 use crate::foreign;
 use crate::liveness::{self, Reason};
+use crate::train::device_failure;
 use crate::world::{leave, World};
 use std::io::Write;
 use std::panic::PanicHookInfo;
@@ -18,6 +20,7 @@ pub fn finish(result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => exit_code(Exit::Ok),
         Err(e) => {
+            let e = device_failure::explained(e);
             say(&e);
             exit_record::write(&e);
             exit_code(e.exit)
@@ -48,9 +51,9 @@ pub fn end(world: World, e: Error) -> Result<()> {
     std::process::exit(e.exit.code())
 }
 
-/// A panic in any thread prints one line and ends the process at once with [`Exit::Internal`]: unwinding could wait for
-/// MPI, and a process that lost a thread is of no use to its peers. A library's panic over a file ([`foreign::guarded`]) goes
-/// back to its caller.
+/// A panic in any thread prints one line and ends the process at once, with [`Exit::Internal`] or, where libtorch panicked over
+/// a device, as that device's failure: unwinding could wait for MPI, and a process that lost a thread is of no use to its
+/// peers. A library's panic over a file ([`foreign::guarded`]) goes back to its caller.
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|info| {
         if foreign::inside() {
@@ -60,6 +63,12 @@ pub fn install_panic_hook() {
         // `println!` panics when a reader closes the pipe (`herd … | head`): not a bug, and nobody reads on.
         if text.starts_with("failed printing to std") {
             hard_exit(Exit::Ok);
+        }
+        if let Some(e) = device_failure::of_words(&text) {
+            say(&e);
+            exit_record::write(&e);
+            liveness::confess_error(&e);
+            hard_exit(e.exit);
         }
         let place = info.location().map(|l| format!(" ({}:{})", l.file(), l.line())).unwrap_or_default();
         let _ = writeln!(
@@ -80,27 +89,9 @@ fn message(info: &PanicHookInfo) -> String {
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic".into())
 }
 
-/// One line, without the C++ backtrace that libtorch appends to its messages.
-fn first_words(text: &str) -> String {
-    let text = text.split("\\nException raised from").next().unwrap_or(text).replace("\\n", " ");
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
 /// Ends the process without running exit handlers, which may wait for peers.
 fn hard_exit(exit: Exit) -> ! {
     let _ = std::io::stdout().flush();
     // SAFETY: _exit only ends the process.
     unsafe { libc::_exit(exit.code()) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn libtorch_messages_lose_their_backtrace() {
-        let torch = "called `Result::unwrap()` on an `Err` value: Torch(\"mat1 and mat2\\nException raised from x at y\\nframe\")";
-        assert_eq!(first_words(torch), "called `Result::unwrap()` on an `Err` value: Torch(\"mat1 and mat2");
-        assert_eq!(first_words("a\n  b"), "a b");
-    }
 }

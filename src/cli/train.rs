@@ -1,8 +1,9 @@
 //! `herd train`: one rank of a training run.
 
 use super::logging::{self, RankLog};
-use super::outcome;
+use super::{devices, outcome};
 use crate::checkpoint::Team;
+use crate::config::DeviceChoice;
 use crate::error::{Exit, Result};
 use crate::kernels::{device, memory};
 use crate::plan::{Plan, Ranks};
@@ -43,9 +44,12 @@ pub fn run(args: Args) -> Result<()> {
 
 fn train(args: &Args, world: &World) -> Result<End> {
     let ranks = Ranks::of(world, device::cuda_device_count(), cores(world.local_size()));
-    let plan = Plan::read_together(&args.config, &args.set, &ranks, Team(Some(world)))?;
+    let plan = Plan::read_together(&args.config, &args.set, &ranks, Team(Some(world))).map_err(devices::with_reason)?;
     let file = RankLog { run_dir: &plan.config.run_dir, node: world.host(), rank: world.rank() };
     logging::init(world.rank() == 0, Some(file))?;
+    if let Some(line) = devices::fallen_back(plan.device, plan.config.train.device == DeviceChoice::Auto) {
+        tracing::warn!("{line}");
+    }
     tch::set_num_threads(plan.threads as i32);
     train::run(&plan, world)
 }

@@ -2,16 +2,18 @@
 //! Shapes: N = tokens (B·S), H = hidden, F = feed-forward, D = head width, V = vocabulary. `x` of dtype T = bf16 or fp32.
 //! Statistics (rstd, lse, losses) and gradients of weights are fp32.
 //!
-//! A function takes its CPU version where the tensors suit it (dense CPU tensors of one dtype T, last dim adjacent) and
-//! libtorch's way otherwise. The CPU versions give the same bits on every run and for every number of threads; libtorch's
+//! A function takes its CPU version where the tensors suit it (dense CPU tensors of one dtype T, last dim adjacent), on a CUDA
+//! device that of `cuda`, and libtorch's way otherwise. The CPU versions give the same bits on every run and for every number of threads; libtorch's
 //! products (bf16 forward and input gradient, see `cpu::linear`) on every run with the same number of threads.
 
 pub mod clock;
 mod cpu;
+pub mod cuda;
 pub mod device;
 mod ffi;
 pub mod host;
 pub mod memory;
+mod packed;
 pub mod paged;
 mod pages;
 pub mod parallel;
@@ -20,9 +22,11 @@ pub mod sum;
 #[cfg(test)]
 mod tests;
 
+pub use packed::PackedSequences;
 pub use reference::{AdamW, LossSums};
 
 use cpu::linear;
+use cuda::pieces;
 use half::bf16;
 use tch::{Kind, Tensor};
 
@@ -40,7 +44,9 @@ use by_kind;
 
 /// RMSNorm (arXiv:1910.07467): `y = x · rstd · w`, `rstd = 1/sqrt(mean(x²) + eps)`. x [N,H] T, w [H] T → (y [N,H] T, rstd [N] f32).
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> (Tensor, Tensor) {
-    by_kind!(x, cpu::norm::forward(x, w, eps)).unwrap_or_else(|| reference::rms_norm(x, w, eps))
+    by_kind!(x, cpu::norm::forward(x, w, eps))
+        .or_else(|| pieces::rms_norm(x, w, eps))
+        .unwrap_or_else(|| reference::rms_norm(x, w, eps))
 }
 
 /// Backward of [`rms_norm`]: returns dx [N,H] T (plus `residual` [N,H] T if given, the gradient that flows around the
@@ -49,29 +55,37 @@ pub fn rms_norm_backward(
     dy: &Tensor, x: &Tensor, w: &Tensor, rstd: &Tensor, residual: Option<&Tensor>, dw: &Tensor,
 ) -> Tensor {
     by_kind!(x, cpu::norm::backward(dy, x, w, rstd, residual, dw))
+        .or_else(|| pieces::rms_norm_backward(dy, x, w, rstd, residual, dw))
         .unwrap_or_else(|| reference::rms_norm_backward(dy, x, w, rstd, residual, dw))
 }
 
 /// Rotary embedding in place, Hugging Face's half-split form: x [B,S,heads,D] T (strided over a larger row is fine),
 /// cos and sin [S,D/2] f32. `inverse` rotates back: the backward pass.
 pub fn rope_(x: &Tensor, cos: &Tensor, sin: &Tensor, inverse: bool) {
-    by_kind!(x, cpu::rope::rotate(x, cos, sin, inverse)).unwrap_or_else(|| reference::rope_(x, cos, sin, inverse))
+    by_kind!(x, cpu::rope::rotate(x, cos, sin, inverse))
+        .or_else(|| pieces::rope_(x, cos, sin, inverse))
+        .unwrap_or_else(|| reference::rope_(x, cos, sin, inverse))
 }
 
 /// SwiGLU: gate_up [N,2F] T (gate first) → silu(gate)·up [N,F] T.
 pub fn swiglu(gate_up: &Tensor) -> Tensor {
-    by_kind!(gate_up, cpu::swiglu::forward(gate_up)).unwrap_or_else(|| reference::swiglu(gate_up))
+    by_kind!(gate_up, cpu::swiglu::forward(gate_up))
+        .or_else(|| pieces::swiglu(gate_up))
+        .unwrap_or_else(|| reference::swiglu(gate_up))
 }
 
 /// Backward of [`swiglu`]: dy [N,F] T → d gate_up [N,2F] T.
 pub fn swiglu_backward(dy: &Tensor, gate_up: &Tensor) -> Tensor {
-    by_kind!(gate_up, cpu::swiglu::backward(dy, gate_up)).unwrap_or_else(|| reference::swiglu_backward(dy, gate_up))
+    by_kind!(gate_up, cpu::swiglu::backward(dy, gate_up))
+        .or_else(|| pieces::swiglu_backward(dy, gate_up))
+        .unwrap_or_else(|| reference::swiglu_backward(dy, gate_up))
 }
 
 /// Cross-entropy with its gradient in place: logits [N,V] T become d(grad_scale·(loss + z_loss·z))/d logits.
 /// targets [N] i64; a negative target does not count. With `grad_scale` None logits are left as they are.
 pub fn cross_entropy_(logits: &Tensor, targets: &Tensor, grad_scale: Option<f64>, z_loss: f64) -> LossSums {
     by_kind!(logits, cpu::loss::in_place(logits, targets, grad_scale, z_loss))
+        .or_else(|| pieces::cross_entropy_(logits, targets, grad_scale, z_loss))
         .unwrap_or_else(|| reference::cross_entropy_(logits, targets, grad_scale, z_loss))
 }
 
@@ -80,6 +94,7 @@ pub fn cross_entropy_(logits: &Tensor, targets: &Tensor, grad_scale: Option<f64>
 /// of the target (0 where that lies elsewhere or does not count).
 pub fn cross_entropy_part(logits: &Tensor, targets: &Tensor, first: i64) -> Tensor {
     by_kind!(logits, cpu::loss::part(logits, targets, first))
+        .or_else(|| pieces::cross_entropy_part(logits, targets, first))
         .unwrap_or_else(|| reference::cross_entropy_part(logits, targets, first))
 }
 
@@ -94,6 +109,7 @@ pub fn cross_entropy_gradient_(
     logits: &Tensor, targets: &Tensor, first: i64, lse: &Tensor, grad_scale: f64, z_loss: f64,
 ) {
     by_kind!(logits, cpu::loss::gradient(logits, targets, first, lse, grad_scale, z_loss))
+        .or_else(|| pieces::cross_entropy_gradient_(logits, targets, first, lse, grad_scale, z_loss))
         .unwrap_or_else(|| reference::cross_entropy_gradient_(logits, targets, first, lse, grad_scale, z_loss))
 }
 
@@ -101,7 +117,9 @@ pub fn cross_entropy_gradient_(
 /// keys 0 to K−S+i, so that with K > S the first K−S are a past that all queries see. Strided over a larger row is fine.
 /// Returns (out [B,S,Hq,D] T contiguous, lse [B,Hq,S] f32: log of the sum of exponentials per row).
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
-    by_kind!(q, cpu::attend::forward(q, k, v)).unwrap_or_else(|| reference::attention(q, k, v))
+    by_kind!(q, cpu::attend::forward(q, k, v))
+        .or_else(|| cuda::attend::forward(q, k, v))
+        .unwrap_or_else(|| reference::attention(q, k, v))
 }
 
 /// Backward of [`attention`], written into dq, dk, dv (shapes of q, k, v; strided is fine; overwritten).
@@ -111,7 +129,31 @@ pub fn attention_backward(
     dv: &mut Tensor,
 ) {
     by_kind!(q, cpu::attend::backward(dout, q, k, v, out, lse, dq, dk, dv))
+        .or_else(|| cuda::attend::backward(dout, q, k, v, out, lse, dq, dk, dv))
         .unwrap_or_else(|| reference::attention_backward(dout, q, k, v, out, lse, dq, dk, dv))
+}
+
+/// Whether [`attention_packed`] takes queries like these: else [`attention`] goes over the entries one by one.
+pub fn packs_attention(q: &Tensor) -> bool {
+    cuda::attend::fuses(q)
+}
+
+/// [`attention`] of sequences packed one after the other, in one call: q [B,S,Hq,D], k and v [B,K,Hkv,D], `packed` of their
+/// B·S and B·K rows → (out [B,S,Hq,D] T, lse [B,Hq,S] f32).
+///
+/// # Panics
+/// Where [`packs_attention`] says no.
+pub fn attention_packed(q: &Tensor, k: &Tensor, v: &Tensor, packed: &PackedSequences) -> (Tensor, Tensor) {
+    cuda::attend::forward_packed(q, k, v, packed)
+}
+
+/// Backward of [`attention_packed`], written into dq, dk, dv (overwritten; keys that nothing attends to get zero).
+#[allow(clippy::too_many_arguments)]
+pub fn attention_packed_backward(
+    dout: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, out: &Tensor, lse: &Tensor, packed: &PackedSequences,
+    dq: &mut Tensor, dk: &mut Tensor, dv: &mut Tensor,
+) {
+    cuda::attend::backward_packed(dout, q, k, v, out, lse, packed, dq, dk, dv)
 }
 
 /// y [N,O] = x [N,I] · w [O,I]ᵀ, plus `residual` [N,O] if given.
@@ -134,36 +176,48 @@ pub fn linear_backward_input(dy: &Tensor, w: &Tensor) -> Tensor {
 
 /// grad [O,I] f32 += dy [N,O]ᵀ · x [N,I].
 pub fn linear_backward_weight(dy: &Tensor, x: &Tensor, grad: &Tensor) {
-    // libtorch's product is of dtype T: one pass adds it.
+    // Elsewhere libtorch's product is of dtype T: one pass adds it.
     clock::counted(|| {
-        linear::backward_weight(dy, x, grad, true).unwrap_or_else(|| accumulate(grad, &dy.tr().matmul(x)))
+        linear::backward_weight(dy, x, grad, true)
+            .or_else(|| cuda::linear::backward_weight(dy, x, grad, true))
+            .unwrap_or_else(|| accumulate(grad, &dy.tr().matmul(x)))
     })
 }
 
 /// grad [O,I] f32 = dy [N,O]ᵀ · x [N,I]: the first micro-batch, which need not read (or clear) the buffer.
 pub fn linear_backward_weight_first(dy: &Tensor, x: &Tensor, grad: &Tensor) {
-    clock::counted(|| linear::backward_weight(dy, x, grad, false).unwrap_or_else(|| cast(grad, &dy.tr().matmul(x))))
+    clock::counted(|| {
+        linear::backward_weight(dy, x, grad, false)
+            .or_else(|| cuda::linear::backward_weight(dy, x, grad, false))
+            .unwrap_or_else(|| cast(grad, &dy.tr().matmul(x)))
+    })
 }
 
 /// Whether weight gradients on this device need no product [O,I] of dtype T besides the fp32 buffer (for memory formulas).
 pub fn weight_gradients_in_place(kind: Kind, device: tch::Device) -> bool {
-    device == tch::Device::Cpu && linear::sums_in_place(kind)
+    match device {
+        tch::Device::Cpu => linear::sums_in_place(kind),
+        device => device.is_cuda() && cuda::linear::sums_in_place(kind),
+    }
 }
 
 /// grad [V,H] f32 += rows of dy [N,H] T at `ids` [N] i64.
 pub fn embedding_backward(dy: &Tensor, ids: &Tensor, grad: &Tensor) {
     by_kind!(dy, cpu::flat::embedding_backward(dy, ids, grad))
+        .or_else(|| pieces::embedding_backward(dy, ids, grad))
         .unwrap_or_else(|| reference::embedding_backward(dy, ids, grad))
 }
 
 /// Sum of squares of a flat fp32 buffer, in f64.
 pub fn sum_squares(x: &Tensor) -> f64 {
-    cpu::flat::sum_squares(x).unwrap_or_else(|| reference::sum_squares(x))
+    cpu::flat::sum_squares(x).or_else(|| pieces::sum_squares(x)).unwrap_or_else(|| reference::sum_squares(x))
 }
 
 /// grad f32 += x T, same shape.
 pub fn accumulate(grad: &Tensor, x: &Tensor) {
-    by_kind!(x, cpu::flat::accumulate(grad, x)).unwrap_or_else(|| reference::accumulate(grad, x))
+    by_kind!(x, cpu::flat::accumulate(grad, x))
+        .or_else(|| pieces::accumulate(grad, x))
+        .unwrap_or_else(|| reference::accumulate(grad, x))
 }
 
 /// dst = src, both T, converting; to bf16 rounds to nearest, ties to even.
@@ -180,5 +234,6 @@ pub fn cast(dst: &Tensor, src: &Tensor) {
 /// to `param` [n] T (which may be the master itself in fp32).
 pub fn adamw(h: &AdamW, master: &Tensor, param: &Tensor, m: &Tensor, v: &Tensor, grad: &Tensor) {
     by_kind!(param, cpu::flat::adamw(h, master, param, m, v, grad))
+        .or_else(|| pieces::adamw(h, master, param, m, v, grad))
         .unwrap_or_else(|| reference::adamw(h, master, param, m, v, grad))
 }

@@ -125,23 +125,35 @@ impl std::ops::AddAssign for LossSums {
     }
 }
 
+impl LossSums {
+    /// Of what [`cross_entropy_sums_`] gives; waits for the device.
+    pub fn read([loss, z, tokens]: &[Tensor; 3]) -> LossSums {
+        LossSums { loss: loss.double_value(&[]), z: z.double_value(&[]), tokens: tokens.int64_value(&[]) as u64 }
+    }
+}
+
 /// Cross-entropy with its gradient in place: logits [N,V] T become d(grad_scale·(loss + z_loss·z))/d logits.
 /// targets [N] i64; a negative target does not count. With `grad_scale` None logits are left as they are.
 pub fn cross_entropy_(logits: &Tensor, targets: &Tensor, grad_scale: Option<f64>, z_loss: f64) -> LossSums {
+    LossSums::read(&cross_entropy_sums_(logits, targets, grad_scale, z_loss))
+}
+
+/// [`cross_entropy_`] whose sums stay where the logits are: loss and z [] f64, tokens [] i64.
+pub fn cross_entropy_sums_(logits: &Tensor, targets: &Tensor, grad_scale: Option<f64>, z_loss: f64) -> [Tensor; 3] {
     let x = logits.to_kind(Kind::Float);
     let valid = targets.ge(0);
     let t = targets.clamp_min(0).unsqueeze(1);
     let lse = x.logsumexp([1i64].as_slice(), false);
     let w = valid.to_kind(Kind::Float);
-    let loss = ((&lse - x.gather(1, &t, false).squeeze_dim(1)) * &w).sum(Kind::Double).double_value(&[]);
-    let z = (lse.square() * &w).sum(Kind::Double).double_value(&[]);
+    let loss = ((&lse - x.gather(1, &t, false).squeeze_dim(1)) * &w).sum(Kind::Double);
+    let z = (lse.square() * &w).sum(Kind::Double);
     if let Some(scale) = grad_scale {
         let p = (&x - lse.unsqueeze(1)).exp();
         let mut g = &p * (lse * (2.0 * z_loss) + 1.0).unsqueeze(1);
         let _ = g.scatter_add_(1, &t, &Tensor::full_like(&t, -1).to_kind(Kind::Float));
         logits.shallow_clone().copy_(&(g * (w * scale).unsqueeze(1)));
     }
-    LossSums { loss, z, tokens: valid.sum(Kind::Int64).int64_value(&[]) as u64 }
+    [loss, z, valid.sum(Kind::Int64)]
 }
 
 /// See [`crate::kernels::cross_entropy_part`].
@@ -164,9 +176,8 @@ pub fn cross_entropy_join(parts: &Tensor, targets: &Tensor) -> (LossSums, Tensor
     let at = parts.select(1, 1).sum_dim_intlist([0i64].as_slice(), false, Kind::Float);
     let valid = targets.ge(0);
     let w = valid.to_kind(Kind::Float);
-    let sum = |x: Tensor| (x * &w).sum(Kind::Double).double_value(&[]);
-    let sums =
-        LossSums { loss: sum(&lse - at), z: sum(lse.square()), tokens: valid.sum(Kind::Int64).int64_value(&[]) as u64 };
+    let sum = |x: Tensor| (x * &w).sum(Kind::Double);
+    let sums = LossSums::read(&[sum(&lse - at), sum(lse.square()), valid.sum(Kind::Int64)]);
     (sums, lse)
 }
 

@@ -1,11 +1,12 @@
-//! Attention of the queries that this rank holds: segment by segment, over keys that may lie on other ranks.
+//! Attention of the queries that this rank holds: segment by segment, over keys that may lie on other ranks; on a device the
+//! documents of a micro-batch in one call.
 //!
 //! Over the context axis (c ranks) K and V of all ranks are collected in one message a block, and again in the backward
 //! pass rather than kept; their gradients go back in one message, each rank's contribution in T, summed in fp32. Shapes:
 //! B sequences, S tokens each, D the width of a head, Hq and Hkv this rank's heads; T the compute dtype.
 
 use crate::error::Result;
-use crate::kernels;
+use crate::kernels::{self, PackedSequences};
 use crate::model::positions::{to_ranks, to_sequence, Segment};
 use crate::model::{Axes, Positions};
 use tch::{Kind, Tensor};
@@ -22,6 +23,9 @@ pub fn forward(axes: &Axes, at: &Positions, x: &Parts) -> Result<(Tensor, Tensor
     let [k, v] = halves(&collect(axes, &x.kv)?);
     if plain(axes, at) {
         return Ok(kernels::attention(q, &k, &v));
+    }
+    if let Some(packed) = packed(at, q) {
+        return Ok(kernels::attention_packed(q, &k, &v, packed));
     }
     let size = q.size();
     let out = Tensor::empty(&size, (q.kind(), q.device()));
@@ -50,8 +54,13 @@ pub fn backward(
         true => Tensor::zeros([&k.size()[..2], &[2 * k.size()[2], k.size()[3]]].concat(), (k.kind(), k.device())),
         false => d.kv.shallow_clone(),
     };
-    let [dk, dv] = halves(&whole);
-    for s in at.segments() {
+    let [mut dk, mut dv] = halves(&whole);
+    let packed = packed(at, &x.q);
+    if let Some(packed) = packed {
+        let mut dq = d.q.shallow_clone();
+        kernels::attention_packed_backward(dout, &x.q, &k, &v, out, lse, packed, &mut dq, &mut dk, &mut dv);
+    }
+    for s in at.segments().iter().filter(|_| packed.is_none()) {
         let (q, k, v) = (s.queries_of(&x.q, 1), s.keys_of(&k), s.keys_of(&v));
         let (dout, out, lse) = (s.queries_of(dout, 1), s.queries_of(out, 1), s.queries_of(lse, 2).contiguous());
         let (mut dq, mut to_k, mut to_v) = (s.queries_of(&d.q, 1), s.keys_of(&dk), s.keys_of(&dv));
@@ -69,6 +78,14 @@ pub fn backward(
         d.kv.shallow_clone().copy_(&own.view_as(&d.kv));
     }
     Ok(())
+}
+
+/// The segments where a kernel takes all of them in one call.
+fn packed<'a>(at: &'a Positions, q: &Tensor) -> Option<&'a PackedSequences> {
+    match kernels::packs_attention(q) {
+        true => at.packed(q.size()[0] as usize),
+        false => None,
+    }
 }
 
 /// Whole sequences, each one document, on this rank.

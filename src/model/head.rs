@@ -8,15 +8,17 @@ use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::kernels::{self, LossSums};
 use crate::model::{embedding, Accumulate, Axes, Flat, StepOptions};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 pub(super) const NORM: &str = "model.norm.weight";
 const MATRIX: &str = "lm_head.weight";
 
-/// Logits of one chunk take about this many bytes, unless that were fewer than [`MIN_ROWS`] tokens.
+/// Logits of one chunk take about this many bytes, unless that were fewer than [`MIN_ROWS`] tokens ([`DEVICE_ROWS`] on a device).
 pub const CHUNK_BYTES: usize = 64 << 20;
 /// Each chunk reads and writes the whole gradient of the matrix: with fewer tokens that traffic outweighs the products.
 pub const MIN_ROWS: usize = 512;
+/// The same on a device, whose products are faster against its memory; and the most, beyond which nothing is gained.
+pub const DEVICE_ROWS: (usize, usize) = (2048, 4096);
 
 #[derive(Clone, Debug)]
 pub struct Head {
@@ -146,15 +148,20 @@ impl Head {
     fn chunks(&self, x: &Tensor) -> impl Iterator<Item = (i64, i64)> {
         let (n, t) = (x.size()[0], self.axes.tensor.size());
         let elem = x.kind().elt_size_in_bytes();
-        let rows = chunk_rows(n as usize * t, self.vocab, elem, self.chunk_bytes).div_ceil(t).max(1) as i64;
+        let all = n as usize * t;
+        let rows = chunk_rows(all, self.vocab, elem, self.chunk_bytes, x.device()).div_ceil(t).max(1) as i64;
         (0..n).step_by(rows as usize).map(move |start| (start, rows.min(n - start)))
     }
 }
 
 /// Tokens per chunk when `n` tokens meet a vocabulary of `vocab` at `elem` bytes a logit: chunks of equal size, a multiple
 /// of 64 tokens where there is more than one.
-pub fn chunk_rows(n: usize, vocab: usize, elem: usize, chunk_bytes: usize) -> usize {
-    let most = (chunk_bytes / (vocab * elem).max(1)).max(MIN_ROWS);
+pub fn chunk_rows(n: usize, vocab: usize, elem: usize, chunk_bytes: usize, device: Device) -> usize {
+    let fit = chunk_bytes / (vocab * elem).max(1);
+    let most = match device {
+        Device::Cpu => fit.max(MIN_ROWS),
+        _ => fit.clamp(DEVICE_ROWS.0, DEVICE_ROWS.1),
+    };
     match n.div_ceil(most) {
         0 | 1 => n,
         count => n.div_ceil(count).next_multiple_of(64),

@@ -4,7 +4,9 @@
 //! and rank r holds chunks r and 2·c−1−r, in this order: one that attends to little and one that attends to much, so that
 //! all ranks have the same work. Documents packed into one sequence do not see each other.
 
+use crate::kernels::PackedSequences;
 use crate::model::Rope;
+use std::cell::OnceCell;
 use std::ops::Range;
 use tch::Tensor;
 
@@ -39,6 +41,9 @@ pub struct Positions {
     rope: Rope,
     /// In order of their queries; together every query once.
     segments: Vec<Segment>,
+    /// Tokens of a whole sequence.
+    whole: usize,
+    packed: OnceCell<PackedSequences>,
 }
 
 impl Positions {
@@ -48,6 +53,8 @@ impl Positions {
         Positions {
             rope: rope.slice(start, len),
             segments: vec![Segment { sequence: None, queries: 0..len, keys: 0..len }],
+            whole: len,
+            packed: OnceCell::new(),
         }
     }
 
@@ -71,7 +78,7 @@ impl Positions {
                 documents.0.iter().enumerate().flat_map(of).collect()
             }
         };
-        Positions { rope, segments }
+        Positions { rope, segments, whole: len, packed: OnceCell::new() }
     }
 
     /// Tokens that this rank holds of each sequence: S/c.
@@ -85,6 +92,17 @@ impl Positions {
 
     pub fn segments(&self) -> &[Segment] {
         &self.segments
+    }
+
+    /// The segments for a kernel that takes all of them in one call, of B sequences: keys are rows of [B·S,..]. `None` where a
+    /// segment is of all sequences, which one call takes as it is.
+    pub fn packed(&self, sequences: usize) -> Option<&PackedSequences> {
+        let entry = |s: &Segment| {
+            let first = s.sequence? * self.whole;
+            Some((s.queries.len(), first + s.keys.start..first + s.keys.end))
+        };
+        let entries = self.segments.iter().map(entry).collect::<Option<Vec<_>>>()?;
+        Some(self.packed.get_or_init(|| PackedSequences::new(&entries, sequences * self.whole, self.rope.cos.device())))
     }
 
     /// Turns the heads of x [B,S/c,heads,D] to their positions, in place; `inverse` turns them back.

@@ -14,9 +14,12 @@
 //!
 //! Buffers hold units that are whole for a while: two of the blocks' length and one for embedding and head
 //! (`layout::sharding::buffers_at_once`); gradients of all blocks under a schedule that puts weight gradients off.
-//! Activations and what is short-lived are in `work`.
+//! Activations and what is short-lived are in `work`, what a CUDA device adds in `device`.
 
+mod device;
 mod work;
+
+pub use device::BesideTensors;
 
 use crate::config::PipelineSchedule;
 use crate::layout::sharding::{buffer_lengths, buffers_at_once};
@@ -41,6 +44,8 @@ pub struct Memory {
     pub activations: u64,
     /// Everything short-lived at the worst moment.
     pub working: u64,
+    /// On a CUDA device, beside tensors.
+    pub beside: BesideTensors,
 }
 
 impl Memory {
@@ -48,12 +53,17 @@ impl Memory {
     pub fn peak(plan: &Plan) -> Memory {
         let work = ActivationWork::new(plan);
         let worst = work.worst();
-        Memory {
-            inputs: clip(work.inputs(worst.alive)),
-            activations: clip(worst.activations),
-            working: clip(worst.working),
-            ..Memory::state(plan)
+        let inputs = clip(work.inputs(worst.alive));
+        let state = Memory { inputs, beside: BesideTensors::of(plan), ..Memory::state(plan) };
+        let update = match plan.device.is_cuda() {
+            true => device::update(largest_part(plan)),
+            false => 0,
+        };
+        // Of the passes and the update, whichever holds more.
+        if worst.activations + worst.working < update as u128 {
+            return Memory { working: update, ..state };
         }
+        Memory { activations: clip(worst.activations), working: clip(worst.working), ..state }
     }
 
     /// Parameters, gradients and optimizer state alone.
@@ -77,10 +87,36 @@ impl Memory {
         }
     }
 
-    pub fn total(&self) -> u64 {
+    /// Of herd's tensors: what an allocator counts.
+    pub fn tensors(&self) -> u64 {
         let parts = [self.parameters, self.gradients, self.master, self.moments];
         parts.into_iter().chain([self.inputs, self.activations, self.working]).fold(0, u64::saturating_add)
     }
+
+    /// On a device everything that must lie on the card; on a CPU [`Memory::tensors`].
+    pub fn total(&self) -> u64 {
+        self.tensors().saturating_add(self.beside.total())
+    }
+
+    /// Every term with its name, in bytes; those that are zero on a CPU are left out there.
+    pub fn terms(&self) -> Vec<(&'static str, u64)> {
+        let optimizer = self.master.saturating_add(self.moments);
+        let mut out = vec![("parameters", self.parameters), ("gradients", self.gradients), ("optimizer", optimizer)];
+        out.extend([("activations", self.activations), ("working", self.working.saturating_add(self.inputs))]);
+        let beside = [
+            ("cuBLAS", self.beside.workspace),
+            ("NCCL", self.beside.communicators),
+            ("CUDA context", self.beside.context),
+        ];
+        out.extend(beside.into_iter().filter(|term| term.1 > 0));
+        out
+    }
+}
+
+/// Elements of the largest unit that this rank updates at once.
+fn largest_part(plan: &Plan) -> u128 {
+    let sharding = Sharding::new(&plan.config.parallel, &plan.topology);
+    plan.layout.units.iter().map(|u| u.len.div_ceil(sharding.group) as u128).max().unwrap_or(0)
 }
 
 /// Whether the ranks of a copy are on one node and on the CPU: then their parts are one window.
@@ -105,3 +141,6 @@ fn buffers(units: &[UnitLayout], all_blocks: bool) -> u128 {
 fn clip(n: u128) -> u64 {
     n.min(u64::MAX as u128) as u64
 }
+
+#[cfg(test)]
+mod tests;

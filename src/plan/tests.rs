@@ -3,7 +3,7 @@
 use super::memory::Memory;
 use super::*;
 
-fn config(sets: &[&str]) -> Draft {
+pub fn config(sets: &[&str]) -> Draft {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.yaml");
     let base = "

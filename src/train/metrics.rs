@@ -8,12 +8,14 @@ use crate::appended::{self, Appended};
 use crate::attempt;
 use crate::error::{Error, Exit, Result};
 pub use crate::events::Events;
+use crate::kernels::device::DeviceMemory;
 use crate::{kernels, wire};
 use serde::Serialize;
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use tch::Device;
 
 /// One training step, over all ranks unless said otherwise.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -62,9 +64,12 @@ pub struct StepRecord {
     pub validation_loss: Option<f64>,
 }
 
-/// Highest bytes of tensors of this process since the allocator's last reset: libtorch's and the wire's.
-pub fn memory_peak() -> u64 {
-    kernels::memory::peak() + wire::shared_bytes()
+/// Highest bytes of tensors of this process on `device` since the allocator's last reset: of a CPU libtorch's and the wire's.
+pub fn memory_peak(device: Device) -> u64 {
+    match DeviceMemory::of(device) {
+        Some(memory) => memory.tensors.peak,
+        None => kernels::memory::peak() + wire::shared_bytes(),
+    }
 }
 
 /// Writes the records of one run; one rank has it.

@@ -8,6 +8,7 @@ mod batch;
 mod behind;
 mod corpora;
 mod first;
+pub mod device_failure;
 mod heritage;
 pub mod metrics;
 pub mod progress;

@@ -160,7 +160,7 @@ impl Report {
             mfu_causal: mfu(self.flops.causal),
             mfu_full: mfu(self.flops.full),
             matmul_s: (plan.device == Device::Cpu).then_some(found.matmul.as_secs_f64()),
-            memory_peak: memory_peak(),
+            memory_peak: memory_peak(plan.device),
             comm_busy_s: found.comm.busy.as_secs_f64(),
             comm_exposed_s: found.comm.exposed.as_secs_f64(),
             comm_hidden_s: found.comm.hidden.as_secs_f64(),

@@ -1,13 +1,14 @@
 //! The training loop: step, validate, report, save, stop.
 
 use super::behind::Behind;
+use super::device_failure;
 use super::rescue;
 use super::signals::StopFlag;
 use super::start::{self, Started};
 use super::step::{self, Outcome, Stage};
 use super::validate::validate;
 use crate::error::{Error, Exit, Result};
-use crate::kernels::memory;
+use crate::kernels::{device, memory};
 use crate::liveness::inject::Inject;
 use crate::liveness::{self, Liveness, Phase};
 use crate::parallel::sync;
@@ -31,10 +32,12 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
     let stop =
         StopFlag::install().map_err(|e| Error::new(Exit::Internal, format!("cannot install signal handlers: {e}")))?;
     let config = &plan.config;
+    device_failure::promise(plan);
     let liveness = Liveness::start(&config.liveness, &config.run_dir, plan.topology.sizes, world)?;
     match train(plan, world, &liveness, &stop) {
         Ok(end) => liveness.finish(world).map(|()| end),
         Err(e) => {
+            let e = device_failure::explained(e);
             liveness.leave_if_condemned();
             liveness::confess_error(&e);
             Err(e)
@@ -71,9 +74,11 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
         }
         let began = Instant::now();
         memory::reset_peak();
+        device::reset_peak(plan.device);
         let mut found = step::step(&stage, &mut state, stop.raised() || report.is_gone())?;
         let took = began.elapsed();
         progress.step_done(state.step, took);
+        device_failure::step_done();
 
         let finished = state.step == config.train.steps;
         state.validation = None;

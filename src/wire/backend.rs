@@ -59,7 +59,7 @@ pub fn use_device(world: &World, device: Device) -> Result<Backend> {
     let mine = Facts {
         host: world.host().to_string(),
         device: match device {
-            Device::Cuda(i) => Some(nccl::bus_id(i).unwrap_or_else(|_| format!("device {i}"))),
+            Device::Cuda(i) => Some(nccl::bus_id(i).unwrap_or_else(|e| format!("{i} (no PCI bus id: {})", e.fact))),
             _ => None,
         },
         nccl: match device {

@@ -5,6 +5,7 @@
 //! The copy back is made by whoever waits for the work. Receives have nothing to copy first and start at once. Sums are
 //! the host wire's: the same bits as on the CPU.
 
+use crate::error::libtorch::first_words;
 use crate::error::{Error, Exit, Result};
 use crate::wire::buffer::{fits, is_peer, is_root, usable};
 use crate::wire::mpi::MpiWire;
@@ -12,9 +13,9 @@ use crate::wire::work::{orphaned, Later};
 use crate::wire::{Wire, Work};
 use crate::world::Op;
 use std::sync::mpsc::{channel, Receiver, Sender, TryRecvError};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 /// [`Wire`] of tensors on one device over a host wire. Host tensors are carried as well, without the copies.
 pub struct StagedWire {
@@ -241,6 +242,12 @@ impl Later for Staged {
     }
 }
 
+fn say_unpinned(e: &TchError) {
+    static SAID: Once = Once::new();
+    let words = first_words(&e.to_string());
+    SAID.call_once(|| tracing::warn!("no page-locked host memory ({words}): copies to and from the device are slower"));
+}
+
 /// Host memory that is used again: pages that the device can reach (pinned) are slow to get.
 struct Pool {
     device: Device,
@@ -263,7 +270,10 @@ impl Pool {
                 let plain = Tensor::f_empty([bytes.max(1).next_multiple_of(4096) as i64], (Kind::Uint8, Device::Cpu))?;
                 match self.device {
                     Device::Cpu => plain,
-                    device => plain.f_pin_memory(device).unwrap_or(plain),
+                    device => plain.f_pin_memory(device).unwrap_or_else(|e| {
+                        say_unpinned(&e);
+                        plain
+                    }),
                 }
             }
         };

@@ -30,6 +30,7 @@ mod reshard;
 mod scale;
 mod shard;
 mod slurm;
+mod standin;
 mod store;
 mod tensor;
 mod tiers;

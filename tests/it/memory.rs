@@ -38,7 +38,7 @@ fn run(dir: &Path, name: &str, sets: &[&str], world: &World) -> (Memory, u64) {
     // Windows of earlier runs stay mapped.
     let before = memory::live() + herd::wire::shared_bytes();
     herd::train::run(&plan, world).unwrap();
-    (Memory::peak(&plan), herd::train::metrics::memory_peak() - before)
+    (Memory::peak(&plan), herd::train::metrics::memory_peak(plan.device) - before)
 }
 
 #[test]

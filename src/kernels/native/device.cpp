@@ -1,6 +1,8 @@
 // Finding CUDA at run time: the binary does not link libtorch_cuda, whose loading costs a second on every start.
 #include <ATen/Context.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <cstring>
 #include <dlfcn.h>
 #include <string>
 #include <unistd.h>
@@ -14,8 +16,15 @@ bool has_driver() {
   return false;
 }
 
-// libtorch_cuda.so from the directory of the libtorch_cpu that this process runs.
-void* load() {
+// Of the dlopen that just failed: any other call into the loader forgets them.
+std::string loader_words() {
+  const char* words = dlerror();
+  return words ? words : "dlopen failed without a word";
+}
+
+// libtorch_cuda.so from the directory of the libtorch_cpu that this process runs, else by the loader's rules. nullptr: the
+// loader's words are added to `why`.
+void* load(std::string& why) {
   Dl_info info;
   if (dladdr(reinterpret_cast<void*>(&at::detail::getCUDAHooks), &info) && info.dli_fname) {
     std::string path(info.dli_fname);
@@ -23,24 +32,66 @@ void* load() {
     if (slash != std::string::npos) {
       path.replace(slash + 1, std::string::npos, "libtorch_cuda.so");
       if (void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL)) return handle;
+      why = loader_words();
+      // A file that is there and does not load is what is wrong, whatever else the loader finds.
+      if (access(path.c_str(), F_OK) == 0) return nullptr;
     }
   }
-  return dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL);
+  void* handle = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL);
+  if (!handle && why.empty()) why = loader_words();
+  return handle;
 }
 
 } // namespace
 
 extern "C" {
 
-// Devices that libtorch can use: 0 without a driver or a libtorch built with CUDA, -1 if libtorch_cuda does not load.
-// libtorch caches its CUDA hooks at their first use, so this must run before anything else asks libtorch for CUDA.
-int64_t herd_cuda_device_count() {
+// Devices that libtorch can use. 0 without a driver; 0 with words in *why, to be given to free(), where there is a driver and
+// libtorch cannot use it. libtorch caches its CUDA hooks at their first use, so this must run before anything else asks
+// libtorch for CUDA.
+int64_t herd_cuda_devices(char** why) {
   if (!has_driver()) return 0;
-  if (!load()) return -1;
+  std::string words;
+  int64_t count = 0;
+  if (load(words)) {
+    try {
+      count = at::hasCUDA() ? at::detail::getCUDAHooks().deviceCount() : 0;
+      if (count == 0) words = at::hasCUDA() ? "CUDA lists no device (is CUDA_VISIBLE_DEVICES empty?)" : "this libtorch was built without CUDA";
+    } catch (const c10::Error& e) {
+      words = e.what_without_backtrace();
+    } catch (const std::exception& e) {
+      words = e.what();
+    }
+  }
+  if (count == 0) *why = strdup(words.c_str());
+  return count;
+}
+
+// Of the device's caching allocator: bytes that tensors asked for, the highest of them, bytes held from the device; of the
+// device: bytes free and in all. False where the allocator does not say.
+bool herd_device_memory(int64_t index, uint64_t* out) {
   try {
-    return at::hasCUDA() ? at::detail::getCUDAHooks().deviceCount() : 0;
+    auto* allocator = c10::getDeviceAllocator(c10::kCUDA);
+    if (!allocator->initialized()) return false;
+    const auto stats = allocator->getDeviceStats(static_cast<c10::DeviceIndex>(index));
+    const auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    const auto [unused, total] = allocator->getMemoryInfo(static_cast<c10::DeviceIndex>(index));
+    out[0] = stats.requested_bytes[all].current;
+    out[1] = stats.requested_bytes[all].peak;
+    out[2] = stats.reserved_bytes[all].current;
+    out[3] = unused;
+    out[4] = total;
+    return true;
   } catch (...) {
-    return 0;
+    return false;
+  }
+}
+
+void herd_device_reset_peak(int64_t index) {
+  try {
+    auto* allocator = c10::getDeviceAllocator(c10::kCUDA);
+    if (allocator->initialized()) allocator->resetPeakStats(static_cast<c10::DeviceIndex>(index));
+  } catch (...) {
   }
 }
 }

@@ -160,7 +160,7 @@ fn head_equals_autograd_over_several_chunks() {
 
     let mut head = Head::new(&m, &Axes::solo());
     head.chunk_bytes = 1;
-    assert_eq!(head::chunk_rows(n as usize, 101, 4, head.chunk_bytes), 384);
+    assert_eq!(head::chunk_rows(n as usize, 101, 4, head.chunk_bytes, Device::Cpu), 384);
     let out = Projection::new(w, None);
     let x = noise(&[n, 36], 2);
     let targets = ids(1, n, 101, 4).view([n]);
@@ -199,12 +199,15 @@ fn head_equals_autograd_over_several_chunks() {
 #[test]
 fn chunks_are_even_and_bounded() {
     // The whole batch where it fits.
-    assert_eq!(head::chunk_rows(100, 32_000, 2, head::CHUNK_BYTES), 100);
-    assert_eq!(head::chunk_rows(0, 32_000, 2, head::CHUNK_BYTES), 0);
+    assert_eq!(head::chunk_rows(100, 32_000, 2, head::CHUNK_BYTES, Device::Cpu), 100);
+    assert_eq!(head::chunk_rows(0, 32_000, 2, head::CHUNK_BYTES, Device::Cpu), 0);
     for (n, vocab, elem) in [(8192, 128_256, 2), (8192, 32_000, 4), (5000, 32_000, 2), (1_000_003, 256, 4)] {
-        let rows = head::chunk_rows(n, vocab, elem, head::CHUNK_BYTES);
+        let rows = head::chunk_rows(n, vocab, elem, head::CHUNK_BYTES, Device::Cpu);
         let most = (head::CHUNK_BYTES / (vocab * elem)).max(head::MIN_ROWS);
         assert!(rows <= most.next_multiple_of(64) && rows.is_multiple_of(64), "{n} {vocab}: {rows}");
         assert!(n.div_ceil(rows) * rows - n < rows, "{n} {vocab}: {rows}");
+        // Larger on a device, whatever the vocabulary.
+        let rows = head::chunk_rows(n, vocab, elem, head::CHUNK_BYTES, Device::Cuda(0));
+        assert!((1024.min(n)..=4096).contains(&rows) && n.div_ceil(rows) <= n.div_ceil(2048), "{n} {vocab}: {rows}");
     }
 }

@@ -18,6 +18,7 @@
 //! With recompute the block whose turn it is has its whole list again in the last two. Where weight gradients are put off,
 //! what they read is about the whole list too, until they are made.
 
+use super::device;
 use crate::config::{ModelConfig, Recompute};
 use crate::kernels;
 use crate::layout::Unit;
@@ -47,11 +48,15 @@ pub(super) struct ActivationWork<'a> {
     v: u128,
     q: u128,
     a: u128,
+    /// Query heads of this rank.
+    heads: u128,
     /// Rows of one chunk of logits.
     rows: u128,
     tensor: u128,
     /// Weight gradients are added where they are summed.
     in_place: bool,
+    /// On a CUDA device: temporaries of the row-wise operations, which a CPU's kernels do not have.
+    temporaries: u128,
 }
 
 impl ActivationWork<'_> {
@@ -63,20 +68,26 @@ impl ActivationWork<'_> {
         let (heads, kv) = (m.num_attention_heads / tensor, (m.num_key_value_heads / tensor).max(1));
         let v = m.vocab_size.div_ceil(tensor);
         let tokens = n.min(usize::MAX as u128) as usize;
-        let rows = head::chunk_rows(tokens, v, e, head::CHUNK_BYTES) as u128;
+        let rows = (head::chunk_rows(tokens, v, e, head::CHUNK_BYTES, plan.device) as u128).min(n);
+        let (h, f) = (m.hidden_size as u128, m.intermediate_size.div_ceil(tensor) as u128);
         ActivationWork {
             plan,
             e: e as u128,
             n,
             share: n.div_ceil(tensor as u128),
-            h: m.hidden_size as u128,
-            f: m.intermediate_size.div_ceil(tensor) as u128,
+            h,
+            f,
             v: v as u128,
             q: (heads * m.head_dim()) as u128,
             a: ((heads + 2 * kv) * m.head_dim()) as u128,
-            rows: rows.min(n),
+            heads: heads as u128,
+            rows,
             tensor: tensor as u128,
             in_place: kernels::weight_gradients_in_place(plan.dtype, plan.device),
+            temporaries: match plan.device.is_cuda() {
+                true => device::temporaries(plan, [n, h, f], [rows, v as u128]),
+                false => 0,
+            },
         }
     }
 
@@ -118,7 +129,7 @@ impl ActivationWork<'_> {
                         _ => 0,
                     };
                     let back = back + waiting;
-                    now.working = if chunk.head { back.max(self.head()) } else { back };
+                    now.working = self.temporaries + if chunk.head { back.max(self.head()) } else { back };
                     if now.activations + now.working > worst.activations + worst.working {
                         worst = now;
                     }
@@ -181,11 +192,19 @@ impl ActivationWork<'_> {
     /// Beyond the activations that have not gone; zero where more has gone than come.
     fn attention(&self) -> u128 {
         let ActivationWork { e, n, share, h, f, q, a, tensor, .. } = *self;
-        let heads = if self.in_place { q * 8 } else { 7 * q * e };
+        let heads = match (self.plan.device.is_cuda(), self.in_place) {
+            (true, _) => 0,
+            (false, true) => q * 8,
+            (false, false) => 7 * q * e,
+        };
+        let kernel = match self.plan.device.is_cuda() {
+            true => device::attention(self.plan, [n, q, a], self.heads),
+            false => n * heads,
+        };
         let gathered = if tensor > 1 { n * 2 * h + share * h } else { 0 };
         let context = self.plan.topology.size(Axis::Context) as u128;
         let others = if context > 1 { n * context * 2 * (a - q) } else { 0 };
-        (n * heads + (share * h + n * (q + a) + gathered + others) * e).saturating_sub((share * 2 * h + n * 3 * f) * e)
+        (kernel + (share * h + n * (q + a) + gathered + others) * e).saturating_sub((share * 2 * h + n * 3 * f) * e)
     }
 }
 

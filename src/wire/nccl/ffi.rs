@@ -14,6 +14,8 @@ use std::sync::{Mutex, OnceLock};
 use tch::Kind;
 
 const SUCCESS: c_int = 0;
+/// ncclUnhandledCudaError.
+const CUDA_ERROR: c_int = 1;
 const IN_PROGRESS: c_int = 7;
 /// First version with non-blocking communicators, as ncclGetVersion codes it.
 const OLDEST: c_int = 21400;
@@ -87,7 +89,8 @@ pub(super) fn unique_id() -> Result<UniqueId> {
     Ok(id)
 }
 
-/// An error in NCCL's words. Broken communication is the peer's doing as far as a rank can tell.
+/// An error in NCCL's words. Broken communication is the peer's doing as far as a rank can tell; a CUDA call that fails inside
+/// NCCL is this rank's device.
 fn check(nccl: &Nccl, code: c_int, call: &str, comm: Handle) -> Result<()> {
     if code == SUCCESS {
         return Ok(());
@@ -100,8 +103,11 @@ fn check(nccl: &Nccl, code: c_int, call: &str, comm: Handle) -> Result<()> {
         };
         format!("{} {}", text((nccl.ncclGetErrorString)(code)), text((nccl.ncclGetLastError)(comm)))
     };
-    Err(Error::new(Exit::Peer, format!("{call} failed with NCCL code {code}: {}", words.trim()))
-        .hint("NCCL_DEBUG=WARN prints more"))
+    let (exit, hint) = match code {
+        CUDA_ERROR => (Exit::Device, "see dmesg on that node for NVRM and Xid lines; NCCL_DEBUG=WARN prints more"),
+        _ => (Exit::Peer, "NCCL_DEBUG=WARN prints more"),
+    };
+    Err(Error::new(exit, format!("{call} failed with NCCL code {code}: {}", words.trim())).hint(hint))
 }
 
 /// A communicator for the thread that works with it and the one that may abort it.

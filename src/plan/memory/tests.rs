@@ -1,0 +1,47 @@
+//! The CUDA column: what fits a card, and what does not grow.
+
+use super::*;
+use crate::config::load;
+use crate::plan::tests::config;
+use crate::plan::Ranks;
+
+const ONE: Ranks = Ranks { rank: 0, size: 1, local_rank: 0, local_size: 1, cuda_devices: 1, cores: 1 };
+
+/// A card of 80 GB has 79.1 GiB; a tenth is left to the allocator's slack.
+const CARD: u64 = 72 << 30;
+
+#[test]
+fn the_shipped_configurations_fit_cards_of_80_gb() {
+    for (name, size) in [("llama32_1b", 8), ("llama3_8b", 8), ("llama3_70b", 128), ("llama3_405b", 16_384)] {
+        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("configs/{name}.yaml"));
+        // The first rank of each stage of the pipeline.
+        let stages = load::draft(&file, &[]).unwrap().config.parallel.pipeline;
+        let inner = load::draft(&file, &[]).unwrap().config.parallel.tensor;
+        for stage in 0..stages {
+            let ranks = Ranks { rank: stage * inner, size, local_rank: 0, local_size: 8, cuda_devices: 8, cores: 8 };
+            let plan = Plan::from_draft(load::draft(&file, &[]).unwrap(), &ranks).unwrap();
+            assert_eq!(plan.topology.coord(Axis::Pipeline), stage, "{name}");
+            let memory = Memory::peak(&plan);
+            assert!(memory.total() <= CARD, "{name}, stage {stage}: {} GiB of {memory:?}", memory.total() >> 30);
+            assert!(memory.beside.workspace > 0 && memory.beside.context > 0 && memory.beside.communicators > 0);
+        }
+    }
+}
+
+#[test]
+fn fused_attention_has_no_term_of_the_length_squared() {
+    let of = |sets: &[&str]| {
+        let long =
+            ["model.shape.max_position_embeddings=65536", "batch.micro=1", "batch.global=1", "train.recompute=full"];
+        let sets: Vec<&str> = long.iter().chain(sets).copied().collect();
+        Memory::peak(&Plan::from_draft(config(&sets), &ONE).unwrap())
+    };
+    let bf16 = |length: &str| of(&["train.precision=bf16", length]);
+    let (short, long) = (bf16("data.sequence_length=8192"), bf16("data.sequence_length=32768"));
+    let moving = |m: &Memory| (m.activations + m.working + m.inputs) as f64;
+    assert!(moving(&long) <= 4.05 * moving(&short), "{short:?} {long:?}");
+    // On the CPU nothing lies beside tensors.
+    let cpu = of(&["train.device=cpu", "data.sequence_length=8192"]);
+    assert!(cpu.total() == cpu.tensors() && short.total() > short.tensors());
+    assert_eq!(cpu.terms().len(), 5);
+}
