@@ -125,7 +125,7 @@ struct Told {
 }
 
 fn batch(args: &Args, world: &World) -> Result<Finish> {
-    logging::init(world.rank() == 0, None, world.rank())?;
+    logging::init(world.rank() == 0, None)?;
     let stop =
         world.agree(StopFlag::install().map_err(|e| Error::new(Exit::Internal, format!("signal handlers: {e}"))))?;
     let device = world.agree(device(args, world))?;
