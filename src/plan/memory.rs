@@ -14,20 +14,24 @@
 //!
 //! Buffers hold units that are whole for a while: two of the blocks' length and one for embedding and head
 //! (`layout::sharding::buffers_at_once`); gradients of all blocks under a schedule that puts weight gradients off.
-//! Activations and what is short-lived are in `work`.
+//! Activations and what is short-lived are in `work`; what operations hold that are no fused kernel in [`forms`].
 
+pub mod forms;
 mod work;
+
+pub use forms::{KernelForm, KernelForms};
 
 use crate::config::PipelineSchedule;
 use crate::layout::sharding::{buffer_lengths, buffers_at_once};
 use crate::layout::{Sharding, Unit, UnitLayout};
 use crate::plan::Plan;
 use crate::topology::Axis;
+use serde::Serialize;
 use tch::{Device, Kind};
 use work::ActivationWork;
 
 /// Bytes at the peak of a training step, by what they are for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Memory {
     pub parameters: u64,
     pub gradients: u64,
@@ -44,9 +48,14 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Of one rank of `plan`.
+    /// Of one rank of `plan`, with the kernels that its device has.
     pub fn peak(plan: &Plan) -> Memory {
-        let work = ActivationWork::new(plan);
+        Memory::with(plan, KernelForms::of(plan.device))
+    }
+
+    /// As [`Memory::peak`] with other kernels.
+    pub fn with(plan: &Plan, forms: KernelForms) -> Memory {
+        let work = ActivationWork::new(plan, forms);
         let worst = work.worst();
         Memory {
             inputs: clip(work.inputs(worst.alive)),

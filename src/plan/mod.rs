@@ -3,6 +3,7 @@
 
 mod axes;
 mod data;
+pub mod estimate;
 pub mod flops;
 pub mod memory;
 mod numbers;
@@ -115,14 +116,24 @@ impl Plan {
             return Err(config::to_error(place, &problems));
         };
 
+        Ok(Plan::assemble(config, model, device, ranks))
+    }
+
+    /// What follows from values that fit together (the checks of [`Plan::from_draft`] have been made).
+    fn assemble(config: Config, model: ModelConfig, device: Device, ranks: &Ranks) -> Plan {
+        let p = &config.parallel;
+        let chunks = stages::chunks(&model, p.pipeline, p.chunks, config.data.sequence_length);
+        Plan::of_chunks(config, model, device, ranks, chunks)
+    }
+
+    /// The same where the model has been cut into `chunks`.
+    fn of_chunks(config: Config, model: ModelConfig, device: Device, ranks: &Ranks, chunks: Vec<Vec<Unit>>) -> Plan {
         let data = axes::data_size(&config.parallel, ranks.size);
         let p = &config.parallel;
         let topology = Topology::new(ranks.rank, [p.tensor, p.context, p.pipeline, data]);
         let micro_batch = config.batch.micro;
-        let chunks = stages::chunks(&model, p.pipeline, p.chunks, config.data.sequence_length);
-        let own: Vec<_> = chunks.iter().skip(topology.coord(Axis::Pipeline)).step_by(p.pipeline).collect();
-        Ok(Plan {
-            layout: Layout::of(&model, &topology, &own),
+        Plan {
+            layout: own_layout(&model, &topology, &chunks),
             chunks,
             topology,
             device,
@@ -136,13 +147,25 @@ impl Plan {
             local_size: ranks.local_size,
             model,
             config,
-        })
+        }
+    }
+
+    /// The plan of another rank.
+    fn of_rank(&self, rank: usize) -> Plan {
+        let topology = Topology::new(rank, self.topology.sizes);
+        Plan { layout: own_layout(&self.model, &topology, &self.chunks), topology, ..self.clone() }
     }
 
     /// Tokens per optimizer step over all ranks.
     pub fn tokens_per_step(&self) -> usize {
         self.config.batch.global * self.config.data.sequence_length
     }
+}
+
+/// The units that the pipeline stage of `topology` holds.
+fn own_layout(model: &ModelConfig, topology: &Topology, chunks: &[Vec<Unit>]) -> Layout {
+    let own = chunks.iter().skip(topology.coord(Axis::Pipeline)).step_by(topology.size(Axis::Pipeline));
+    Layout::of(model, topology, &own.collect::<Vec<_>>())
 }
 
 pub fn dtype(precision: Precision) -> Kind {

@@ -15,6 +15,10 @@
 //!   copies that add those of a group, N·7·Q·e. A tensor axis adds the normed input of all ranks and its gradient, N·2·H·e
 //!   + N/t·H·e; a context axis the keys and values of the whole sequence and their gradients.
 //!
+//!
+//! Where operations are not fused (`KernelForms`) fp32 copies come on top: of a chunk's logits in the head, of gate and up in
+//! the feed-forward half, of the scores of all pairs in attention.
+//!
 //! With recompute the block whose turn it is has its whole list again in the last two. Where weight gradients are put off,
 //! what they read is about the whole list too, until they are made.
 
@@ -22,6 +26,7 @@ use crate::config::{ModelConfig, Recompute};
 use crate::kernels;
 use crate::layout::Unit;
 use crate::model::{block, head};
+use crate::plan::memory::forms::{self, KernelForm, KernelForms};
 use crate::plan::Plan;
 use crate::schedules::{self, Action};
 use crate::topology::Axis;
@@ -52,10 +57,11 @@ pub(super) struct ActivationWork<'a> {
     tensor: u128,
     /// Weight gradients are added where they are summed.
     in_place: bool,
+    forms: KernelForms,
 }
 
 impl ActivationWork<'_> {
-    pub fn new(plan: &Plan) -> ActivationWork<'_> {
+    pub fn new(plan: &Plan, forms: KernelForms) -> ActivationWork<'_> {
         let m = &plan.model;
         let size = |axis| plan.topology.size(axis);
         let (tensor, e) = (size(Axis::Tensor), plan.dtype.elt_size_in_bytes());
@@ -77,6 +83,7 @@ impl ActivationWork<'_> {
             rows: rows.min(n),
             tensor: tensor as u128,
             in_place: kernels::weight_gradients_in_place(plan.dtype, plan.device),
+            forms,
         }
     }
 
@@ -168,24 +175,44 @@ impl ActivationWork<'_> {
         let ActivationWork { e, share, h, v, rows: c, .. } = *self;
         let product = if self.in_place { 0 } else { v * h };
         let own_rows = if self.tensor > 1 { 2 * c.div_ceil(self.tensor) * h } else { 0 };
-        (share * 2 * h + c * (v + h) + product.max(c * h) + own_rows) * e
+        let copies = if self.elementwise_fused() { 0 } else { forms::unfused_loss(c, v) };
+        (share * 2 * h + c * (v + h) + product.max(c * h) + own_rows) * e + copies
     }
 
     fn feed_forward(&self) -> u128 {
         let ActivationWork { e, n, h, f, .. } = *self;
         let alone = n * block::backward_bytes(self.model(), e as usize, self.tensor as usize) as u128;
         let product = if self.in_place { 0 } else { f * h };
-        alone.max((n * h + product) * e)
+        let copies = if self.elementwise_fused() { 0 } else { forms::unfused_swiglu(n, f) };
+        (alone + copies).max((n * h + product) * e)
+    }
+
+    fn elementwise_fused(&self) -> bool {
+        self.forms.elementwise == KernelForm::Fused
+    }
+
+    /// What attention itself holds at its highest point in the backward pass.
+    fn heads(&self) -> u128 {
+        let ActivationWork { e, n, q, .. } = *self;
+        let (m, tensor, context) = (self.model(), self.tensor as usize, self.plan.topology.size(Axis::Context));
+        let s = self.plan.config.data.sequence_length;
+        match self.forms.attention {
+            KernelForm::Unfused => {
+                forms::unfused_scores(m, s, self.plan.micro_batch, tensor, context) + forms::unfused_copies(n, q)
+            }
+            KernelForm::Fused if self.in_place => n * q * 8,
+            KernelForm::Fused => n * 7 * q * e,
+        }
     }
 
     /// Beyond the activations that have not gone; zero where more has gone than come.
     fn attention(&self) -> u128 {
         let ActivationWork { e, n, share, h, f, q, a, tensor, .. } = *self;
-        let heads = if self.in_place { q * 8 } else { 7 * q * e };
         let gathered = if tensor > 1 { n * 2 * h + share * h } else { 0 };
         let context = self.plan.topology.size(Axis::Context) as u128;
         let others = if context > 1 { n * context * 2 * (a - q) } else { 0 };
-        (n * heads + (share * h + n * (q + a) + gathered + others) * e).saturating_sub((share * 2 * h + n * 3 * f) * e)
+        (self.heads() + (share * h + n * (q + a) + gathered + others) * e)
+            .saturating_sub((share * 2 * h + n * 3 * f) * e)
     }
 }
 

@@ -1,0 +1,66 @@
+//! In which form operations run on a device: fused kernels, or libtorch's plain operations one after another. It is the
+//! largest unknown of memory and speed, so it is one value that formulas are given.
+//!
+//! On the CPU both are fused (`kernels::cpu`). On CUDA both are today the reference (`kernels::reference`): attention there
+//! makes the scores of all pairs in fp32, three at a time at its highest point. When a kernel lands on CUDA,
+//! [`KernelForms::of`] is the line to change.
+
+use crate::config::ModelConfig;
+use serde::Serialize;
+use tch::Device;
+
+/// Fused, or one libtorch operation after another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KernelForm {
+    /// Nothing of the size of the scores (or of fp32 copies of activations) exists.
+    Fused,
+    Unfused,
+}
+
+/// The forms of the two groups of operations between matrix products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct KernelForms {
+    pub attention: KernelForm,
+    /// Norms, rotary embedding, SwiGLU, cross-entropy, the sum of weight gradients, AdamW.
+    pub elementwise: KernelForm,
+}
+
+impl KernelForms {
+    pub const FUSED: KernelForms = KernelForms { attention: KernelForm::Fused, elementwise: KernelForm::Fused };
+
+    /// As the code runs on `device`.
+    pub fn of(device: Device) -> KernelForms {
+        match device {
+            Device::Cpu => KernelForms::FUSED,
+            _ => KernelForms { attention: KernelForm::Unfused, elementwise: KernelForm::Unfused },
+        }
+    }
+}
+
+/// Bytes of one attention call's fp32 scores, three of them alive: 3·Hq·Sq·Sk·4 for each of `sequences`. `heads` of this
+/// rank; over `context` ranks a call has a half of this rank's tokens as queries.
+pub(super) fn unfused_scores(m: &ModelConfig, s: usize, sequences: usize, tensor: usize, context: usize) -> u128 {
+    let heads = (m.num_attention_heads / tensor) as u128;
+    let queries = if context > 1 { s / (2 * context) } else { s } as u128;
+    // Segments of one sequence come one after another; without a context axis all sequences are one call.
+    let calls_at_once = if context > 1 { 1 } else { sequences as u128 };
+    calls_at_once * 3 * heads * queries * s as u128 * 4
+}
+
+/// fp32 copies beside the scores: q, k and v for every query head, the output and its gradient, and a product under way,
+/// of `n` tokens with `q` columns.
+pub(super) fn unfused_copies(n: u128, q: u128) -> u128 {
+    6 * n * q * 4
+}
+
+/// What `reference::swiglu_backward` holds beyond its bf16 input and output: ten fp32 tensors [n,f] at its highest point
+/// (gate, up, dy, sigmoid, silu, both gradients, their joined copy, which counts twice).
+pub(super) fn unfused_swiglu(n: u128, f: u128) -> u128 {
+    9 * n * f * 4
+}
+
+/// What `reference::cross_entropy_` holds beyond the logits: four fp32 tensors of a chunk's logits.
+pub(super) fn unfused_loss(rows: u128, v: u128) -> u128 {
+    4 * rows * v * 4
+}
