@@ -75,9 +75,11 @@ fn an_8b_step_is_the_sum_of_its_parts() {
     h.efficiency.attention_backward = 420.0 / 989.0;
     let s = StepShape { data: 1, shard: 1, zero: 0, accumulation: 1, ..shape("llama3_8b.yaml", &[], 1) };
     let e = step::estimate(&s, &h).unwrap();
-    // And the head's weight gradient: 16 chunks of 512 tokens, each bound by reading and writing 525 M sums.
+    // And the head's weight gradient: 16 chunks of 512 tokens, each bound by its bytes: 525 M sums read and written, and the
+    // tokens' gradients and inputs.
     let (v, hidden) = (128_256.0, 4096.0);
-    let chunk = 8.0 * v * hidden / 3e12 - 2.0 * 512.0 * v * hidden / 750e12;
+    let bytes = 8.0 * v * hidden + 512.0 * (v + hidden) * 2.0;
+    let chunk = bytes / 3e12 - 2.0 * 512.0 * v * hidden / 750e12;
     near(e.parts.matrix, 0.491825 + 16.0 * chunk, 0.001);
     near(e.parts.attention, 0.139917, 0.001);
     // Norms 11.4, rotation 3.6, SwiGLU 27.5, cross-entropy 2.1 and the embedding: about 46 ms.
