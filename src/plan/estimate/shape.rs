@@ -45,7 +45,7 @@ pub struct StepShape {
 }
 
 /// Units of one chunk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ChunkSize {
     pub embedding: bool,
     pub blocks: usize,

@@ -43,13 +43,9 @@ pub fn memory_of_stages(plan: &Plan, h: &Hardware, forms: KernelForms) -> StageM
 /// Of the stages with the same units the first (most micro-batches under way) and the last (most weight gradients put off).
 fn candidates(plan: &Plan) -> Vec<usize> {
     let stages = plan.topology.size(Axis::Pipeline);
-    let mut kinds: BTreeMap<Vec<(bool, usize, bool)>, (usize, usize)> = BTreeMap::new();
+    let mut kinds: BTreeMap<Vec<ChunkSize>, (usize, usize)> = BTreeMap::new();
     for stage in 0..stages {
-        let size = |units: &Vec<_>| {
-            let c = ChunkSize::of(units);
-            (c.embedding, c.blocks, c.head)
-        };
-        let kind = plan.chunks.iter().skip(stage).step_by(stages).map(size).collect();
+        let kind = plan.chunks.iter().skip(stage).step_by(stages).map(|units| ChunkSize::of(units)).collect();
         kinds.entry(kind).and_modify(|(_, last)| *last = stage).or_insert((stage, stage));
     }
     let mut out: Vec<usize> = kinds.into_values().flat_map(|(first, last)| [first, last]).collect();
