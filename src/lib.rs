@@ -9,7 +9,8 @@
 //! - [`serve`]: running a model: scheduler of requests, paged cache, sampling, chat templates, files of requests
 //! - [`parallel`]: the pipeline's executor, ZeRO over the replicas, every communicator of a rank; tensor and context
 //!   parallelism are inside the layers of `model`
-//! - [`plan`]: configuration + world → everything resolved; memory and FLOP formulas
+//! - [`plan`]: configuration + world → everything resolved; memory and FLOP formulas; what a run will
+//!   take on given machines
 //! - [`schedules`]: pipeline schedules as lists of actions, and the simulator that plays them
 //! - [`optim`]: AdamW on sharded fp32 state, learning-rate schedules, clipping
 //! - [`model`]: Llama 3 layers: `forward`, `backward_input`, `backward_weight`, no autograd

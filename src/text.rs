@@ -24,3 +24,43 @@ pub fn grouped(n: u64) -> String {
     }
     out
 }
+
+/// Three digits and a decimal unit: 8.03 G.
+pub fn decimal(n: f64) -> String {
+    scaled(n, 1000.0, &["", "k", "M", "G", "T", "P", "E"])
+}
+
+/// Three digits and a binary unit: 1.50 GiB.
+pub fn binary(bytes: u64) -> String {
+    scaled(bytes as f64, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"])
+}
+
+fn scaled(mut n: f64, base: f64, units: &[&str]) -> String {
+    let mut unit = 0;
+    while n >= base && unit + 1 < units.len() {
+        n /= base;
+        unit += 1;
+    }
+    let digits = if unit == 0 || n >= 100.0 {
+        0
+    } else if n >= 10.0 {
+        1
+    } else {
+        2
+    };
+    format!("{n:.digits$} {}", units[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_digits_and_a_unit() {
+        assert_eq!([grouped(0), grouped(999), grouped(4194304)], ["0", "999", "4,194,304"]);
+        assert_eq!(decimal(8.03e9), "8.03 G");
+        assert_eq!(decimal(512.0), "512 ");
+        assert_eq!(binary(3 << 29), "1.50 GiB");
+        assert_eq!(binary(u64::MAX), "16.0 EiB");
+    }
+}

@@ -9,6 +9,7 @@ use crate::plan::faults::FaultCost;
 use crate::plan::flops::PerToken;
 use crate::plan::memory::Memory;
 use crate::plan::{self, Plan, Ranks};
+use crate::text::{binary, decimal};
 use clap::Subcommand;
 use serde_json::json;
 use std::path::PathBuf;
@@ -191,7 +192,7 @@ fn summary(plan: &Plan, notes: &[String]) -> String {
             "model",
             format!(
                 "{} parameters; {} blocks of width {}, {} heads of {} on {} key/value heads, vocabulary {}",
-                short(layout::count(m) as f64),
+                decimal(layout::count(m) as f64),
                 m.num_hidden_layers,
                 m.hidden_size,
                 m.num_attention_heads,
@@ -212,9 +213,9 @@ fn summary(plan: &Plan, notes: &[String]) -> String {
                 plan.micro_batch
             ),
         ),
-        ("run", format!("{} steps, {} tokens", c.train.steps, short(tokens as f64 * c.train.steps as f64))),
-        ("work", format!("{}FLOP a token ({}FLOP with full attention)", short(flops.causal), short(flops.full))),
-        ("memory", format!("{} a rank: {}", size(memory.total()), terms(&memory))),
+        ("run", format!("{} steps, {} tokens", c.train.steps, decimal(tokens as f64 * c.train.steps as f64))),
+        ("work", format!("{}FLOP a token ({}FLOP with full attention)", decimal(flops.causal), decimal(flops.full))),
+        ("memory", format!("{} a rank: {}", binary(memory.total()), terms(&memory))),
     ];
     let host = host(plan).map(|text| ("host", text));
     let faults = FaultCost::of(plan);
@@ -240,57 +241,14 @@ fn host(plan: &Plan) -> Option<String> {
     (c.snapshot_every > 0).then(|| {
         format!(
             "{} a rank in {}: {slots} snapshots of {}, and {copies} of another node's rank where there is one",
-            size((slots + copies) * slot),
+            binary((slots + copies) * slot),
             c.snapshot_dir.display(),
-            size(slot)
+            binary(slot)
         )
     })
 }
 
 /// Each term with its name.
 fn terms(memory: &Memory) -> String {
-    memory.terms().iter().map(|(name, bytes)| format!("{name} {}", size(*bytes))).collect::<Vec<_>>().join(", ")
-}
-
-/// Three digits and a decimal unit: 8.03 G.
-fn short(n: f64) -> String {
-    scaled(n, 1000.0, &["", "k", "M", "G", "T", "P", "E"])
-}
-
-/// Three digits and a binary unit: 1.50 GiB.
-fn size(bytes: u64) -> String {
-    scaled(bytes as f64, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"])
-}
-
-fn scaled(mut n: f64, base: f64, units: &[&str]) -> String {
-    let mut unit = 0;
-    while n >= base && unit + 1 < units.len() {
-        n /= base;
-        unit += 1;
-    }
-    let digits = if unit == 0 || n >= 100.0 {
-        0
-    } else if n >= 10.0 {
-        1
-    } else {
-        2
-    };
-    format!("{n:.digits$} {}", units[unit])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn three_digits_and_a_unit() {
-        assert_eq!(
-            [crate::text::grouped(0), crate::text::grouped(999), crate::text::grouped(4194304)],
-            ["0", "999", "4,194,304"]
-        );
-        assert_eq!(short(8.03e9), "8.03 G");
-        assert_eq!(short(512.0), "512 ");
-        assert_eq!(size(3 << 29), "1.50 GiB");
-        assert_eq!(size(u64::MAX), "16.0 EiB");
-    }
+    memory.terms().iter().map(|(name, bytes)| format!("{name} {}", binary(*bytes))).collect::<Vec<_>>().join(", ")
 }

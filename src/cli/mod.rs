@@ -17,6 +17,7 @@ mod launch;
 pub mod logging;
 mod man;
 mod outcome;
+mod plan;
 mod progress;
 mod status;
 mod train;
@@ -53,6 +54,7 @@ enum Command {
     Drill(drill::Args),
     Checkpoint(checkpoint::Args),
     Config(config::Args),
+    Plan(plan::Args),
     Data(data::Args),
     Generate(generate::Args),
     Batch(batch::Args),
@@ -91,6 +93,7 @@ pub fn run() -> ExitCode {
         Command::Status(a) => status::run(a),
         Command::Drill(a) => drill::run(a),
         Command::Config(a) => config::run(a),
+        Command::Plan(a) => plan::run(a),
         Command::Data(a) => data::run(a),
         Command::Generate(a) => generate::run(a),
         Command::Batch(a) => batch::run(a),

@@ -85,7 +85,8 @@ pub fn draft(path: &Path, sets: &[String]) -> Result<Draft> {
     from_text(text, place, sets)
 }
 
-fn from_text(text: &str, place: String, sets: &[String]) -> Result<Draft> {
+/// As [`draft`], of a file's text.
+pub fn from_text(text: &str, place: String, sets: &[String]) -> Result<Draft> {
     let (mut value, mut problems) = yaml::parse(text, &place)?;
     sets::apply(&mut value, sets, &mut problems)?;
     expand::paths(&mut value, schema::schema(), &mut problems);

@@ -14,23 +14,26 @@
 //!
 //! Buffers hold units that are whole for a while: two of the blocks' length and one for embedding and head
 //! (`layout::sharding::buffers_at_once`); gradients of all blocks under a schedule that puts weight gradients off.
-//! Activations and what is short-lived are in `work`, what a CUDA device adds in `device`.
+//! Activations and what is short-lived are in `work`, what a CUDA device adds in `device`; in which form operations run, in [`forms`].
 
 mod device;
+pub mod forms;
 mod work;
 
 pub use device::BesideTensors;
+pub use forms::{KernelForm, KernelForms};
 
 use crate::config::PipelineSchedule;
 use crate::layout::sharding::{buffer_lengths, buffers_at_once};
 use crate::layout::{Sharding, Unit, UnitLayout};
 use crate::plan::Plan;
 use crate::topology::Axis;
+use serde::Serialize;
 use tch::{Device, Kind};
 use work::ActivationWork;
 
 /// Bytes at the peak of a training step, by what they are for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Memory {
     pub parameters: u64,
     pub gradients: u64,
@@ -49,9 +52,14 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Of one rank of `plan`.
+    /// Of one rank of `plan`, with the kernels that its device has.
     pub fn peak(plan: &Plan) -> Memory {
-        let work = ActivationWork::new(plan);
+        Memory::with(plan, KernelForms::of(plan.device))
+    }
+
+    /// As [`Memory::peak`] with other kernels.
+    pub fn with(plan: &Plan, forms: KernelForms) -> Memory {
+        let work = ActivationWork::new(plan, forms);
         let worst = work.worst();
         let inputs = clip(work.inputs(worst.alive));
         let state = Memory { inputs, beside: BesideTensors::of(plan), ..Memory::state(plan) };

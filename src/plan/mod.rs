@@ -3,6 +3,7 @@
 
 mod axes;
 mod data;
+pub mod estimate;
 pub mod faults;
 pub mod flops;
 pub mod memory;
@@ -98,7 +99,7 @@ impl Plan {
     pub fn read_together(path: &Path, sets: &[String], ranks: &Ranks, team: Team) -> Result<Plan> {
         let (config, model) = team.by_first(|| Plan::read(path, sets, ranks).map(|plan| (plan.config, plan.model)))?;
         let device = device(config.train.device, ranks).map_err(|p| config::to_error(path.display(), &[p]));
-        Ok(Plan::on(team.agree(device)?, config, model, ranks))
+        Ok(Plan::assemble(config, model, team.agree(device)?, ranks))
     }
 
     /// As [`Plan::read`], for a configuration made in code.
@@ -125,19 +126,24 @@ impl Plan {
         let (Some(model), Some(device), true) = (model, device, problems.is_empty()) else {
             return Err(config::to_error(place, &problems));
         };
-        Ok(Plan::on(device, config, model, ranks))
+        Ok(Plan::assemble(config, model, device, ranks))
     }
 
-    /// The plan of a configuration in which everything fits.
-    fn on(device: Device, config: Config, model: ModelConfig, ranks: &Ranks) -> Plan {
+    /// What follows from values that fit together (the checks of [`Plan::from_draft`] have been made).
+    fn assemble(config: Config, model: ModelConfig, device: Device, ranks: &Ranks) -> Plan {
+        let p = &config.parallel;
+        let chunks = stages::chunks(&model, p.pipeline, p.chunks, config.data.sequence_length);
+        Plan::of_chunks(config, model, device, ranks, chunks)
+    }
+
+    /// The same where the model has been cut into `chunks`.
+    fn of_chunks(config: Config, model: ModelConfig, device: Device, ranks: &Ranks, chunks: Vec<Vec<Unit>>) -> Plan {
         let data = axes::data_size(&config.parallel, ranks.size);
         let p = &config.parallel;
         let topology = Topology::new(ranks.rank, [p.tensor, p.context, p.pipeline, data]);
         let micro_batch = config.batch.micro;
-        let chunks = stages::chunks(&model, p.pipeline, p.chunks, config.data.sequence_length);
-        let own: Vec<_> = chunks.iter().skip(topology.coord(Axis::Pipeline)).step_by(p.pipeline).collect();
         Plan {
-            layout: Layout::of(&model, &topology, &own),
+            layout: own_layout(&model, &topology, &chunks),
             chunks,
             topology,
             device,
@@ -154,6 +160,12 @@ impl Plan {
         }
     }
 
+    /// The plan of another rank.
+    fn of_rank(&self, rank: usize) -> Plan {
+        let topology = Topology::new(rank, self.topology.sizes);
+        Plan { layout: own_layout(&self.model, &topology, &self.chunks), topology, ..self.clone() }
+    }
+
     /// How samples are cut from the corpora.
     pub fn cutting(&self) -> Cutting {
         Cutting {
@@ -168,6 +180,12 @@ impl Plan {
     pub fn tokens_per_step(&self) -> usize {
         self.config.batch.global * self.config.data.sequence_length
     }
+}
+
+/// The units that the pipeline stage of `topology` holds.
+fn own_layout(model: &ModelConfig, topology: &Topology, chunks: &[Vec<Unit>]) -> Layout {
+    let own = chunks.iter().skip(topology.coord(Axis::Pipeline)).step_by(topology.size(Axis::Pipeline));
+    Layout::of(model, topology, &own.collect::<Vec<_>>())
 }
 
 pub fn dtype(precision: Precision) -> Kind {

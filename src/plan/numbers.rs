@@ -2,7 +2,9 @@
 
 /// All divisors of `n`, from 1 up.
 pub fn divisors(n: usize) -> Vec<usize> {
-    (1..=n).filter(|d| n.is_multiple_of(*d)).collect()
+    let small: Vec<usize> = (1..).take_while(|d| d * d <= n).filter(|d| n.is_multiple_of(*d)).collect();
+    let large = small.iter().rev().map(|d| n / d).filter(|l| l * l > n);
+    small.iter().copied().chain(large).collect()
 }
 
 /// The option nearest to `n` below and the nearest above, as words.
@@ -17,5 +19,17 @@ pub fn multiples(n: usize, unit: usize) -> String {
     match n / unit * unit {
         0 => unit.to_string(),
         below => format!("{below} or {}", below + unit),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::divisors;
+
+    #[test]
+    fn divisors_are_all_of_them_in_order() {
+        for n in 0..200 {
+            assert_eq!(divisors(n), (1..=n).filter(|d| n % d == 0).collect::<Vec<_>>(), "{n}");
+        }
     }
 }

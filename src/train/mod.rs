@@ -7,8 +7,8 @@
 mod batch;
 mod behind;
 mod corpora;
-mod first;
 pub mod device_failure;
+mod first;
 mod heritage;
 pub mod metrics;
 pub mod progress;

@@ -24,6 +24,7 @@ mod model;
 mod models_in_out;
 mod parity;
 mod pipeline;
+mod plan;
 mod progress;
 mod recycle;
 mod reshard;

@@ -11,7 +11,7 @@ use crate::plan::Plan;
 use crate::topology::Axis;
 
 /// Bytes on a CUDA device that are no tensors of herd's, all zero on a CPU.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct BesideTensors {
     /// cuBLAS's workspace: 32 MiB on sm_90 and newer, which is what libtorch gives it.
     pub workspace: u64,

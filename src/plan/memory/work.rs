@@ -15,6 +15,10 @@
 //!   copies that add those of a group, N·7·Q·e. A tensor axis adds the normed input of all ranks and its gradient, N·2·H·e
 //!   + N/t·H·e; a context axis the keys and values of the whole sequence and their gradients.
 //!
+//!
+//! Where operations are not fused (`KernelForms`) fp32 copies come on top: of a chunk's logits in the head, of gate and up in
+//! the feed-forward half, of the scores of all pairs in attention.
+//!
 //! With recompute the block whose turn it is has its whole list again in the last two. Where weight gradients are put off,
 //! what they read is about the whole list too, until they are made.
 
@@ -23,6 +27,7 @@ use crate::config::{ModelConfig, Recompute};
 use crate::kernels;
 use crate::layout::Unit;
 use crate::model::{block, head};
+use crate::plan::memory::forms::{self, KernelForm, KernelForms};
 use crate::plan::Plan;
 use crate::schedules::{self, Action};
 use crate::topology::Axis;
@@ -55,12 +60,13 @@ pub(super) struct ActivationWork<'a> {
     tensor: u128,
     /// Weight gradients are added where they are summed.
     in_place: bool,
-    /// On a CUDA device: temporaries of the row-wise operations, which a CPU's kernels do not have.
+    /// Temporaries of row-wise operations that are no kernel of their own.
     temporaries: u128,
+    forms: KernelForms,
 }
 
 impl ActivationWork<'_> {
-    pub fn new(plan: &Plan) -> ActivationWork<'_> {
+    pub fn new(plan: &Plan, forms: KernelForms) -> ActivationWork<'_> {
         let m = &plan.model;
         let size = |axis| plan.topology.size(axis);
         let (tensor, e) = (size(Axis::Tensor), plan.dtype.elt_size_in_bytes());
@@ -84,10 +90,11 @@ impl ActivationWork<'_> {
             rows,
             tensor: tensor as u128,
             in_place: kernels::weight_gradients_in_place(plan.dtype, plan.device),
-            temporaries: match plan.device.is_cuda() {
-                true => device::temporaries(plan, [n, h, f], [rows, v as u128]),
-                false => 0,
+            temporaries: match forms.elementwise {
+                KernelForm::Unfused => device::temporaries(plan, [n, h, f], [rows, v as u128]),
+                KernelForm::Fused => 0,
             },
+            forms,
         }
     }
 
@@ -189,22 +196,29 @@ impl ActivationWork<'_> {
         alone.max((n * h + product) * e)
     }
 
+    /// What attention itself holds at its highest point in the backward pass.
+    fn kernel(&self) -> u128 {
+        let ActivationWork { e, n, q, a, .. } = *self;
+        let (m, tensor, context) = (self.model(), self.tensor as usize, self.plan.topology.size(Axis::Context));
+        let s = self.plan.config.data.sequence_length;
+        match self.forms.attention {
+            KernelForm::Unfused => {
+                forms::unfused_scores(m, s, self.plan.micro_batch, tensor, context) + forms::unfused_copies(n, q)
+            }
+            KernelForm::Fused if self.plan.device.is_cuda() => device::attention(self.plan, [n, q, a], self.heads),
+            KernelForm::Fused if self.in_place => n * q * 8,
+            KernelForm::Fused => n * 7 * q * e,
+        }
+    }
+
     /// Beyond the activations that have not gone; zero where more has gone than come.
     fn attention(&self) -> u128 {
         let ActivationWork { e, n, share, h, f, q, a, tensor, .. } = *self;
-        let heads = match (self.plan.device.is_cuda(), self.in_place) {
-            (true, _) => 0,
-            (false, true) => q * 8,
-            (false, false) => 7 * q * e,
-        };
-        let kernel = match self.plan.device.is_cuda() {
-            true => device::attention(self.plan, [n, q, a], self.heads),
-            false => n * heads,
-        };
         let gathered = if tensor > 1 { n * 2 * h + share * h } else { 0 };
         let context = self.plan.topology.size(Axis::Context) as u128;
         let others = if context > 1 { n * context * 2 * (a - q) } else { 0 };
-        (kernel + (share * h + n * (q + a) + gathered + others) * e).saturating_sub((share * 2 * h + n * 3 * f) * e)
+        (self.kernel() + (share * h + n * (q + a) + gathered + others) * e)
+            .saturating_sub((share * 2 * h + n * 3 * f) * e)
     }
 }
 
