@@ -4,7 +4,7 @@ use super::heritage::Heritage;
 use super::state::State;
 use crate::checkpoint::{Event, Team};
 use crate::convert::weights::{self, Weights};
-use crate::error::{Exit, Result};
+use crate::error::{Error, Exit, Result};
 use crate::plan::{self, Plan};
 use crate::world::World;
 
@@ -19,7 +19,7 @@ pub fn begin(plan: &Plan, world: &World, state: &mut State) -> Result<Option<Wei
     let team = Team(Some(world));
     let mut passed = Vec::new();
     loop {
-        let weights = weights::open_together(path, &passed, team)?;
+        let weights = weights::open_together(path, &passed, team).map_err(shared)?;
         let notes = world.agree(plan::check_weights(plan, weights.model(), path))?;
         let filled = weights.confirm(state.start_from(&weights), team);
         match (filled, weights.replaceable()) {
@@ -33,9 +33,15 @@ pub fn begin(plan: &Plan, world: &World, state: &mut State) -> Result<Option<Wei
                 passed.push(step.to_path_buf());
                 state.clear();
             }
-            (Err(e), _) => return Err(e),
+            (Err(e), _) => return Err(shared(e)),
         }
     }
+}
+
+/// What is wrong with weights every rank has found out together.
+fn shared(e: Error) -> Error {
+    let agreed = e.agreed || [Exit::Checkpoint, Exit::Model].contains(&e.exit);
+    Error { agreed, ..e }
 }
 
 /// What a run that begins takes over from the model that its configuration names.
