@@ -150,7 +150,7 @@ fn judging_grows_with_the_ranks_and_not_with_their_pairs() {
 #[test]
 fn choosing_grows_with_the_verdicts_and_not_with_their_pairs() {
     let (half, whole) = (storm(RANKS / 2), storm(RANKS));
-    let cost = |n| choosing(if n == RANKS { &whole } else { &half });
+    let cost = |n: usize| choosing(if n == RANKS { &whole } else { &half });
     assert_doubling_is_cheap("storm", Duration::from_millis(200), cost);
 }
 
