@@ -38,7 +38,6 @@ def model(herd, name, shape):
     config = common.herd_config(
         run_dir, tokens, shape=shape, steps=1, precision="fp32", ranks=1, threads=2, sequence=64, batch=2
     )
-    config["optim"]["lr"] = 1e-6
     config["checkpoint"] = {"every": 1}
     path = SCRATCH / f"{name}.json"
     path.write_text(json.dumps(config))
