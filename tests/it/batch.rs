@@ -79,7 +79,7 @@ fn json_file_of_bytes() -> Value {
     serde_json::from_slice(content).unwrap()
 }
 
-const REQUESTS: usize = 600;
+const REQUESTS: usize = 300;
 
 /// Requests of every kind.
 fn requests(n: usize) -> String {
@@ -233,7 +233,10 @@ fn a_batch_that_is_killed_goes_on_where_it_was() {
         assert!(kills > 2, "it was to be killed on its way");
         assert_eq!(sorted(&out), whole, "{ranks} ranks");
         let again = ok(d, ranks, &["--model", "m", "in.jsonl", name]);
-        assert!(again.contains("600 answered before") && again.contains("0 of 0 requests answered"), "{again}");
+        assert!(
+            again.contains(&format!("{REQUESTS} answered before")) && again.contains("0 of 0 requests answered"),
+            "{again}"
+        );
         assert_eq!(sorted(&out), whole);
     }
     // A signal: what is done is kept, the exit code says that there is more.
