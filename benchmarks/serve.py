@@ -25,7 +25,8 @@ RESULTS = common.RESULTS.with_name("serve.json")
 REQUESTS = 1000
 KILLS = 100
 PROMPT, TEXT = 64, 128
-LONG, LONGS = 1024, 8
+LONG, LONGS = 1024, 2
+ROUNDS = 2
 
 
 def model(herd, name, shape):
@@ -37,7 +38,6 @@ def model(herd, name, shape):
     config = common.herd_config(
         run_dir, tokens, shape=shape, steps=1, precision="fp32", ranks=1, threads=2, sequence=64, batch=2
     )
-    config["optim"]["lr"] = 1e-6
     config["checkpoint"] = {"every": 1}
     path = SCRATCH / f"{name}.json"
     path.write_text(json.dumps(config))
@@ -165,10 +165,10 @@ def generated(herd, run_dir, prompt, n, precision):
     return run.seconds
 
 
-def generate_speed(herd, run_dir, precision, rounds=3):
+def generate_speed(herd, run_dir, precision):
     """Tokens a second of prefill and decode: differences of two lengths, so that the start is not counted."""
     decode, prefill = [], []
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         short, long = generated(herd, run_dir, PROMPT, 4, precision), generated(herd, run_dir, PROMPT, 4 + TEXT, precision)
         decode.append(TEXT / (long - short))
         prefill.append(LONG / (generated(herd, run_dir, PROMPT + LONG, 4, precision) - short))
@@ -180,14 +180,15 @@ def speed(herd, before):
     greedy = {"temperature": 0, "ignore_eos": True}
     entries = []
     for precision in ["fp32", "bf16"]:
-        short, long = SCRATCH / "short.jsonl", SCRATCH / "long.jsonl"
-        write_requests(short, [{"prompt": [97] * PROMPT, "max_tokens": TEXT, **greedy} for _ in range(8)])
-        write_requests(long, [{"prompt": [97] * LONG, "max_tokens": 1, **greedy} for _ in range(LONGS)])
+        short, one, long = SCRATCH / "short.jsonl", SCRATCH / "one.jsonl", SCRATCH / "long.jsonl"
+        write_requests(one, [{"prompt": [97] * PROMPT, "max_tokens": TEXT, **greedy}])
+        write_requests(short, [{"prompt": [97 + i] * PROMPT, "max_tokens": TEXT, **greedy} for i in range(8)])
+        write_requests(long, [{"prompt": [97 + i] * LONG, "max_tokens": 1, **greedy} for i in range(LONGS)])
         figures = {"batch8": [], "decode": [], "prefill": []}
-        for _ in range(3):
+        for _ in range(ROUNDS):
             for name, path, more, amount in [
                 ("batch8", short, ["--max-sequences", 8], None),
-                ("decode", short, ["--max-sequences", 1], None),
+                ("decode", one, ["--max-sequences", 1], None),
                 ("prefill", long, ["--max-batch-tokens", 512], LONG * LONGS),
             ]:
                 _, tokens, seconds = answers(batch(herd, run_dir, path, out, "--precision", precision, *more, threads=2), out)

@@ -191,7 +191,7 @@ fn work(args: &Args, world: &World, options: (Kind, Device), meter: &Meter, stop
 fn device(args: &Args, world: &World) -> Result<Device> {
     match choose_device(&args.device)? {
         Device::Cuda(_) => {
-            let all = crate::kernels::device::cuda_device_count().max(1) as usize;
+            let all = crate::kernels::device::cuda_device_count().max(1);
             Ok(Device::Cuda(world.local_rank() % all))
         }
         other => Ok(other),

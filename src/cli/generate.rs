@@ -62,7 +62,7 @@ pub struct Args {
     /// Where to compute. `auto`: the first GPU where there is one, else the CPU.
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = ["auto", "cpu", "cuda"])]
     device: String,
-    /// Type of weights and activations. Default: bf16 on a GPU; fp32 on a CPU, where it is faster token by token.
+    /// Type of weights and activations. Default: bf16 on a GPU, fp32 on a CPU.
     #[arg(long, value_name = "TYPE", value_parser = ["bf16", "fp32"])]
     precision: Option<String>,
     /// CPU threads; 0 takes all cores.

@@ -26,12 +26,12 @@ pub struct QueryRun<'a> {
 }
 
 impl Pages {
-    /// Zero-filled: what has never been written must be a number.
+    /// With anything in them: what was not written is never read, and pages that are never written take no memory.
     pub fn new(blocks: usize, kv_heads: i64, head_dim: i64, options: (Kind, Device)) -> Pages {
         let (blocks, block) = (blocks as i64, BLOCK as i64);
         Pages {
-            keys: Tensor::zeros([blocks, kv_heads, head_dim, block], options),
-            values: Tensor::zeros([blocks, kv_heads, block, (head_dim + block - 1) / block * block], options),
+            keys: Tensor::empty([blocks, kv_heads, head_dim, block], options),
+            values: Tensor::empty([blocks, kv_heads, block, (head_dim + block - 1) / block * block], options),
         }
     }
 

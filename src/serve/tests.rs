@@ -193,8 +193,8 @@ pub fn various(n: usize, vocab: usize, longest: usize) -> Vec<Asked> {
                 ..Sampling::greedy()
             },
         };
-        let stop = if i % 3 == 0 { vec![random(vocab) as u32] } else { vec![] };
-        let logprobs = (i % 2 == 0).then_some(i % 5);
+        let stop = if i.is_multiple_of(3) { vec![random(vocab) as u32] } else { vec![] };
+        let logprobs = i.is_multiple_of(2).then_some(i % 5);
         Asked { prompt, max_tokens: 1 + random(40), sampling, sample: i as u64, stop, logprobs }
     };
     (0..n).map(&mut one).collect()

@@ -178,12 +178,12 @@ fn tile<E: Element, L: Lanes<E>, const R: usize, const C: usize>(lanes: L, p: &P
             }
         }
     }
-    for r in 0..R {
+    for (r, sums) in sums.iter().enumerate() {
         // SAFETY: these columns are this task's own.
         let out = unsafe { p.y.part_mut(row + r, col..col + C) };
         for c in 0..C {
             let start = p.residual.map_or(0.0, |res| res.row(row + r)[col + c].to_f32());
-            out[c] = E::from_f32(lanes.total(sums[r][c]) + start);
+            out[c] = E::from_f32(lanes.total(sums[c]) + start);
         }
     }
 }
