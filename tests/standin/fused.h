@@ -173,7 +173,8 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor, c10::SymInt, c10::SymInt, Tens
   TORCH_CHECK(with_lse && causal && !bias && !cum_q && dropout == 0 && !debug, "stand-in: causal attention alone");
   auto flash = flash_forward(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), {}, {}, max_q, max_k, 0, true, false, scale, {}, {}, {}, {});
   const auto none = scratch({}, q, at::kLong);
-  return {std::get<0>(flash).transpose(1, 2), std::get<1>(flash), Tensor(), Tensor(), max_q, max_k, none, none.clone(), Tensor()};
+  const auto lse = number("STANDIN_CUDNN", 1) == 3 ? std::get<1>(flash).unsqueeze(-1) : std::get<1>(flash);
+  return {std::get<0>(flash).transpose(1, 2), lse, Tensor(), Tensor(), max_q, max_k, none, none.clone(), Tensor()};
 }
 
 inline std::tuple<Tensor, Tensor, Tensor> cudnn_backward(
@@ -184,8 +185,10 @@ inline std::tuple<Tensor, Tensor, Tensor> cudnn_backward(
   check_attention("cuDNN attention", q, k, v, 1, 128);
   TORCH_CHECK(seed.defined() && offset.defined(), "cuDNN attention converts seed and offset on sm_100, used or not");
   TORCH_CHECK(!bias.defined() && !cum_q.defined() && dout.stride(-1) == 1, "stand-in: dense causal attention alone");
+  TORCH_CHECK(lse.dim() == (number("STANDIN_CUDNN", 1) == 3 ? 4 : 3), "cuDNN attention: the log-sum-exp is not as the forward pass gave it");
   auto turn = [](const Tensor& t) { return t.transpose(1, 2); };
-  const auto [dq, dk, dv] = flash_backward(turn(dout), turn(q), turn(k), turn(v), turn(out), lse, {}, {}, max_q, max_k, dropout, causal, {}, {}, scale, {}, {});
+  const auto sums = lse.view({q.size(0), q.size(1), q.size(2)});
+  const auto [dq, dk, dv] = flash_backward(turn(dout), turn(q), turn(k), turn(v), turn(out), sums, {}, {}, max_q, max_k, dropout, causal, {}, {}, scale, {}, {});
   return {turn(dq), turn(dk), turn(dv)};
 }
 

@@ -4,7 +4,8 @@
 // STANDIN_MEMORY   bytes of the device
 // STANDIN_OTHERS   bytes of it that other processes hold
 // STANDIN_FAULT    N:KIND, see faults.h
-// STANDIN_CUDNN    0: this libtorch has no cuDNN; 2: cuDNN finds no plan for any attention
+// STANDIN_CUDNN    0: this libtorch has no cuDNN; 2: cuDNN finds no plan for any attention; 3: its log-sum-exp
+//                  has a last dim of one
 // STANDIN_REPORT   a file that gets, at the end, "operations live peak" (bytes requested by tensors)
 #include "fused.h"
 #include <ATen/detail/CUDAHooksInterface.h>

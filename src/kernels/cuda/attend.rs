@@ -30,7 +30,10 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor) -> Option<(Tensor, Tensor)> {
     let [q, k, v] = [q, k, v].map(loadable);
     if suits_cudnn(&q, &k) {
         if let Some(found) = unless_refused(shim(&q, &k, &v, Call::Cudnn)) {
-            return Some((found.0.transpose(1, 2).contiguous(), found.1));
+            let (out, lse) = found;
+            // Versions of libtorch differ in a last dim of one, which their backward pass wants again.
+            UNIT_DIM.store(lse.dim() == 4, Relaxed);
+            return Some((out.transpose(1, 2).contiguous(), lse.view([out.size()[0], out.size()[1], -1])));
         }
     }
     Some(done(shim(&q, &k, &v, Call::Flash)))
@@ -191,7 +194,7 @@ enum Call<'a> {
     Packed(&'a PackedSequences),
 }
 
-/// → (out, lse); cuDNN's out is [B,heads,S,D].
+/// → (out, lse) as they come; cuDNN's out is [B,heads,S,D].
 fn shim(q: &Tensor, k: &Tensor, v: &Tensor, call: Call) -> Result<(Tensor, Tensor), TchError> {
     let (mut out, mut lse) = (std::ptr::null_mut(), std::ptr::null_mut());
     let scale = scale(q);
@@ -225,6 +228,8 @@ fn done<T>(found: Result<T, TchError>) -> T {
 }
 
 static REFUSED: AtomicBool = AtomicBool::new(false);
+/// cuDNN's forward pass gives the log-sum-exp as [B,Hq,S,1].
+static UNIT_DIM: AtomicBool = AtomicBool::new(false);
 
 fn suits_cudnn(q: &Tensor, k: &Tensor) -> bool {
     static PRESENT: OnceLock<bool> = OnceLock::new();

@@ -48,9 +48,7 @@ char* herd_cudnn_attention(const at::Tensor* q, const at::Tensor* k, const at::T
                                               k->size(1), /*compute_log_sumexp=*/true, /*dropout_p=*/0.0, /*is_causal=*/true,
                                               /*return_debug_mask=*/false, scale);
     *out = new at::Tensor(std::get<0>(found));
-    // Some versions keep the last dim, which is one.
-    const auto& sums = std::get<1>(found);
-    *lse = new at::Tensor(sums.dim() == 4 ? sums.squeeze(-1) : sums);
+    *lse = new at::Tensor(std::get<1>(found));
   });
 }
 

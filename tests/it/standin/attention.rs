@@ -81,8 +81,8 @@ fn whole_and_with_a_past(kind: Kind, shapes: &[[i64; 5]], [bound, gradients]: [f
 #[test]
 fn fused_attention_is_the_reference() {
     const NAME: &str = "standin::attention::fused_attention_is_the_reference";
-    // cuDNN and FlashAttention; FlashAttention alone; a cuDNN that refuses.
-    for cudnn in ["1", "0", "2"] {
+    // cuDNN and FlashAttention; FlashAttention alone; a cuDNN that refuses; one of another version.
+    for cudnn in ["1", "0", "2", "3"] {
         if !inside(NAME, &[("STANDIN_CUDNN", cudnn)]) {
             continue;
         }
