@@ -10,6 +10,11 @@ index: `herd train` on two ranks with a corpus of 10^9 documents, nearly all of 
 masked, beside the same run with a corpus of 1,000. `index_1e9_open_s` is what herd says it took to open tokenizer and
 corpora (rank 0 looks, the others are told); `index_1e9_rss_mib` by how much the larger of the two processes was larger.
 
+judges: the monitor's round over 16,384 heartbeats and the choice among as many verdicts, by herd's own code
+(`liveness::size_tests::figures`: 2,048 nodes with 8 ranks each, the best of nine).
+
+growth: `herd train` on 8 and on 64 ranks, data parallel; what the rank that sends most over the control plane sends.
+
 manifest: a test of herd's builds the manifest of a checkpoint of configs/llama3_405b.yaml on 16,384 ranks, every slice of
 every rank in it, and reads it as each rank of a restore does.
 """
@@ -22,6 +27,7 @@ import random
 import re
 import shutil
 import struct
+import subprocess
 import sys
 
 import common
@@ -107,7 +113,46 @@ def manifest(_herd, folder, _quick):
     return [common.entry(name, value[name], unit, "none") for name, unit in units.items()]
 
 
-PARTS = {"index": index, "manifest": manifest}
+def printed(test, *options, **environment):
+    """What a test of herd's prints as one line of JSON."""
+    command = ["cargo", "test", "--release", "--locked", *options, "--", "--exact", test, "--nocapture", "--include-ignored"]
+    # what the build was told, so that nothing is built anew
+    build = {k: v for k, v in os.environ.items() if k in ("HERD_COMMIT", "HERD_DEPS", "HERD_PYTHON", "LIBTORCH", "PATH")}
+    env = {**common.environment(), **build, **environment}
+    run = subprocess.run(command, cwd=common.ROOT, env=env, capture_output=True, text=True)
+    lines = [line for line in run.stdout.splitlines() if line.startswith('{"')]
+    if run.returncode or len(lines) != 1:
+        raise Failed(f"cargo test {test} ended with {run.returncode}:\n{run.stdout}{run.stderr}")
+    return json.loads(lines[0])
+
+
+def judges(_herd, _folder, _quick):
+    found = printed("liveness::size_tests::figures", "--lib")
+    units = {
+        "judge_16384_ms": "ms, the longest round of the monitor over 16,384 heartbeats, of four ways to stand still",
+        "choose_16384_verdicts_ms": "ms, one choice among 16,384 verdicts, half of which accuse each other",
+        "read_16384_verdicts_ms": "ms to read 16,384 verdicts from 2,048 files of a local filesystem",
+    }
+    goals = {"judge_16384_ms": {"goal": "below 50", "reached": found["judge_16384_ms"] < 50}}
+    return [common.entry(name, found[name], unit, "none", **goals.get(name, {})) for name, unit in units.items()]
+
+
+def growth(_herd, _folder, quick):
+    most = 16 if quick else 64
+    found = printed("world::messages_and_peers_grow_no_faster_than_the_logarithm", "--test", "it", HERD_MOST_RANKS=str(most))
+    span = f"from 8 to {most} ranks"
+    figure = lambda name, key, what, few, many: common.entry(  # noqa: E731
+        name, found[key], f"exponent of the growth of {what} {span}", "none", goal="at most 0.5", reached=found[key] <= 0.5,
+        ours=f"{found[few]:.4g} to {found[many]:.4g}",
+    )  # fmt: skip
+    return [
+        figure("peers_per_rank_growth", "peers", "ranks that the busiest rank sends to", "peers_few", "peers_many"),
+        figure("messages_per_step_growth", "messages_per_step", "messages of that rank in a step", "step_few", "step_many"),
+        figure("messages_at_start_growth", "start", "messages of that rank in a run of two steps", "messages_few", "messages_many"),
+    ]
+
+
+PARTS = {"index": index, "manifest": manifest, "judges": judges, "growth": growth}
 
 
 def main():

@@ -121,8 +121,9 @@ impl StartCalls {
                     let (job, nodes, file, limit) =
                         (self.job.clone(), self.nodes.clone(), self.hosts_file.clone(), self.limit);
                     let call = move || absent(&job, &nodes, &file, limit);
-                    // without a thread the start goes on unwatched, as long as its limit allows
-                    self.under_way = std::thread::Builder::new().name("herd-rollcall".into()).spawn(call).ok();
+                    let begun = std::thread::Builder::new().name("herd-rollcall".into()).spawn(call);
+                    let failed = |e: &std::io::Error| tracing::warn!("nodes are not asked during this start: {e}");
+                    self.under_way = begun.inspect_err(failed).ok();
                     self.last = Instant::now();
                 }
                 Vec::new()

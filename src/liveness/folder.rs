@@ -118,8 +118,14 @@ impl VerdictFolder {
         };
         let news: Vec<_> = std::thread::scope(|s| {
             let parts = files.chunks(files.len().div_ceil(READERS).max(8));
-            let threads: Vec<_> = parts.map(|part| s.spawn(move || read(part))).collect();
-            threads.into_iter().flat_map(|t| t.join().unwrap_or_default()).collect()
+            let begun = parts.map(|part| (part, std::thread::Builder::new().spawn_scoped(s, move || read(part)).ok()));
+            let threads: Vec<_> = begun.collect();
+            // where there is no thread to be had, here
+            let ended = threads.into_iter().map(|(part, thread)| match thread {
+                Some(thread) => thread.join().unwrap_or_default(),
+                None => read(part),
+            });
+            ended.flatten().collect()
         });
         for (name, end, found) in news {
             self.read.insert(name, end);

@@ -1,5 +1,5 @@
 //! The judges and the choice at the size of 2,048 nodes with 8 ranks each, by the code that runs: how long they take, and that
-//! twice the ranks cost less than two and a half times as much. `figures` prints what benchmarks/scale_judges.py writes down.
+//! twice the ranks cost less than two and a half times as much. `figures` prints what benchmarks/scale.py writes down.
 
 use super::folder::VerdictFolder;
 use super::message::{Message, Probe};
@@ -156,7 +156,7 @@ fn choosing_grows_with_the_verdicts_and_not_with_their_pairs() {
 
 /// One line of JSON, in milliseconds.
 #[test]
-#[ignore = "prints figures; benchmarks/scale_judges.py runs it"]
+#[ignore = "prints figures; benchmarks/scale.py runs it"]
 fn figures() {
     let best =
         |cost: &mut dyn FnMut() -> Duration| (0..9).map(|_| cost()).min().unwrap_or_default().as_secs_f64() * 1e3;
