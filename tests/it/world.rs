@@ -59,7 +59,7 @@ fn agreement(world: &World) {
     let (me, n) = (world.rank(), world.size());
     assert_eq!(world.agree(Ok(me)).unwrap(), me);
     for first in 0..n {
-        let failing = |r: usize| r >= first && (r - first) % 3 == 0;
+        let failing = |r: usize| r >= first && (r - first).is_multiple_of(3);
         let mine = match failing(me) {
             true => Err(Error::new(Exit::Storage, format!("rank {me} has no disk")).hint("buy one")),
             false => Ok(()),
