@@ -217,7 +217,9 @@ fn a_batch_that_is_killed_goes_on_where_it_was() {
             let args = ["--model", "m", "--max-sequences", "1", "in.jsonl", name];
             let mut child = batch(d, ranks, &args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             let before = fs::metadata(&out).map_or(0, |m| m.len());
-            let more = random(&mut seed, size as usize / 12) as u64;
+            // Answers of the second replica come in heaps.
+            let most = size as usize / if ranks == 1 { 12 } else { 60 };
+            let more = 1 + random(&mut seed, most) as u64;
             if kills < 8 && grown(&out, before + more, &mut child) {
                 // mpirun ends the other rank, and has to be waited for.
                 let victim = if ranks == 1 { child.id() } else { *ranks_of(child.id()).last().unwrap_or(&child.id()) };
@@ -230,7 +232,7 @@ fn a_batch_that_is_killed_goes_on_where_it_was() {
                 assert!(done, "it ended badly by itself");
             }
         }
-        assert!(kills > 2, "it was to be killed on its way");
+        assert!(kills > 2, "it was killed {kills} times on its way, on {ranks} ranks");
         assert_eq!(sorted(&out), whole, "{ranks} ranks");
         let again = ok(d, ranks, &["--model", "m", "in.jsonl", name]);
         assert!(

@@ -33,7 +33,9 @@ fn a_good_file_is_ok_and_says_what_the_run_will_be() {
     assert_eq!(out.status.code(), Some(0), "{}", text(&out));
     let said = String::from_utf8(out.stdout).unwrap();
     assert!(said.starts_with("ok\n"), "{said}");
-    for words in ["2 blocks of width 64", "384 tokens = 12 sequences of 32; each of 3 ranks 2 × 2", "MiB a rank"] {
+    for words in
+        ["2 blocks of width 64", "384 tokens = 12 sequences of 32; each of 3 ranks 2 × 2", "iB a rank: parameters "]
+    {
         assert!(said.contains(words), "{words}: {said}");
     }
     let json = config("check", GOOD, &["--json", "--no-data"]);

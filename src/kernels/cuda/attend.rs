@@ -160,13 +160,17 @@ fn cudnn_backward(
     // libtorch converts seed and offset on some cards, used or not: they must be there.
     let (seed, none) = (Tensor::f_zeros([] as [i64; 0], (Kind::Int64, q.device()))?, Tensor::new());
     let (max_q, max_k) = (q.size()[2], k.size()[2]);
+    let lse = match UNIT_DIM.load(Relaxed) {
+        true => lse.f_unsqueeze(-1)?,
+        false => lse.shallow_clone(),
+    };
     let (dq, dk, dv) = Tensor::f_internal_cudnn_attention_backward(
         &dout,
         &q,
         &k,
         &v,
         &out,
-        lse,
+        &lse,
         &seed,
         &seed,
         &none,
