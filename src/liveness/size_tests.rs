@@ -1,5 +1,5 @@
 //! The judges and the choice at the size of 2,048 nodes with 8 ranks each, by the code that runs: how long they take, and that
-//! twice the ranks cost less than two and a half times as much. `figures` prints what benchmarks/scale.py writes down.
+//! four times the ranks cost less than nine times as much (pairs would cost sixteen; what no longer fits a cache costs more, too). `figures` prints what benchmarks/scale.py writes down.
 
 use super::folder::VerdictFolder;
 use super::message::{Message, Probe};
@@ -129,29 +129,28 @@ fn choosing(verdicts: &[Verdict]) -> Duration {
     took
 }
 
-/// Twice the work costs less than two and a half times as much, and the whole less than `limit`; other work of the host may spoil
-/// a try.
-fn assert_doubling_is_cheap(what: &str, limit: Duration, mut cost: impl FnMut(usize) -> Duration) {
+/// Four times the work costs less than nine times as much, and the whole less than `limit`; other work of the host may spoil a try.
+fn assert_growth_is_mild(what: &str, limit: Duration, mut cost: impl FnMut(usize) -> Duration) {
     let mut best = |n: usize| (0..5).map(|_| cost(n)).min().unwrap_or_default();
-    let tries: Vec<(Duration, Duration)> = (0..4).map(|_| (best(RANKS / 2), best(RANKS))).collect();
+    let tries: Vec<(Duration, Duration)> = (0..4).map(|_| (best(RANKS / 4), best(RANKS))).collect();
     println!("{what}: {tries:?}");
-    assert!(tries.iter().any(|(half, whole)| *whole < *half * 5 / 2 && *whole < limit), "{what}: {tries:?}");
+    assert!(tries.iter().any(|(part, whole)| *whole < *part * 9 && *whole < limit), "{what}: {tries:?}");
 }
 
 #[test]
 fn judging_grows_with_the_ranks_and_not_with_their_pairs() {
     for i in 0..scenes(PER_NODE * STAGES).len() {
-        let (half, whole) = (scenes(RANKS / 2), scenes(RANKS));
-        let cost = |n: usize| judging(n, if n == RANKS { &whole[i] } else { &half[i] });
-        assert_doubling_is_cheap(&format!("scene {i}"), Duration::from_millis(50), cost);
+        let (part, whole) = (scenes(RANKS / 4), scenes(RANKS));
+        let cost = |n: usize| judging(n, if n == RANKS { &whole[i] } else { &part[i] });
+        assert_growth_is_mild(&format!("scene {i}"), Duration::from_millis(50), cost);
     }
 }
 
 #[test]
 fn choosing_grows_with_the_verdicts_and_not_with_their_pairs() {
-    let (half, whole) = (storm(RANKS / 2), storm(RANKS));
-    let cost = |n: usize| choosing(if n == RANKS { &whole } else { &half });
-    assert_doubling_is_cheap("storm", Duration::from_millis(200), cost);
+    let (part, whole) = (storm(RANKS / 4), storm(RANKS));
+    let cost = |n: usize| choosing(if n == RANKS { &whole } else { &part });
+    assert_growth_is_mild("storm", Duration::from_millis(200), cost);
 }
 
 /// One line of JSON, in milliseconds.

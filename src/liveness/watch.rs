@@ -155,8 +155,11 @@ impl Watch {
         }
         let due = now >= self.next;
         if due {
-            // Counted from now, not from when it was due: a late one is not made up for.
-            self.next = now + self.view.timing.interval;
+            // Ranks that began together stay in step, so that faults of one moment are seen in one moment; but what is late by more
+            // than half an interval is not made up for.
+            let interval = self.view.timing.interval;
+            let from = if now - self.next <= interval / 2 { self.next } else { now };
+            self.next = from + interval;
             out.extend(self.above.map(|(above, _)| WatchAction::Send { to: above, message: self.report(now) }));
         }
         out.extend(self.look_up(now));
