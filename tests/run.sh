@@ -54,6 +54,12 @@ again() {
     done
 }
 
+# Free space where the build, the tests and their trees write; a full disk fails in other words each time, so it is told first.
+free_space() {
+    local where=("$PWD" "${TMPDIR:-/tmp}" /dev/shm)
+    df -BM --output=target,avail "${where[@]}" | awk 'NR > 1 && !seen[$1]++ { printf "%s%s MB free on %s", n++ ? ", " : "", $2 + 0, $1 } END { print "" }'
+}
+
 shared_memory() { find /dev/shm -mindepth 1 -printf '%P\n' | sort; }
 
 # Processes and shared memory of this checkout that outlive the tests.
@@ -78,11 +84,13 @@ nothing_left() {
 
 finish() {
     [ ${#flaky[@]} -eq 0 ] || echo "flaky, failed once and passed alone: ${flaky[*]}"
+    echo "after: $(free_space)"
     echo "tests took $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
     echo "$passed passed, $failed failed, $skipped skipped"
     exit $((failed > 0))
 }
 
+echo "before: $(free_space)"
 shared_memory >"$logs/shm"
 check "build" make build
 [ $failed -eq 0 ] || finish # nothing below can tell more

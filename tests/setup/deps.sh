@@ -119,6 +119,15 @@ python_headers() {
     [ -e "$include/Python.h" ] || apt_install python3-dev
 }
 
+# What PyTorch's wheels bring for cards alone and loads only when one is used: 1.5 GB of 5. torch.compile for a CPU needs no Triton.
+without_cards() {
+    local packages=("$folder"/python/lib/python3*/site-packages) before
+    before=$(du -sm "${packages[0]}" | cut -f1)
+    rm -rf "${packages[0]}/triton" "${packages[0]}"/nvidia/cudnn/lib/libcudnn_*.so.* \
+        "${packages[0]}"/nvidia/cu*/lib/{libcusolver,libnvrtc.alt}*
+    say "removed what only cards use: $((before - $(du -sm "${packages[0]}" | cut -f1))) MB (HERD_CARDS=1 keeps it)"
+}
+
 # FOLDER/libtorch: headers and only the CPU libraries of the wheel. Linking the CUDA ones as well would need another
 # 3 GB of packages. libtorch.so only ties the two together, so libtorch_cpu.so stands in for it.
 libtorch() {
@@ -169,6 +178,9 @@ case $what in
     stacks) apt_install debootstrap ;;
     test)
         pip_install tests/setup/requirements-test.txt
+        if [ -z "${HERD_CARDS:-}" ] && ! compgen -G '/dev/nvidia[0-9]*' >/dev/null && compgen -G "$folder/python/lib/python3*/site-packages/triton" >/dev/null; then
+            without_cards
+        fi
         python_headers
         ;;
     *) fail "unknown set: $what" ;;
