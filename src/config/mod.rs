@@ -117,7 +117,7 @@ pub struct DataSection {
 #[serde(deny_unknown_fields, default)]
 pub struct ChatSection {
     /// Which conversations share a sample.
-    pub packing: Packing,
+    pub packing: ChatPacking,
     /// What becomes of a conversation of more than sequence_length + 1 tokens.
     pub too_long: TooLong,
 }
@@ -125,7 +125,7 @@ pub struct ChatSection {
 /// Which conversations share a sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Packing {
+pub enum ChatPacking {
     /// Each goes to the first sample that has room for it, in an order by the seed.
     #[default]
     FirstFit,

@@ -6,10 +6,10 @@
 
 use super::chat::{ChatTemplate, Trap};
 use super::indexed::{IndexExtent, Indexed};
-use super::mixture::{Cutting, Sample};
 use super::packing::Packs;
+use super::sample::{Cutting, Sample};
 use super::Tokenizer;
-use crate::config::{ChatSection, Corpus, Packing, TooLong};
+use crate::config::{ChatPacking, ChatSection, Corpus, TooLong};
 use crate::error::{Error, Exit, Result};
 use crate::text::grouped;
 
@@ -23,7 +23,8 @@ const LOOKED_AT: u64 = 1000;
 /// be cut before its first token that counts.
 pub fn look(file: &Indexed, how: &Cutting, rules: &ChatSection) -> Result<Packs> {
     if !file.masked() {
-        let fact = format!("{} has no loss mask, but data.chat says that it holds conversations", file.prefix.display());
+        let fact =
+            format!("{} has no loss mask, but data.chat says that it holds conversations", file.prefix.display());
         return Err(Error::new(Exit::Data, fact).hint("make it with `herd data chat`, or leave data.chat out"));
     }
     let room = how.sequence_length as u64;
@@ -63,7 +64,7 @@ pub fn look(file: &Indexed, how: &Cutting, rules: &ChatSection) -> Result<Packs>
         let fact = format!("{name}: {unlearned} conversations are cut at {} tokens before one that counts", room + 1);
         return Err(Trap::CutBeforeTrained.error(fact));
     }
-    let packs = Packs::first_fit(&lengths, room as u32, how.seed, rules.packing == Packing::FirstFit)?;
+    let packs = Packs::first_fit(&lengths, room as u32, how.seed, rules.packing == ChatPacking::FirstFit)?;
     match packs.is_empty() {
         true => Err(Error::new(Exit::Data, format!("{name}: none of its {} conversations is left", lengths.len()))
             .hint("data.chat.too_long: drop leaves out those longer than data.sequence_length")),

@@ -9,8 +9,9 @@
 use super::identity::CorpusNote;
 use super::indexed::{with_ending, IndexExtent, Indexed, IndexedFacts};
 use super::packing::Packs;
+use super::sample::{Cutting, Sample};
 use super::{conversations, samples};
-use crate::config::{ChatSection, Corpus};
+use crate::config::Corpus;
 use crate::error::{Error, Exit, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -30,18 +31,6 @@ pub struct Mixture {
     how: Cutting,
 }
 
-/// One sample.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sample {
-    /// S + 1 ids; the first S are the input, the last S the targets.
-    pub ids: Vec<i64>,
-    /// Where among the input another document begins, ascending, 0 left out: by the corpus's document index. Empty where
-    /// [`Cutting::documents`] is false.
-    pub starts: Vec<usize>,
-    /// Of conversations: S targets, −1 where one does not count; the last of the ids is none then.
-    pub targets: Option<Vec<i64>>,
-}
-
 /// What the process that has looked at a corpus tells the others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CorpusFacts {
@@ -57,20 +46,6 @@ struct Open {
     samples: u64,
     packs: Option<Packs>,
     weight: f64,
-}
-
-/// How samples are cut from corpora.
-#[derive(Clone, Copy, Debug)]
-pub struct Cutting {
-    /// S: a sample has S + 1 ids.
-    pub sequence_length: usize,
-    pub seed: u64,
-    /// The model's: ids are below it.
-    pub vocab_size: usize,
-    /// Whether [`Sample::starts`] is asked for: only then the index of a corpus is read.
-    pub documents: bool,
-    /// The corpora are conversations.
-    pub chat: Option<ChatSection>,
 }
 
 impl Mixture {

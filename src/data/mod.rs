@@ -13,9 +13,11 @@ pub mod indexed;
 pub mod mixture;
 pub mod packing;
 pub mod pipeline;
+pub mod sample;
 pub mod samples;
 pub mod source;
 pub mod tokenizer;
 
-pub use mixture::{CorpusFacts, Cutting, Mixture, Sample};
+pub use mixture::{CorpusFacts, Mixture};
+pub use sample::{Cutting, Sample};
 pub use tokenizer::Tokenizer;

@@ -120,8 +120,7 @@ mod tests {
 
     #[test]
     fn each_document_is_in_one_sample_and_none_overflows() {
-        let lengths: Vec<Option<u32>> =
-            (0..3000u64).map(|i| (i % 7 != 3).then(|| 1 + (mix(i) % 900) as u32)).collect();
+        let lengths: Vec<Option<u32>> = (0..3000u64).map(|i| (i % 7 != 3).then(|| 1 + (mix(i) % 900) as u32)).collect();
         let packs = Packs::first_fit(&lengths, 1024, 5, true).unwrap();
         let mut seen = vec![0; lengths.len()];
         for s in 0..packs.len() {

@@ -188,8 +188,7 @@ fn read(job: &BatchJob, inlets: &[SyncSender<Result<Batch>>], accounts: &Mutex<V
                 Err(e) => return deal.fail(e),
             };
             (count, number) = (count + 1, number + 1);
-            let document =
-                Document { part: part_of(&document, job.holdout), text: document, place: (input, number) };
+            let document = Document { part: part_of(&document, job.holdout), text: document, place: (input, number) };
             if count == 1 && job.holdout > 0.0 {
                 first = Some(document);
                 continue;

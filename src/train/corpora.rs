@@ -38,7 +38,9 @@ impl RunData {
             let tokenizer = opened.insert(Tokenizer::open(&data.tokenizer)?);
             plan::check_vocabulary(&plan.model, tokenizer.vocab_size(), &data.tokenizer)?;
             if data.chat.is_some() {
-                [&data.train, &data.validation].into_iter().try_for_each(|list| conversations::check(list, tokenizer))?;
+                [&data.train, &data.validation]
+                    .into_iter()
+                    .try_for_each(|list| conversations::check(list, tokenizer))?;
             }
             let tokenizer = tokenizer.facts();
             let look = |corpora: &[Corpus]| match corpora {

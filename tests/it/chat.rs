@@ -2,8 +2,8 @@
 
 use crate::models_in_out::{json_file, model, ok, put, refused, run, said, tokenizer};
 use crate::support::{python, said as printed, text};
-use herd::data::tokenizer::{Bos, Tokenizer};
 use herd::data::chat::ChatTemplate;
+use herd::data::tokenizer::{Bos, Tokenizer};
 use serde_json::{json, Value};
 use std::fs;
 use std::path::Path;

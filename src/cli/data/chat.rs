@@ -93,8 +93,7 @@ pub fn run(args: Args) -> Result<()> {
         hint: "the inputs are empty",
     };
     let mut outputs = Outputs::create(&wanted, tokenizer.vocab_size())?;
-    let rows =
-        SourceRules { format: Format::Auto, split: Split::File, text_keys: Vec::new(), skip_bad: args.skip_bad };
+    let rows = SourceRules { format: Format::Auto, split: Split::File, text_keys: Vec::new(), skip_bad: args.skip_bad };
     let meter = Meter::default();
     let job = BatchJob {
         inputs: &args.inputs,
@@ -182,7 +181,10 @@ fn said(accounts: &[Account], tally: &ChatTally, template: &ChatTemplate, args: 
         out += &format!("{} left out; the first: {}\n", grouped(skipped), first.cloned().unwrap_or_default());
     }
     if let Some(name) = &tally.first_name {
-        out += &format!("{} hold the name of a special token in a message, as {name}: there it is the token, as for transformers\n", grouped(tally.named));
+        out += &format!(
+            "{} hold the name of a special token in a message, as {name}: there it is the token, as for transformers\n",
+            grouped(tally.named)
+        );
     }
     for (trap, n) in &tally.allowed {
         out += &format!("{} with trap {trap}, let pass by --allow\n", grouped(*n));

@@ -22,8 +22,11 @@ pub fn check(prefix: &Path, inputs: &[&str], force: bool) -> Result<()> {
         }
     }
     let [bin, idx, json, mask] = &files;
-    let foreign =
-        [(mask, mask.exists() && !idx.exists()), (idx, idx.exists() && !is_index(idx)), (json, json.exists() && !matches!(Sidecar::read(prefix), Ok(Some(_))))];
+    let foreign = [
+        (mask, mask.exists() && !idx.exists()),
+        (idx, idx.exists() && !is_index(idx)),
+        (json, json.exists() && !matches!(Sidecar::read(prefix), Ok(Some(_)))),
+    ];
     if let Some((file, _)) = foreign.iter().find(|(_, foreign)| *foreign) {
         return Err(refused(file, "exists, and is not part of a token file that herd wrote".into())
             .hint("give another --output, or move it away"));

@@ -103,7 +103,11 @@ fn alike(first: &Shard, other: &Shard) -> Result<()> {
     let masks = |s: &Sidecar| {
         let chat = s.chat.as_ref();
         let masked = if s.mask.is_some() { "there is one" } else { "there is none" };
-        [masked.to_string(), chat.map_or(String::new(), |c| c.template_xxh3_128.clone()), chat.map_or(String::new(), |c| c.loss.clone())]
+        [
+            masked.to_string(),
+            chat.map_or(String::new(), |c| c.template_xxh3_128.clone()),
+            chat.map_or(String::new(), |c| c.loss.clone()),
+        ]
     };
     let (ours, theirs) = (masks(a), masks(b));
     let pair = |i: usize| (&ours[i] as &dyn std::fmt::Debug, &theirs[i] as &dyn std::fmt::Debug);

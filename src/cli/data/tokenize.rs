@@ -124,7 +124,15 @@ pub fn run(args: Args) -> Result<()> {
 
 fn wanted(args: &Args) -> Wanted<'_> {
     let Args { inputs, tokenizer, output, holdout, force, .. } = args;
-    Wanted { inputs, tokenizer, output, holdout: *holdout, force: *force, masked: false, hint: "--text-key names the key of the text" }
+    Wanted {
+        inputs,
+        tokenizer,
+        output,
+        holdout: *holdout,
+        force: *force,
+        masked: false,
+        hint: "--text-key names the key of the text",
+    }
 }
 
 /// Threads that were asked for; 0 is one a core.

@@ -1,8 +1,8 @@
 //! What a model is given to continue: texts, or conversations in the form of its own chat template.
 
+use crate::data::chat::ChatTemplate;
 use crate::data::tokenizer::{Bos, Tokenizer};
 use crate::error::{Error, Exit, Result};
-use crate::data::chat::ChatTemplate;
 use crate::text::unmarked;
 use serde_json::{json, Value};
 use std::io::Read;

@@ -150,7 +150,9 @@ impl<'a> ChatEncoder<'a> {
         match name.filter(|name| self.template.spells(name) && !name.contains(char::is_whitespace)) {
             Some(name) => self.trap(Trap::ForeignTemplate, || {
                 let (file, tokenizer) = (self.template.file(), self.tokenizer.spec());
-                format!("the template of {file} ends a turn with {name}, which tokenizer {tokenizer} has not as a token")
+                format!(
+                    "the template of {file} ends a turn with {name}, which tokenizer {tokenizer} has not as a token"
+                )
             }),
             None => self.trap(Trap::EndNotTrained, || {
                 let end: String = before.chars().rev().take(20).collect::<Vec<_>>().into_iter().rev().collect();

@@ -57,7 +57,8 @@ const ROLES: &[(&str, &str)] = &[
     ("observation", "tool"),
     ("function_call", "assistant"),
 ];
-const FORMS: &str = "herd reads messages, ShareGPT's conversations, alpaca's instruction and output, and prompt with completion";
+const FORMS: &str =
+    "herd reads messages, ShareGPT's conversations, alpaca's instruction and output, and prompt with completion";
 
 /// Reads the row `text`, an object of JSON. The error says what is wrong with it.
 pub fn read(text: &str) -> Result<Conversation, String> {
@@ -67,7 +68,9 @@ pub fn read(text: &str) -> Result<Conversation, String> {
     if has("chosen") || has("rejected") {
         return Err("a preference pair (chosen, rejected): herd has no DPO to train on it; take the chosen answer as `messages`".into());
     }
-    let turns = ["messages", "conversations", "conversation"].into_iter().find(|key| row.get(*key).is_some_and(Value::is_array));
+    let turns = ["messages", "conversations", "conversation"]
+        .into_iter()
+        .find(|key| row.get(*key).is_some_and(Value::is_array));
     let (form, messages, before) = match turns {
         Some(key) => listed(&row, key)?,
         None if has("instruction") && has("output") => (ChatForm::Alpaca, alpaca(&row)?, 0),
@@ -273,9 +276,11 @@ mod tests {
         );
         assert_eq!((form, learned), (ChatForm::ShareGpt, vec![false, false, true]));
         assert_eq!(said, ["system: s", "user: a", "assistant: b"]);
-        let (form, said, _) =
-            roles(r#"{"instruction": "do", "input": "x", "output": "y", "history": [["p", "q"]]}"#);
-        assert_eq!((form, said), (ChatForm::Alpaca, ["user: p", "assistant: q", "user: do\nx", "assistant: y"].map(String::from).to_vec()));
+        let (form, said, _) = roles(r#"{"instruction": "do", "input": "x", "output": "y", "history": [["p", "q"]]}"#);
+        assert_eq!(
+            (form, said),
+            (ChatForm::Alpaca, ["user: p", "assistant: q", "user: do\nx", "assistant: y"].map(String::from).to_vec())
+        );
         let (form, said, learned) = roles(
             r#"{"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}], "completion": [{"role": "assistant", "content": "d"}]}"#,
         );

@@ -19,6 +19,8 @@ pub(super) fn environment() -> Environment<'static> {
     jinja.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     jinja.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     jinja.add_filter("tojson", tojson);
+    // As in Jinja2, where nothing can be gone through but is not iterable.
+    jinja.add_test("iterable", |value: Jinja| !value.is_none() && value.try_iter().is_ok());
     jinja.add_filter(FILTER, |text: String| format!("{OPEN}{text}{CLOSE}"));
     jinja.add_function("raise_exception", |why: String| -> std::result::Result<Jinja, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, why))

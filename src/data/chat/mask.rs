@@ -8,6 +8,7 @@
 use super::{ChatTemplate, Conversation};
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
+use serde_json::{json, Value};
 use std::ops::Range;
 
 /// Which of the model's turns count.
@@ -46,7 +47,7 @@ pub fn tokens(
     let marks = template.marks();
     let (text, spans) = match marks {
         true => by_marks(template, conversation, &learned)?,
-        false => by_beginnings(template, conversation, &learned)?,
+        false => by_beginnings(template, tokenizer, conversation, &learned)?,
     };
     let (ids, places): (Vec<u32>, Vec<Range<usize>>) = tokenizer.encode_places(&text)?.into_iter().unzip();
     let mut mask = vec![0; ids.len()];
@@ -75,9 +76,7 @@ fn learned(conversation: &Conversation, counted: Counted) -> Vec<bool> {
     learned
 }
 
-fn by_marks(
-    template: &ChatTemplate, c: &Conversation, learned: &[bool],
-) -> Result<(String, Vec<Range<usize>>)> {
+fn by_marks(template: &ChatTemplate, c: &Conversation, learned: &[bool]) -> Result<(String, Vec<Range<usize>>)> {
     let rendered = template.marked(&c.messages, &c.tools)?;
     let assistants = c.messages.iter().zip(learned).filter(|(m, _)| m["role"] == "assistant");
     if assistants.clone().all(|(_, &counts)| counts) {
@@ -95,12 +94,12 @@ fn by_marks(
 }
 
 fn by_beginnings(
-    template: &ChatTemplate, c: &Conversation, learned: &[bool],
+    template: &ChatTemplate, tokenizer: &Tokenizer, c: &Conversation, learned: &[bool],
 ) -> Result<(String, Vec<Range<usize>>)> {
     let text = template.whole(&c.messages, &c.tools, false)?;
     let mut spans: Vec<TurnSpan> = Vec::new();
     for message in (0..c.messages.len()).filter(|&i| learned[i]) {
-        let bytes = turn(template, c, message, &text)?;
+        let bytes = turn(template, tokenizer, c, message, &text)?;
         let begun = spans.last().map_or(0, |s| s.bytes.end);
         if bytes.start < begun || bytes.is_empty() {
             return Err(rewritten(template, message));
@@ -112,20 +111,23 @@ fn by_beginnings(
 }
 
 /// Bytes of `text`, the whole, that are the model's turn `message`.
-fn turn(template: &ChatTemplate, c: &Conversation, message: usize, text: &str) -> Result<Range<usize>> {
+fn turn(
+    template: &ChatTemplate, tokenizer: &Tokenizer, c: &Conversation, message: usize, text: &str,
+) -> Result<Range<usize>> {
     let write = |n: usize, prompt: bool| template.whole(&c.messages[..n], &c.tools, prompt);
     let start = match message {
-        // Most templates refuse to write nothing at all.
-        0 => write(0, true).map_or(0, |asked| common(text, &asked)),
+        0 => behind_prompt(template, text)?,
         n => {
             let asked = write(n, true)?;
-            let start = common(text, &asked);
+            let (same, before) = (common(text, &asked), common(&asked, &write(n, false)?));
             // What stands before the prompt must stand in the whole as well. What a template puts behind a last message, the
             // whole need not have.
-            if start < common(&asked, &write(n, false)?) {
-                return Err(rewritten(template, message));
-            }
-            start
+            let start = match same < before {
+                true => None,
+                false if same == asked.len() => Some(same),
+                false => other_prompt(tokenizer, text, &asked, before, same)?,
+            };
+            start.ok_or_else(|| rewritten(template, message))?
         }
     };
     if message + 1 == c.messages.len() {
@@ -139,13 +141,43 @@ fn turn(template: &ChatTemplate, c: &Conversation, message: usize, text: &str) -
     Ok(start..end)
 }
 
+/// Where the turn begins if the prompt, `asked` from `before` on, stands in `text` only up to `same`: with other white space before
+/// it, or up to one of its special tokens (some prompts go on with what the model has not written here). None: neither.
+fn other_prompt(tokenizer: &Tokenizer, text: &str, asked: &str, before: usize, same: usize) -> Result<Option<usize>> {
+    if let (Some(prompt), Some(rest)) = (asked.get(before..), text.get(before..)) {
+        let (prompt, found) = (prompt.trim_start(), rest.trim_start());
+        if !prompt.is_empty() && found.starts_with(prompt) {
+            return Ok(Some(text.len() - found.len() + prompt.len()));
+        }
+    }
+    let special =
+        |(id, place): &(u32, Range<usize>)| tokenizer.is_special(*id) && place.end > before && place.end <= same;
+    Ok(tokenizer.encode_places(asked)?.iter().rfind(|t| special(t)).map(|(_, place)| place.end))
+}
+
+/// Where the model's turn begins in a conversation that begins with it: behind what a template writes as the prompt for one.
+fn behind_prompt(template: &ChatTemplate, text: &str) -> Result<usize> {
+    let asked = [json!({ "role": "user", "content": "x" })];
+    let (with, without) = (template.whole(&asked, &Value::Null, true)?, template.whole(&asked, &Value::Null, false)?);
+    let prompt = with.get(common(&with, &without)..).filter(|p| !p.is_empty());
+    prompt.and_then(|p| text.find(p).map(|at| at + p.len())).ok_or_else(|| {
+        let fact = format!(
+            "a conversation begins with the model, and what the template of {} writes before is not its prompt",
+            template.file()
+        );
+        Error::new(Exit::Data, fact)
+            .hint("put {% generation %} into the template, or leave such conversations out with --skip-bad")
+    })
+}
+
 fn rewritten(template: &ChatTemplate, message: usize) -> Error {
     let fact = format!(
         "the template of {} writes message {} otherwise when other messages follow: where the model's turn is cannot be told",
         template.file(),
         message + 1
     );
-    Error::new(Exit::Data, fact).hint("put {% generation %} into the template around what the model writes, or use --loss last")
+    Error::new(Exit::Data, fact)
+        .hint("put {% generation %} into the template around what the model writes, or use --loss last")
 }
 
 /// Bytes in which both begin alike.

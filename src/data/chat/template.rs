@@ -131,9 +131,8 @@ impl ChatTemplate {
 
     fn write(&self, name: &str, messages: &[Value], tools: &Value, prompt: bool) -> Result<String> {
         let failed = |what: &str, why: String| Error::new(Exit::Data, format!("{what} ({}): {why}", self.file));
-        let refused = |e: minijinja::Error| {
-            failed("the chat template refuses the messages", e.to_string().replace('\n', " "))
-        };
+        let refused =
+            |e: minijinja::Error| failed("the chat template refuses the messages", e.to_string().replace('\n', " "));
         let env = self.compiled.as_ref().map_err(|why| failed("the chat template cannot be used", why.clone()))?;
         let mut values = self.names.clone();
         values.insert("messages".into(), messages.into());
@@ -264,10 +263,17 @@ mod tests {
             r.generated.iter().map(|g| r.text[g.clone()].to_string()).collect::<Vec<_>>()
         };
         assert_eq!(of("a {%- generation -%} b {% endgeneration %} c"), ["b "]);
-        assert_eq!(of("{% for m in messages %}\n{% generation %}\n{{ m.content | trim }}\n{% endgeneration %}!{% endfor %}"), ["ä\n"]);
+        assert_eq!(
+            of("{% for m in messages %}\n{% generation %}\n{{ m.content | trim }}\n{% endgeneration %}!{% endfor %}"),
+            ["ä\n"]
+        );
         assert_eq!(of("{% macro say(m) %}{% generation %}{{ m.content }}{% endgeneration %}{% endmacro %}é{{ say(messages[0]) }}"), [" ä "]);
         assert_eq!(of("{% generation %}{% endgeneration %}{{ messages[0].content }}"), [""]);
-        assert!(of("{{ messages[0].content }}").is_empty() && !chat("x").marks() && chat("{% generation %}x{% endgeneration %}").marks());
+        assert!(
+            of("{{ messages[0].content }}").is_empty()
+                && !chat("x").marks()
+                && chat("{% generation %}x{% endgeneration %}").marks()
+        );
         let odd = [json!({"role": "user", "content": "\u{fdd1}"})];
         assert!(chat("{{ messages[0].content }}").marked(&odd, &Value::Null).unwrap_err().fact.contains("U+FDD0"));
     }

@@ -37,7 +37,9 @@ impl Trap {
                 "append an end token with --eos, or let the template's {% generation %} block reach behind it"
             }
             Trap::ForeignTemplate => "give the template of this tokenizer's own model, with --template or beside it",
-            Trap::CutBeforeTrained => "raise data.sequence_length, or leave long ones out with data.chat.too_long: drop",
+            Trap::CutBeforeTrained => {
+                "raise data.sequence_length, or leave long ones out with data.chat.too_long: drop"
+            }
         }
     }
 }

@@ -18,7 +18,15 @@ fn corpus(dir: &Path, name: &str, tokens: u32, weight: f64) -> Corpus {
         front: Vec::new(),
         eos: None,
     };
-    w.finish(IndexedWritten { tokenizer, chat: None, sources: vec![], split: "all".into(), holdout: 0.0, text_bytes: 0 }).unwrap();
+    w.finish(IndexedWritten {
+        tokenizer,
+        chat: None,
+        sources: vec![],
+        split: "all".into(),
+        holdout: 0.0,
+        text_bytes: 0,
+    })
+    .unwrap();
     Corpus { path, weight: Some(weight) }
 }
 
@@ -142,7 +150,15 @@ fn samples_know_where_documents_begin() {
         front: Vec::new(),
         eos: None,
     };
-    w.finish(IndexedWritten { tokenizer, chat: None, sources: vec![], split: "all".into(), holdout: 0.0, text_bytes: 0 }).unwrap();
+    w.finish(IndexedWritten {
+        tokenizer,
+        chat: None,
+        sources: vec![],
+        split: "all".into(),
+        holdout: 0.0,
+        text_bytes: 0,
+    })
+    .unwrap();
     let mut at = 0;
     let mut begins = std::collections::BTreeSet::new();
     for n in lengths {

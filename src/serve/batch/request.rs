@@ -1,10 +1,10 @@
 //! A line of the input as a task. Two forms: OpenAI's (`custom_id`, `method`, `url`, `body`; OpenAI's API reference, Batch), and the
 //! body alone, with `id` or `custom_id` beside its fields. A line that is neither is refused by name of the field.
 
+use crate::data::chat::ChatTemplate;
 use crate::data::Tokenizer;
 use crate::error::Error;
 use crate::serve::batch::fields::{Fields, Refusal};
-use crate::data::chat::ChatTemplate;
 use crate::serve::engine::{check, Asked};
 use crate::serve::Sampling;
 use serde::{Deserialize, Serialize};
