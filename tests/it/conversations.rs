@@ -7,9 +7,13 @@ use herd::data::chat::{ChatEncoder, ChatRules, ChatTemplate, Counted, Trap};
 use herd::data::indexed::{Indexed, IndexedWriter, IndexedWritten, TokenizerNote};
 use herd::data::pipeline::Encode;
 use herd::data::{Cutting, Mixture, Tokenizer};
+use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
 use serde_json::{json, Value};
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Conversations of each template; the first are the edge cases.
 const COUNT: usize = 60;
@@ -130,6 +134,45 @@ fn the_command_reads_what_people_have_and_says_what_it_was() {
     fs::write(d.join("plain.txt"), "text").unwrap();
     ok(d, &["data", "tokenize", "-t", "bytes", "-o", "x", "--force", "plain.txt"]);
     assert!(!d.join("x.mask").exists());
+}
+
+/// A Parquet file of lists of structs, as datasets publish conversations.
+fn parquet(path: &Path, rows: &[&[(&str, &str)]]) {
+    let schema = "message schema { required group messages (LIST) { repeated group list { optional group element {
+        optional binary role (UTF8); optional binary content (UTF8); } } } }";
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let file = fs::File::create(path).unwrap();
+    let mut writer = SerializedFileWriter::new(file, schema, Arc::default()).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    let repeated: Vec<i16> = rows.iter().flat_map(|r| (0..r.len()).map(|i| (i > 0) as i16)).collect();
+    let defined = vec![3; repeated.len()];
+    let fields: [fn(&(&str, &str)) -> String; 2] = [|m| m.0.into(), |m| m.1.into()];
+    for field in fields {
+        let mut column = group.next_column().unwrap().unwrap();
+        let texts: Vec<ByteArray> = rows.iter().flat_map(|r| r.iter()).map(|m| field(m).into_bytes().into()).collect();
+        column.typed::<ByteArrayType>().write_batch(&texts, Some(&defined), Some(&repeated)).unwrap();
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    writer.close().unwrap();
+}
+
+#[test]
+fn parquet_has_lists_of_messages() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    fs::write(d.join("t.jinja"), TEMPLATE).unwrap();
+    let turn = |answer| [("user", "a"), ("assistant", answer)];
+    parquet(
+        &d.join("p.parquet"),
+        &[&turn("é"), &turn("c"), &[("user", "q"), ("assistant", "r"), ("user", "s"), ("assistant", "t")]],
+    );
+    let said = ok(d, &chat(&["-o", "p", "p.parquet"]));
+    assert!(said.contains("as Parquet: 3 rows") && said.contains("3 of messages"), "{said}");
+    let said = ok(d, &["data", "inspect", "p", "--chat", "--show", "3"]);
+    for words in ["⟦é<|end_of_text|>\n⟧", "⟦r<|end_of_text|>\n⟧user: s", "⟦t<|end_of_text|>\n⟧"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
 }
 
 /// Conversations of unequal lengths below `longest` tokens; some tokens of each count.
@@ -253,11 +296,17 @@ fn gap(dir: &Path, a: &str, b: &str) -> f64 {
 fn every_form_of_a_batch_has_the_same_gradient() {
     let dir = tempfile::tempdir().unwrap();
     let d = dir.path();
-    corpus(&d.join("corpus"), 24, SEQUENCE as u64 + 2);
-    let corpora = [Corpus { path: d.join("corpus"), weight: None }];
-    let packed = Mixture::open(&corpora, how(ChatPacking::FirstFit, TooLong::Refuse), None).unwrap().epoch_len();
-    assert!(packed % 4 == 0 && packed < 24, "{packed} rows: other lengths are needed for this test");
-    let padded = step(d, "padded", 24, 1, &["data.chat.packing=none", "batch.micro=24"]);
+    // Rows that four ranks share evenly.
+    let rows = |count: &u64| {
+        corpus(&d.join("corpus"), *count, SEQUENCE as u64 + 2);
+        let corpora = [Corpus { path: d.join("corpus"), weight: None }];
+        Mixture::open(&corpora, how(ChatPacking::FirstFit, TooLong::Refuse), None).unwrap().epoch_len()
+    };
+    let count = [18, 24, 30, 36, 42, 48].into_iter().find(|n| rows(n).is_multiple_of(4)).expect("a count that fits");
+    let packed = rows(&count);
+    assert!(packed < count);
+    let one = format!("batch.micro={count}");
+    let padded = step(d, "padded", count, 1, &["data.chat.packing=none", &one]);
     let all = packed.to_string();
     let (whole, half) = (format!("batch.micro={all}"), format!("batch.micro={}", packed / 2));
     let cells: &[(&str, usize, &[&str])] = &[
@@ -281,7 +330,7 @@ fn every_form_of_a_batch_has_the_same_gradient() {
     for (name, ranks, sets) in cells {
         compare(name, &step(d, name, packed, *ranks, sets));
     }
-    let rest = step(d, "padded-accumulated", 24, 2, &["data.chat.packing=none", "batch.micro=3", "parallel.data=2"]);
+    let rest = step(d, "padded-accumulated", count, 2, &["data.chat.packing=none", "batch.micro=3", "parallel.data=2"]);
     compare("padded-accumulated", &rest);
     let norm = padded["grad_norm"].as_f64().unwrap();
     assert!(norm > 0.1, "the gradient is too small to compare: {norm}");

@@ -123,3 +123,32 @@ fn documents_do_not_see_each_other() {
     let none = Positions::new(&rope, S as usize, 0, 1, &Documents::through(vec![vec![]; 3]));
     assert_eq!(block.infer(w, &x, &none).unwrap(), plain);
 }
+
+/// Documents that count from 0 are turned as if each were alone, on every rank of the context axis.
+#[test]
+fn positions_start_again_with_each_document() {
+    let m = config(false);
+    let rope = Rope::new(&m, 0, 24, Device::Cpu);
+    let x = noise(&[3, 24, 2, m.head_dim() as i64], 4);
+    let starts = vec![vec![1, 5, 6, 12, 23], vec![], vec![8]];
+    let want = x.copy();
+    for (row, starts) in starts.iter().enumerate() {
+        let bounds = [&[0], &starts[..], &[24]].concat();
+        for pair in bounds.windows(2) {
+            let part = want.narrow(0, row as i64, 1).narrow(1, pair[0] as i64, (pair[1] - pair[0]) as i64);
+            Positions::consecutive(&rope, 0, pair[1] - pair[0]).rotate_(&part, false);
+        }
+    }
+    for size in [1, 2, 3] {
+        for rank in 0..size {
+            let documents = Documents { starts: starts.clone(), restart: true };
+            let at = Positions::new(&rope, 24, rank, size, &documents);
+            assert_eq!(at.len(), 24 / size);
+            let part = share(&x, rank, size).copy();
+            at.rotate_(&part, false);
+            assert!(part.equal(&share(&want, rank, size)), "rank {rank} of {size}");
+            at.rotate_(&part, true);
+            close("turned back", &part, &share(&x, rank, size), 1e-5);
+        }
+    }
+}

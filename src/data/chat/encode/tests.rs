@@ -28,7 +28,7 @@ fn caught(source: &str, rules: ChatRules, row: &str) -> String {
 fn a_clean_row_passes() {
     with(&plain(END), rules(), |e| {
         let (ids, mask) = e.encode(ROW).unwrap();
-        assert_eq!((ids.len(), mask.iter().map(|&m| m as usize).sum::<usize>()), (25, 3));
+        assert_eq!((ids.len(), mask.iter().map(|&m| m as usize).sum::<usize>()), (23, 3));
         let tally = e.tally();
         assert_eq!((tally.skipped, tally.named, tally.ends.len()), (0, 0, 1));
         assert_eq!(e.note().ends, [257]);
@@ -40,12 +40,14 @@ fn every_trap_is_caught_by_name_and_let_pass_when_it_is_allowed() {
     let bos = "{{ '<|begin_of_text|>' }}".to_string() + &plain(END);
     let unweighted =
         r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}"#;
+    let bare = "{{ '<|begin_of_text|>' }}{% for m in messages %}{{ m.content }}<|end_of_text|>{% endfor %}".to_string();
+    let written = r#"{"prompt": "<|begin_of_text|>a", "completion": "b"}"#;
     let twice = ChatRules { front: Some(256), ..rules() };
     let cases = [
         (Trap::EmptyMask, plain(END), rules(), unweighted),
         (Trap::EmptyMask, plain(END), rules(), r#"{"messages": [{"role": "user", "content": "a"}]}"#),
-        (Trap::DoubleBos, bos.clone(), twice, ROW),
-        (Trap::DoubleBos, bos.replace("m.role }}", "'<|begin_of_text|>' }}"), rules(), ROW),
+        (Trap::DoubleBos, bos, twice, ROW),
+        (Trap::DoubleBos, bare, rules(), written),
         (Trap::EndNotTrained, plain(""), rules(), ROW),
         (Trap::ForeignTemplate, plain("<|im_end|>"), rules(), ROW),
     ];
