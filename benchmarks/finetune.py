@@ -43,7 +43,7 @@ def plain(end, begin=""):
 class Bench:
     def __init__(self, args):
         self.args = args
-        self.herd = common.herd_binary(args.herd)
+        self.herd = common.herd_binary(args.herd).resolve()
         self.folder = common.SCRATCH / "finetune"
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
