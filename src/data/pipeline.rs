@@ -140,7 +140,7 @@ pub fn run(job: &BatchJob, mut sink: impl FnMut(Encoded) -> Result<()>) -> Resul
 fn work(job: &BatchJob, batches: Receiver<Result<Batch>>, to_sink: SyncSender<Result<Vec<Encoded>>>) {
     let encode = |Document { part, text, place: (input, number) }: Document| {
         let made = job.encoder.encode(&text).map_err(|e| match job.encoder.noun() {
-            Some(noun) => e.context(&format!("{}, {noun} {number}", job.inputs[input])),
+            Some(noun) => e.context(format!("{}, {noun} {number}", job.inputs[input])),
             None => e,
         });
         made.map(|(ids, mask)| Encoded { part, ids, mask, text_bytes: text.len() as u64 })
