@@ -1,6 +1,6 @@
 """Fine-tuning on conversations against transformers and TRL, and its traps.
 
-    python benchmarks/finetune.py                  # about 6 minutes on two cores; records results/finetune.json
+    python benchmarks/finetune.py                  # about 5 minutes on two cores; records results/finetune.json
     python benchmarks/finetune.py --only masks     # or batches, traps
     python benchmarks/finetune.py --trl DIR        # the training templates of TRL as well: a folder made by
                                                    #   pip install --no-deps --target DIR trl==1.16.0
