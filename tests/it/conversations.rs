@@ -146,8 +146,8 @@ fn parquet(path: &Path, rows: &[&[(&str, &str)]]) {
     let mut group = writer.next_row_group().unwrap();
     let repeated: Vec<i16> = rows.iter().flat_map(|r| (0..r.len()).map(|i| (i > 0) as i16)).collect();
     let defined = vec![3; repeated.len()];
-    let fields: [fn(&(&str, &str)) -> String; 2] = [|m| m.0.into(), |m| m.1.into()];
-    for field in fields {
+    for content in [false, true] {
+        let field = |m: &(&str, &str)| if content { m.1.to_string() } else { m.0.to_string() };
         let mut column = group.next_column().unwrap().unwrap();
         let texts: Vec<ByteArray> = rows.iter().flat_map(|r| r.iter()).map(|m| field(m).into_bytes().into()).collect();
         column.typed::<ByteArrayType>().write_batch(&texts, Some(&defined), Some(&repeated)).unwrap();
