@@ -6,7 +6,7 @@
 //! - [`cli`]: arguments, one file per command, exit codes, human output
 //! - [`launch`]: the supervisor: attempts, nodes and spares, retry policy, alerts
 //! - [`train`]: the step, the loop, metrics, progress
-//! - [`serve`]: running a model: scheduler of requests, paged cache, sampling, chat templates, files of requests
+//! - [`serve`]: running a model: scheduler of requests, paged cache, sampling, files of requests
 //! - [`parallel`]: the pipeline's executor, ZeRO over the replicas, every communicator of a rank; tensor and context
 //!   parallelism are inside the layers of `model`
 //! - [`plan`]: configuration + world → everything resolved; memory and FLOP formulas; what a run will
@@ -20,7 +20,7 @@
 //! - [`checkpoint`]: the HDF5 format: save, read, verify, prune
 //! - [`liveness`]: probes, monitor, watchdog, verdicts, fencing, how a rank leaves
 //! - [`slurm`]: what Slurm tells a step about itself, what this site's Slurm can do, its commands
-//! - [`data`]: tokenizers, indexed token files, sample order
+//! - [`data`]: tokenizers, chat templates, indexed token files and loss masks, sample order
 //! - [`kernels`]: fused operations, each with its libtorch reference
 //! - [`wire`]: tensors between ranks: collectives and messages over MPI, NCCL, and MPI with host staging
 //! - [`world`]: the MPI world: ranks, small host messages, meters

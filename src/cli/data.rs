@@ -1,5 +1,6 @@
-//! `herd data`: text into indexed token files, and a look into them.
+//! `herd data`: text and conversations into indexed token files, and a look into them.
 
+mod chat;
 mod claim;
 mod inspect;
 mod merge;
@@ -12,6 +13,7 @@ use clap::Subcommand;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   herd data tokenize --tokenizer bytes --output data/corpus text/*.txt
+  herd data chat --tokenizer Llama-3.1-8B-Instruct --output data/sft train.jsonl
   herd data inspect data/corpus --show 40
   herd data merge --output data/all data/corpus data/more")]
 pub struct Args {
@@ -22,6 +24,7 @@ pub struct Args {
 #[derive(Subcommand)]
 enum Command {
     Tokenize(tokenize::Args),
+    Chat(chat::Args),
     Inspect(inspect::Args),
     Merge(merge::Args),
 }
@@ -29,6 +32,7 @@ enum Command {
 pub fn run(args: Args) -> Result<()> {
     match args.command {
         Command::Tokenize(a) => tokenize::run(a),
+        Command::Chat(a) => chat::run(a),
         Command::Inspect(a) => inspect::run(a),
         Command::Merge(a) => merge::run(a),
     }

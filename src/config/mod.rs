@@ -97,6 +97,10 @@ pub struct DataSection {
     /// those of the corpus's index.
     #[serde(default)]
     pub document_mask: bool,
+    /// The corpora are conversations with a loss mask, as `herd data chat` makes them: samples are whole conversations, which do
+    /// not see each other and each count positions from 0. `{}` takes the defaults.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<ChatSection>,
     /// Whether the run goes on from a checkpoint whose corpora, their order, content or shares were other than now.
     #[serde(default)]
     pub on_change: OnChange,
@@ -106,6 +110,40 @@ pub struct DataSection {
     /// Held-out corpora for validation.
     #[serde(default)]
     pub validation: Vec<Corpus>,
+}
+
+/// How conversations become samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ChatSection {
+    /// Which conversations share a sample.
+    pub packing: ChatPacking,
+    /// What becomes of a conversation of more than sequence_length + 1 tokens.
+    pub too_long: TooLong,
+}
+
+/// Which conversations share a sample.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ChatPacking {
+    /// Each goes to the first sample that has room for it, in an order by the seed.
+    #[default]
+    FirstFit,
+    /// None: each has a sample of its own, the rest of which is padding.
+    None,
+}
+
+/// What becomes of a conversation of more than sequence_length + 1 tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TooLong {
+    /// The run does not start.
+    #[default]
+    Refuse,
+    /// Its end is cut off.
+    Cut,
+    /// It is left out.
+    Drop,
 }
 
 /// Whether the run goes on from a checkpoint whose corpora, their order, content or shares were other than now.

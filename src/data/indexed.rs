@@ -1,15 +1,17 @@
 //! Megatron's indexed token files: `<prefix>.bin` holds the ids of all documents one after another, `<prefix>.idx` where
-//! each begins. herd adds `<prefix>.json`, which says with which tokenizer they were made; files without it are read as
+//! each begins. Conversations have `<prefix>.mask` beside them: which tokens count in the loss. herd adds `<prefix>.json`, which says with which tokenizer they were made; files without it are read as
 //! well. Byte layout: `docs/data.md`, after Megatron-LM's `core/datasets/indexed_dataset.py`.
 
 mod check;
 mod index;
 mod lookup;
+mod mask;
 mod reader;
 mod sidecar;
 mod writer;
 
 pub use check::IndexExtent;
+pub use mask::{MaskNote, ENDING as MASK_ENDING};
 pub use reader::{Indexed, IndexedFacts};
 pub use sidecar::{Sidecar, TokenizerNote};
 pub use writer::{IndexedWriter, IndexedWritten};
@@ -73,7 +75,7 @@ pub fn is_index(path: &Path) -> bool {
 /// The prefix that a person may have written with one of the endings.
 pub fn prefix_of(path: &Path) -> PathBuf {
     match path.extension().and_then(|e| e.to_str()) {
-        Some("bin" | "idx") => path.with_extension(""),
+        Some("bin" | "idx" | "mask") => path.with_extension(""),
         _ => path.to_owned(),
     }
 }

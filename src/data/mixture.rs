@@ -8,9 +8,12 @@
 
 use super::identity::CorpusNote;
 use super::indexed::{with_ending, IndexExtent, Indexed, IndexedFacts};
-use super::samples;
+use super::packing::Packs;
+use super::sample::{Cutting, Sample};
+use super::{conversations, samples};
 use crate::config::Corpus;
 use crate::error::{Error, Exit, Result};
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
 const LONGEST_PERIOD: usize = 1 << 16;
@@ -28,14 +31,12 @@ pub struct Mixture {
     how: Cutting,
 }
 
-/// One sample.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sample {
-    /// S + 1 ids; the first S are the input, the last S the targets.
-    pub ids: Vec<i64>,
-    /// Where among the input another document begins, ascending, 0 left out: by the corpus's document index. Empty where
-    /// [`Cutting::documents`] is false.
-    pub starts: Vec<usize>,
+/// What the process that has looked at a corpus tells the others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CorpusFacts {
+    pub file: IndexedFacts,
+    /// Of conversations: which share a sample.
+    pub packs: Option<Packs>,
 }
 
 struct Open {
@@ -43,19 +44,8 @@ struct Open {
     /// [`Indexed::identity`].
     content: String,
     samples: u64,
+    packs: Option<Packs>,
     weight: f64,
-}
-
-/// How samples are cut from corpora.
-#[derive(Clone, Copy, Debug)]
-pub struct Cutting {
-    /// S: a sample has S + 1 ids.
-    pub sequence_length: usize,
-    pub seed: u64,
-    /// The model's: ids are below it.
-    pub vocab_size: usize,
-    /// Whether [`Sample::starts`] is asked for: only then the index of a corpus is read.
-    pub documents: bool,
 }
 
 impl Mixture {
@@ -68,7 +58,7 @@ impl Mixture {
     /// Opens and checks every corpus, for all ranks of a run. Where a corpus says with which tokenizer it was made, that must
     /// be `tokenizer_fingerprint` (if given) and fit the vocabulary. Indices are checked whole up to [`WHOLE`] bytes together,
     /// in the order of the list, the others in blocks.
-    pub fn look(corpora: &[Corpus], how: &Cutting, tokenizer_fingerprint: Option<&str>) -> Result<Vec<IndexedFacts>> {
+    pub fn look(corpora: &[Corpus], how: &Cutting, tokenizer_fingerprint: Option<&str>) -> Result<Vec<CorpusFacts>> {
         count(corpora)?;
         if how.sequence_length == 0 {
             return Err(Error::new(Exit::Config, "sequence_length is 0"));
@@ -84,22 +74,35 @@ impl Mixture {
                 None => IndexExtent::Blocks(blocks),
             })?;
             check_tokenizer(&file, how.vocab_size, tokenizer_fingerprint)?;
-            if samples::sample_count(file.tokens(), how.sequence_length as u64) == 0 {
-                return Err(too_short(&file, how.sequence_length));
-            }
-            file.facts()
+            let packs = match &how.chat {
+                Some(rules) => Some(conversations::look(&file, how, rules)?),
+                None if file.masked() => return Err(unread_mask(&file)),
+                None if samples::sample_count(file.tokens(), how.sequence_length as u64) == 0 => {
+                    return Err(too_short(&file, how.sequence_length))
+                }
+                None => None,
+            };
+            Ok(CorpusFacts { file: file.facts()?, packs })
         };
         corpora.iter().map(look).collect()
     }
 
     /// The mixture of corpora of which [`Mixture::look`], here or on another rank, returned `facts`. Opens no file: that is
     /// done when the first sample of it is read.
-    pub fn given(corpora: &[Corpus], facts: &[IndexedFacts], how: Cutting) -> Result<Mixture> {
-        let open = |(c, facts): (&Corpus, &IndexedFacts)| {
-            let samples = samples::sample_count(facts.tokens, how.sequence_length as u64);
+    pub fn given(corpora: &[Corpus], facts: &[CorpusFacts], how: Cutting) -> Result<Mixture> {
+        let open = |(c, CorpusFacts { file, packs }): (&Corpus, &CorpusFacts)| {
+            let samples = match packs {
+                Some(packs) => packs.len() as u64,
+                None => samples::sample_count(file.tokens, how.sequence_length as u64),
+            };
+            // Which conversations make a sample is part of what it holds.
+            let content = match how.chat {
+                Some(rules) => format!("{} ({:?}, {:?})", file.content, rules.packing, rules.too_long),
+                None => file.content.clone(),
+            };
             // Without weights, the share of a corpus is that of its samples.
             let weight = c.weight.unwrap_or(samples as f64);
-            Open { file: Indexed::given(facts), content: facts.content.clone(), samples, weight }
+            Open { file: Indexed::given(file), content, samples, packs: packs.clone(), weight }
         };
         let open: Vec<Open> = corpora.iter().zip(facts).map(open).collect();
         let turns = Turns::new(&open.iter().map(|c| c.weight).collect::<Vec<f64>>())?;
@@ -126,7 +129,10 @@ impl Mixture {
     }
 
     fn read(&self, corpus: usize, sample: u64) -> Result<Sample> {
-        let (s, file) = (self.how.sequence_length, &self.corpora[corpus].file);
+        let (s, Open { file, packs, .. }) = (self.how.sequence_length, &self.corpora[corpus]);
+        if let Some(packs) = packs {
+            return conversations::read(file, packs, sample, &self.how);
+        }
         let first = sample * s as u64;
         let mut ids = Vec::with_capacity(s + 1);
         file.read(first, s + 1, self.how.vocab_size, &mut ids)?;
@@ -134,7 +140,7 @@ impl Mixture {
             true => file.document_starts(first..first + s as u64)?,
             false => Vec::new(),
         };
-        Ok(Sample { ids, starts: starts.iter().map(|at| (at - first) as usize).collect() })
+        Ok(Sample { ids, starts: starts.iter().map(|at| (at - first) as usize).collect(), targets: None })
     }
 
     /// Samples of all corpora together. With one corpus, indices `0..epoch_len` read each of them once.
@@ -162,12 +168,19 @@ impl Mixture {
     /// One line a corpus: path, tokens, samples, share of draws.
     pub fn describe(&self) -> String {
         let line = |(c, open): (usize, &Open)| {
+            let packed = open.packs.as_ref().map(|p| {
+                let filled = 100.0 * p.filled as f64 / (p.len() * self.how.sequence_length) as f64;
+                let out = open.file.documents() - p.packed() as u64;
+                let out = if out > 0 { format!(", {out} left out") } else { String::new() };
+                format!(" from {} conversations{out}, {filled:.1}% filled", p.packed())
+            });
             format!(
-                "{}: {} tokens, {} samples of {}, {:.4}% of draws",
+                "{}: {} tokens, {} samples of {}{}, {:.4}% of draws",
                 open.file.prefix.display(),
                 open.file.tokens(),
                 open.samples,
                 self.how.sequence_length,
+                packed.unwrap_or_default(),
                 100.0 * self.turns.slots[c] as f64 / self.turns.period() as f64,
             )
         };
@@ -187,6 +200,11 @@ fn count(corpora: &[Corpus]) -> Result<()> {
             .hint("give every corpus a weight, or none")),
         _ => Ok(()),
     }
+}
+
+fn unread_mask(file: &Indexed) -> Error {
+    let fact = format!("{} has a loss mask, which a run without data.chat does not read", file.prefix.display());
+    Error::new(Exit::Data, fact).hint("set data.chat: {} to train on its conversations")
 }
 
 fn too_short(file: &Indexed, sequence_length: usize) -> Error {

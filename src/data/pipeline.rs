@@ -28,6 +28,8 @@ pub struct Encoded {
     pub part: Part,
     /// Ids, with what stands in front of a document and the end-of-text that was asked for.
     pub ids: Vec<u32>,
+    /// Which of them count, one byte each; empty where the documents are not masked.
+    pub mask: Vec<u8>,
     /// Bytes of its text.
     pub text_bytes: u64,
 }
@@ -39,15 +41,44 @@ pub struct Mark {
     pub name: Option<String>,
 }
 
-/// What to do.
-pub struct BatchJob<'a> {
-    pub inputs: &'a [String],
-    pub rules: &'a SourceRules,
+/// Ids of a document and, where documents are masked, which of them count. Without ids the document is left out.
+pub type IdsAndMask = (Vec<u32>, Vec<u8>);
+
+/// Makes tokens of a document.
+pub trait Encode: Sync {
+    /// An error ends the whole work.
+    fn encode(&self, document: &str) -> Result<IdsAndMask>;
+
+    /// What errors call a document, if they are to say which it was.
+    fn noun(&self) -> Option<&'static str> {
+        None
+    }
+}
+
+/// Texts as they are.
+pub struct TextEncoder<'a> {
     pub tokenizer: &'a Tokenizer,
     /// Put before each document, in this order.
     pub front: Vec<Mark>,
     /// Appended to each document.
     pub eos: Option<Mark>,
+}
+
+impl Encode for TextEncoder<'_> {
+    fn encode(&self, text: &str) -> Result<IdsAndMask> {
+        twice(self, text)?;
+        let mut ids: Vec<u32> = self.front.iter().map(|mark| mark.id).collect();
+        ids.extend(self.tokenizer.encode(text)?);
+        ids.extend(self.eos.iter().map(|mark| mark.id));
+        Ok((ids, Vec::new()))
+    }
+}
+
+/// What to do.
+pub struct BatchJob<'a> {
+    pub inputs: &'a [String],
+    pub rules: &'a SourceRules,
+    pub encoder: &'a dyn Encode,
     /// Share of documents for validation; 0 holds none out.
     pub holdout: f64,
     pub threads: usize,
@@ -69,7 +100,14 @@ pub struct Account {
     pub empty: u64,
 }
 
-type Batch = Vec<(Part, String)>;
+struct Document {
+    part: Part,
+    text: String,
+    /// Number of its input, and its own in it, from 1.
+    place: (usize, u64),
+}
+
+type Batch = Vec<Document>;
 
 /// Runs `job`, giving each document to `sink` in input order. Returns what became of each input. The first error, from an
 /// input, the tokenizer or the sink, ends everything.
@@ -100,12 +138,12 @@ pub fn run(job: &BatchJob, mut sink: impl FnMut(Encoded) -> Result<()>) -> Resul
 }
 
 fn work(job: &BatchJob, batches: Receiver<Result<Batch>>, to_sink: SyncSender<Result<Vec<Encoded>>>) {
-    let encode = |(part, text): (Part, String)| {
-        twice(job, &text)?;
-        let mut ids: Vec<u32> = job.front.iter().map(|mark| mark.id).collect();
-        ids.extend(job.tokenizer.encode(&text)?);
-        ids.extend(job.eos.iter().map(|mark| mark.id));
-        Ok(Encoded { part, ids, text_bytes: text.len() as u64 })
+    let encode = |Document { part, text, place: (input, number) }: Document| {
+        let made = job.encoder.encode(&text).map_err(|e| match job.encoder.noun() {
+            Some(noun) => e.context(format!("{}, {noun} {number}", job.inputs[input])),
+            None => e,
+        });
+        made.map(|(ids, mask)| Encoded { part, ids, mask, text_bytes: text.len() as u64 })
     };
     for batch in batches {
         let done = batch.and_then(|b| b.into_iter().map(encode).collect());
@@ -116,7 +154,7 @@ fn work(job: &BatchJob, batches: Receiver<Result<Batch>>, to_sink: SyncSender<Re
 }
 
 /// Refuses a text that has at its end what is to be put there.
-fn twice(job: &BatchJob, text: &str) -> Result<()> {
+fn twice(job: &TextEncoder, text: &str) -> Result<()> {
     let begins = |name: &&String| text.trim_start().starts_with(name.as_str());
     let ends = |name: &&String| text.trim_end().ends_with(name.as_str());
     let first = job.front.iter().filter_map(|m| m.name.as_ref()).find(begins);
@@ -136,9 +174,10 @@ fn twice(job: &BatchJob, text: &str) -> Result<()> {
 fn read(job: &BatchJob, inlets: &[SyncSender<Result<Batch>>], accounts: &Mutex<Vec<Account>>) {
     let mut deal = Deal { inlets, turn: 0, batch: Vec::new(), bytes: 0 };
     // The first document waits until a second one shows that it is not alone.
-    let mut first: Option<String> = None;
+    let mut first: Option<Document> = None;
     let mut count = 0u64;
-    for name in job.inputs {
+    for (input, name) in job.inputs.iter().enumerate() {
+        let mut number = 0;
         let mut documents = match SourceDocuments::open(name, job.rules, job.consumed.clone()) {
             Ok(d) => d,
             Err(e) => return deal.fail(e),
@@ -148,15 +187,14 @@ fn read(job: &BatchJob, inlets: &[SyncSender<Result<Batch>>], accounts: &Mutex<V
                 Ok(d) => d,
                 Err(e) => return deal.fail(e),
             };
-            count += 1;
+            (count, number) = (count + 1, number + 1);
+            let document = Document { part: part_of(&document, job.holdout), text: document, place: (input, number) };
             if count == 1 && job.holdout > 0.0 {
                 first = Some(document);
                 continue;
             }
-            for d in first.take().into_iter().chain([document]) {
-                if !deal.add(part_of(&d, job.holdout), d) {
-                    return;
-                }
+            if !first.take().into_iter().chain([document]).all(|d| deal.add(d)) {
+                return;
             }
         }
         let SourceDocuments { format, documents, skipped, first_skipped, empty, .. } = documents;
@@ -164,9 +202,16 @@ fn read(job: &BatchJob, inlets: &[SyncSender<Result<Batch>>], accounts: &Mutex<V
         accounts.lock().unwrap_or_else(PoisonError::into_inner).push(account);
     }
     if let Some(only) = first {
-        let cut = tail(&only, job.holdout);
-        let (head, end) = only.split_at(cut);
-        if !(deal.add(Part::Train, head.into()) && deal.add(Part::Validation, end.into())) {
+        let pieces = match job.encoder.noun() {
+            // What is no plain text is not cut.
+            Some(_) => vec![only],
+            None => {
+                let (head, end) = only.text.split_at(tail(&only.text, job.holdout));
+                let piece = |part, text: &str| Document { part, text: text.into(), place: only.place };
+                vec![piece(Part::Train, head), piece(Part::Validation, end)]
+            }
+        };
+        if !pieces.into_iter().all(|d| deal.add(d)) {
             return;
         }
     }
@@ -182,12 +227,12 @@ struct Deal<'a> {
 
 impl Deal<'_> {
     /// False when nobody listens any more.
-    fn add(&mut self, part: Part, text: String) -> bool {
-        if text.is_empty() {
+    fn add(&mut self, document: Document) -> bool {
+        if document.text.is_empty() {
             return true;
         }
-        self.bytes += text.len();
-        self.batch.push((part, text));
+        self.bytes += document.text.len();
+        self.batch.push(document);
         self.bytes < BATCH_BYTES || self.flush()
     }
 

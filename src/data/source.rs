@@ -48,7 +48,8 @@ pub enum Split {
 pub struct SourceRules {
     pub format: Format,
     pub split: Split,
-    /// Keys of the text in a row; a dot leads into an object. The texts of several are joined by a blank line.
+    /// Keys of the text in a row; a dot leads into an object. The texts of several are joined by a blank line. Without any, a
+    /// document is the whole row, as JSON.
     pub text_keys: Vec<String>,
     /// Count and leave out what cannot be read, instead of stopping.
     pub skip_bad: bool,

@@ -12,6 +12,7 @@ use crate::error::{Error, Exit, Result};
 use crate::text::unmarked;
 pub use front::{Bos, Front};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -129,6 +130,26 @@ impl Tokenizer {
             Kind::Tiktoken(t) => t.encode_special(text),
         }
         .map_err(|e| e.context(&self.spec))
+    }
+
+    /// As [`Tokenizer::encode_special`], each token with the bytes of `text` that it is. Where a tokenizer rewrites a text before it
+    /// cuts it, they are those that the piece came from; tokens of one character that is cut in several have all of it.
+    pub fn encode_places(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        match &self.kind {
+            Kind::Bytes => Ok(bytes::encode_places(text)),
+            Kind::HuggingFace(t) => t.encode_places(text),
+            Kind::Tiktoken(t) => t.encode_places(text),
+        }
+        .map_err(|e| e.context(&self.spec))
+    }
+
+    /// Whether `id` is a special token.
+    pub fn is_special(&self, id: u32) -> bool {
+        match &self.kind {
+            Kind::Bytes => (bytes::BOS..bytes::VOCAB as u32).contains(&id),
+            Kind::HuggingFace(t) => t.is_special(id),
+            Kind::Tiktoken(t) => t.is_special(id),
+        }
     }
 
     /// Text of `ids`. Bytes that are no UTF-8 become U+FFFD, so any cut of a sequence can be shown; special tokens keep

@@ -13,9 +13,18 @@ use tch::Tensor;
 /// For each sequence of a micro-batch the places where a new document begins, ascending, 0 left out. Attention does not
 /// look back beyond them. Without a list every sequence is one document.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Documents(pub Vec<Vec<usize>>);
+pub struct Documents {
+    pub starts: Vec<Vec<usize>>,
+    /// Whether each document counts its positions from 0, as it would alone; else they run through the sequence.
+    pub restart: bool,
+}
 
 impl Documents {
+    /// Positions run through the sequences.
+    pub fn through(starts: Vec<Vec<usize>>) -> Documents {
+        Documents { starts, restart: false }
+    }
+
     /// Every sequence is one document.
     pub fn whole() -> Documents {
         Documents::default()
@@ -37,8 +46,11 @@ pub struct Segment {
 /// Positions of one micro-batch, the same for every block.
 #[derive(Debug)]
 pub struct Positions {
-    /// Rotary tables of the tokens that this rank holds of each sequence.
+    /// Rotary tables of the tokens that this rank holds of each sequence; where positions start again, of all sequences one
+    /// after the other.
     rope: Rope,
+    /// Tokens that this rank holds of each sequence.
+    len: usize,
     /// In order of their queries; together every query once.
     segments: Vec<Segment>,
     /// Tokens of a whole sequence.
@@ -53,6 +65,7 @@ impl Positions {
         Positions {
             rope: rope.slice(start, len),
             segments: vec![Segment { sequence: None, queries: 0..len, keys: 0..len }],
+            len,
             whole: len,
             packed: OnceCell::new(),
         }
@@ -67,27 +80,31 @@ impl Positions {
             [one] => f(one).shallow_clone(),
             several => Tensor::cat(&several.iter().map(f).collect::<Vec<_>>(), 0),
         };
-        let rope = Rope { cos: join(|r| &r.cos), sin: join(|r| &r.sin) };
-        let segments = match documents.0.iter().all(|starts| starts.is_empty()) {
+        let rope = match documents.restart {
+            true => restarted(rope, &chunks, documents),
+            false => Rope { cos: join(|r| &r.cos), sin: join(|r| &r.sin) },
+        };
+        let segments = match documents.starts.iter().all(|starts| starts.is_empty()) {
             true => segments(&chunks, None, &[0, len]),
             false => {
                 let of = |(row, starts): (usize, &Vec<usize>)| {
                     let bounds = [&[0], &starts[..], &[len]].concat();
                     segments(&chunks, Some(row), &bounds)
                 };
-                documents.0.iter().enumerate().flat_map(of).collect()
+                documents.starts.iter().enumerate().flat_map(of).collect()
             }
         };
-        Positions { rope, segments, whole: len, packed: OnceCell::new() }
+        let held = chunks.iter().map(|c| c.len()).sum();
+        Positions { rope, segments, len: held, whole: len, packed: OnceCell::new() }
     }
 
     /// Tokens that this rank holds of each sequence: S/c.
     pub fn len(&self) -> usize {
-        self.rope.len()
+        self.len
     }
 
     pub fn is_empty(&self) -> bool {
-        self.rope.is_empty()
+        self.len == 0
     }
 
     pub fn segments(&self) -> &[Segment] {
@@ -107,8 +124,24 @@ impl Positions {
 
     /// Turns the heads of x [B,S/c,heads,D] to their positions, in place; `inverse` turns them back.
     pub fn rotate_(&self, x: &Tensor, inverse: bool) {
-        crate::kernels::rope_(x, &self.rope.cos, &self.rope.sin, inverse)
+        if self.rope.len() == self.len {
+            return crate::kernels::rope_(x, &self.rope.cos, &self.rope.sin, inverse);
+        }
+        let size = x.size();
+        let all = x.view([1, size[0] * size[1], size[2], size[3]]);
+        crate::kernels::rope_(&all, &self.rope.cos, &self.rope.sin, inverse)
     }
+}
+
+/// Tables of the tokens in `chunks` of every sequence, one after the other, counted from the beginning of each document.
+fn restarted(rope: &Rope, chunks: &[Range<usize>], documents: &Documents) -> Rope {
+    let mut places = Vec::new();
+    for starts in &documents.starts {
+        let begin = |at: usize| starts[..starts.partition_point(|&s| s <= at)].last().copied().unwrap_or(0);
+        places.extend(chunks.iter().cloned().flatten().map(|at| (at - begin(at)) as i64));
+    }
+    let places = Tensor::from_slice(&places).to_device(rope.cos.device());
+    Rope { cos: rope.cos.index_select(0, &places), sin: rope.sin.index_select(0, &places) }
 }
 
 /// The places of a sequence of `len` tokens that rank `rank` of `size` on the context axis holds, in its order.

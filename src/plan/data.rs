@@ -2,7 +2,7 @@
 
 use super::{check_vocabulary, Plan};
 use crate::config::{to_error, Corpus, Problem};
-use crate::data::{Mixture, Tokenizer};
+use crate::data::{conversations, Mixture, Tokenizer};
 use crate::error::{Error, Result};
 use std::fmt::Display;
 use std::slice;
@@ -24,6 +24,11 @@ pub fn check_data(plan: &Plan, place: impl Display) -> Result<String> {
     if let Some(t) = &tokenizer {
         let fits = check_vocabulary(&plan.model, t.vocab_size(), &data.tokenizer);
         let _ = fits.map_err(|e| wrong("data.tokenizer".into(), e));
+    }
+    if let (Some(t), true) = (&tokenizer, data.chat.is_some()) {
+        let masks = |list: &[Corpus]| conversations::check(list, t);
+        let _ = masks(&data.train).map_err(|e| wrong("data.train".into(), e));
+        let _ = masks(&data.validation).map_err(|e| wrong("data.validation".into(), e));
     }
     let fingerprint = tokenizer.map(|t| t.fingerprint());
     let open = |corpora: &[Corpus]| Mixture::open(corpora, plan.cutting(), fingerprint.as_deref());

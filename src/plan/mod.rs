@@ -173,6 +173,7 @@ impl Plan {
             seed: self.config.seed,
             vocab_size: self.model.vocab_size,
             documents: self.config.data.document_mask,
+            chat: self.config.data.chat,
         }
     }
 

@@ -7,12 +7,10 @@
 //! - [`engine`]: requests in, tokens out
 //! - [`sample`], [`logprobs`]: one token from logits
 //! - [`stream`], [`text`]: tokens to text as they come; stop strings
-//! - [`chat`]: messages to a prompt, by the model's own template
 //! - [`start`]: from weights on disk to a replica
 //! - [`batch`]: files of requests
 
 pub mod batch;
-pub mod chat;
 pub mod engine;
 pub mod iteration;
 pub mod logprobs;

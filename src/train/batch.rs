@@ -12,9 +12,9 @@ use tch::Tensor;
 pub struct Batch {
     /// [B,S/c] i64.
     pub tokens: Tensor,
-    /// [B,S/c] i64, one position ahead in the whole sequence.
+    /// [B,S/c] i64, one position ahead in the whole sequence; of conversations −1 where a token does not count.
     pub targets: Tensor,
-    /// Of the whole sequences, where `data.document_mask` asks for it.
+    /// Of the whole sequences, where `data.document_mask` asks for it, and of conversations.
     pub documents: Documents,
 }
 
@@ -38,14 +38,19 @@ pub fn train(plan: &Plan, corpus: &Mixture, step: u64, micro: usize) -> Result<B
 /// Stacks samples of S + 1 ids.
 pub fn collect(plan: &Plan, samples: impl Iterator<Item = Result<Sample>>) -> Result<Batch> {
     let samples = samples.collect::<Result<Vec<_>>>()?;
-    let rows: Vec<Tensor> = samples.iter().map(|s| Tensor::from_slice(&s.ids)).collect();
-    let ids = Tensor::stack(&rows, 0).to_device(plan.device);
+    let stack = |rows: Vec<Tensor>| Tensor::stack(&rows, 0).to_device(plan.device);
+    let ids = stack(samples.iter().map(|s| Tensor::from_slice(&s.ids)).collect());
     let s = ids.size()[1] - 1;
     let (rank, size) = (plan.topology.coord(Axis::Context), plan.topology.size(Axis::Context));
-    let own = |first| positions::share(&ids.narrow(1, first, s), rank, size).contiguous();
-    let documents = match plan.config.data.document_mask {
-        true => Documents(samples.into_iter().map(|s| s.starts).collect()),
+    let own = |rows: &Tensor| positions::share(rows, rank, size).contiguous();
+    // Conversations say of each target whether it counts; of running text every next token is one.
+    let masked: Option<Vec<Tensor>> =
+        samples.iter().map(|s| s.targets.as_ref().map(|t| Tensor::from_slice(t))).collect();
+    let restart = masked.is_some();
+    let targets = masked.map_or_else(|| ids.narrow(1, 1, s), stack);
+    let documents = match plan.config.data.document_mask || restart {
+        true => Documents { starts: samples.into_iter().map(|s| s.starts).collect(), restart },
         false => Documents::whole(),
     };
-    Ok(Batch { tokens: own(0), targets: own(1), documents })
+    Ok(Batch { tokens: own(&ids.narrow(1, 0, s)), targets: own(&targets), documents })
 }

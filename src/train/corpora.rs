@@ -4,9 +4,8 @@
 use crate::checkpoint::Team;
 use crate::config::Corpus;
 use crate::data::identity::DataNote;
-use crate::data::indexed::IndexedFacts;
 use crate::data::tokenizer::TokenizerFacts;
-use crate::data::{Mixture, Tokenizer};
+use crate::data::{conversations, CorpusFacts, Mixture, Tokenizer};
 use crate::error::{Error, Exit, Result};
 use crate::plan::{self, Plan};
 use crate::world::World;
@@ -26,8 +25,8 @@ pub struct RunData {
 #[derive(Serialize, Deserialize)]
 struct Found {
     tokenizer: TokenizerFacts,
-    train: Vec<IndexedFacts>,
-    validation: Vec<IndexedFacts>,
+    train: Vec<CorpusFacts>,
+    validation: Vec<CorpusFacts>,
 }
 
 impl RunData {
@@ -36,8 +35,14 @@ impl RunData {
         let (data, began) = (&plan.config.data, Instant::now());
         let mut opened = None;
         let found = Team(Some(world)).by_first(|| {
-            let tokenizer = opened.insert(Tokenizer::open(&data.tokenizer)?).facts();
-            plan::check_vocabulary(&plan.model, tokenizer.vocab_size, &data.tokenizer)?;
+            let tokenizer = opened.insert(Tokenizer::open(&data.tokenizer)?);
+            plan::check_vocabulary(&plan.model, tokenizer.vocab_size(), &data.tokenizer)?;
+            if data.chat.is_some() {
+                [&data.train, &data.validation]
+                    .into_iter()
+                    .try_for_each(|list| conversations::check(list, tokenizer))?;
+            }
+            let tokenizer = tokenizer.facts();
             let look = |corpora: &[Corpus]| match corpora {
                 [] => Ok(Vec::new()),
                 _ => Mixture::look(corpora, &plan.cutting(), Some(&tokenizer.fingerprint)),

@@ -2,8 +2,8 @@
 
 use crate::models_in_out::{json_file, model, ok, put, refused, run, said, tokenizer};
 use crate::support::{python, said as printed, text};
+use herd::data::chat::ChatTemplate;
 use herd::data::tokenizer::{Bos, Tokenizer};
-use herd::serve::chat::Chat;
 use serde_json::{json, Value};
 use std::fs;
 use std::path::Path;
@@ -39,7 +39,7 @@ fn texts_begin_and_conversations_read_as_for_transformers() {
             assert_eq!(with(t.encode(words).unwrap()), ids(&want_of["plain"][i]), "{name}: {words:?}");
             assert_eq!(with(t.encode_special(words).unwrap()), ids(&want_of["special"][i]), "{name}: {words:?}");
         }
-        let chat = Chat::of(&t).unwrap();
+        let chat = ChatTemplate::of(&t).unwrap();
         for (i, messages) in want["chats"].as_array().unwrap().iter().enumerate() {
             let said = chat.render(messages.as_array().unwrap()).unwrap();
             assert_eq!(t.encode_special(&said).unwrap(), ids(&want_of["chats"][i]), "{name}: {said}");
@@ -56,7 +56,7 @@ fn texts_begin_and_conversations_read_as_for_transformers() {
             );
         }
     }
-    let e = Chat::of(&Tokenizer::open(d.join("template").to_str().unwrap()).unwrap()).unwrap();
+    let e = ChatTemplate::of(&Tokenizer::open(d.join("template").to_str().unwrap()).unwrap()).unwrap();
     assert!(e.render(&[json!({"role": "robot", "content": "x"})]).unwrap_err().fact.contains("no such role"));
 }
 

@@ -20,7 +20,7 @@ fn model(kv_heads: usize) -> ModelConfig {
 
 /// Boundaries on and off the borders of chunks, single-token documents, a sequence without any.
 fn documents(s: usize) -> Documents {
-    Documents(vec![vec![1, s / 4, s / 4 + 1, s / 2, s - 1], vec![], vec![s / 3, s / 2 + 3]])
+    Documents::through(vec![vec![1, s / 4, s / 4 + 1, s / 2, s - 1], vec![], vec![s / 3, s / 2 + 3]])
 }
 
 fn context(sizes: fn(usize) -> [usize; 4], dtype: Kind, tolerance: f64) {

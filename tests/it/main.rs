@@ -8,6 +8,7 @@ mod checkpoint;
 mod cli;
 mod config;
 mod context;
+mod conversations;
 mod crash;
 mod data;
 mod data_parallel;

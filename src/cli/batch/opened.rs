@@ -3,6 +3,7 @@
 use super::super::generate::open_tokenizer;
 use super::Args;
 use crate::convert::weights::{self, Weights};
+use crate::data::chat::ChatTemplate;
 use crate::data::tokenizer::{Bos, Tokenizer};
 use crate::error::{Error, Exit, Result};
 use crate::progress::Meter;
@@ -10,7 +11,6 @@ use crate::serve::batch::input::Input;
 use crate::serve::batch::output::Output;
 use crate::serve::batch::request::{Defaults, RequestRules};
 use crate::serve::batch::share::{Finish, Queue};
-use crate::serve::chat::Chat;
 use crate::serve::start::Holding;
 use crate::serve::{Engine, Sampling};
 use crate::text::grouped;
@@ -114,7 +114,7 @@ impl Opened {
         Ok(RequestRules {
             tokenizer: &self.tokenizer,
             front: front.ids,
-            chat: Chat::of(&self.tokenizer),
+            chat: ChatTemplate::of(&self.tokenizer),
             ends: self.tokenizer.ends().into_iter().chain(self.weights.ends()).collect(),
             models,
             vocab: self.weights.model().vocab_size,

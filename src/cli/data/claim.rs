@@ -1,18 +1,18 @@
 //! Which files a command may write: never one that it reads, never one that is not a token file's, and an existing one only
 //! where that was asked for.
 
-use crate::data::indexed::{is_index, with_ending, Sidecar};
+use crate::data::indexed::{is_index, with_ending, Sidecar, MASK_ENDING};
 use crate::error::{Error, Exit, Result};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Whether `prefix`.bin, .idx and .json may be written by a command that reads `inputs` (`-` is standard input; of a
+/// Whether `prefix`.bin, .idx, .mask and .json may be written by a command that reads `inputs` (`-` is standard input; of a
 /// directory, what lies in it).
 ///
 /// # Errors
 /// [`Exit::Usage`], and nothing has been touched.
 pub fn check(prefix: &Path, inputs: &[&str], force: bool) -> Result<()> {
-    let files = [".bin", ".idx", ".json"].map(|ending| with_ending(prefix, ending));
+    let files = [".bin", ".idx", ".json", MASK_ENDING].map(|ending| with_ending(prefix, ending));
     let refused = |file: &Path, what: String| Error::new(Exit::Usage, format!("{} {what}", file.display()));
     for file in &files {
         let Some(this) = identity(file) else { continue };
@@ -21,9 +21,12 @@ pub fn check(prefix: &Path, inputs: &[&str], force: bool) -> Result<()> {
                 .hint("give another --output"));
         }
     }
-    let [bin, idx, json] = &files;
-    let foreign =
-        [(idx, idx.exists() && !is_index(idx)), (json, json.exists() && !matches!(Sidecar::read(prefix), Ok(Some(_))))];
+    let [bin, idx, json, mask] = &files;
+    let foreign = [
+        (mask, mask.exists() && !idx.exists()),
+        (idx, idx.exists() && !is_index(idx)),
+        (json, json.exists() && !matches!(Sidecar::read(prefix), Ok(Some(_)))),
+    ];
     if let Some((file, _)) = foreign.iter().find(|(_, foreign)| *foreign) {
         return Err(refused(file, "exists, and is not part of a token file that herd wrote".into())
             .hint("give another --output, or move it away"));

@@ -1,5 +1,7 @@
 //! `herd data inspect`.
 
+mod chat;
+
 use crate::cli::print;
 use crate::cli::progress::shown;
 use crate::data::indexed::{prefix_of, Indexed};
@@ -12,6 +14,7 @@ const EXAMPLES: &str = "\
 Examples:
   herd data inspect data/books_train
   herd data inspect data/books_train --show 200
+  herd data inspect data/sft --chat --show 3 --sequence-length 4096
   herd data inspect megatron/corpus_text_document --check --vocab-size 128256";
 
 /// Show what an indexed token file holds.
@@ -21,9 +24,15 @@ pub struct Args {
     /// Path of the token file; with or without .bin or .idx.
     #[arg(value_name = "PREFIX")]
     path: PathBuf,
-    /// Decode and print the first N tokens.
+    /// Decode and print the first N tokens; with --chat, the first N conversations, 1 where N is not given.
     #[arg(long, value_name = "N", default_value_t = 0)]
     show: usize,
+    /// Show conversations, what of them counts in the loss, and what is wrong with their masks.
+    #[arg(long)]
+    chat: bool,
+    /// With --chat: count what does not fit into samples of so many tokens.
+    #[arg(long, value_name = "S", requires = "chat")]
+    sequence_length: Option<usize>,
     /// Tokenizer to decode with; default: the one the file was made with.
     #[arg(long)]
     tokenizer: Option<String>,
@@ -44,7 +53,10 @@ pub fn run(args: Args) -> Result<()> {
     let mut out = String::new();
     summary(&mut out, &file);
     lengths(&mut out, &file)?;
-    if args.show > 0 {
+    if args.chat {
+        chat::summary(&mut out, &file, args.sequence_length)?;
+        chat::show(&mut out, &file, &tokenizer(&file, &args)?, args.show.max(1))?;
+    } else if args.show > 0 {
         show(&mut out, &file, &args)?;
     }
     // What is known is shown even where the check then fails.
@@ -91,6 +103,10 @@ fn summary(out: &mut String, file: &Indexed) {
             }
             row("end of text", t.eos.map_or("not appended".into(), |id| format!("id {id} after each document")));
             let share = if s.split == "all" { String::new() } else { format!(", held out {}", s.holdout) };
+            if let Some(c) = &s.chat {
+                row("template", format!("{}, {}", c.template, c.template_xxh3_128));
+                row("turns", format!("{} of the model count; rows were {}", c.loss, c.forms.join(", ")));
+            }
             row("split", format!("{}{share}", s.split));
             let rate = s.tokens as f64 / s.text_bytes.max(1) as f64;
             row("text", format!("{} bytes, {rate:.3} tokens per byte", crate::text::grouped(s.text_bytes)));
@@ -133,7 +149,8 @@ fn lengths(out: &mut String, file: &Indexed) -> Result<()> {
     Ok(())
 }
 
-fn show(out: &mut String, file: &Indexed, args: &Args) -> Result<()> {
+/// The tokenizer that was asked for, or that of the file.
+fn tokenizer(file: &Indexed, args: &Args) -> Result<Tokenizer> {
     let noted = file.sidecar.as_ref().map(|s| &s.tokenizer);
     let spec = args.tokenizer.as_ref().or(noted.map(|t| &t.spec)).ok_or_else(|| {
         Error::new(Exit::Usage, format!("{} does not say how to decode its ids", file.prefix.display()))
@@ -148,6 +165,11 @@ fn show(out: &mut String, file: &Indexed, args: &Args) -> Result<()> {
         );
         return Err(Error::new(Exit::Data, fact).hint("name the right one with --tokenizer"));
     }
+    Ok(tokenizer)
+}
+
+fn show(out: &mut String, file: &Indexed, args: &Args) -> Result<()> {
+    let tokenizer = tokenizer(file, args)?;
     let mut ids = Vec::new();
     let n = args.show.min(file.tokens() as usize);
     file.read(0, n, tokenizer.vocab_size(), &mut ids)?;

@@ -3,7 +3,9 @@
 use super::claim;
 use crate::cli::print;
 use crate::cli::progress::shown;
-use crate::data::indexed::{prefix_of, with_ending, Indexed, IndexedWriter, IndexedWritten, Sidecar, TokenDtype};
+use crate::data::chat::ChatNote;
+use crate::data::indexed::{prefix_of, with_ending, Indexed, IndexedWriter, IndexedWritten, Sidecar};
+use crate::data::indexed::{TokenDtype, MASK_ENDING};
 use crate::error::{Error, Exit, Result};
 use crate::progress::Meter;
 use std::path::{Path, PathBuf};
@@ -13,7 +15,7 @@ Examples:
   herd data merge --output data/web data/web-0?.idx
   herd data merge --output data/all data/books data/web
 
-The token files must be of one tokenizer; the documents keep their order. One corpus of many shards gives each token the same
+The token files must be of one tokenizer; the documents keep their order, and loss masks come along. One corpus of many shards gives each token the same
 chance, whatever the sizes of the shards.";
 
 /// Put several token files into one.
@@ -63,8 +65,25 @@ pub fn run(args: Args) -> Result<()> {
     ))
 }
 
-fn endings(prefix: &Path) -> [String; 3] {
-    [".bin", ".idx", ".json"].map(|e| with_ending(prefix, e).to_string_lossy().into_owned())
+/// The note of all shards: every form that was met, every token that ends a turn.
+fn merged(shards: &[Shard]) -> Option<ChatNote> {
+    let mut notes = shards.iter().filter_map(|s| s.note.chat.clone());
+    let first = notes.next()?;
+    let join = |mut sum: ChatNote, other: ChatNote| {
+        sum.forms.extend(other.forms);
+        sum.ends.extend(other.ends);
+        sum
+    };
+    let mut all = notes.fold(first, join);
+    all.forms.sort();
+    all.forms.dedup();
+    all.ends.sort();
+    all.ends.dedup();
+    Some(all)
+}
+
+fn endings(prefix: &Path) -> [String; 4] {
+    [".bin", ".idx", ".json", MASK_ENDING].map(|e| with_ending(prefix, e).to_string_lossy().into_owned())
 }
 
 fn open(prefix: &Path) -> Result<Shard> {
@@ -81,6 +100,18 @@ fn open(prefix: &Path) -> Result<Shard> {
 /// Refuses what makes no sense as one corpus.
 fn alike(first: &Shard, other: &Shard) -> Result<()> {
     let (a, b) = (&first.note, &other.note);
+    let masks = |s: &Sidecar| {
+        let chat = s.chat.as_ref();
+        let masked = if s.mask.is_some() { "there is one" } else { "there is none" };
+        [
+            masked.to_string(),
+            chat.map_or(String::new(), |c| c.template_xxh3_128.clone()),
+            chat.map_or(String::new(), |c| c.loss.clone()),
+        ]
+    };
+    let (ours, theirs) = (masks(a), masks(b));
+    let pair = |i: usize| (&ours[i] as &dyn std::fmt::Debug, &theirs[i] as &dyn std::fmt::Debug);
+    let (masked, templates, turns) = (pair(0), pair(1), pair(2));
     let shown = |v: &dyn std::fmt::Debug| format!("{v:?}");
     let compared = [
         (
@@ -93,8 +124,12 @@ fn alike(first: &Shard, other: &Shard) -> Result<()> {
         ("token after each document", &a.tokenizer.eos, &b.tokenizer.eos),
         ("split", &a.split, &b.split),
         ("share held out", &a.holdout, &b.holdout),
+        ("loss mask", masked.0, masked.1),
+        ("chat template", templates.0, templates.1),
+        ("turns that count", turns.0, turns.1),
     ];
-    match compared.into_iter().find(|(_, a, b)| shown(a) != shown(b)) {
+    let differ = compared.into_iter().find(|(_, a, b)| shown(a) != shown(b));
+    match differ {
         None => Ok(()),
         Some((what, a, b)) => {
             let (one, two) = (first.file.prefix.display(), other.file.prefix.display());
@@ -110,26 +145,35 @@ fn write(output: &Path, shards: &[Shard], meter: &Meter) -> Result<Sidecar> {
     }
     let first = &shards[0].note;
     let vocab = first.tokenizer.vocab_size;
-    let mut writer = IndexedWriter::create(output, vocab)?;
+    let masked = shards[0].file.masked();
+    let mut writer = match masked {
+        true => IndexedWriter::create_masked(output, vocab)?,
+        false => IndexedWriter::create(output, vocab)?,
+    };
     let size = TokenDtype::for_vocab(vocab).size() as u64;
     meter.begin("merge", size * shards.iter().map(|s| s.file.tokens()).sum::<u64>());
-    let (mut ids, mut narrow) = (Vec::new(), Vec::new());
+    let (mut ids, mut narrow, mut mask) = (Vec::new(), Vec::new(), Vec::new());
     for Shard { file, .. } in shards {
         let mut at = 0;
         for length in file.document_lengths() {
             let length = length?;
             ids.clear();
             file.read(at, length as usize, vocab, &mut ids)?;
+            mask.clear();
+            if masked {
+                file.read_mask(at, length as usize, &mut mask)?;
+            }
             at += length;
             narrow.clear();
             narrow.extend(ids.iter().map(|&id| id as u32));
-            writer.push(&narrow)?;
+            writer.push_masked(&narrow, &mask)?;
             meter.add(size * length);
         }
         file.close();
     }
     writer.finish(IndexedWritten {
         tokenizer: first.tokenizer.clone(),
+        chat: merged(shards),
         sources: shards.iter().map(|s| s.file.prefix.display().to_string()).collect(),
         split: first.split.clone(),
         holdout: first.holdout,

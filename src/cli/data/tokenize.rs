@@ -1,19 +1,19 @@
 //! `herd data tokenize`.
 
 mod around;
-mod outputs;
-mod report;
+pub(super) mod outputs;
+pub(super) mod report;
 
 use crate::cli::print;
 use crate::cli::progress::shown_by;
 use crate::data::indexed::TokenizerNote;
-use crate::data::pipeline::{self, BatchJob};
+use crate::data::pipeline::{self, BatchJob, TextEncoder};
 use crate::data::source::{Format, SourceRules, Split};
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
 use crate::progress::Meter;
 use around::Around;
-use outputs::Outputs;
+use outputs::{Outputs, Wanted};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -81,7 +81,8 @@ pub fn run(args: Args) -> Result<()> {
     let tokenizer = Tokenizer::open(&args.tokenizer)?;
     let Around { front, eos, says } = Around::new(&args, &tokenizer)?;
     let total = stored_size(&args.inputs)?;
-    let mut outputs = Outputs::create(&args, tokenizer.vocab_size())?;
+    let mut outputs = Outputs::create(&wanted(&args), tokenizer.vocab_size())?;
+    let encoder = TextEncoder { tokenizer: &tokenizer, front, eos };
 
     let rules = SourceRules {
         format: args.format,
@@ -93,14 +94,9 @@ pub fn run(args: Args) -> Result<()> {
     let job = BatchJob {
         inputs: &args.inputs,
         rules: &rules,
-        tokenizer: &tokenizer,
-        front,
-        eos,
+        encoder: &encoder,
         holdout: args.holdout,
-        threads: match args.threads {
-            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
-            n => n,
-        },
+        threads: threads(args.threads),
         consumed: meter.counter(),
     };
     let began = Instant::now();
@@ -118,16 +114,37 @@ pub fn run(args: Args) -> Result<()> {
         kind: tokenizer.kind().into(),
         fingerprint: tokenizer.fingerprint(),
         vocab_size: tokenizer.vocab_size(),
-        front: job.front.iter().map(|m| m.id).collect(),
-        eos: job.eos.as_ref().map(|m| m.id),
+        front: encoder.front.iter().map(|m| m.id).collect(),
+        eos: encoder.eos.as_ref().map(|m| m.id),
     };
-    let written = outputs.finish(&args, note, &accounts)?;
+    let written = outputs.finish(&wanted(&args), note, None, &accounts)?;
     report::warn(&accounts);
     print(&report::text(&accounts, &written, &args, &says, began.elapsed()))
 }
 
+fn wanted(args: &Args) -> Wanted<'_> {
+    let Args { inputs, tokenizer, output, holdout, force, .. } = args;
+    Wanted {
+        inputs,
+        tokenizer,
+        output,
+        holdout: *holdout,
+        force: *force,
+        masked: false,
+        hint: "--text-key names the key of the text",
+    }
+}
+
+/// Threads that were asked for; 0 is one a core.
+pub(super) fn threads(asked: usize) -> usize {
+    match asked {
+        0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        n => n,
+    }
+}
+
 /// Bytes of all inputs as stored; `None` where one is a stream. Finds a missing file before any work is done.
-fn stored_size(inputs: &[String]) -> Result<Option<u64>> {
+pub(super) fn stored_size(inputs: &[String]) -> Result<Option<u64>> {
     let mut total = Some(0);
     for name in inputs {
         let size = match name.as_str() {

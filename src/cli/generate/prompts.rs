@@ -1,8 +1,8 @@
 //! What a model is given to continue: texts, or conversations in the form of its own chat template.
 
+use crate::data::chat::ChatTemplate;
 use crate::data::tokenizer::{Bos, Tokenizer};
 use crate::error::{Error, Exit, Result};
-use crate::serve::chat::Chat;
 use crate::text::unmarked;
 use serde_json::{json, Value};
 use std::io::Read;
@@ -75,7 +75,7 @@ impl PromptArgs {
     }
 
     fn conversations(&self, turns: Vec<String>, tokenizer: &Tokenizer) -> Result<(Vec<Prompt>, String)> {
-        let chat = Chat::of(tokenizer)?;
+        let chat = ChatTemplate::of(tokenizer)?;
         let begin = self.beginning()?;
         let all: Vec<Vec<Value>> = match turns.is_empty() {
             true => vec![begin],

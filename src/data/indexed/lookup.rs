@@ -56,6 +56,15 @@ impl<'a> Lookup<'a> {
         Ok(starts)
     }
 
+    /// Token positions of document `d`.
+    pub fn document(&mut self, d: u64) -> Result<Range<u64>> {
+        let (start, end) = (self.document_start(d)?, self.document_start(d + 1)?);
+        match start <= end {
+            true => Ok(start..end),
+            false => Err(self.index.bad(format!("document {d} begins at token {start} and ends at {end}"))),
+        }
+    }
+
     /// The first entry that starts after `position`, by interpolation and bisection in turn: lengths are alike over most
     /// corpora, and where they are not, every second step halves.
     fn first_after(&mut self, position: u64) -> Result<u64> {

@@ -7,6 +7,7 @@
 use super::check::{check, IndexExtent};
 use super::index::Index;
 use super::lookup::Lookup;
+use super::mask::ENDING;
 use super::{with_ending, Sidecar, TokenDtype, HEADER};
 use crate::error::{Error, Exit, Result};
 use crate::lazy_file::LazyFile;
@@ -31,6 +32,8 @@ pub struct Indexed {
     pub prefix: PathBuf,
     pub dtype: TokenDtype,
     tokens: u64,
+    /// The loss mask, where there is one.
+    mask: Option<LazyFile>,
     /// What herd wrote beside it; absent where another rank has read it.
     pub sidecar: Option<Sidecar>,
 }
@@ -44,6 +47,8 @@ pub struct IndexedFacts {
     /// Entries of the document index: documents + 1.
     pub entries: u64,
     pub tokens: u64,
+    /// [`Indexed::masked`].
+    pub masked: bool,
     /// [`Indexed::identity`].
     pub content: String,
 }
@@ -62,20 +67,28 @@ impl Indexed {
         let index = Index::parse(idx)?;
         let tokens = check(&index, (&bin.path, bin.len), extent)?;
         let (dtype, sidecar) = (index.dtype, Sidecar::read(prefix)?);
-        let file = Indexed { bin, index, prefix: prefix.to_owned(), dtype, tokens, sidecar };
+        let mask = match with_ending(prefix, ENDING) {
+            path if path.exists() || sidecar.as_ref().is_some_and(|s| s.mask.is_some()) => {
+                Some(LazyFile::find(path, Exit::Data)?)
+            }
+            _ => None,
+        };
+        let file = Indexed { bin, index, prefix: prefix.to_owned(), dtype, tokens, mask, sidecar };
         file.check_sidecar()?;
+        file.check_mask()?;
         file.close();
         Ok(file)
     }
 
     /// A file that another rank has opened: nothing is read yet.
     pub fn given(facts: &IndexedFacts) -> Indexed {
-        let IndexedFacts { prefix, dtype, sequences, entries, tokens, .. } = facts.clone();
+        let IndexedFacts { prefix, dtype, sequences, entries, tokens, masked, .. } = facts.clone();
         let idx =
             LazyFile::given(with_ending(&prefix, ".idx"), HEADER as u64 + 12 * sequences + 8 * entries, Exit::Data);
         let bin = LazyFile::given(with_ending(&prefix, ".bin"), tokens * dtype.size() as u64, Exit::Data);
         let index = Index { file: idx, dtype, sequences, entries };
-        Indexed { bin, index, prefix, dtype, tokens, sidecar: None }
+        let mask = masked.then(|| LazyFile::given(with_ending(&prefix, ENDING), tokens, Exit::Data));
+        Indexed { bin, index, prefix, dtype, tokens, mask, sidecar: None }
     }
 
     /// For [`Indexed::given`] on other ranks.
@@ -86,6 +99,7 @@ impl Indexed {
             sequences: self.index.sequences,
             entries: self.index.entries,
             tokens: self.tokens,
+            masked: self.masked(),
             content: self.identity()?,
         })
     }
@@ -94,6 +108,37 @@ impl Indexed {
     pub fn close(&self) {
         self.bin.close();
         self.index.file.close();
+        self.mask.iter().for_each(LazyFile::close);
+    }
+
+    /// Whether it has a loss mask.
+    pub fn masked(&self) -> bool {
+        self.mask.is_some()
+    }
+
+    /// Appends the mask of the tokens `start..start + count` to `out`, 1 for each that counts. A file without a mask, and a byte
+    /// that is neither 0 nor 1, are errors.
+    pub fn read_mask(&self, start: u64, count: usize, out: &mut Vec<u8>) -> Result<()> {
+        let Some(mask) = &self.mask else {
+            return Err(Error::new(Exit::Data, format!("{} has no loss mask", self.prefix.display()))
+                .hint("`herd data chat` makes files with one"));
+        };
+        let before = out.len();
+        out.resize(before + count, 0);
+        mask.read(start, &mut out[before..])?;
+        match out[before..].iter().position(|&m| m > 1) {
+            None => Ok(()),
+            Some(at) => {
+                let (place, value) = (start + at as u64, out[before + at]);
+                let fact = format!("{}: byte {place} is {value}, neither 0 nor 1", mask.path.display());
+                Err(Error::new(Exit::Data, fact).hint("it is damaged, or no mask of this token file"))
+            }
+        }
+    }
+
+    /// Token positions of document `d`.
+    pub fn document(&self, d: u64) -> Result<Range<u64>> {
+        Lookup::new(&self.index, self.tokens).document(d)
     }
 
     /// Whether this node has the file as it was when it was checked.
@@ -177,6 +222,20 @@ impl Indexed {
             let mut hash = Xxh3::new();
             hash_all(&self.bin, &mut hash, |n| meter.add(n))?;
             let found = format!("{:032x}", hash.digest128());
+            if let (Some(mask), Some(note)) = (&self.mask, &note.mask) {
+                let mut hash = Xxh3::new();
+                hash_all(mask, &mut hash, |_| ())?;
+                let found = format!("{:032x}", hash.digest128());
+                if found != note.xxh3_128 {
+                    let fact = format!(
+                        "{}: checksum is {found}, {} says {}",
+                        mask.path.display(),
+                        with_ending(&self.prefix, ".json").display(),
+                        note.xxh3_128
+                    );
+                    return Err(Error::new(Exit::Data, fact).hint("the file is damaged; make it again"));
+                }
+            }
             if found != note.bin_xxh3_128 {
                 let fact = format!(
                     "{}: checksum is {found}, {} says {}",
@@ -195,7 +254,8 @@ impl Indexed {
     /// an index of more than [`WHOLE`] bytes as many pieces as of the `.bin` (`pieces:`).
     pub fn identity(&self) -> Result<String> {
         if let Some(note) = &self.sidecar {
-            return Ok(format!("xxh3:{}", note.bin_xxh3_128));
+            let mask = note.mask.as_ref().map(|m| format!("+{}", m.xxh3_128)).unwrap_or_default();
+            return Ok(format!("xxh3:{}{mask}", note.bin_xxh3_128));
         }
         let (idx, mut hash) = (&self.index.file, Xxh3::new());
         let kind = match idx.len {
@@ -203,8 +263,23 @@ impl Indexed {
             _ => hash_pieces(idx, &mut hash).map(|()| "pieces"),
         }?;
         hash_pieces(&self.bin, &mut hash)?;
+        self.mask.iter().try_for_each(|mask| hash_pieces(mask, &mut hash))?;
         self.close();
         Ok(format!("{kind}:{:032x}", hash.digest128()))
+    }
+
+    /// The mask is of these tokens.
+    fn check_mask(&self) -> Result<()> {
+        let Some(mask) = &self.mask else { return Ok(()) };
+        let noted = self.sidecar.as_ref().is_some_and(|s| s.mask.is_none());
+        if mask.len == self.tokens && !noted {
+            return Ok(());
+        }
+        let fact = match noted {
+            true => format!("{} lies beside a token file that was made without a mask", mask.path.display()),
+            false => format!("{} has {} bytes for {} tokens", mask.path.display(), mask.len, self.tokens),
+        };
+        Err(Error::new(Exit::Data, fact).hint("the files are not of one run: make them again with `herd data chat`"))
     }
 
     fn check_sidecar(&self) -> Result<()> {

@@ -1,6 +1,8 @@
 //! `<prefix>.json`: how a token file came to be. Written last, so its presence also says that the files are complete.
 
+use super::mask::MaskNote;
 use super::with_ending;
+use crate::data::chat::ChatNote;
 use crate::error::{Error, Exit, Result};
 use crate::text::unmarked;
 use serde::{Deserialize, Serialize};
@@ -32,6 +34,12 @@ pub struct Sidecar {
     pub holdout: f64,
     /// xxh3-128 of the `.bin`, 32 hexadecimal digits.
     pub bin_xxh3_128: String,
+    /// Of a file with a loss mask beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<MaskNote>,
+    /// How the loss mask came to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<ChatNote>,
 }
 
 /// The tokenizer the ids belong to.

@@ -13,6 +13,7 @@ fn about(vocab_size: usize) -> IndexedWritten {
             front: Vec::new(),
             eos: Some(0),
         },
+        chat: None,
         sources: vec!["a.txt".into()],
         split: "all".into(),
         holdout: 0.0,

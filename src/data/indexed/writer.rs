@@ -1,7 +1,9 @@
 //! Streams documents into an indexed token file. Everything goes to temporary names first; the ids and the index are
 //! synced and renamed by [`IndexedWriter::finish`], the sidecar last. A writer that is dropped before leaves nothing behind.
 
+use super::mask::{MaskWriter, ENDING};
 use super::{sidecar, with_ending, Sidecar, TokenDtype, TokenizerNote, HEADER, MAGIC, VERSION};
+use crate::data::chat::ChatNote;
 use crate::error::{Error, Exit, Result};
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -20,11 +22,14 @@ pub struct IndexedWriter {
     highest: Option<u32>,
     hash: Xxh3,
     buffer: Vec<u8>,
+    mask: Option<MaskWriter>,
 }
 
 /// What [`IndexedWriter::finish`] cannot know itself.
 pub struct IndexedWritten {
     pub tokenizer: TokenizerNote,
+    /// How the loss mask came to be; of a file with one.
+    pub chat: Option<ChatNote>,
     pub sources: Vec<String>,
     pub split: String,
     pub holdout: f64,
@@ -50,7 +55,24 @@ impl IndexedWriter {
             highest: None,
             hash: Xxh3::new(),
             buffer: Vec::new(),
+            mask: None,
         })
+    }
+
+    /// As [`IndexedWriter::create`], with a loss mask beside the ids.
+    pub fn create_masked(prefix: &Path, vocab_size: usize) -> Result<IndexedWriter> {
+        let mut writer = IndexedWriter::create(prefix, vocab_size)?;
+        writer.mask = Some(MaskWriter::create(&temporary(prefix, ENDING))?);
+        Ok(writer)
+    }
+
+    /// Appends one document and, to a file with a loss mask, which of its tokens count: a byte each, 0 or 1.
+    pub fn push_masked(&mut self, ids: &[u32], mask: &[u8]) -> Result<()> {
+        self.push(ids)?;
+        match &mut self.mask {
+            Some(writer) => writer.push(mask, ids.len()),
+            None => Ok(()),
+        }
     }
 
     /// Appends one document. Refuses an id outside the vocabulary and a document of 2³¹ ids or more.
@@ -110,6 +132,8 @@ impl IndexedWriter {
             split: about.split,
             holdout: about.holdout,
             bin_xxh3_128: format!("{:032x}", self.hash.digest128()),
+            mask: self.mask.as_mut().map(|m| m.finish()).transpose()?,
+            chat: about.chat,
         };
         let idx_temp = Temp::write(&self.prefix, ".idx", |w| write_index(w, self.dtype, &self.lengths))?;
         let note_temp = Temp::write(&self.prefix, ".json", |w| w.write_all(&sidecar.to_json()))?;
@@ -123,6 +147,15 @@ impl IndexedWriter {
             _ => {}
         }
         rename(&self.bin_temp, &with_ending(&self.prefix, ".bin"))?;
+        let mask = with_ending(&self.prefix, ENDING);
+        match &self.mask {
+            Some(writer) => rename(&writer.path, &mask)?,
+            // The mask of what is replaced is not one of these ids.
+            None if mask.exists() => {
+                std::fs::remove_file(&mask).map_err(|e| Error::io(&mask, "remove", &e, Exit::Storage))?
+            }
+            None => {}
+        }
         idx_temp.rename(&with_ending(&self.prefix, ".idx"))?;
         note_temp.rename(&note)?;
         sync_directory(&self.prefix)?;

@@ -3,7 +3,7 @@ use crate::data::indexed::{IndexedWriter, IndexedWritten, TokenizerNote};
 use std::path::Path;
 
 fn how(sequence_length: usize, seed: u64, vocab_size: usize) -> Cutting {
-    Cutting { sequence_length, seed, vocab_size, documents: true }
+    Cutting { sequence_length, seed, vocab_size, documents: true, chat: None }
 }
 
 fn corpus(dir: &Path, name: &str, tokens: u32, weight: f64) -> Corpus {
@@ -18,7 +18,15 @@ fn corpus(dir: &Path, name: &str, tokens: u32, weight: f64) -> Corpus {
         front: Vec::new(),
         eos: None,
     };
-    w.finish(IndexedWritten { tokenizer, sources: vec![], split: "all".into(), holdout: 0.0, text_bytes: 0 }).unwrap();
+    w.finish(IndexedWritten {
+        tokenizer,
+        chat: None,
+        sources: vec![],
+        split: "all".into(),
+        holdout: 0.0,
+        text_bytes: 0,
+    })
+    .unwrap();
     Corpus { path, weight: Some(weight) }
 }
 
@@ -142,7 +150,15 @@ fn samples_know_where_documents_begin() {
         front: Vec::new(),
         eos: None,
     };
-    w.finish(IndexedWritten { tokenizer, sources: vec![], split: "all".into(), holdout: 0.0, text_bytes: 0 }).unwrap();
+    w.finish(IndexedWritten {
+        tokenizer,
+        chat: None,
+        sources: vec![],
+        split: "all".into(),
+        holdout: 0.0,
+        text_bytes: 0,
+    })
+    .unwrap();
     let mut at = 0;
     let mut begins = std::collections::BTreeSet::new();
     for n in lengths {

@@ -9,6 +9,7 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
+use serde_json::{Map, Value};
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -38,7 +39,7 @@ impl ParquetTable {
         let reader = reader.map_err(damaged)?;
         let about = reader.metadata();
         let schema = about.file_metadata().schema();
-        let mut columns: Vec<Arc<Type>> = Vec::new();
+        let mut columns: Vec<Arc<Type>> = if keys.is_empty() { schema.get_fields().to_vec() } else { Vec::new() };
         let mut paths = Vec::new();
         for key in keys {
             let path = path(schema, key).map_err(|what| {
@@ -80,6 +81,9 @@ impl ParquetTable {
     }
 
     fn text(&self, row: &Row) -> std::result::Result<String, String> {
+        if self.keys.is_empty() {
+            return Ok(object(row)?.to_string());
+        }
         let mut texts = Vec::new();
         for (key, path) in &self.keys {
             let text = field(row, path).ok_or("is missing".to_string()).and_then(string);
@@ -147,6 +151,36 @@ fn string(field: &Field) -> std::result::Result<String, String> {
         Field::Null => Err("is null, not a string".into()),
         _ => Err("is not a string".into()),
     }
+}
+
+/// A whole row as JSON.
+fn object(row: &Row) -> std::result::Result<Value, String> {
+    let each = |(name, field): (&String, &Field)| Ok((name.clone(), value(field)?));
+    row.get_column_iter().map(each).collect::<std::result::Result<Map<_, _>, String>>().map(Value::Object)
+}
+
+fn value(field: &Field) -> std::result::Result<Value, String> {
+    Ok(match field {
+        Field::Null => Value::Null,
+        Field::Bool(x) => (*x).into(),
+        Field::Byte(x) => (*x).into(),
+        Field::Short(x) => (*x).into(),
+        Field::Int(x) => (*x).into(),
+        Field::Long(x) => (*x).into(),
+        Field::UByte(x) => (*x).into(),
+        Field::UShort(x) => (*x).into(),
+        Field::UInt(x) => (*x).into(),
+        Field::ULong(x) => (*x).into(),
+        Field::Float(x) => (*x as f64).into(),
+        Field::Double(x) => (*x).into(),
+        Field::Str(_) | Field::Bytes(_) => string(field)?.into(),
+        Field::Group(row) => object(row)?,
+        Field::ListInternal(list) => {
+            list.elements().iter().map(value).collect::<std::result::Result<Vec<_>, String>>()?.into()
+        }
+        // Dates and the like, and maps: nothing of a conversation is one.
+        other => other.to_string().into(),
+    })
 }
 
 fn first_line(text: &str) -> String {

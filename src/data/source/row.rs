@@ -39,6 +39,10 @@ pub fn text(row: &[u8], keys: &[String]) -> Result<String, Wrong> {
             }
         },
     };
+    if keys.is_empty() && found.kind == "an object" {
+        let plain = without_nan(row).unwrap_or_else(|| row.to_vec());
+        return String::from_utf8(plain).map_err(|_| Wrong::Shape("not UTF-8".into()));
+    }
     found.join().map_err(Wrong::Shape)
 }
 

@@ -4,6 +4,7 @@
 use super::NamedFile;
 use crate::error::{Error, Exit, Result};
 use serde_json::{json, Map, Value};
+use std::ops::Range;
 use std::path::Path;
 
 pub const BOS: u32 = 256;
@@ -34,6 +35,17 @@ pub fn encode_special(text: &str) -> Vec<u32> {
         rest = &rest[length..];
     }
     ids
+}
+
+/// As [`encode_special`], each with the bytes of `text` that it is.
+pub fn encode_places(text: &str) -> Vec<(u32, Range<usize>)> {
+    let mut at = 0;
+    let place = |id: u32| {
+        let length = SPECIALS.iter().find(|(_, special)| *special == id).map_or(1, |(name, _)| name.len());
+        at += length;
+        (id, at - length..at)
+    };
+    encode_special(text).into_iter().map(place).collect()
 }
 
 pub fn decode(ids: &[u32]) -> String {

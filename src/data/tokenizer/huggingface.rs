@@ -5,6 +5,8 @@ use super::{beside, NamedFile};
 use crate::error::{Error, Exit, Result};
 use crate::foreign::guarded;
 use serde_json::Value;
+use std::collections::HashSet;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
 use tokenizers::{Encoding, PostProcessor, Token};
@@ -23,6 +25,8 @@ pub struct HuggingFace {
     pub behind: Vec<u32>,
     /// The same tokenizer, which takes the names of special tokens for the tokens. Made when it is first asked for.
     special: OnceLock<tokenizers::Tokenizer>,
+    /// Ids of its special tokens.
+    specials: HashSet<u32>,
 }
 
 impl HuggingFace {
@@ -43,7 +47,8 @@ impl HuggingFace {
         let eos = special(&inner, &files, "eos_token", EOS_NAMES);
         files.insert(0, ("tokenizer.json".into(), content));
         let (front, behind) = around(&inner, path)?;
-        Ok(HuggingFace { inner, bos, eos, files, front, behind, special: OnceLock::new() })
+        let specials = inner.get_added_tokens_decoder().iter().filter(|(_, t)| t.special).map(|(&id, _)| id).collect();
+        Ok(HuggingFace { inner, bos, eos, files, front, behind, special: OnceLock::new(), specials })
     }
 
     pub fn vocab_size(&self) -> usize {
@@ -61,12 +66,27 @@ impl HuggingFace {
 
     /// As [`HuggingFace::encode`], but the name of a special token is the token.
     pub fn encode_special(&self, text: &str) -> Result<Vec<u32>> {
-        let special = self.special.get_or_init(|| {
+        encode(self.with_names(), text)
+    }
+
+    /// As [`HuggingFace::encode_special`], each with the bytes of `text` that it came from.
+    pub fn encode_places(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        let encoding = guarded(|| self.with_names().encode(text, false)).map_err(panicked);
+        let encoding = encoding.and_then(|e| e.map_err(|e| e.to_string()));
+        let encoding = encoding.map_err(|e| Error::new(Exit::Data, format!("cannot encode a text: {e}")))?;
+        Ok(encoding.get_ids().iter().copied().zip(encoding.get_offsets().iter().map(|&(a, b)| a..b)).collect())
+    }
+
+    pub fn is_special(&self, id: u32) -> bool {
+        self.specials.contains(&id)
+    }
+
+    fn with_names(&self) -> &tokenizers::Tokenizer {
+        self.special.get_or_init(|| {
             let mut special = self.inner.clone();
             special.set_encode_special_tokens(false);
             special
-        });
-        encode(special, text)
+        })
     }
 
     pub fn decode(&self, ids: &[u32]) -> String {

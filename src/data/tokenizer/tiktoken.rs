@@ -5,6 +5,7 @@ use super::{beside, NamedFile};
 use crate::error::{Error, Exit, Result};
 use base64::{engine::general_purpose::STANDARD, Engine};
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::path::Path;
 use tiktoken_rs::CoreBPE;
 
@@ -82,6 +83,21 @@ impl Tiktoken {
     pub fn encode_special(&self, text: &str) -> Result<Vec<u32>> {
         let names = special_names();
         self.encode_allowing(text, &names.iter().map(String::as_str).collect())
+    }
+
+    /// As [`Tiktoken::encode_special`], each with its bytes of `text`.
+    pub fn encode_places(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        let mut at = 0;
+        let place = |id: u32| {
+            let start = at;
+            at += self.bpe.decode_bytes(&[id]).map_or(0, |b| b.len());
+            (id, start..at)
+        };
+        Ok(self.encode_special(text)?.into_iter().map(place).collect())
+    }
+
+    pub fn is_special(&self, id: u32) -> bool {
+        (self.base..self.base + SPECIALS).contains(&id)
     }
 
     fn encode_allowing(&self, text: &str, special: &HashSet<&str>) -> Result<Vec<u32>> {

@@ -37,7 +37,7 @@ fn what_ranks_hold_goes_back_into_sequences() {
 #[test]
 fn segments_are_the_mask() {
     let m = config(false);
-    let documents = Documents(vec![vec![1, 5, 6, 12, 23], vec![], vec![8]]);
+    let documents = Documents::through(vec![vec![1, 5, 6, 12, 23], vec![], vec![8]]);
     for size in [1, 2, 3] {
         let s = 24;
         let rope = Rope::new(&m, 0, s, Device::Cpu);
@@ -54,7 +54,7 @@ fn segments_are_the_mask() {
                 }
             }
         }
-        for (row, starts) in documents.0.iter().enumerate() {
+        for (row, starts) in documents.starts.iter().enumerate() {
             for q in 0..s {
                 let first = starts.iter().copied().filter(|&b| b <= q).max().unwrap_or(0);
                 for k in 0..s {
@@ -90,7 +90,7 @@ fn documents_do_not_see_each_other() {
     let m = config(false);
     let p = params(&m, 4);
     let w = p.unit(Unit::Block(0));
-    let documents = Documents(vec![vec![1, 9, 10, 30], vec![], vec![18, 36]]);
+    let documents = Documents::through(vec![vec![1, 9, 10, 30], vec![], vec![18, 36]]);
     let (block, rope) = (Block::new(&m, &Axes::solo()), Rope::new(&m, 0, S as usize, Device::Cpu));
     let at = Positions::new(&rope, S as usize, 0, 1, &documents);
     let (x, dy) = (noise(&[3 * S, 36], 5), noise(&[3 * S, 36], 6));
@@ -102,7 +102,7 @@ fn documents_do_not_see_each_other() {
         let of: Vec<i64> = (0..S).map(|t| starts.iter().filter(|&&b| b as i64 <= t).count() as i64).collect();
         Tensor::from_slice(&of)
     };
-    let numbers = Tensor::stack(&documents.0.iter().map(number).collect::<Vec<_>>(), 0);
+    let numbers = Tensor::stack(&documents.starts.iter().map(number).collect::<Vec<_>>(), 0);
     let apart = numbers.unsqueeze(1).ne_tensor(&numbers.unsqueeze(2)).view([3, 1, 1, S, S]);
     let (leaves, xr) = (Leaves::new(w), leaf(&x.view([3, S, 36])));
     let mid = oracle::masked_attention(&m, &leaves, &xr, Some(&apart));
@@ -120,6 +120,35 @@ fn documents_do_not_see_each_other() {
     // The mask matters, and without boundaries it is the plain way, bit for bit.
     let plain = block.infer(w, &x, &Positions::consecutive(&rope, 0, S as usize)).unwrap();
     assert!((&plain - &y).abs().max().double_value(&[]) > 0.1);
-    let none = Positions::new(&rope, S as usize, 0, 1, &Documents(vec![vec![]; 3]));
+    let none = Positions::new(&rope, S as usize, 0, 1, &Documents::through(vec![vec![]; 3]));
     assert_eq!(block.infer(w, &x, &none).unwrap(), plain);
+}
+
+/// Documents that count from 0 are turned as if each were alone, on every rank of the context axis.
+#[test]
+fn positions_start_again_with_each_document() {
+    let m = config(false);
+    let rope = Rope::new(&m, 0, 24, Device::Cpu);
+    let x = noise(&[3, 24, 2, m.head_dim() as i64], 4);
+    let starts = vec![vec![1, 5, 6, 12, 23], vec![], vec![8]];
+    let want = x.copy();
+    for (row, starts) in starts.iter().enumerate() {
+        let bounds = [&[0], &starts[..], &[24]].concat();
+        for pair in bounds.windows(2) {
+            let part = want.narrow(0, row as i64, 1).narrow(1, pair[0] as i64, (pair[1] - pair[0]) as i64);
+            Positions::consecutive(&rope, 0, pair[1] - pair[0]).rotate_(&part, false);
+        }
+    }
+    for size in [1, 2, 3] {
+        for rank in 0..size {
+            let documents = Documents { starts: starts.clone(), restart: true };
+            let at = Positions::new(&rope, 24, rank, size, &documents);
+            assert_eq!(at.len(), 24 / size);
+            let part = share(&x, rank, size).copy();
+            at.rotate_(&part, false);
+            assert!(part.equal(&share(&want, rank, size)), "rank {rank} of {size}");
+            at.rotate_(&part, true);
+            close("turned back", &part, &share(&x, rank, size), 1e-5);
+        }
+    }
 }

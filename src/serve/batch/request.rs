@@ -1,10 +1,10 @@
 //! A line of the input as a task. Two forms: OpenAI's (`custom_id`, `method`, `url`, `body`; OpenAI's API reference, Batch), and the
 //! body alone, with `id` or `custom_id` beside its fields. A line that is neither is refused by name of the field.
 
+use crate::data::chat::ChatTemplate;
 use crate::data::Tokenizer;
 use crate::error::Error;
 use crate::serve::batch::fields::{Fields, Refusal};
-use crate::serve::chat::Chat;
 use crate::serve::engine::{check, Asked};
 use crate::serve::Sampling;
 use serde::{Deserialize, Serialize};
@@ -48,7 +48,7 @@ pub struct RequestRules<'a> {
     /// Ids in front of a prompt that is a text.
     pub front: Vec<u32>,
     /// The model's chat template, or why there is none.
-    pub chat: Result<Chat, Error>,
+    pub chat: Result<ChatTemplate, Error>,
     /// Ids that end a text.
     pub ends: Vec<u32>,
     /// Names of the model.

@@ -1,11 +1,24 @@
-//! The token files that `herd data tokenize` writes.
+//! The token files that `herd data tokenize` and `herd data chat` write.
 
 use super::super::claim;
-use super::Args;
+use crate::data::chat::ChatNote;
 use crate::data::indexed::{prefix_of, with_ending, IndexedWriter, IndexedWritten, Sidecar, TokenizerNote};
 use crate::data::pipeline::{Account, Encoded, Part};
 use crate::error::{Error, Exit, Result};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// What a command was asked for.
+pub struct Wanted<'a> {
+    pub inputs: &'a [String],
+    pub tokenizer: &'a str,
+    pub output: &'a Path,
+    pub holdout: f64,
+    pub force: bool,
+    /// With a loss mask.
+    pub masked: bool,
+    /// Why there may be no document at all.
+    pub hint: &'static str,
+}
 
 /// One file of the result.
 struct Output {
@@ -20,8 +33,8 @@ pub struct Outputs(Vec<Output>);
 
 impl Outputs {
     /// Starts them, when [`claim::check`] allows it.
-    pub fn create(args: &Args, vocab_size: usize) -> Result<Outputs> {
-        let prefix = prefix_of(&args.output);
+    pub fn create(args: &Wanted, vocab_size: usize) -> Result<Outputs> {
+        let prefix = prefix_of(args.output);
         if prefix.file_name().is_none() || args.output.to_string_lossy().ends_with('/') {
             return Err(Error::new(Exit::Usage, format!("--output {} names no file", args.output.display()))
                 .hint("give a prefix, e.g. data/corpus"));
@@ -32,20 +45,24 @@ impl Outputs {
         };
         let prefixes = parts.iter().map(|(part, ending)| (*part, with_ending(&prefix, ending)));
         let prefixes: Vec<_> = prefixes.collect();
-        let inputs: Vec<&str> = args.inputs.iter().map(String::as_str).chain([args.tokenizer.as_str()]).collect();
+        let inputs: Vec<&str> = args.inputs.iter().map(String::as_str).chain([args.tokenizer]).collect();
         prefixes.iter().try_for_each(|(_, p)| claim::check(p, &inputs, args.force))?;
         if let Some(dir) = prefix.parent().filter(|d| !d.as_os_str().is_empty()) {
             std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", &e, Exit::Storage))?;
         }
         let open = |(part, prefix): (Option<Part>, PathBuf)| {
-            Ok(Output { part, writer: IndexedWriter::create(&prefix, vocab_size)?, prefix, text_bytes: 0 })
+            let writer = match args.masked {
+                true => IndexedWriter::create_masked(&prefix, vocab_size)?,
+                false => IndexedWriter::create(&prefix, vocab_size)?,
+            };
+            Ok(Output { part, writer, prefix, text_bytes: 0 })
         };
         Ok(Outputs(prefixes.into_iter().map(open).collect::<Result<_>>()?))
     }
 
     pub fn push(&mut self, document: &Encoded) -> Result<()> {
         for o in self.0.iter_mut().filter(|o| o.part.is_none_or(|p| p == document.part)) {
-            o.writer.push(&document.ids)?;
+            o.writer.push_masked(&document.ids, &document.mask)?;
             o.text_bytes += document.text_bytes;
         }
         Ok(())
@@ -57,7 +74,7 @@ impl Outputs {
 
     /// Refuses an empty result, then commits.
     pub fn finish(
-        self, args: &Args, tokenizer: TokenizerNote, accounts: &[Account],
+        self, args: &Wanted, tokenizer: TokenizerNote, chat: Option<ChatNote>, accounts: &[Account],
     ) -> Result<Vec<(PathBuf, Sidecar)>> {
         let documents: u64 = self.0.iter().map(|o| o.writer.documents()).sum();
         if documents == 0 {
@@ -78,7 +95,8 @@ impl Outputs {
             };
             let about = IndexedWritten {
                 tokenizer: tokenizer.clone(),
-                sources: args.inputs.clone(),
+                chat: chat.clone(),
+                sources: args.inputs.to_vec(),
                 split: split.into(),
                 holdout: args.holdout,
                 text_bytes: o.text_bytes,
@@ -90,12 +108,12 @@ impl Outputs {
 }
 
 /// Why there is no document at all.
-fn nothing(args: &Args, accounts: &[Account]) -> Error {
+fn nothing(args: &Wanted, accounts: &[Account]) -> Error {
     let (skipped, empty): (u64, u64) = accounts.iter().fold((0, 0), |(s, e), a| (s + a.skipped, e + a.empty));
     let fact = format!("no document in {} ({skipped} skipped as bad, {empty} without text)", args.inputs.join(", "));
     let hint = match accounts.iter().find_map(|a| a.first_skipped.as_ref()) {
         Some(first) => format!("the first that was skipped: {first}"),
-        None if empty > 0 => "--text-key names the key of the text".into(),
+        None if empty > 0 => args.hint.into(),
         None => "the inputs are empty".into(),
     };
     Error::new(Exit::Data, fact).hint(hint)

@@ -1,0 +1,303 @@
+"""Fine-tuning on conversations against transformers and TRL, and its traps.
+
+    python benchmarks/finetune.py                  # about 5 minutes on two cores; records results/finetune.json
+    python benchmarks/finetune.py --only masks     # or batches, traps
+    python benchmarks/finetune.py --trl DIR        # the training templates of TRL as well: a folder made by
+                                                   #   pip install --no-deps --target DIR trl==1.16.0
+    python benchmarks/finetune.py --count 40 --quick   # does the harness work? records nothing
+
+Masks: `herd data chat` on rows that tests/oracle/chat_masks.py makes, against transformers' return_assistant_tokens_mask, by which TRL's
+assistant_only_loss masks; each template with its {% generation %} tags, and, of herd's own test templates, without them. Batches: the
+gradient test of tests/it/conversations.rs. Traps: each put in on purpose, on the command line.
+"""
+
+import argparse
+import array
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import common
+import report
+from common import Failed
+
+RESULTS = common.ROOT / "benchmarks" / "results" / "finetune.json"
+ORACLE = common.ROOT / "tests" / "oracle" / "chat_masks.py"
+TRAPS = ["empty-mask", "double-bos", "end-not-trained", "foreign-template", "cut-before-trained"]
+END, BOS = "<|end_of_text|>", "<|begin_of_text|>"
+
+
+def plain(end, begin=""):
+    """A template of the `bytes` tokenizer."""
+    return (
+        begin + "{% for m in messages %}{{ m.role }}: {{ m.content }}" + end + "\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+
+
+class Bench:
+    def __init__(self, args):
+        self.args = args
+        self.herd = common.herd_binary(args.herd).resolve()
+        self.folder = common.SCRATCH / "finetune"
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+
+    def run(self, *command, at=None):
+        return subprocess.run(
+            [str(c) for c in [self.herd, *command]], cwd=at or self.folder, env=common.environment(), capture_output=True, text=True
+        )
+
+    # --- masks ---------------------------------------------------------------------------------------------------------
+
+    def masks(self):
+        sources = [("herd", None)]
+        if self.args.trl:
+            sources.append(("trl", self.trl_templates()))
+        python = os.environ.get("HERD_PYTHON", sys.executable)
+        compared, differ, templates, refused, each = 0, 0, 0, 0, {}
+        for origin, folder in sources:
+            out = self.folder / origin
+            command = [python, ORACLE, out, self.args.count, *([folder] if folder else [])]
+            done = subprocess.run([str(c) for c in command], cwd=common.ROOT, env=common.environment(), capture_output=True, text=True)
+            if done.returncode:
+                raise Failed(f"chat_masks.py: {done.stderr.strip()[-500:]}")
+            for name in json.loads(done.stdout.splitlines()[-1]):
+                kinds = ["marked", "plain"] if origin == "herd" else ["marked"]
+                templates += 1
+                for kind in kinds:
+                    n, wrong, left = self.compare(out / name, kind)
+                    compared, differ, refused = compared + n, differ + wrong, refused + left
+                    each[f"{origin} {name} {kind}"] = {"compared": n, "differ": wrong, "left_out": left}
+                    print(f"  {origin:5} {name:28} {kind:7} {n:5} compared, {wrong} differ, {left} left out", flush=True)
+        peer = "transformers' return_assistant_tokens_mask" + (", templates of TRL 1.16.0 among them" if self.args.trl else "")
+        return [
+            figure("templates", templates, "chat templates", peer, 10, at_least=True),
+            figure("mask_conversations", compared, "conversations compared, over all templates", peer, 10 * self.args.count, at_least=True, left_out=refused),
+            figure("mask_differ", differ, "of them with another id or another mask", peer, 0, each=each),
+        ]
+
+    def trl_templates(self):
+        """TRL's training templates: those with {% generation %} that transformers can render on these rows."""
+        found = Path(self.args.trl) / "trl" / "chat_templates"
+        if not found.is_dir():
+            raise Failed(f"no trl/chat_templates in {self.args.trl} (hint: pip install --no-deps --target DIR trl==1.16.0)")
+        folder = self.folder / "trl-templates"
+        folder.mkdir()
+        for file in found.glob("*_training.jinja"):
+            # Those of images and sounds want other messages.
+            if not re.search(r"vl|smolvlm|llava|idefics|diffusion", file.name):
+                shutil.copy(file, folder / file.name)
+        return folder
+
+    def compare(self, at, kind):
+        """(conversations compared, of them different, left out: refused by transformers or by herd by the rule of docs/finetuning.md)."""
+        rows = (at / "rows.jsonl").read_text().splitlines()
+        want = [json.loads(line) for line in (at / "want.jsonl").read_text().splitlines()]
+        keep = [
+            (row, w)
+            for row, w in zip(rows, want)
+            # Where a conversation begins with the model, a template without tags need not say where.
+            if "refused" not in w and not (kind == "plain" and row.startswith('{"messages": [{"role": "assistant"'))
+        ]
+        (at / "in.jsonl").write_text("".join(row + "\n" for row, _ in keep))
+        command = ["data", "chat", "--tokenizer", at, "--template", at / f"{kind}.jinja", "--force", "--output", at / "made" / kind]
+        done = self.run(*command, *(f"--allow={t}" for t in TRAPS), at / "in.jsonl")
+        if done.returncode:
+            print(f"    {done.stderr.strip()[:300]}", flush=True)
+            return len(keep), len(keep), len(rows) - len(keep)
+        got = documents(at / "made" / kind)
+        if len(got) != len(keep):
+            return len(keep), len(keep), len(rows) - len(keep)
+        wrong = sum((list(ids), list(mask)) != (w["ids"], w["mask"]) for (ids, mask), (_, w) in zip(got, keep))
+        return len(keep), wrong, len(rows) - len(keep)
+
+    # --- batches -------------------------------------------------------------------------------------------------------
+
+    def batches(self):
+        found = self.folder / "batch_forms.json"
+        name = "conversations::every_form_of_a_batch_has_the_same_gradient"
+        if self.args.test:
+            env = {**common.environment(), "HERD_BATCH_FORMS": str(found)}
+            failed = subprocess.run([self.args.test, "--exact", name], cwd=common.ROOT, env=env).returncode
+        else:
+            failed = common.cargo_test(name, "--exact", HERD_BATCH_FORMS=found)
+        if failed or not found.exists():
+            raise Failed(f"{name} failed")
+        m = json.loads(found.read_text())
+        unit = f"largest difference of a gradient, fp32, over {m['cells']} forms and grids; gradient norm {m['grad_norm']:.3g}"
+        return [figure("batch_form_gradient_gap", m["gap"], unit, "the same conversations padded, in one micro-batch", 1e-6, cell=m["cell"])]
+
+    # --- traps ---------------------------------------------------------------------------------------------------------
+
+    def traps(self):
+        caught, each = 0, {}
+        cases = self.cases()
+        for name, found in cases.items():
+            trap, said, code = found
+            hit = code == 11 and trap in said
+            caught += hit
+            each[name] = hit
+            print(f"  {name:52} {'caught' if hit else 'NOT CAUGHT: ' + said.strip()[:200]}", flush=True)
+        clean = self.clean()
+        print(f"  a clean set: {'passes, no warning' if clean else 'does NOT pass'}", flush=True)
+        return [
+            figure("traps", len(cases), "mistakes put in on purpose", "none", len(TRAPS), at_least=True),
+            figure("traps_caught", caught, "of them refused by name", "none", len(cases), at_least=True, each=each),
+            figure("clean_passes", int(clean), "a clean set passes without a warning", "none", 1, at_least=True),
+        ]
+
+    def chat(self, template, rows, *more):
+        (self.folder / "t.jinja").write_text(template)
+        (self.folder / "r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        done = self.run("data", "chat", "-t", "bytes", "--template", "t.jinja", "--force", "-o", "traps", *more, "r.jsonl")
+        return done.stdout + done.stderr, done.returncode
+
+    def start(self, *sets, tokenizer="bytes", end_of_mask=None):
+        """`herd config check` on what the last call made."""
+        if end_of_mask is not None:
+            end_of_mask()
+        config = {
+            "name": "x",
+            "run_dir": str(self.folder / "run"),
+            "model": {"shape": dict(common.TINY_SHAPE, max_position_embeddings=512, rope_theta=10000.0)},
+            "data": {"tokenizer": str(tokenizer), "sequence_length": 64, "train": [{"path": "traps"}], "chat": {}},
+            "batch": {"global": 1, "micro": 1},
+            "train": {"steps": 1, "device": "cpu"},
+            "optim": {"warmup_steps": 0},
+        }
+        (self.folder / "c.yaml").write_text(json.dumps(config))
+        done = self.run("config", "check", "c.yaml", *(f"--set={s}" for s in sets))
+        return done.stdout + done.stderr, done.returncode
+
+    def cases(self):
+        row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+        unweighted = json.loads(json.dumps(row))
+        unweighted["messages"][1]["weight"] = 0
+        long = {"messages": [{"role": "user", "content": "a" * 200}, {"role": "assistant", "content": "b"}]}
+        outside = plain("").replace("{{ m.content }}", "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+                                    "{% else %}{{ m.content }}{% endif %}" + END)
+        begin = "{{ '" + BOS + "' }}"
+        in_text = {"messages": [{"role": "user", "content": BOS + "a"}, {"role": "assistant", "content": "b"}]}
+        tight = begin + "{% for m in messages %}{{ m.content }}" + END + "{% endfor %}"
+        out = {}
+
+        def prepared(name, trap, *args):
+            said, code = self.chat(*args)
+            out[name] = (f"trap {trap}", said, code)
+
+        prepared("every turn of weight 0", "empty-mask", plain(END), [unweighted])
+        prepared("a conversation without an answer", "empty-mask", plain(END), [{"messages": row["messages"][:1]}])
+        prepared("--bos beside a template that writes it", "double-bos", plain(END, begin), [row], "--bos", BOS)
+        prepared("the text begins with it too", "double-bos", tight, [in_text])
+        prepared("a template without an end token", "end-not-trained", plain(""), [row])
+        prepared("a generation block that ends before it", "end-not-trained", outside, [row])
+        prepared("a template of another model", "foreign-template", plain("<|im_end|>"), [row])
+
+        def started(name, trap, rows, *sets, **more):
+            said, code = self.chat(plain(END), rows)
+            if code:
+                raise Failed(f"{name}: {said}")
+            said, code = self.start(*sets, **more)
+            out[name] = (trap, said, code)
+
+        started("cut before the answer", "trap cut-before-trained", [long], "data.chat.too_long=cut")
+        started("end tokens masked as padding, by another program", "trap end-not-trained", [row], end_of_mask=self.mask_ends)
+        other = self.folder / "other"
+        other.mkdir(exist_ok=True)
+        (other / "tokenizer.json").write_text(json.dumps(byte_tokenizer()))
+        started("the tokenizer of another model", "fingerprint", [row], tokenizer=other)
+        # The same tokenizer, another template beside it.
+        self.run("data", "chat", "-t", other, "--template", "t.jinja", "--force", "-o", "traps", "r.jsonl")
+        (other / "chat_template.jinja").write_text(plain(END) + "{# of another model #}")
+        said, code = self.start(tokenizer=other)
+        out["another template beside the run's tokenizer"] = ("trap foreign-template", said, code)
+        return out
+
+    def mask_ends(self):
+        """What a trainer does that masks padding by its id, where that is the end token."""
+        prefix = self.folder / "traps"
+        ids = array.array("H", prefix.with_suffix(".bin").read_bytes())
+        mask = bytearray(prefix.with_suffix(".mask").read_bytes())
+        for i, id in enumerate(ids):
+            if id == 257:
+                mask[i] = 0
+        prefix.with_suffix(".mask").write_bytes(mask)
+        prefix.with_suffix(".json").unlink()
+
+    def clean(self):
+        rows = [{"messages": [{"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": f"a {i}"}]} for i in range(20)]
+        said, code = self.chat(plain(END), rows)
+        checked, started = self.start()
+        loud = [w for w in ("warning", "WARN", "(trap ", "with trap ", "left out") if w in said + checked]
+        if loud or code or started:
+            print(f"    {loud}: {said}{checked}", flush=True)
+        return code == 0 and started == 0 and not loud
+
+
+def byte_tokenizer():
+    """A byte-level tokenizer.json with the names of `bytes`."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in printable]
+    vocabulary = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(rest)}
+    special = [{"id": 256 + i, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+               for i, name in enumerate([BOS, END])]
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
+             "fuse_unk": False, "byte_fallback": False, "vocab": vocabulary, "merges": []}
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None,
+            "pre_tokenizer": level, "post_processor": None, "decoder": level, "model": model}
+
+
+def documents(prefix):
+    """(ids, mask) of each document of a token file, read by the layout that docs/data.md has."""
+    index = prefix.with_suffix(".idx").read_bytes()
+    code, count = index[17], struct.unpack_from("<Q", index, 18)[0]
+    lengths = struct.unpack_from(f"<{count}i", index, 34)
+    ids = array.array("H" if code == 8 else "i", prefix.with_suffix(".bin").read_bytes())
+    mask = prefix.with_suffix(".mask").read_bytes()
+    out, at = [], 0
+    for n in lengths:
+        out.append((ids[at : at + n], mask[at : at + n]))
+        at += n
+    return out
+
+
+def figure(name, value, unit, peer, goal, at_least=False, **more):
+    reached = value >= goal if at_least else value <= goal
+    words = f"at {'least' if at_least else 'most'} {goal:g}"
+    # Differences below the four digits that entries are rounded to stay themselves.
+    return {**common.entry(name, value, unit, peer, goal=words, reached=reached, **more), "value": value}
+
+
+PARTS = ["masks", "batches", "traps"]
+
+
+def main():
+    p = argparse.ArgumentParser(description="fine-tuning against transformers and TRL")
+    p.add_argument("--only", action="append", choices=PARTS, help="one part")
+    p.add_argument("--count", type=int, default=1000, help="conversations of each template (default 1000)")
+    p.add_argument("--trl", help="folder with TRL in it")
+    p.add_argument("--quick", action="store_true", help="records nothing")
+    p.add_argument("--herd", help="herd binary (default target/release/herd)")
+    p.add_argument("--test", help="binary of the integration tests, instead of building it")
+    args = p.parse_args()
+    try:
+        bench = Bench(args)
+        entries = [e for part in args.only or PARTS for e in getattr(bench, part)()]
+    except Failed as e:
+        sys.exit(f"bench: {e}")
+    for e in entries:
+        print(f"{e['name']:26} {e['value']:10.4g}   {e['goal']}: {'reached' if e['reached'] else 'NOT reached'}")
+    if not args.quick:
+        common.write_results(entries, RESULTS)
+        report.write()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+//! Rows of conversations to masked tokens, on several threads at once, with a look for what spoils a training in silence.
+
+use super::{forms, mask, ChatForm, ChatNote, ChatTemplate, Conversation, Counted, MaskedTokens, Trap};
+use crate::data::pipeline::{Encode, IdsAndMask};
+use crate::data::Tokenizer;
+use crate::error::{Error, Exit, Result};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// How conversations become tokens.
+#[derive(Clone, Debug)]
+pub struct ChatRules {
+    pub counted: Counted,
+    /// Put before each conversation; the template decides without it.
+    pub front: Option<u32>,
+    /// Appended to each conversation; counts where the last turn does.
+    pub eos: Option<u32>,
+    /// Traps that are let pass.
+    pub allowed: Vec<Trap>,
+    /// Leave out rows that cannot be read or that a template refuses, and such without a token that counts.
+    pub skip_bad: bool,
+}
+
+/// What was met.
+#[derive(Clone, Debug, Default)]
+pub struct ChatTally {
+    pub forms: BTreeMap<ChatForm, u64>,
+    /// Rows left out, and what was wrong with the first.
+    pub skipped: u64,
+    pub first_skipped: Option<String>,
+    /// Conversations in whose messages the name of a special token stands, which became the token; and the first such name.
+    pub named: u64,
+    pub first_name: Option<String>,
+    /// Conversations of each trap that was let pass.
+    pub allowed: BTreeMap<Trap, u64>,
+    /// Tokens that end a turn that counts.
+    pub ends: BTreeSet<u32>,
+}
+
+/// Makes tokens and mask of rows.
+pub struct ChatEncoder<'a> {
+    tokenizer: &'a Tokenizer,
+    template: &'a ChatTemplate,
+    rules: ChatRules,
+    tally: Mutex<ChatTally>,
+}
+
+impl<'a> ChatEncoder<'a> {
+    pub fn new(tokenizer: &'a Tokenizer, template: &'a ChatTemplate, rules: ChatRules) -> ChatEncoder<'a> {
+        ChatEncoder { tokenizer, template, rules, tally: Mutex::default() }
+    }
+
+    /// What was met so far.
+    pub fn tally(&self) -> ChatTally {
+        self.locked().clone()
+    }
+
+    /// For the sidecar.
+    pub fn note(&self) -> ChatNote {
+        let tally = self.locked();
+        ChatNote {
+            template: self.template.file().into(),
+            template_xxh3_128: self.template.fingerprint(),
+            forms: tally.forms.keys().map(|f| f.to_string()).collect(),
+            loss: match self.rules.counted {
+                Counted::All => "all".into(),
+                Counted::Last => "last".into(),
+            },
+            ends: tally.ends.iter().copied().collect(),
+        }
+    }
+
+    /// Tokens and mask of one conversation; traps that are not allowed are errors.
+    pub fn tokens(&self, conversation: &Conversation) -> Result<MaskedTokens> {
+        let mut made = mask::tokens(self.template, self.tokenizer, conversation, self.rules.counted)?;
+        self.around(&mut made)?;
+        self.end_of_turns(&made)?;
+        if !made.mask.iter().skip(1).any(|&m| m > 0) {
+            self.trap(Trap::EmptyMask, || "no token of the conversation counts".into())?;
+        }
+        Ok(made)
+    }
+
+    fn locked(&self) -> MutexGuard<'_, ChatTally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn trap(&self, trap: Trap, fact: impl FnOnce() -> String) -> Result<()> {
+        match self.rules.allowed.contains(&trap) {
+            true => {
+                *self.locked().allowed.entry(trap).or_default() += 1;
+                Ok(())
+            }
+            false => Err(trap.error(fact())),
+        }
+    }
+
+    /// Puts what was asked for around the conversation, and sees that beginning-of-text stands there once.
+    fn around(&self, made: &mut MaskedTokens) -> Result<()> {
+        if let Some(front) = self.rules.front {
+            made.ids.insert(0, front);
+            made.mask.insert(0, 0);
+            made.places.insert(0, 0..0);
+        }
+        if let Some(eos) = self.rules.eos {
+            let end = made.text.len();
+            made.mask.push(made.mask.last().copied().unwrap_or(0));
+            made.ids.push(eos);
+            made.places.push(end..end);
+        }
+        let bos = self.tokenizer.bos().or(self.rules.front);
+        if let Some(bos) = bos.filter(|bos| made.ids.windows(2).any(|pair| pair == [*bos; 2])) {
+            let name = self.tokenizer.decode(&[bos]);
+            self.trap(Trap::DoubleBos, || format!("{name} stands twice, one behind the other"))?;
+        }
+        Ok(())
+    }
+
+    /// Each run of tokens that count must end with a special token, white space aside: else nothing teaches the model to stop.
+    fn end_of_turns(&self, made: &MaskedTokens) -> Result<()> {
+        let blank = |i: usize| {
+            let place = &made.places[i];
+            !place.is_empty() && made.text[..].get(place.clone()).is_some_and(|t| t.trim().is_empty())
+        };
+        let mut at = 0;
+        while at < made.ids.len() {
+            if made.mask[at] == 0 {
+                at += 1;
+                continue;
+            }
+            let run = made.mask[at..].iter().take_while(|&&m| m > 0).count();
+            let last = (at..at + run).rev().find(|&i| !blank(i));
+            match last.map(|i| (i, made.ids[i])) {
+                Some((_, id)) if self.tokenizer.is_special(id) || self.tokenizer.eos() == Some(id) => {
+                    if !self.locked().ends.contains(&id) {
+                        self.locked().ends.insert(id);
+                    }
+                }
+                Some((i, _)) => self.no_end(&made.text[..made.places[i].end])?,
+                None => self.no_end("")?,
+            }
+            at += run;
+        }
+        Ok(())
+    }
+
+    /// A turn that ends with `before`: the template may have written the name of another model's token.
+    fn no_end(&self, before: &str) -> Result<()> {
+        let name = before.ends_with('>').then(|| before.rfind('<').map(|at| &before[at..])).flatten();
+        match name.filter(|name| self.template.spells(name) && !name.contains(char::is_whitespace)) {
+            Some(name) => self.trap(Trap::ForeignTemplate, || {
+                let (file, tokenizer) = (self.template.file(), self.tokenizer.spec());
+                format!(
+                    "the template of {file} ends a turn with {name}, which tokenizer {tokenizer} has not as a token"
+                )
+            }),
+            None => self.trap(Trap::EndNotTrained, || {
+                let end: String = before.chars().rev().take(20).collect::<Vec<_>>().into_iter().rev().collect();
+                format!("a turn that counts ends with {end:?}, and no end token behind it counts")
+            }),
+        }
+    }
+
+    /// Looks for names of special tokens in what people wrote.
+    fn named(&self, conversation: &Conversation) -> Option<String> {
+        let texts = conversation.messages.iter().filter_map(|m| m["content"].as_str());
+        let mut texts = texts.filter(|text| text.contains(['<', '[']));
+        texts.find_map(|text| {
+            let special = |&id: &u32| self.tokenizer.is_special(id);
+            let id = self.tokenizer.encode_special(text).ok()?.into_iter().find(special)?;
+            Some(self.tokenizer.decode(&[id]))
+        })
+    }
+
+    fn row(&self, row: &str) -> Result<(ChatForm, Option<String>, MaskedTokens)> {
+        let conversation = forms::read(row).map_err(|what| Error::new(Exit::Data, what))?;
+        let made = self.tokens(&conversation)?;
+        Ok((conversation.form, self.named(&conversation), made))
+    }
+}
+
+impl Encode for ChatEncoder<'_> {
+    fn encode(&self, row: &str) -> Result<IdsAndMask> {
+        let (form, name, made) = match self.row(row) {
+            Ok(made) => made,
+            // What is wrong with every conversation alike is not left out one by one.
+            Err(e) if self.rules.skip_bad && !e.fact.contains(&format!("trap {}", Trap::ForeignTemplate)) => {
+                let mut tally = self.locked();
+                tally.skipped += 1;
+                tally.first_skipped.get_or_insert(e.fact);
+                return Ok((Vec::new(), Vec::new()));
+            }
+            Err(e) => return Err(e),
+        };
+        let mut tally = self.locked();
+        *tally.forms.entry(form).or_default() += 1;
+        if let Some(name) = name {
+            tally.named += 1;
+            tally.first_name.get_or_insert(name);
+        }
+        Ok((made.ids, made.mask))
+    }
+
+    fn noun(&self) -> Option<&'static str> {
+        Some("conversation")
+    }
+}
+
+#[cfg(test)]
+mod tests;
