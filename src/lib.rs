@@ -24,8 +24,8 @@
 //! - [`kernels`]: fused operations, each with its libtorch reference
 //! - [`wire`]: tensors between ranks: collectives and messages over MPI, NCCL, and MPI with host staging
 //! - [`world`]: the MPI world: ranks, small host messages, meters
-//! - [`appended`], [`attempt`], [`durable`], [`events`], [`exit_record`], [`foreign`], [`lazy_file`]: small files and how a process
-//!   leaves: the number that fences old processes, files that survive a crash or are rotated, what happened, why a process
+//! - [`appended`], [`attempt`], [`durable`], `dynamic`, [`events`], [`exit_record`], [`foreign`], [`lazy_file`]: small files and how a process
+//!   leaves: the number that fences old processes, files that survive a crash or are rotated, libraries found while the program runs, what happened, why a process
 //!   left, panics of other people's code, files that are opened when they are first read
 //! - [`config`], [`error`], [`layout`], [`progress`], [`text`], [`topology`]: values and pure functions
 
@@ -37,6 +37,7 @@ pub mod config;
 pub mod convert;
 pub mod data;
 pub mod durable;
+mod dynamic;
 pub mod error;
 pub mod events;
 pub mod exit_record;
