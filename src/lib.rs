@@ -27,6 +27,7 @@
 //! - [`appended`], [`attempt`], [`durable`], [`events`], [`exit_record`], [`foreign`], [`lazy_file`]: small files and how a process
 //!   leaves: the number that fences old processes, files that survive a crash or are rotated, what happened, why a process
 //!   left, panics of other people's code, files that are opened when they are first read
+//! - [`host`]: the host that a supervisor runs on: clock, processes, files; the real one, or one that is simulated
 //! - [`config`], [`error`], [`layout`], [`progress`], [`text`], [`topology`]: values and pure functions
 
 pub mod appended;
@@ -41,6 +42,7 @@ pub mod error;
 pub mod events;
 pub mod exit_record;
 pub mod foreign;
+pub mod host;
 pub mod kernels;
 pub mod launch;
 pub mod layout;
