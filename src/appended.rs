@@ -106,7 +106,8 @@ pub fn gone(dir: &Path) -> Error {
 
 /// For appending; made if absent.
 pub fn open(path: &Path) -> Result<File> {
-    let file = host::at_file(path, FileAccess::Write).and_then(|()| OpenOptions::new().create(true).append(true).open(path));
+    let file =
+        host::at_file(path, FileAccess::Write).and_then(|()| OpenOptions::new().create(true).append(true).open(path));
     file.map_err(|e| Error::io(path, "open", &e, Exit::Storage))
 }
 

@@ -4,6 +4,7 @@
 //! Rooms, from the top; a room uses only rooms below it.
 //!
 //! - [`cli`]: arguments, one file per command, exit codes, human output
+//! - [`simulate`]: the real supervisor against a simulated cluster
 //! - [`launch`]: the supervisor: attempts, nodes and spares, retry policy, alerts
 //! - [`train`]: the step, the loop, metrics, progress
 //! - [`serve`]: running a model: scheduler of requests, paged cache, sampling, chat templates, files of requests
@@ -55,6 +56,7 @@ pub mod plan;
 pub mod progress;
 pub mod schedules;
 pub mod serve;
+pub mod simulate;
 pub mod slurm;
 pub mod store;
 pub mod text;

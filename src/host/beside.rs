@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 /// Work that is under way, and what comes of it.
-pub enum Beside<T> {
+pub enum SideWork<T> {
     Thread(JoinHandle<T>),
     Simulated(Arc<Mutex<Option<T>>>),
 }
@@ -14,9 +14,9 @@ pub enum Beside<T> {
 ///
 /// # Errors
 /// There is no thread to be had.
-pub fn beside<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> io::Result<Beside<T>> {
+pub fn beside<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> io::Result<SideWork<T>> {
     let Some(host) = super::given() else {
-        return std::thread::Builder::new().name(name.into()).spawn(work).map(Beside::Thread);
+        return std::thread::Builder::new().name(name.into()).spawn(work).map(SideWork::Thread);
     };
     let result = Arc::new(Mutex::new(None));
     let place = result.clone();
@@ -24,22 +24,22 @@ pub fn beside<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + '
         let value = work();
         *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
     }))?;
-    Ok(Beside::Simulated(result))
+    Ok(SideWork::Simulated(result))
 }
 
-impl<T> Beside<T> {
+impl<T> SideWork<T> {
     pub fn is_finished(&self) -> bool {
         match self {
-            Beside::Thread(thread) => thread.is_finished(),
-            Beside::Simulated(result) => result.lock().unwrap_or_else(PoisonError::into_inner).is_some(),
+            SideWork::Thread(thread) => thread.is_finished(),
+            SideWork::Simulated(result) => result.lock().unwrap_or_else(PoisonError::into_inner).is_some(),
         }
     }
 
     /// What came of it; `None` where it panicked, or is not finished in a simulation. A real thread is waited for.
     pub fn join(self) -> Option<T> {
         match self {
-            Beside::Thread(thread) => thread.join().ok(),
-            Beside::Simulated(result) => result.lock().unwrap_or_else(PoisonError::into_inner).take(),
+            SideWork::Thread(thread) => thread.join().ok(),
+            SideWork::Simulated(result) => result.lock().unwrap_or_else(PoisonError::into_inner).take(),
         }
     }
 }
@@ -52,7 +52,7 @@ mod tests {
     fn a_thread_s_value_comes_back() {
         let work = beside("herd-test", || 7).unwrap();
         assert_eq!(work.join(), Some(7));
-        let lost: Beside<u32> = beside("herd-test", || panic!("on purpose")).unwrap();
+        let lost: SideWork<u32> = beside("herd-test", || panic!("on purpose")).unwrap();
         assert_eq!(lost.join(), None);
     }
 }

@@ -9,8 +9,8 @@
 mod beside;
 mod process;
 
-pub use beside::{beside, Beside};
-pub use process::{set_nonblocking, spawn, HostProcess, Pipe, SimulatedProcess, Spawned, Stream};
+pub use beside::{beside, SideWork};
+pub use process::{set_nonblocking, spawn, HostProcess, Pipe, SimulatedProcess, Spawned, StdStream};
 
 use jiff::Timestamp;
 use std::cell::{Cell, RefCell};
@@ -95,6 +95,14 @@ pub fn sleep(length: Duration) {
     match given() {
         Some(host) => host.sleep(length),
         None => std::thread::sleep(length),
+    }
+}
+
+/// [`sleep`] that may be over sooner, as soon as something has happened.
+pub fn wait(most: Duration) {
+    match given() {
+        Some(host) => host.wait(most),
+        None => std::thread::sleep(most),
     }
 }
 

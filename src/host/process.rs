@@ -9,7 +9,7 @@ use std::time::Duration;
 
 /// A stream of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stream {
+pub enum StdStream {
     Out,
     Err,
 }
@@ -21,7 +21,7 @@ pub trait SimulatedProcess: Send + Sync {
     fn ended(&self) -> Option<i32>;
     fn signal(&self, signal: i32);
     /// As [`Read::read`] of a pipe that does not block.
-    fn read(&self, stream: Stream, into: &mut [u8]) -> io::Result<usize>;
+    fn read(&self, stream: StdStream, into: &mut [u8]) -> io::Result<usize>;
 }
 
 /// A process that this one has started.
@@ -33,7 +33,7 @@ pub enum HostProcess {
 /// The reading end of what a process says.
 pub enum Pipe {
     Real(File),
-    Simulated(Arc<dyn SimulatedProcess>, Stream),
+    Simulated(Arc<dyn SimulatedProcess>, StdStream),
 }
 
 /// A process, and those of its streams that are pipes.
@@ -49,7 +49,7 @@ pub fn spawn(command: &mut Command) -> io::Result<Spawned> {
     if let Some(host) = super::given() {
         let process = host.spawn(command)?;
         let pipe = |stream| Some(Pipe::Simulated(process.clone(), stream));
-        let (out, err) = (pipe(Stream::Out), pipe(Stream::Err));
+        let (out, err) = (pipe(StdStream::Out), pipe(StdStream::Err));
         return Ok(Spawned { process: HostProcess::Simulated(process), input: None, out, err });
     }
     let mut child = command.spawn()?;

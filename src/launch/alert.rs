@@ -171,10 +171,7 @@ fn post(address: &str, body: &Value, limit: Duration) -> Result<(), String> {
 /// Runs a command with `text` on its standard input.
 fn feed(line: &[String], text: &str, limit: Duration) -> Result<(), String> {
     let [program, arguments @ ..] = line else { return Err("no command".into()) };
-    let mut child = host::spawn(Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null()))
+    let mut child = host::spawn(Command::new(program).args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()))
         .map_err(|e| format!("{program}: {e}"))?;
     if let Some(mut stdin) = child.input.take() {
         // far below a pipe's capacity; a program that does not read gets a broken pipe, which is its own affair

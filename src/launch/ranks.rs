@@ -9,7 +9,7 @@ use crate::appended::{gone, is_gone};
 use crate::config::LaunchSection;
 use crate::error::{Error, Exit, Result};
 use crate::exit_record;
-use crate::host::{self, Beside, Pipe};
+use crate::host::{self, Pipe, SideWork};
 use crate::liveness::VerdictFolder;
 use crate::slurm::messages;
 use crate::slurm::{control, Job, StepLine};
@@ -100,8 +100,12 @@ impl RunningRanks {
 
     /// The ranks that an earlier supervisor has started by `srun`. What they have said so far is read again.
     pub fn adopt(what: &RankStart, srun: Srun, stderr: File) -> RunningRanks {
-        let mut ranks =
-            RunningRanks::new(what, srun, Some(Pipe::from(stderr)), Tail::from_start(what.run_dir.join("events.jsonl")));
+        let mut ranks = RunningRanks::new(
+            what,
+            srun,
+            Some(Pipe::from(stderr)),
+            Tail::from_start(what.run_dir.join("events.jsonl")),
+        );
         ranks.look();
         ranks.seen.asked = ranks.signs.asked;
         ranks
@@ -202,7 +206,7 @@ impl RunningRanks {
     }
 
     /// Kills the tasks on the nodes that live, through the controller, in a thread that the caller may wait for or not.
-    pub fn begin_to_end(&self, job: &Job) -> Option<Beside<()>> {
+    pub fn begin_to_end(&self, job: &Job) -> Option<SideWork<()>> {
         control::kill_step_beside(job, &self.step)
     }
 

@@ -1,7 +1,7 @@
 //! Which nodes take a step, asked of all at once: an empty `srun` whose tasks print their node's name. A node that lives
 //! answers within a fraction of a second; Slurm itself takes 12 s to say that one does not, and minutes to mark it down.
 
-use crate::host::{self, Beside, HostProcess, Pipe};
+use crate::host::{self, HostProcess, Pipe, SideWork};
 use crate::slurm::{control, process, Job, StepLine};
 use crate::text::whole_lines;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -99,7 +99,7 @@ pub struct StartCalls {
     /// From the end of one to the next.
     pub every: Duration,
     pub last: Instant,
-    pub under_way: Option<Beside<Vec<String>>>,
+    pub under_way: Option<SideWork<Vec<String>>>,
 }
 
 impl StartCalls {
@@ -151,7 +151,9 @@ fn answers(job: &Job, groups: &[Vec<String>], hosts_file: &Path, patience: Patie
                 false => step.out = None,
             }
             let lines = whole_lines(&mut step.part);
-            here.extend(String::from_utf8_lossy(&lines).lines().map(|l| l.trim().to_string()).filter(|l| !l.is_empty()));
+            here.extend(
+                String::from_utf8_lossy(&lines).lines().map(|l| l.trim().to_string()).filter(|l| !l.is_empty()),
+            );
         }
         if here.len() > before {
             limit = patience.others.max((host::since(began) * TIMES_THE_LATEST).min(LONGEST));

@@ -369,7 +369,9 @@ impl Supervisor {
         let began = host::now();
         loop {
             match work(self) {
-                Err(e) if e.exit == Exit::Storage && host::since(began) < limit && !self.asked.load(Ordering::Relaxed) => {
+                Err(e)
+                    if e.exit == Exit::Storage && host::since(began) < limit && !self.asked.load(Ordering::Relaxed) =>
+                {
                     if host::since(began) < STORAGE_AGAIN {
                         tracing::warn!("{e}; trying again for {} s", limit.as_secs_f64());
                     }

@@ -3,7 +3,7 @@
 use super::process::{command, output, unhurt};
 use super::Job;
 use crate::error::{Error, Exit, Result};
-use crate::host::{self, Beside};
+use crate::host::{self, SideWork};
 use std::path::Path;
 use std::time::Duration;
 
@@ -130,7 +130,7 @@ pub fn cancel(address: &str) -> Result<()> {
 
 /// Kills every task of the job's step called `name`, from a thread of its own: towards a dead node `scancel` takes as long
 /// as Slurm's message timeout, and the nodes that live are done long before.
-pub fn kill_step_beside(job: &Job, name: &str) -> Option<Beside<()>> {
+pub fn kill_step_beside(job: &Job, name: &str) -> Option<SideWork<()>> {
     let (address, wanted) = (job.address(), name.to_string());
     let kill = move || {
         let listed = output(command("squeue", &["-h", "-s", "-j", &address, "-o", "%i %j"]), LIMIT).unwrap_or_default();

@@ -46,8 +46,8 @@ pub fn run(mut command: Command, limit: Duration) -> Result<CommandEnd> {
     let name = command.get_program().to_string_lossy().into_owned();
     let failed = |what: String| Error::new(Exit::World, format!("{name}: {what}"));
     let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let Spawned { mut process, mut out, mut err, .. } = host::spawn(piped)
-        .map_err(|e| failed(format!("cannot be started: {e}")).hint("is Slurm's client in PATH?"))?;
+    let Spawned { mut process, mut out, mut err, .. } =
+        host::spawn(piped).map_err(|e| failed(format!("cannot be started: {e}")).hint("is Slurm's client in PATH?"))?;
     let code = match within(&mut process, limit) {
         Some(code) => code,
         None => {
@@ -102,7 +102,6 @@ pub fn unhurt(mut command: Command) -> Command {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Instant;
 
     #[test]
     fn output_code_and_limit() {
