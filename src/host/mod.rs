@@ -147,8 +147,6 @@ pub enum Planted {
     DeadSpare,
     /// One start more than `launch.max_attempts`.
     OneMoreStart,
-    /// Nodes that are given up alive keep what is in their memory.
-    NoRescue,
 }
 
 #[cfg(test)]

@@ -34,10 +34,6 @@ impl Supervisor {
     ///
     /// One silent node needs none of this, as long as its partner holds a second copy of what was in its memory.
     pub(super) fn rescue(&mut self, found: &Finding) {
-        #[cfg(test)]
-        if crate::host::planted() == Some(crate::host::Planted::NoRescue) {
-            return;
-        }
         let config = &self.launch.config.checkpoint;
         let second_copy = config.partner == Partner::Node && self.slots.len() > 1;
         if config.snapshot_every == 0 || found.class != Class::Node || found.nodes.len() < 1 + usize::from(second_copy)

@@ -74,7 +74,9 @@ impl Supervisor {
             self.say("no_answer", json!({ "nodes": absent, "attempt": self.number + 1 }))?;
             let (down, late): (Vec<_>, Vec<_>) = {
                 let down = control::nodes_down(&absent);
-                absent.iter().cloned().partition(|n| down.contains(n))
+                // one that is paused has failed before, and is silent since: a death counts once
+                let good = |n: &&String| self.book.ledger.standing(n, now) == Standing::Good;
+                absent.iter().filter(good).cloned().partition(|n| down.contains(n))
             };
             self.blame(&down, "node_lost", true)?;
             self.blame(&late, NO_ANSWER, true)?;

@@ -90,7 +90,7 @@ impl Settings {
             nodes,
             ranks_per_node: 8,
             spares,
-            nodes_per_switch: 16,
+            nodes_per_switch: (nodes / 4).max(2),
             days: 1.0,
             faults_per_day: 4.0,
             pairs: 0.3,

@@ -48,7 +48,6 @@ fn found(mistake: Planted) -> Option<Violation> {
     let mut s = settings(8, 2, 0.5);
     match mistake {
         Planted::OneMoreStart => (s.config.launch.max_attempts, s.person_s) = (3, 60.0),
-        Planted::NoRescue => s.faults_per_day = 24.0,
         _ => {}
     }
     let s = Arc::new(s);
@@ -67,7 +66,6 @@ fn planted_mistakes_are_found() {
         (HealthyBlamed, "which no fault ever touched"),
         (DeadSpare, "had been dead before"),
         (OneMoreStart, "launch.max_attempts is 3"),
-        (NoRescue, "was in reach"),
     ];
     let mut count = 0;
     for (mistake, words) in expected {

@@ -63,6 +63,9 @@ pub(in crate::simulate) struct Truth {
     /// When something last happened that training has to get over.
     pub disturbed: Micros,
     stood: u64,
+    /// The newest step whose second copies had all arrived when training stood, and where it stood.
+    pub safe: u64,
+    pub stood_slots: Vec<usize>,
 }
 
 impl Truth {

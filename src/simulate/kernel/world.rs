@@ -68,6 +68,8 @@ pub(in crate::simulate) struct SimNode {
     pub memory: Vec<MemoryPart>,
     pub life: u64,
     pub touched: Option<Micros>,
+    /// Faults that have touched it.
+    pub faults: usize,
     pub unreachable_since: Option<Micros>,
     pub reached_since: Micros,
 }
@@ -142,6 +144,7 @@ impl Cluster {
                 memory: Vec::new(),
                 life: 0,
                 touched: None,
+                faults: 0,
                 unreachable_since: None,
                 reached_since: 0,
             })
@@ -237,6 +240,7 @@ impl Cluster {
 
     pub fn touch(&mut self, now: Micros, node: usize) {
         self.nodes[node].touched = Some(now);
+        self.nodes[node].faults += 1;
     }
 
     /// Whether a fault of this node may explain what is seen.
@@ -282,6 +286,7 @@ impl Cluster {
         if was_down {
             let tasks: Vec<SimTask> = self.tasks.iter().filter(|(_, t)| t.node == node).map(|(&t, _)| t).collect();
             tasks.into_iter().for_each(|t| agenda.kill(t));
+            self.watch_the_supervisors(agenda);
         }
         let tasks: Vec<SimTask> = self.tasks.iter().filter(|(_, t)| t.node == node).map(|(&t, _)| t).collect();
         tasks.into_iter().for_each(|t| agenda.tell(t));
@@ -463,7 +468,6 @@ impl Cluster {
         if bug {
             self.truth.violation(agenda.now, format!("the supervisor's code panicked on {}", self.node_of(task)));
         }
-        self.tasks.remove(&task);
         if self.supervisors.remove(&task) {
             self.standbys.remove(&task);
             for program in self.programs.iter_mut().filter(|p| p.task == Some(task) && p.ended.is_none()) {
@@ -576,11 +580,9 @@ impl Cluster {
             .filter(|&&t| !self.standbys.contains_key(&t) && (t == root || !has_owned(t)))
             .count()
             == 1;
-        let backed = !self.c.config.launch.standby || self.standbys.keys().any(|t| agenda.lives(*t));
         let trains =
             self.live_step().is_some_and(|id| self.steps[id].phase == StepPhase::Training && !self.steps[id].asked);
-        let quiet =
-            alone && backed && trains && agenda.now >= self.quiet_from && self.truth.cause() == Some(Cause::Training);
+        let quiet = alone && trains && agenda.now >= self.quiet_from && self.truth.cause() == Some(Cause::Training);
         match quiet {
             true => Duration::from_secs(3600),
             false => length * (2 + self.random.below(6) as u32),
@@ -621,6 +623,10 @@ impl Cluster {
         self.checked = history.attempts.len();
         if let Ok(ledger) = crate::launch::ledger::read(&self.run_dir.join("ledger.json")) {
             for (name, node) in &ledger.nodes {
+                let faults = self.by_name.get(name).map_or(0, |&n| self.nodes[n].faults);
+                if node.given_up && (faults as u64) < self.c.config.launch.node_failures {
+                    self.truth.violation(now, format!("{name} is given up after {faults} faults"));
+                }
                 if self.by_name.get(name).is_some_and(|&n| self.nodes[n].touched.is_none()) && !node.failures.is_empty()
                 {
                     let reason = &node.failures[0].reason;
@@ -649,8 +655,10 @@ impl Cluster {
             .attempts
             .last()
             .is_some_and(|r| r.reason == "too_few_nodes" && r.restarts == self.job.restarts && r.job == self.job.id);
-        let healthy =
-            self.job.nodes.iter().filter(|&&n| !self.was_touched(agenda.now, n) && !self.nodes[n].slurm_down).count();
+        let ledger = crate::launch::ledger::read(&self.run_dir.join("ledger.json")).unwrap_or_default();
+        let given_up = |n: usize| ledger.nodes.get(&self.nodes[n].name).is_some_and(|n| n.given_up);
+        let is_healthy = |n: usize| !self.was_touched(agenda.now, n) && !self.nodes[n].slurm_down && !given_up(n);
+        let healthy = self.job.nodes.iter().filter(|&&n| is_healthy(n)).count();
         if wants && healthy >= self.c.nodes {
             self.truth.violation(
                 agenda.now,

@@ -120,12 +120,20 @@ impl Cluster {
 
     /// The newest step of which every part is somewhere that the job could reach ever since: on disk, or in the memory of a node of
     /// the allocation that lives. By counting, not by the code that is tested.
+    ///
+    /// A step whose second copies were on their way counts only where no node was replaced that a fault has touched since: of a
+    /// single node that is given up the supervisor fetches nothing, as long as its partner has a copy.
     pub(in crate::simulate) fn newest_reachable(&self) -> u64 {
+        let slots = self.steps.last().map_or(&[][..], |s| &s.slots[..]);
+        let touched = |n: &usize| self.nodes[*n].touched.is_some_and(|at| at >= self.truth.stood_at);
+        let replaced = self.truth.stood_slots.iter().any(|n| !slots.contains(n) && touched(n));
+        let most = if replaced { self.truth.safe } else { u64::MAX };
         let mut parts: BTreeMap<(u64, u64, usize), BTreeSet<usize>> = BTreeMap::new();
         for &n in &self.job.nodes {
             let node = &self.nodes[n];
-            if node.alive && node.reached_since <= self.truth.stood_at && !self.is_cut(n) && !node.slurm_down {
-                for p in &node.memory {
+            let late = node.late_until > self.truth.stood_at;
+            if node.alive && !late && node.reached_since <= self.truth.stood_at && !self.is_cut(n) && !node.slurm_down {
+                for p in node.memory.iter().filter(|p| p.step <= most) {
                     parts.entry((p.step, p.attempt, p.world)).or_default().insert(p.writer);
                 }
             }

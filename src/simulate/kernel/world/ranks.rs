@@ -262,6 +262,11 @@ impl Cluster {
         }
         let slots = self.steps[id].slots.clone();
         self.leave_in_memory(number, &slots, snapshot, whole);
+        if snapshot.is_some() {
+            let one = self.c.config.checkpoint.partner == crate::config::Partner::Off;
+            self.truth.safe = if one { finished } else { whole.unwrap_or(from) };
+        }
+        self.truth.stood_slots = slots;
         self.truth.stands(now, finished);
     }
 
