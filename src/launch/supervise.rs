@@ -255,7 +255,7 @@ impl Supervisor {
                 ranks.late(calls.news());
             }
         };
-        let patience = appended::PATIENCE.saturating_sub(gone.map_or(Duration::ZERO, |since| host::since(since)));
+        let patience = appended::PATIENCE.saturating_sub(gone.map_or(Duration::ZERO, host::since));
         appended::wait_for(&self.run_dir, patience).map_err(|e| self.without_run_dir(e))?;
         self.note_recovery(&ranks)?;
         let at_stop = self.launch.config.train.stop_at.is_some_and(|s| watch::last_step(&self.run_dir) >= s);

@@ -83,6 +83,7 @@ impl Settings {
             "batch": { "global": 8 * nodes * 8, "micro": 1 },
             "train": { "steps": 1_000_000_000_000u64 },
             "parallel": { "data": 0 },
+            "checkpoint": { "snapshot_every": 1, "every": 200 },
         });
         let config: Config = serde_json::from_value(document).map_err(|e| Error::new(Exit::Internal, e.to_string()))?;
         Ok(Settings {

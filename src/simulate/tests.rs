@@ -21,7 +21,7 @@ fn none_breaks_a_rule(all: &Sweep) {
 fn no_seed_of_some_hundred_breaks_a_rule() {
     let first = number("HERD_SIMULATE_SEED", 1);
     let (small, large) = (Arc::new(settings(8, 2, 0.5)), Arc::new(settings(64, 3, 0.5)));
-    let all = sweep(first, number("HERD_SIMULATE_SEEDS", 240), |seed| match seed % 4 {
+    let all = sweep(first, number("HERD_SIMULATE_SEEDS", 60), |seed| match seed % 4 {
         0 => large.clone(),
         _ => small.clone(),
     });

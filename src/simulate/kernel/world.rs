@@ -353,7 +353,7 @@ impl Cluster {
             self.nodes[batch].unreachable_since = Some(since);
             self.down(agenda, batch, since);
             self.job.restarts += 1;
-            self.to_the_queue(agenda, 60.0);
+            self.queue_again(agenda, 60.0);
             return;
         }
         let (c, kernel, job, asked) = (self.c.clone(), kernel.clone(), self.slurm_job(), self.job.asked.clone());
@@ -505,7 +505,7 @@ impl Cluster {
         self.quiet_from = Micros::MAX;
     }
 
-    fn to_the_queue(&mut self, agenda: &mut Agenda, seconds: f64) {
+    fn queue_again(&mut self, agenda: &mut Agenda, seconds: f64) {
         (self.job.state, self.job.requeued) = (JobState::Pending, true);
         self.job.life += 1;
         self.truth.requeues += 1;
@@ -522,7 +522,7 @@ impl Cluster {
         self.end_job(agenda);
         self.job.restarts += 1;
         let wait = self.c.requeue_s * self.random.between(0.5, 1.5);
-        self.to_the_queue(agenda, wait);
+        self.queue_again(agenda, wait);
     }
 
     /// The signal ahead of a time limit, to the batch script and so to the supervisor.
@@ -546,7 +546,7 @@ impl Cluster {
             return;
         }
         (self.job.id, self.job.restarts) = (self.job.id + 1, 0);
-        self.to_the_queue(agenda, 60.0);
+        self.queue_again(agenda, 60.0);
     }
 
     // What is looked at
