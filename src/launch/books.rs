@@ -72,7 +72,8 @@ impl Supervisor {
         let pause = found.class == Class::Node;
         #[cfg(test)]
         if host::planted() == Some(host::Planted::HealthyBlamed) {
-            self.blame(&self.slots[..1].to_vec(), "planted", true)?;
+            let first = self.slots[..1].to_vec();
+            self.blame(&first, "planted", true)?;
         }
         self.blame(&found.nodes, &found.reason, pause)
     }

@@ -76,7 +76,7 @@ impl Inventory {
         let good = |s: &&Set| s.is_whole() || on_disk.contains(&s.step);
         #[cfg(test)]
         if crate::host::planted() == Some(crate::host::Planted::OlderCopy) {
-            return sets.iter().filter(good).last();
+            return sets.iter().rfind(good);
         }
         sets.iter().find(good)
     }
