@@ -4,6 +4,7 @@
 //! Rooms, from the top; a room uses only rooms below it.
 //!
 //! - [`cli`]: arguments, one file per command, exit codes, human output
+//! - [`simulate`]: the real supervisor against a simulated cluster
 //! - [`launch`]: the supervisor: attempts, nodes and spares, retry policy, alerts
 //! - [`train`]: the step, the loop, metrics, progress
 //! - [`serve`]: running a model: scheduler of requests, paged cache, sampling, files of requests
@@ -27,6 +28,7 @@
 //! - [`appended`], [`attempt`], [`durable`], `dynamic`, [`events`], [`exit_record`], [`foreign`], [`lazy_file`]: small files and how a process
 //!   leaves: the number that fences old processes, files that survive a crash or are rotated, libraries found while the program runs, what happened, why a process
 //!   left, panics of other people's code, files that are opened when they are first read
+//! - [`host`]: the host that a supervisor runs on: clock, processes, files; the real one, or one that is simulated
 //! - [`config`], [`error`], [`layout`], [`progress`], [`text`], [`topology`]: values and pure functions
 
 pub mod appended;
@@ -42,6 +44,7 @@ pub mod error;
 pub mod events;
 pub mod exit_record;
 pub mod foreign;
+pub mod host;
 pub mod kernels;
 pub mod launch;
 pub mod layout;
@@ -54,6 +57,7 @@ pub mod plan;
 pub mod progress;
 pub mod schedules;
 pub mod serve;
+pub mod simulate;
 pub mod slurm;
 pub mod store;
 pub mod text;

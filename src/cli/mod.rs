@@ -19,6 +19,7 @@ mod man;
 mod outcome;
 mod plan;
 mod progress;
+mod simulate;
 mod status;
 mod train;
 mod version;
@@ -55,6 +56,7 @@ enum Command {
     Checkpoint(checkpoint::Args),
     Config(config::Args),
     Plan(plan::Args),
+    Simulate(simulate::Args),
     Data(data::Args),
     Generate(generate::Args),
     Batch(batch::Args),
@@ -94,6 +96,7 @@ pub fn run() -> ExitCode {
         Command::Drill(a) => drill::run(a),
         Command::Config(a) => config::run(a),
         Command::Plan(a) => plan::run(a),
+        Command::Simulate(a) => simulate::run(a),
         Command::Data(a) => data::run(a),
         Command::Generate(a) => generate::run(a),
         Command::Batch(a) => batch::run(a),

@@ -32,7 +32,7 @@ pub mod watch;
 
 pub use parent::Parent;
 pub use supervise::Supervisor;
-pub use takeover::wait;
+pub use takeover::{go_on, outlive, wait, Outlived};
 
 use crate::config::Config;
 use crate::error::{Error, Exit, Result};
