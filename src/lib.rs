@@ -4,6 +4,7 @@
 //! Rooms, from the top; a room uses only rooms below it.
 //!
 //! - [`cli`]: arguments, one file per command, exit codes, human output
+//! - [`report`]: a run as a page: what its files say, thinned out; the live page
 //! - [`launch`]: the supervisor: attempts, nodes and spares, retry policy, alerts
 //! - [`train`]: the step, the loop, metrics, progress
 //! - [`serve`]: running a model: scheduler of requests, paged cache, sampling, chat templates, files of requests
@@ -24,9 +25,9 @@
 //! - [`kernels`]: fused operations, each with its libtorch reference
 //! - [`wire`]: tensors between ranks: collectives and messages over MPI, NCCL, and MPI with host staging
 //! - [`world`]: the MPI world: ranks, small host messages, meters
-//! - [`appended`], [`attempt`], [`durable`], [`events`], [`exit_record`], [`foreign`], [`lazy_file`]: small files and how a process
-//!   leaves: the number that fences old processes, files that survive a crash or are rotated, what happened, why a process
-//!   left, panics of other people's code, files that are opened when they are first read
+//! - [`appended`], [`attempt`], [`durable`], [`events`], [`exit_record`], [`foreign`], [`json_lines`], [`lazy_file`]: small files and
+//!   how a process leaves: the number that fences old processes, files that survive a crash or are rotated, what happened, why a
+//!   process left, panics of other people's code, lines that are read in bounded memory, files that are opened when first read
 //! - [`config`], [`error`], [`layout`], [`progress`], [`text`], [`topology`]: values and pure functions
 
 pub mod appended;
@@ -41,6 +42,7 @@ pub mod error;
 pub mod events;
 pub mod exit_record;
 pub mod foreign;
+pub mod json_lines;
 pub mod kernels;
 pub mod launch;
 pub mod layout;

@@ -1,7 +1,8 @@
 //! `herd status`: how a run fares, from its run directory.
 
 use crate::error::{Error, Exit, Result};
-use crate::launch::status::{self, RunState, RunStatus};
+use crate::launch::follow;
+use crate::launch::status::{RunState, RunStatus};
 use jiff::Timestamp;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -23,7 +24,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let s = status::read(&args.run, Timestamp::now())?;
+    let s = follow::read(&args.run, Timestamp::now())?;
     match args.json {
         true => {
             let text = serde_json::to_string_pretty(&s).map_err(|e| Error::new(Exit::Internal, e.to_string()))?;
