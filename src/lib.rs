@@ -53,6 +53,7 @@ pub mod optim;
 pub mod parallel;
 pub mod plan;
 pub mod progress;
+pub mod report;
 pub mod schedules;
 pub mod serve;
 pub mod slurm;

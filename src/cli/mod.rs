@@ -19,6 +19,7 @@ mod man;
 mod outcome;
 mod plan;
 mod progress;
+mod report;
 mod status;
 mod train;
 mod version;
@@ -51,6 +52,7 @@ enum Command {
     Train(train::Args),
     Launch(launch::Args),
     Status(status::Args),
+    Report(report::Args),
     Drill(drill::Args),
     Checkpoint(checkpoint::Args),
     Config(config::Args),
@@ -91,6 +93,7 @@ pub fn run() -> ExitCode {
         Command::Train(a) => train::run(a),
         Command::Launch(a) => launch::run(a),
         Command::Status(a) => status::run(a),
+        Command::Report(a) => report::run(a),
         Command::Drill(a) => drill::run(a),
         Command::Config(a) => config::run(a),
         Command::Plan(a) => plan::run(a),

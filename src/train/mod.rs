@@ -12,6 +12,7 @@ mod first;
 mod heritage;
 pub mod metrics;
 pub mod progress;
+pub mod prometheus;
 pub mod records;
 mod report;
 mod resave;

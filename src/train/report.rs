@@ -2,6 +2,7 @@
 
 use super::metrics::{memory_peak, Events, Metrics, StepRecord};
 use super::progress::TrainProgress;
+use super::prometheus::PromFile;
 use super::state::State;
 use super::step::Outcome;
 use crate::config;
@@ -30,6 +31,7 @@ pub struct Report {
 
 struct Inner {
     metrics: Metrics,
+    prometheus: Option<PromFile>,
     events: Events,
     progress: TrainProgress,
 }
@@ -41,6 +43,12 @@ impl Report {
         let inner = match world.rank() {
             0 => Some(Inner {
                 metrics: Metrics::open(&config.run_dir, restored, config.log.tensorboard)?,
+                prometheus: PromFile::new(
+                    &config.run_dir,
+                    &config.name,
+                    config.train.steps,
+                    Duration::from_secs(config.log.prometheus_s),
+                ),
                 events: Events::open(&config.run_dir)?,
                 progress: TrainProgress::new(config.train.steps, restored, config.log.every),
             }),
@@ -179,6 +187,9 @@ impl Report {
             Some(inner) if self.gone.is_none() => {
                 let written = inner.metrics.record(&record);
                 inner.progress.step(&record);
+                if let Some(wrong) = inner.prometheus.as_mut().filter(|_| written.is_ok()).and_then(|p| p.step(&record)) {
+                    inner.progress.note(&format!("WARNING: {wrong}"));
+                }
                 written
             }
             _ => Ok(()),
