@@ -6,7 +6,7 @@ import sys
 import common
 
 PAGE = common.ROOT / "docs" / "benchmarks.md"
-FILES = ["train", "axes", "checkpoint", "recovery", "stacks", "inputs", "scale", "serve", "gpu", "plan"]
+FILES = ["train", "axes", "checkpoint", "recovery", "stacks", "inputs", "scale", "serve", "gpu", "plan", "report"]
 
 
 def marks(name):

@@ -154,7 +154,10 @@ mod tests {
         file.write_all(b"1\n2\n\n{half\n3\n4").unwrap();
         assert_eq!(numbers(&mut lines), [1, 2, 3]);
         let said = lines.complaint().unwrap();
-        assert!(said.starts_with("x.jsonl: 1 of 5 lines") && said.contains("line 4") && said.contains("1 bytes"), "{said}");
+        assert!(
+            said.starts_with("x.jsonl: 1 of 5 lines") && said.contains("line 4") && said.contains("1 bytes"),
+            "{said}"
+        );
         file.write_all(b"2\n5\n").unwrap();
         assert_eq!(numbers(&mut lines), [42, 5]);
         assert!(!lines.is_replaced());

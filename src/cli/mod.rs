@@ -13,6 +13,7 @@ mod drill;
 mod exit_codes;
 mod flush;
 mod generate;
+mod init;
 mod launch;
 pub mod logging;
 mod man;
@@ -50,6 +51,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(train::Args),
+    Init(init::Args),
     Launch(launch::Args),
     Status(status::Args),
     Report(report::Args),
@@ -91,6 +93,7 @@ pub fn run() -> ExitCode {
     let result = match cli.command {
         Command::Checkpoint(a) => checkpoint::run(a),
         Command::Train(a) => train::run(a),
+        Command::Init(a) => init::run(a),
         Command::Launch(a) => launch::run(a),
         Command::Status(a) => status::run(a),
         Command::Report(a) => report::run(a),

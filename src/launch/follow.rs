@@ -140,7 +140,7 @@ impl RunFollower {
             Ok(text) => serde_yaml::from_str(&text).unwrap_or(Value::Null),
             Err(_) => Value::Null,
         };
-        let parts = status::Parts {
+        let parts = status::StatusParts {
             config: &config,
             history: &self.history,
             events: &self.events.kept,

@@ -8,6 +8,7 @@
 
 use super::history::{Class, History, Record};
 use super::ledger::{self, Ledger, Standing};
+use crate::slurm::compress;
 use crate::train::records::StepPoint;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -78,7 +79,7 @@ pub struct NodeLine {
 }
 
 /// What a status is made of.
-pub struct Parts<'a> {
+pub struct StatusParts<'a> {
     /// `config.yaml`, or null.
     pub config: &'a Value,
     pub history: &'a History,
@@ -92,8 +93,8 @@ pub struct Parts<'a> {
 }
 
 /// How a run fares.
-pub fn of(parts: &Parts, now: Timestamp) -> RunStatus {
-    let Parts { config, history, events, ledger, steps, .. } = parts;
+pub fn of(parts: &StatusParts, now: Timestamp) -> RunStatus {
+    let StatusParts { config, history, events, ledger, steps, .. } = parts;
     let mut s = RunStatus {
         name: config["name"].as_str().unwrap_or_default().into(),
         steps: config["train"]["steps"].as_u64().unwrap_or(0),
@@ -140,7 +141,7 @@ fn state(history: &History, events: &VecDeque<Value>) -> (RunState, String) {
         )
     });
     let running = || match history.attempts.last().filter(|a| a.ended.is_none()) {
-        Some(a) => format!("attempt {} of job {} on {}", a.attempt, a.job, a.nodes.join(",")),
+        Some(a) => format!("attempt {} of job {} on {}", a.attempt, a.job, compress(&a.nodes)),
         None => "by hand, or between two attempts".into(),
     };
     match last {
@@ -289,8 +290,8 @@ mod tests {
     use super::super::follow::read;
     use super::*;
     use crate::error::Exit;
-    use std::path::Path;
     use serde_json::json;
+    use std::path::Path;
 
     fn at(s: f64) -> Timestamp {
         Timestamp::from_nanosecond((1e9 * (1_000_000.0 + s)) as i128).unwrap()

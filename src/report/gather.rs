@@ -9,9 +9,9 @@ use jiff::Timestamp;
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
 
-/// Columns of the thinned-out steps. Seconds, nats, tokens, bytes as in `metrics.jsonl`; the `_part` are fractions of a step.
+/// Columns of the thinned-out steps. Hours since the first step began; seconds, nats, tokens, bytes as in `metrics.jsonl`; the `_part` are fractions of a step.
 const COLUMNS: [&str; 16] = [
-    "time",
+    "hours",
     "tokens",
     "loss",
     "validation_loss",
@@ -192,7 +192,7 @@ impl Series {
         let part = |x: Option<f64>| Some(x? / p.step_s.filter(|s| *s > 0.0)?);
         self.first = self.first.or(p.ended().zip(p.step_s).map(|(end, took)| end - took));
         let values = [
-            p.ended(),
+            p.ended().zip(self.first).map(|(end, first)| (end - first) / 3600.0),
             p.tokens,
             p.loss,
             p.validation_loss,

@@ -124,10 +124,7 @@ async fn data(state: State<Arc<Shared>>, token: Segment<String>) -> Response {
 }
 
 async fn answer(
-    State(shared): State<Arc<Shared>>,
-    Segment(token): Segment<String>,
-    kind: &'static str,
-    make: fn(&Value) -> String,
+    State(shared): State<Arc<Shared>>, Segment(token): Segment<String>, kind: &'static str, make: fn(&Value) -> String,
 ) -> Response {
     if !same(token.as_bytes(), shared.token.as_bytes()) {
         return (StatusCode::NOT_FOUND, "not found\n").into_response();
@@ -154,7 +151,13 @@ async fn answer(
 fn changed(data: &Value) -> String {
     let of = |r: &Value| {
         let events = r["events"].as_array().map_or(0, Vec::len);
-        format!("{}-{}-{}-{}", r["series"]["steps"], r["attempts"].as_array().map_or(0, Vec::len), events, r["status"]["state"])
+        format!(
+            "{}-{}-{}-{}",
+            r["series"]["steps"],
+            r["attempts"].as_array().map_or(0, Vec::len),
+            events,
+            r["status"]["state"]
+        )
     };
     let all: Vec<String> = data["runs"].as_array().into_iter().flatten().map(of).collect();
     all.join(",").replace('"', "")
@@ -183,8 +186,7 @@ impl AddressFile {
         temporary.push(format!(".{}", std::process::id()));
         let temporary = PathBuf::from(temporary);
         let _ = std::fs::remove_file(&temporary);
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(refused)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).map_err(refused)?;
         file.write_all(format!("{url}\n").as_bytes()).map_err(refused)?;
         std::fs::rename(&temporary, path).map_err(refused)?;
         Ok(AddressFile(path.to_path_buf()))

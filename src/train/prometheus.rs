@@ -25,12 +25,7 @@ pub const METRICS: &[Metric] = &[
     gauge("herd_last_step_timestamp_seconds", "When it had ended, Unix time.", |r| {
         Some(r.time.as_millisecond() as f64 / 1e3)
     }),
-    Metric {
-        name: "herd_tokens_total",
-        kind: "counter",
-        help: "Tokens trained on.",
-        value: |r| Some(r.tokens as f64),
-    },
+    Metric { name: "herd_tokens_total", kind: "counter", help: "Tokens trained on.", value: |r| Some(r.tokens as f64) },
     gauge("herd_loss", "Mean cross-entropy of the step, nats per token.", |r| Some(r.loss)),
     gauge("herd_validation_loss", "Mean cross-entropy on held-out data, the last one.", |r| r.validation_loss),
     gauge("herd_learning_rate", "Learning rate.", |r| Some(r.lr)),
@@ -41,7 +36,9 @@ pub const METRICS: &[Metric] = &[
     gauge("herd_mfu_full_ratio", "Model FLOP/s over the peak, full attention.", |r| r.mfu_full),
     gauge("herd_memory_peak_bytes", "Highest bytes of tensors on rank 0.", |r| Some(r.memory_peak as f64)),
     gauge("herd_communication_exposed_seconds", "Time the step waited for wires.", |r| Some(r.comm_exposed_s)),
-    gauge("herd_communication_hidden_seconds", "Time of the wires that computation covered.", |r| Some(r.comm_hidden_s)),
+    gauge("herd_communication_hidden_seconds", "Time of the wires that computation covered.", |r| {
+        Some(r.comm_hidden_s)
+    }),
     gauge("herd_pipeline_wait_seconds", "Time rank 0 waited for other stages.", |r| r.pipeline_wait_s),
     gauge("herd_rank_work_min_seconds", "Own work in the step of the fastest rank.", |r| r.rank_work_min_s),
     gauge("herd_rank_work_mean_seconds", "Own work in the step, mean of the ranks.", |r| r.rank_work_mean_s),
@@ -73,7 +70,15 @@ impl PromFile {
     pub fn new(dir: &Path, run: &str, steps: u64, every: Duration) -> Option<PromFile> {
         let path = dir.join("metrics.prom");
         let run = escaped(run);
-        (!every.is_zero()).then_some(PromFile { path, run, steps, every, written: None, validation: None, complained: false })
+        (!every.is_zero()).then_some(PromFile {
+            path,
+            run,
+            steps,
+            every,
+            written: None,
+            validation: None,
+            complained: false,
+        })
     }
 
     /// Writes the file when it is due, and after the last step. A filesystem that refuses is no reason to stop: what is wrong comes
@@ -95,7 +100,12 @@ impl PromFile {
     fn text(&self, r: &StepRecord) -> String {
         let mut out = String::new();
         let mut put = |name: &str, kind: &str, help: &str, value: f64| {
-            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{{run=\"{}\"}} {}", self.run, number(value));
+            let _ = writeln!(
+                out,
+                "# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{{run=\"{}\"}} {}",
+                self.run,
+                number(value)
+            );
         };
         for m in METRICS {
             if let Some(value) = (m.value)(r) {
@@ -147,11 +157,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.prom");
         let mut file = PromFile::new(dir.path(), "a \"b\"\\\n", 10, Duration::from_secs(3600)).unwrap();
-        let record = |step, validation| StepRecord { step, loss: 2.5, grad_norm: f64::NAN, validation_loss: validation, ..Default::default() };
+        let record = |step, validation| StepRecord {
+            step,
+            loss: 2.5,
+            grad_norm: f64::NAN,
+            validation_loss: validation,
+            ..Default::default()
+        };
         assert_eq!(file.step(&record(1, Some(1.5))), None);
         let text = std::fs::read_to_string(&path).unwrap();
         let label = r#"{run="a \"b\"\\\n"}"#;
-        for line in [format!("herd_loss{label} 2.5"), format!("herd_gradient_norm{label} NaN"), format!("herd_validation_loss{label} 1.5")] {
+        for line in [
+            format!("herd_loss{label} 2.5"),
+            format!("herd_gradient_norm{label} NaN"),
+            format!("herd_validation_loss{label} 1.5"),
+        ] {
             assert!(text.lines().any(|l| l == line), "{line}: {text}");
         }
         assert!(text.contains("# TYPE herd_tokens_total counter") && !text.contains("herd_mfu"));
@@ -159,7 +179,10 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "not due");
         file.step(&record(10, None));
         let last = std::fs::read_to_string(&path).unwrap();
-        assert!(last.contains("herd_step{") && last.contains(" 10\n") && last.contains("herd_validation_loss"), "{last}");
+        assert!(
+            last.contains("herd_step{") && last.contains(" 10\n") && last.contains("herd_validation_loss"),
+            "{last}"
+        );
         std::fs::remove_dir_all(dir.path()).unwrap();
         assert!(file.step(&record(10, None)).unwrap().contains("could not be written"));
         assert_eq!(file.step(&record(10, None)), None, "said once");

@@ -49,7 +49,14 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_back() {
-        let r = StepRecord { step: 7, loss: 2.5, grad_norm: f64::NAN, mfu_full: Some(0.5), memory_peak: 1 << 40, ..Default::default() };
+        let r = StepRecord {
+            step: 7,
+            loss: 2.5,
+            grad_norm: f64::NAN,
+            mfu_full: Some(0.5),
+            memory_peak: 1 << 40,
+            ..Default::default()
+        };
         let p = StepPoint::read(serde_json::to_string(&r).unwrap().as_bytes()).unwrap();
         assert_eq!((p.step, p.loss, p.grad_norm, p.mfu_full), (7, Some(2.5), None, Some(0.5)));
         assert_eq!((p.memory_peak, p.ended()), (Some((1u64 << 40) as f64), Some(0.0)));

@@ -187,7 +187,8 @@ impl Report {
             Some(inner) if self.gone.is_none() => {
                 let written = inner.metrics.record(&record);
                 inner.progress.step(&record);
-                if let Some(wrong) = inner.prometheus.as_mut().filter(|_| written.is_ok()).and_then(|p| p.step(&record)) {
+                if let Some(wrong) = inner.prometheus.as_mut().filter(|_| written.is_ok()).and_then(|p| p.step(&record))
+                {
                     inner.progress.note(&format!("WARNING: {wrong}"));
                 }
                 written

@@ -121,15 +121,15 @@ function notes() {
 // column, words for the readout, dash of its own where several columns are in one plot
 const GIB = 2 ** 30;
 const CHARTS = [
-  { title: "Loss", unit: "nats per token", wide: true, log: true, lines: [{ column: "loss", name: "loss" }, { column: "validation_loss", name: "validation", points: true }] },
-  { title: "Learning rate", unit: "per update", lines: [{ column: "lr", name: "rate", plain: true }] },
-  { title: "Gradient norm", unit: "L2 norm before clipping", lines: [{ column: "grad_norm", name: "norm" }] },
-  { title: "Throughput", unit: "tokens per second", lines: [{ column: "tokens_per_s", name: "rate" }], zero: true, show: scaled },
-  { title: "MFU", unit: "% of peak FLOP/s", factor: 100, zero: true, lines: [{ column: "mfu_causal", name: "causal" }, { column: "mfu_full", name: "full attention", dash: [2, 3], bare: true }] },
-  { title: "Exposed communication", unit: "% of a step", factor: 100, zero: true, lines: [{ column: "exposed_part", name: "wires" }, { column: "pipeline_wait_part", name: "pipeline", dash: [2, 3], bare: true }] },
-  { title: "Memory", unit: "GiB, peak of rank 0", factor: 1 / GIB, zero: true, lines: [{ column: "memory_peak", name: "peak" }] },
-  { title: "Step time", unit: "seconds", zero: true, lines: [{ column: "step_s", name: "step" }] },
-  { title: "Work per rank", unit: "seconds a step, waiting left out", lines: [{ column: "rank_work_max_s", name: "slowest", bare: true }, { column: "rank_work_mean_s", name: "mean", dash: [8, 4], bare: true }, { column: "rank_work_min_s", name: "fastest", dash: [2, 3], bare: true }] },
+  { title: "Loss", unit: "nats per token", y: "nats/token", wide: true, log: true, lines: [{ column: "loss", name: "loss" }, { column: "validation_loss", name: "validation", points: true }] },
+  { title: "Learning rate", unit: "per update", y: "rate", lines: [{ column: "lr", name: "rate", plain: true, bare: true }] },
+  { title: "Gradient norm", unit: "L2 norm before clipping", y: "L2 norm", lines: [{ column: "grad_norm", name: "norm" }] },
+  { title: "Throughput", unit: "tokens per second", y: "tokens/s", lines: [{ column: "tokens_per_s", name: "rate" }], zero: true, show: scaled },
+  { title: "MFU", unit: "% of peak FLOP/s", y: "%", factor: 100, zero: true, lines: [{ column: "mfu_causal", name: "causal" }, { column: "mfu_full", name: "full attention", dash: [2, 3], bare: true }] },
+  { title: "Exposed communication", unit: "% of a step", y: "%", factor: 100, zero: true, lines: [{ column: "exposed_part", name: "wires" }, { column: "pipeline_wait_part", name: "pipeline", dash: [2, 3], bare: true }] },
+  { title: "Memory", unit: "GiB, peak of rank 0", y: "GiB", factor: 1 / GIB, zero: true, lines: [{ column: "memory_peak", name: "peak" }] },
+  { title: "Step time", unit: "seconds", y: "seconds", zero: true, lines: [{ column: "step_s", name: "step" }] },
+  { title: "Work per rank", unit: "seconds a step, waiting left out", y: "seconds", lines: [{ column: "rank_work_max_s", name: "slowest", bare: true }, { column: "rank_work_mean_s", name: "mean", dash: [8, 4], bare: true }, { column: "rank_work_min_s", name: "fastest", dash: [2, 3], bare: true }] },
 ];
 
 function column(run, name) {
@@ -138,10 +138,8 @@ function column(run, name) {
 function xs(run) {
   const axis = $("axis").value, s = run.series;
   if (axis === "step") return s.step;
-  const found = column(run, axis === "tokens" ? "tokens" : "time");
-  if (!found) return s.step.map(() => null);
-  const last = found.max || found.mean;
-  return axis === "tokens" ? last : last.map(t => isNumber(t) && isNumber(run.summary.first) ? (t - run.summary.first) / 3600 : null);
+  const found = column(run, axis);
+  return found ? found.max || found.mean : s.step.map(() => null);
 }
 // Exponential mean over about a fiftieth of the buckets; gaps stay gaps, and the first values are not pulled to zero.
 function smoothed(values) {
@@ -185,9 +183,9 @@ function table(chart) {
       if (low && !line.bare && !line.points) {
         const shown = $("band").checked;
         columns.push(pick(low), pick(high));
-        const edge = { stroke: "transparent", width: 0, points: { show: false }, show: shown };
+        const edge = { stroke: own + "59", width: 1, points: { show: false }, show: shown };
         series.push({ ...edge }, { ...edge });
-        bands.push({ series: [at + 2, at + 1], fill: own + "33" });
+        bands.push({ series: [at + 2, at + 1], fill: own + "2e" });
         [reading.low, reading.high] = [at + 1, at + 2];
       }
       tables.push(columns);
@@ -198,7 +196,7 @@ function table(chart) {
 }
 
 function axisTitle() {
-  return { step: "step", tokens: "tokens", hours: "hours since the first start" }[$("axis").value];
+  return { step: "step", tokens: "tokens", hours: "hours since the first step" }[$("axis").value];
 }
 function faultsAt() {
   if ($("axis").value !== "step") return [];
@@ -221,7 +219,7 @@ function readout(node, chart, found, u, index) {
     const s = el("span", {}, `${label} `, el("b", { textContent: show(v) }));
     if (many) s.style.borderBottom = `2px solid ${colour(r.run)}`;
     const lo = r.low && pick(r.low), hi = r.low && pick(r.high);
-    if (isNumber(lo) && isNumber(hi) && hi > lo && $("band").checked) s.append(` (${show(lo)}–${show(hi)})`);
+    if (isNumber(lo) && isNumber(hi) && show(hi) !== show(lo) && $("band").checked) s.append(` (${show(lo)}–${show(hi)})`);
     parts.push(s);
   });
   node.replaceChildren(...parts);
@@ -248,15 +246,15 @@ function draw() {
     const log = chart.log && $("log").checked;
     const font = "12px system-ui, sans-serif";
     const opts = {
-      width: Math.max(200, place.clientWidth), height, legend: { show: false }, padding: [10, 10, 0, 0],
+      width: Math.max(200, place.clientWidth), height, legend: { show: false }, padding: [10, 18, 0, 0],
       cursor: { sync: { key: "x", scales: ["x", null] }, points: { size: 7 }, drag: { x: true, y: false } },
       scales: {
         x: { time: false },
-        y: log ? { distr: 3 } : { range: (u, lo, hi) => range(lo, hi, chart.zero) },
+        y: log ? { distr: 3, range: (u, lo, hi) => isNumber(lo) && lo > 0 ? [lo / 1.06, hi * 1.06] : [1, 10] } : { range: (u, lo, hi) => range(lo, hi, chart.zero) },
       },
       axes: [
         { stroke: ink, grid, ticks: grid, font, label: axisTitle(), labelFont: font, labelSize: 20, size: 30, space: 70, values: (u, v) => v.map(x => $("axis").value === "tokens" || x >= 1e4 ? scaled(x) : digits(x)) },
-        { stroke: ink, grid, ticks: grid, font, label: chart.unit, labelFont: font, labelSize: 18, size: 54, values: (u, v) => v.map(x => x === null ? "" : Math.abs(x) >= 1e4 ? scaled(x) : digits(x, 3)) },
+        { stroke: ink, grid, ticks: grid, font, label: chart.y, labelFont: font, labelSize: 18, size: 54, ...(log ? { splits: u => decades(u.scales.y.min, u.scales.y.max), filter: (u, s) => s } : {}), values: (u, v) => v.map(x => x === null ? "" : Math.abs(x) >= 1e4 ? scaled(x) : digits(x, 3)) },
       ],
       series: [{}, ...found.series], bands: found.bands,
       hooks: {
@@ -280,6 +278,12 @@ function range(lo, hi, zero) {
   if (hi === lo) { const d = Math.abs(hi) || 1; return [lo - (zero && lo === 0 ? 0 : d * .1), hi + d * .1]; }
   const pad = .06 * (hi - lo);
   return [zero && lo === 0 ? 0 : lo - pad, hi + pad];
+}
+// Round numbers on a logarithmic axis.
+function decades(lo, hi) {
+  const steps = hi / lo > 300 ? [1] : hi / lo > 20 ? [1, 2, 5] : [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8], out = [];
+  for (let k = Math.floor(Math.log10(lo)); k <= Math.log10(hi); k++) steps.forEach(m => { const v = +(m * 10 ** k).toPrecision(3); if (v >= lo && v <= hi) out.push(v); });
+  return out;
 }
 function lastShown(u) {
   const x = u.data[0], max = u.scales.x.max;
@@ -310,10 +314,10 @@ function marks(u) {
 function legend() {
   const parts = [];
   if (data.runs.length > 1) data.runs.forEach((r, i) => parts.push(el("span", {}, swatch(i), names()[i])));
-  const widths = data.runs.map(r => r.series.width).filter(w => w > 1);
+  const widths = [...new Set(data.runs.map(r => r.series.width).filter(w => w > 1))];
   if (widths.length) parts.push(el("span", { className: "quiet", textContent: `A point is the mean of ${widths.map(whole).join(" or ")} steps; the band goes from the least to the most of them.` }));
   if (faultsAt().length) parts.push(el("span", { className: "quiet", textContent: "Dashed upright lines: faults." }));
-  parts.push(el("span", { className: "quiet", textContent: "Drag to look closer, double click for the whole." }));
+  if (!matchMedia("(pointer: coarse)").matches) parts.push(el("span", { className: "quiet", textContent: "Drag to look closer, double click for the whole." }));
   $("legend").replaceChildren(...parts);
 }
 
@@ -325,7 +329,7 @@ function svg(tag, props, ...children) {
   node.append(...children);
   return node;
 }
-const TONES = { done: "--good", stopped: "--accent", stop_at: "--accent" };
+const TONES = { done: "--good", stopped: "--run3", stop_at: "--run3" };
 let tip = null;
 function explained(node, text) {
   node.setAttribute("tabindex", "0");
@@ -346,7 +350,7 @@ function explained(node, text) {
 function lane(run, index) {
   const end = Math.max(...[seconds(data.written), ...run.attempts.map(a => seconds(a.ended))].filter(isNumber));
   const running = run.status.state === "running";
-  const steps = run.series.columns.time?.mean.filter(isNumber) || [];
+  const steps = (run.series.columns.hours?.mean || []).filter(isNumber).map(h => run.summary.first + 3600 * h);
   const bars = run.attempts.map(a => ({ from: seconds(a.started), to: seconds(a.ended) ?? (running ? end : seconds(a.started)), a }));
   if (!bars.length && steps.length) bars.push({ from: run.summary.first ?? steps[0], to: steps[steps.length - 1], a: null });
   if (!bars.length) return null;
@@ -402,7 +406,7 @@ function timeline() {
   data.runs.forEach((r, i) => { const l = lane(r, i); if (l) card.append(l); });
   if (card.children.length) {
     const key = (tone, text) => { const i = el("i"); i.style.background = css(tone); return el("span", {}, i, text); };
-    card.append(el("div", { className: "keys" }, key("--good", "done"), key("--accent", "stopped on request"), key("--run0", "running, or by hand"), key("--run1", "ended by a fault"), key("--bad", "fault, and until training again")));
+    card.append(el("div", { className: "keys" }, key("--good", "done"), key("--run3", "stopped on request"), key("--run0", "running, or by hand"), key("--run1", "ended by a fault"), key("--bad", "fault, and until training again")));
   } else card.append(el("p", { className: "quiet", textContent: "Nothing has been started yet." }));
   const faults = data.runs.flatMap((r, i) => r.status.faults.map(f => [...(many ? [names()[i]] : []), moment(f.time), whole(f.attempt), whole(f.step), f.class || "?", f.fact, (f.nodes || []).join(", ") || dash, isNumber(f.recovered_s) ? span(f.recovered_s) : dash, isNumber(f.steps_lost) ? whole(f.steps_lost) : dash]));
   if (faults.length) {
@@ -530,4 +534,5 @@ function follow() {
 dress();
 render();
 if (LIVE) follow();
-document.documentElement.dataset.ready = String(Math.round(performance.now()));
+// for whoever measures: milliseconds until everything is drawn
+requestAnimationFrame(() => setTimeout(() => { document.documentElement.dataset.ready = String(Math.round(performance.now())); }));
