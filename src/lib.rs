@@ -4,6 +4,7 @@
 //! Rooms, from the top; a room uses only rooms below it.
 //!
 //! - [`cli`]: arguments, one file per command, exit codes, human output
+//! - [`report`]: a run as a page: what its files say, thinned out; the live page
 //! - [`simulate`]: the real supervisor against a simulated cluster
 //! - [`launch`]: the supervisor: attempts, nodes and spares, retry policy, alerts
 //! - [`train`]: the step, the loop, metrics, progress
@@ -25,9 +26,9 @@
 //! - [`kernels`]: fused operations, each with its libtorch reference
 //! - [`wire`]: tensors between ranks: collectives and messages over MPI, NCCL, and MPI with host staging
 //! - [`world`]: the MPI world: ranks, small host messages, meters
-//! - [`appended`], [`attempt`], [`durable`], `dynamic`, [`events`], [`exit_record`], [`foreign`], [`lazy_file`]: small files and how a process
+//! - [`appended`], [`attempt`], [`durable`], `dynamic`, [`events`], [`exit_record`], [`foreign`], [`json_lines`], [`lazy_file`]: small files and how a process
 //!   leaves: the number that fences old processes, files that survive a crash or are rotated, libraries found while the program runs, what happened, why a process
-//!   left, panics of other people's code, files that are opened when they are first read
+//!   left, panics of other people's code, lines read in bounded memory, files that are opened when they are first read
 //! - [`host`]: the host that a supervisor runs on: clock, processes, files; the real one, or one that is simulated
 //! - [`config`], [`error`], [`layout`], [`progress`], [`text`], [`topology`]: values and pure functions
 
@@ -45,6 +46,7 @@ pub mod events;
 pub mod exit_record;
 pub mod foreign;
 pub mod host;
+pub mod json_lines;
 pub mod kernels;
 pub mod launch;
 pub mod layout;
@@ -55,6 +57,7 @@ pub mod optim;
 pub mod parallel;
 pub mod plan;
 pub mod progress;
+pub mod report;
 pub mod schedules;
 pub mod serve;
 pub mod simulate;

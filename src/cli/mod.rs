@@ -13,12 +13,14 @@ mod drill;
 mod exit_codes;
 mod flush;
 mod generate;
+mod init;
 mod launch;
 pub mod logging;
 mod man;
 mod outcome;
 mod plan;
 mod progress;
+mod report;
 mod simulate;
 mod status;
 mod train;
@@ -50,8 +52,10 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(train::Args),
+    Init(init::Args),
     Launch(launch::Args),
     Status(status::Args),
+    Report(report::Args),
     Drill(drill::Args),
     Checkpoint(checkpoint::Args),
     Config(config::Args),
@@ -91,8 +95,10 @@ pub fn run() -> ExitCode {
     let result = match cli.command {
         Command::Checkpoint(a) => checkpoint::run(a),
         Command::Train(a) => train::run(a),
+        Command::Init(a) => init::run(a),
         Command::Launch(a) => launch::run(a),
         Command::Status(a) => status::run(a),
+        Command::Report(a) => report::run(a),
         Command::Drill(a) => drill::run(a),
         Command::Config(a) => config::run(a),
         Command::Plan(a) => plan::run(a),

@@ -9,6 +9,7 @@ mod books;
 mod classify;
 pub mod drill;
 mod ending;
+pub mod follow;
 pub mod history;
 pub mod ledger;
 mod memory;

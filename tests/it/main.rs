@@ -28,6 +28,7 @@ mod pipeline;
 mod plan;
 mod progress;
 mod recycle;
+mod report;
 mod reshard;
 mod scale;
 mod shard;
