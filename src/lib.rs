@@ -5,6 +5,7 @@
 //!
 //! - [`cli`]: arguments, one file per command, exit codes, human output
 //! - [`launch`]: the supervisor: attempts, nodes and spares, retry policy, alerts
+//! - [`doctor`]: what the nodes of a run are like: measured on all at once, judged by their peers
 //! - [`train`]: the step, the loop, metrics, progress
 //! - [`serve`]: running a model: scheduler of requests, paged cache, sampling, chat templates, files of requests
 //! - [`parallel`]: the pipeline's executor, ZeRO over the replicas, every communicator of a rank; tensor and context
@@ -36,6 +37,7 @@ pub mod cli;
 pub mod config;
 pub mod convert;
 pub mod data;
+pub mod doctor;
 pub mod durable;
 pub mod error;
 pub mod events;

@@ -9,6 +9,7 @@ mod completions;
 mod config;
 mod data;
 mod devices;
+mod doctor;
 mod drill;
 mod exit_codes;
 mod flush;
@@ -51,6 +52,7 @@ enum Command {
     Train(train::Args),
     Launch(launch::Args),
     Status(status::Args),
+    Doctor(doctor::Args),
     Drill(drill::Args),
     Checkpoint(checkpoint::Args),
     Config(config::Args),
@@ -91,6 +93,7 @@ pub fn run() -> ExitCode {
         Command::Train(a) => train::run(a),
         Command::Launch(a) => launch::run(a),
         Command::Status(a) => status::run(a),
+        Command::Doctor(a) => doctor::run(a),
         Command::Drill(a) => drill::run(a),
         Command::Config(a) => config::run(a),
         Command::Plan(a) => plan::run(a),
