@@ -4,7 +4,7 @@ mod table;
 
 use super::{logging, outcome};
 use crate::config::{load, Config};
-use crate::doctor::{self, Diagnosis, Light, Question};
+use crate::doctor::{self, Diagnosis, Inquiry, Light};
 use crate::error::{Error, Exit, Result};
 use crate::launch::preflight::{self, Preflight, Recorded, DIAGNOSIS, FACTS};
 use crate::slurm::Job;
@@ -103,7 +103,10 @@ fn as_rank(args: &Args, load_s: f64) -> Result<()> {
 fn examined(args: &Args, world: &World, started: (f64, f64)) -> Result<Option<Error>> {
     logging::init(world.rank() == 0, None)?;
     let per_node = world.local_size();
-    let ask = || question(args.config.as_deref(), &args.set, world.size().div_ceil(per_node), per_node);
+    // in the step of a batch script the run has the job's nodes, also those that do not answer now
+    let job = Job::current().job.filter(|_| args.step);
+    let nodes = job.map_or(world.size().div_ceil(per_node), |j| j.nodes.len());
+    let ask = || question(args.config.as_deref(), &args.set, nodes, per_node);
     let d = doctor::examine(world, ask, started)?;
     let finish = || -> Result<Option<(String, String)>> {
         let Some(d) = &d else { return Ok(None) };
@@ -120,10 +123,10 @@ fn examined(args: &Args, world: &World, started: (f64, f64)) -> Result<Option<Er
     Ok(red.map(|(fact, hint)| Error { agreed: true, ..Error::new(Exit::Unhealthy, fact).hint(hint) }))
 }
 
-fn question(config: Option<&Path>, sets: &[String], nodes: usize, per_node: usize) -> Result<Question> {
+fn question(config: Option<&Path>, sets: &[String], nodes: usize, per_node: usize) -> Result<Inquiry> {
     match config {
-        Some(path) => Question::of(path, sets, nodes, per_node),
-        None => Ok(Question::without_config()),
+        Some(path) => Inquiry::of(path, sets, nodes, per_node),
+        None => Ok(Inquiry::without_config()),
     }
 }
 

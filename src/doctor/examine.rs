@@ -4,7 +4,7 @@ use super::check::{Check, Diagnosis, PartTime};
 use super::facts::{ClockFacts, HostFacts, LinkFacts, PlaceFacts, SpeedFacts};
 use super::judge::{self, Suspects};
 use super::look::{self, Load};
-use super::question::Question;
+use super::question::Inquiry;
 use super::watchdog::Watchdog;
 use super::{clock, links, shared};
 use crate::error::{Error, Exit, Result};
@@ -91,7 +91,7 @@ struct Part {
 /// One examination under way.
 struct Examination<'a> {
     world: &'a World,
-    q: Question,
+    q: Inquiry,
     hosts: Hosts,
     dog: Watchdog,
     /// On rank 0.
@@ -106,7 +106,7 @@ struct Examination<'a> {
 /// # Errors
 /// Those of `question`, on all ranks; [`Exit::Peer`] where a rank does not answer.
 pub fn examine(
-    world: &World, question: impl FnOnce() -> Result<Question>, started: (f64, f64),
+    world: &World, question: impl FnOnce() -> Result<Inquiry>, started: (f64, f64),
 ) -> Result<Option<Diagnosis>> {
     let began = Instant::now();
     let dog = Watchdog::start(world, LIMIT);
@@ -135,7 +135,7 @@ pub fn examine(
 }
 
 /// What a host finds without the others, a write to the shared directories included.
-pub fn alone(q: &Question, node: &str, load_s: f64) -> HostFacts {
+pub fn alone(q: &Inquiry, node: &str, load_s: f64) -> HostFacts {
     let mut facts = look::look(q, node, &[]);
     (facts.ranks, facts.load_s) = (1, load_s);
     let nonce = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
@@ -149,7 +149,7 @@ pub fn alone(q: &Question, node: &str, load_s: f64) -> HostFacts {
 }
 
 /// Whether the configuration fits these ranks.
-pub fn planned(q: &Question) -> Option<Check> {
+pub fn planned(q: &Inquiry) -> Option<Check> {
     q.config.as_ref()?;
     Some(match &q.unplanned {
         Some(why) => Check::red(

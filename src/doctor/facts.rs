@@ -125,7 +125,8 @@ pub struct ClockFacts {
 pub struct LinkFacts {
     /// Index of the other host.
     pub peer: usize,
-    /// Half of a round trip of one byte: the median, and the mean (lost packets show in it).
+    /// Half of a round trip of one byte: the shortest (what waits for a core is not the link's), and the mean (lost packets show in
+    /// it).
     pub latency_s: f64,
     pub mean_s: f64,
     /// Bytes a second each way, both ways at once.

@@ -20,5 +20,5 @@ mod watchdog;
 pub use check::{Check, Diagnosis, Light};
 pub use examine::{alone, examine, planned, slurm};
 pub use facts::HostFacts;
-pub use question::Question;
-pub use watchdog::{Waiting, WAITING};
+pub use question::Inquiry;
+pub use watchdog::{StalledWait, WAITING};

@@ -12,7 +12,7 @@ use tch::Device;
 
 /// A question to all hosts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Question {
+pub struct Inquiry {
     /// The configuration's file, of which every host has the same content.
     pub config: Option<PathBuf>,
     /// Directories that all hosts write to, and see each other's files in.
@@ -50,17 +50,17 @@ pub struct Needs {
 /// Inputs that are looked at.
 pub const MOST_INPUTS: usize = 32;
 
-impl Question {
+impl Inquiry {
     /// Without a configuration: the current directory and /dev/shm.
-    pub fn without_config() -> Question {
+    pub fn without_config() -> Inquiry {
         let here = std::env::current_dir().unwrap_or_else(|_| ".".into());
         let why = "no configuration was given";
-        Question {
+        Inquiry {
             places: vec![here],
             snapshot_dir: "/dev/shm".into(),
             unplanned: Some(why.into()),
             full: true,
-            ..Question::default()
+            ..Inquiry::default()
         }
     }
 
@@ -68,7 +68,7 @@ impl Question {
     ///
     /// # Errors
     /// The file cannot be read, or is no configuration. Values that clash are a finding, not an error.
-    pub fn of(path: &Path, sets: &[String], nodes: usize, per_node: usize) -> Result<Question> {
+    pub fn of(path: &Path, sets: &[String], nodes: usize, per_node: usize) -> Result<Inquiry> {
         let config = load::load(path, sets)?;
         let file = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
         let mut inputs: Vec<PathBuf> = Vec::new();
@@ -93,7 +93,7 @@ impl Question {
         };
         let mut places = vec![config.run_dir.clone()];
         places.extend(config.launch.rescue_dir.clone());
-        Ok(Question {
+        Ok(Inquiry {
             config: Some(file),
             places: places.iter().map(|p| std::path::absolute(p).unwrap_or_else(|_| p.clone())).collect(),
             inputs,

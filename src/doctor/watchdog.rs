@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// What a rank waited for when the time was up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Waiting {
+pub struct StalledWait {
     pub node: String,
     /// Part of the examination.
     pub part: String,
@@ -24,14 +24,14 @@ const ALL_SPEAK: Duration = Duration::from_millis(1500);
 
 /// Watches over one rank while it lives.
 pub struct Watchdog {
-    at: Arc<Mutex<Waiting>>,
+    at: Arc<Mutex<StalledWait>>,
     over: Arc<AtomicBool>,
 }
 
 impl Watchdog {
     /// Ends the waits of `world` after `limit`.
     pub fn start(world: &World, limit: Duration) -> Watchdog {
-        let at = Arc::new(Mutex::new(Waiting { node: world.host().into(), part: "start".into(), peer: None }));
+        let at = Arc::new(Mutex::new(StalledWait { node: world.host().into(), part: "start".into(), peer: None }));
         let over = Arc::new(AtomicBool::new(false));
         let (here, done, stop) = (at.clone(), over.clone(), world.stop_flag());
         let watch = move || {

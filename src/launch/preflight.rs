@@ -6,7 +6,7 @@ use super::rollcall;
 use super::tasks_on_each_node;
 use crate::config::Config;
 use crate::doctor::judge::{self, stuck};
-use crate::doctor::{self, Check, Diagnosis, HostFacts, Question, Waiting, WAITING};
+use crate::doctor::{self, Check, Diagnosis, HostFacts, Inquiry, StalledWait, WAITING};
 use crate::error::{Error, Exit, Result};
 use crate::slurm::messages::{self, How, SlurmMessage};
 use crate::slurm::{process, Job, Site, StepLine};
@@ -114,8 +114,8 @@ impl Preflight<'_> {
         }
         // a mistake in the configuration is told as everywhere
         let question = match self.path {
-            Some(path) => Question::of(path, self.sets, nodes.len(), per_node)?,
-            None => Question::without_config(),
+            Some(path) => Inquiry::of(path, self.sets, self.job.nodes.len(), per_node)?,
+            None => Inquiry::without_config(),
         };
         let alone = run(step("none", 1, "--facts"), WITHOUT_MPI)?;
         Ok(self.without_mpi(&question, nodes, &ended, &alone, per_node))
@@ -123,7 +123,7 @@ impl Preflight<'_> {
 
     /// Judges what nodes found out alone, and why they did not come together.
     fn without_mpi(
-        &self, q: &Question, nodes: &[String], ended: &StepEnd, alone: &StepEnd, per_node: usize,
+        &self, q: &Inquiry, nodes: &[String], ended: &StepEnd, alone: &StepEnd, per_node: usize,
     ) -> Diagnosis {
         let facts: Vec<HostFacts> =
             values(&alone.out, FACTS).into_iter().filter_map(|v| serde_json::from_value(v).ok()).collect();
@@ -139,7 +139,7 @@ impl Preflight<'_> {
                 checks.push(Check::red("start", fact, cure).on(silent));
             }
             true => {
-                let waiting: Vec<Waiting> =
+                let waiting: Vec<StalledWait> =
                     values(&ended.err, WAITING).into_iter().filter_map(|v| serde_json::from_value(v).ok()).collect();
                 checks.extend(match died(&ended.err, nodes) {
                     Some(check) if waiting.is_empty() => vec![check],

@@ -11,6 +11,7 @@ mod context;
 mod crash;
 mod data;
 mod data_parallel;
+mod doctor;
 mod errors;
 mod first_weights;
 mod generate;

@@ -145,7 +145,8 @@ mod tests {
                 }
             })
         };
-        let faults: [(&dyn Fn(&mut GpuFacts), Light); 6] = [
+        type Fault<'a> = (&'a dyn Fn(&mut GpuFacts), Light);
+        let faults: [Fault; 6] = [
             (&|c| c.uncorrected = Some(2), Light::Red),
             (&|c| c.throttled = 0x40, Light::Red),
             (&|c| c.memory_free = 10_000, Light::Red),

@@ -3,7 +3,7 @@
 use super::compare::{agreement, median, Agreement};
 use crate::doctor::check::Check;
 use crate::doctor::facts::HostFacts;
-use crate::doctor::question::Question;
+use crate::doctor::question::Inquiry;
 use crate::text::binary;
 
 /// Files that a rank opens whatever the size of the run, and for each peer (a socket each way where MPI goes over TCP).
@@ -18,7 +18,7 @@ const LOCKED: u64 = 1 << 30;
 /// Loading is slow where it takes this many times the median and as many seconds more.
 const SLOW_START: (f64, f64) = (3.0, 5.0);
 
-pub fn judge(q: &Question, hosts: &[HostFacts]) -> Vec<Check> {
+pub fn judge(q: &Inquiry, hosts: &[HostFacts]) -> Vec<Check> {
     let mut out = limits(q, hosts);
     out.extend(cores(hosts));
     out.extend(memory(q, hosts));
@@ -27,7 +27,7 @@ pub fn judge(q: &Question, hosts: &[HostFacts]) -> Vec<Check> {
 }
 
 /// Soft and hard limits under what a run needs.
-fn limits(q: &Question, hosts: &[HostFacts]) -> Vec<Check> {
+fn limits(q: &Inquiry, hosts: &[HostFacts]) -> Vec<Check> {
     let ranks = q.run_ranks.max(hosts.iter().map(|h| h.ranks).sum()) as u64;
     let fabric = |h: &HostFacts| h.interfaces.iter().any(|i| i.name.contains(" port "));
     let files = |_: &HostFacts| Some((FILES + FILES_PEER * ranks).min(FILES_MOST));
@@ -86,7 +86,7 @@ fn cores(hosts: &[HostFacts]) -> Vec<Check> {
     }
 }
 
-fn memory(q: &Question, hosts: &[HostFacts]) -> Vec<Check> {
+fn memory(q: &Inquiry, hosts: &[HostFacts]) -> Vec<Check> {
     let mut out = Vec::new();
     let usual = median(hosts.iter().map(|h| h.memory as f64));
     let small: Vec<&HostFacts> = hosts.iter().filter(|h| (h.memory as f64) < 0.9 * usual).collect();
@@ -158,7 +158,7 @@ mod tests {
     fn with(change: impl Fn(&mut HostFacts)) -> Vec<Check> {
         let mut hosts: Vec<HostFacts> = (0..4).map(host).collect();
         change(&mut hosts[1]);
-        judge(&Question::default(), &hosts).into_iter().filter(|c| c.light < Light::Green).collect()
+        judge(&Inquiry::default(), &hosts).into_iter().filter(|c| c.light < Light::Green).collect()
     }
 
     #[test]
@@ -180,7 +180,7 @@ mod tests {
             assert_eq!((found[0].name.as_str(), found[0].light, found[0].who()), (name, light, "n1".into()));
         }
         // a large run needs more files of all
-        let found = judge(&Question { run_ranks: 2048, ..Question::default() }, &[host(0), host(1)]);
+        let found = judge(&Inquiry { run_ranks: 2048, ..Inquiry::default() }, &[host(0), host(1)]);
         assert!(found[0].light == Light::Red && found[0].fact.contains("may need 4352"), "{found:?}");
     }
 }

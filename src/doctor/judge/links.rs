@@ -22,7 +22,7 @@ impl Suspects {
 }
 
 /// A slow link has this share of the usual bandwidth, or this many times its latency and as much more.
-const BANDWIDTH: [f64; 2] = [0.25, 0.45];
+const BANDWIDTH: [f64; 2] = [0.2, 0.33];
 const LATENCY: [f64; 2] = [6.0, 3.0];
 const LATENCY_MORE_S: [f64; 2] = [500e-6, 200e-6];
 /// The mean of the trips against the usual one: single trips that take very long are lost packets.

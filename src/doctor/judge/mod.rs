@@ -20,10 +20,10 @@ pub use links::Suspects;
 
 use super::check::Check;
 use super::facts::HostFacts;
-use super::question::Question;
+use super::question::Inquiry;
 
 /// Every row.
-pub fn all(q: &Question, hosts: &[HostFacts]) -> Vec<Check> {
+pub fn all(q: &Inquiry, hosts: &[HostFacts]) -> Vec<Check> {
     let mut out = without_mpi(q, hosts);
     out.extend(clock::judge(hosts));
     out.extend(speed::judge(hosts));
@@ -32,7 +32,7 @@ pub fn all(q: &Question, hosts: &[HostFacts]) -> Vec<Check> {
 }
 
 /// The rows of what hosts find out without each other.
-pub fn without_mpi(q: &Question, hosts: &[HostFacts]) -> Vec<Check> {
+pub fn without_mpi(q: &Inquiry, hosts: &[HostFacts]) -> Vec<Check> {
     let mut out = software::judge(hosts);
     out.extend(storage::judge(q, hosts));
     out.extend(visible::judge(hosts));

@@ -106,7 +106,7 @@ mod tests {
     fn a_name_or_a_resolver_is_named() {
         assert_eq!(judge(&hosts(|_, _| false))[0].light, Light::Green);
         for (bad, who, words) in [
-            (&(|_, j| j == 2) as &dyn Fn(usize, usize) -> bool, "n2", "is not resolved by 3 nodes"),
+            (&(|_: usize, j: usize| j == 2) as &dyn Fn(usize, usize) -> bool, "n2", "is not resolved by 3 nodes"),
             (&|i, _| i == 3, "n3", "does not resolve n0, n1, n2"),
             (&|i, j| (i, j) == (1, 2), "n1", "does not resolve n2"),
         ] {

@@ -3,13 +3,13 @@
 use super::compare::median;
 use crate::doctor::check::Check;
 use crate::doctor::facts::{HostFacts, Space};
-use crate::doctor::question::Question;
+use crate::doctor::question::Inquiry;
 use crate::text::binary;
 
 /// What MPI and libtorch may need of it, whatever the run.
 const LEAST: u64 = 64 << 20;
 
-pub fn judge(q: &Question, hosts: &[HostFacts]) -> Vec<Check> {
+pub fn judge(q: &Inquiry, hosts: &[HostFacts]) -> Vec<Check> {
     let name = "shared memory";
     let dir = q.snapshot_dir.display();
     let snapshots = q.needs.as_ref().map_or(0, |n| n.snapshots as u64);
@@ -66,7 +66,7 @@ mod tests {
         };
         let hosts: Vec<HostFacts> = sizes.iter().enumerate().map(host).collect();
         let needs = Some(Needs { snapshots, ..Needs::default() });
-        judge(&Question { needs, snapshot_dir: "/dev/shm".into(), ..Question::default() }, &hosts)
+        judge(&Inquiry { needs, snapshot_dir: "/dev/shm".into(), ..Inquiry::default() }, &hosts)
     }
 
     #[test]

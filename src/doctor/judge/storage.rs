@@ -4,7 +4,7 @@ use super::compare::{agreement, median, Agreement};
 use crate::doctor::check::Check;
 use crate::doctor::facts::{HostFacts, PlaceFacts};
 use crate::doctor::look::space::SHARED;
-use crate::doctor::question::Question;
+use crate::doctor::question::Inquiry;
 use crate::text::binary;
 use std::collections::BTreeMap;
 
@@ -14,12 +14,12 @@ const AMBER: f64 = 0.25;
 /// Files that a run may make.
 const FILES: u64 = 10_000;
 
-pub fn judge(q: &Question, hosts: &[HostFacts]) -> Vec<Check> {
+pub fn judge(q: &Inquiry, hosts: &[HostFacts]) -> Vec<Check> {
     let count = hosts.iter().map(|h| h.places.len()).max().unwrap_or(0);
     (0..count).flat_map(|i| place(q, hosts, i)).collect()
 }
 
-fn place(q: &Question, hosts: &[HostFacts], i: usize) -> Vec<Check> {
+fn place(q: &Inquiry, hosts: &[HostFacts], i: usize) -> Vec<Check> {
     let here: Vec<(&HostFacts, &PlaceFacts)> = hosts.iter().filter_map(|h| Some((h, h.places.get(i)?))).collect();
     let path = &here[0].1.path;
     let mut out = Vec::new();
@@ -71,6 +71,7 @@ fn place(q: &Question, hosts: &[HostFacts], i: usize) -> Vec<Check> {
         out.push(
             match hosts.len() > 1
                 && !SHARED.contains(&kind)
+                && here.iter().any(|(_, p)| !p.seen.is_empty())
                 && here.iter().all(|(_, p)| p.seen.values().all(Result::is_err))
             {
                 true => Check::amber(
@@ -138,8 +139,10 @@ fn slow(here: &[(&HostFacts, &PlaceFacts)], path: &str) -> Vec<Check> {
 }
 
 /// Room for the planned checkpoints, in the run directory (`is_run`), and for files.
-fn room(q: &Question, here: &[(&HostFacts, &PlaceFacts)], path: &str, is_run: bool) -> Vec<Check> {
-    let least = |of: &dyn Fn(&PlaceFacts) -> Option<u64>| here.iter().filter_map(|(_, p)| of(p)).min();
+fn room(q: &Inquiry, here: &[(&HostFacts, &PlaceFacts)], path: &str, is_run: bool) -> Vec<Check> {
+    // where writing was refused, that is told already
+    let written = |p: &&PlaceFacts| !matches!(p.written, Some(Err(_)));
+    let least = |of: &dyn Fn(&PlaceFacts) -> Option<u64>| here.iter().map(|h| h.1).filter(written).filter_map(of).min();
     let mut out = Vec::new();
     let space = least(&|p| p.space.as_ref().map(|s| s.free));
     let quota = least(&|p| p.quota_free);
@@ -196,7 +199,7 @@ mod tests {
     fn with(change: impl Fn(&mut PlaceFacts)) -> Vec<Check> {
         let mut hosts: Vec<HostFacts> = (0..4).map(host).collect();
         change(&mut hosts[2].places[0]);
-        judge(&Question::default(), &hosts)
+        judge(&Inquiry::default(), &hosts)
     }
 
     #[test]
@@ -232,7 +235,7 @@ mod tests {
         let hosts: Vec<HostFacts> = (0..2).map(host).collect();
         let of = |checkpoint: f64| {
             let needs = Some(Needs { checkpoint, checkpoints: 4, snapshots: 0.0 });
-            judge(&Question { needs, ..Question::default() }, &hosts)[0].clone()
+            judge(&Inquiry { needs, ..Inquiry::default() }, &hosts)[0].clone()
         };
         assert_eq!(of(1e9).light, Light::Green);
         assert_eq!((of(2e11).light, of(2e11).name.as_str()), (Light::Amber, "storage room"));

@@ -1,13 +1,13 @@
 //! An examination that did not come to its end: what the ranks waited for says which node or link did not answer.
 
 use crate::doctor::check::Check;
-use crate::doctor::watchdog::Waiting;
+use crate::doctor::watchdog::StalledWait;
 use std::collections::BTreeMap;
 
 const CURE: &str = "see whether the node answers ping and ssh, and whether its firewall lets all TCP ports of the cluster's network through";
 
 /// `nodes`: all that take part; `said`: what their ranks waited for, as far as they said it.
-pub fn judge(nodes: &[String], said: &[Waiting]) -> Vec<Check> {
+pub fn judge(nodes: &[String], said: &[StalledWait]) -> Vec<Check> {
     let mut out = Vec::new();
     let silent: Vec<&String> = nodes.iter().filter(|n| !said.iter().any(|w| &&w.node == n)).collect();
     if !said.is_empty() && !silent.is_empty() && silent.len() < nodes.len() {
@@ -67,8 +67,8 @@ pub fn judge(nodes: &[String], said: &[Waiting]) -> Vec<Check> {
 mod tests {
     use super::*;
 
-    fn waiting(node: &str, peer: Option<&str>) -> Waiting {
-        Waiting { node: node.into(), part: "links".into(), peer: peer.map(String::from) }
+    fn waiting(node: &str, peer: Option<&str>) -> StalledWait {
+        StalledWait { node: node.into(), part: "links".into(), peer: peer.map(String::from) }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::compare::{agreement, Agreement};
 use crate::doctor::check::Check;
 use crate::doctor::facts::HostFacts;
-use crate::doctor::question::Question;
+use crate::doctor::question::Inquiry;
 use crate::slurm::compress;
 
 /// Nodes that see each other's files belong together; those outside the largest such group are named. A node that could not write
@@ -17,7 +17,9 @@ fn place(hosts: &[HostFacts], i: usize) -> Option<Check> {
     let wrote = |h: &HostFacts| h.places.get(i).is_some_and(|p| matches!(p.written, Some(Ok(_))));
     let writers: Vec<usize> = (0..hosts.len()).filter(|&h| wrote(&hosts[h])).collect();
     let path = &hosts[0].places.get(i)?.path;
-    if writers.len() < 2 {
+    // without MPI nobody reads what others wrote
+    let read = |h: &HostFacts| h.places.get(i).is_some_and(|p| !p.seen.is_empty());
+    if writers.len() < 2 || !hosts.iter().any(read) {
         return None;
     }
     let mut group: Vec<usize> = (0..hosts.len()).collect();
@@ -59,7 +61,7 @@ fn place(hosts: &[HostFacts], i: usize) -> Option<Check> {
 }
 
 /// Data, tokenizer and first weights.
-pub fn inputs(q: &Question, hosts: &[HostFacts]) -> Vec<Check> {
+pub fn inputs(q: &Inquiry, hosts: &[HostFacts]) -> Vec<Check> {
     let mut out = Vec::new();
     for path in q.inputs.iter().map(|p| p.display().to_string()) {
         let value = |h: &HostFacts| match h.inputs.get(&path) {
@@ -146,7 +148,7 @@ mod tests {
 
     #[test]
     fn an_input_that_differs_or_is_missing() {
-        let q = Question { inputs: vec!["/d/a.bin".into()], ..Question::default() };
+        let q = Inquiry { inputs: vec!["/d/a.bin".into()], ..Inquiry::default() };
         let host = |node: &str, v: Result<&str, &str>| {
             let value = v.map(String::from).map_err(String::from);
             HostFacts { node: node.into(), inputs: [("/d/a.bin".to_string(), value)].into(), ..HostFacts::default() }

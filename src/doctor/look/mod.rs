@@ -12,11 +12,11 @@ mod speed;
 pub use speed::Load;
 
 use super::facts::HostFacts;
-use super::question::Question;
+use super::question::Inquiry;
 use crate::text::short_reason;
 
 /// Everything about this host that needs nobody else. `peers`: names to look up.
-pub fn look(q: &Question, node: &str, peers: &[String]) -> HostFacts {
+pub fn look(q: &Inquiry, node: &str, peers: &[String]) -> HostFacts {
     HostFacts {
         node: node.to_string(),
         software: software::all(q.config.as_deref()),
