@@ -7,6 +7,7 @@
 //! - [`report`]: a run as a page: what its files say, thinned out; the live page
 //! - [`simulate`]: the real supervisor against a simulated cluster
 //! - [`launch`]: the supervisor: attempts, nodes and spares, retry policy, alerts
+//! - [`doctor`]: what the nodes of a run are like: measured on all at once, judged by their peers
 //! - [`train`]: the step, the loop, metrics, progress
 //! - [`serve`]: running a model: scheduler of requests, paged cache, sampling, files of requests
 //! - [`parallel`]: the pipeline's executor, ZeRO over the replicas, every communicator of a rank; tensor and context
@@ -39,6 +40,7 @@ pub mod cli;
 pub mod config;
 pub mod convert;
 pub mod data;
+pub mod doctor;
 pub mod durable;
 mod dynamic;
 pub mod error;

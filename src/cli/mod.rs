@@ -9,6 +9,7 @@ mod completions;
 mod config;
 mod data;
 mod devices;
+mod doctor;
 mod drill;
 mod exit_codes;
 mod flush;
@@ -56,6 +57,7 @@ enum Command {
     Launch(launch::Args),
     Status(status::Args),
     Report(report::Args),
+    Doctor(doctor::Args),
     Drill(drill::Args),
     Checkpoint(checkpoint::Args),
     Config(config::Args),
@@ -99,6 +101,7 @@ pub fn run() -> ExitCode {
         Command::Launch(a) => launch::run(a),
         Command::Status(a) => status::run(a),
         Command::Report(a) => report::run(a),
+        Command::Doctor(a) => doctor::run(a),
         Command::Drill(a) => drill::run(a),
         Command::Config(a) => config::run(a),
         Command::Plan(a) => plan::run(a),

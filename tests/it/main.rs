@@ -12,6 +12,7 @@ mod conversations;
 mod crash;
 mod data;
 mod data_parallel;
+mod doctor;
 mod errors;
 mod first_weights;
 mod generate;
