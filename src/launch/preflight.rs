@@ -8,8 +8,10 @@ use crate::config::Config;
 use crate::doctor::judge::{self, stuck};
 use crate::doctor::{self, Check, Diagnosis, HostFacts, Inquiry, StalledWait, WAITING};
 use crate::error::{Error, Exit, Result};
+use crate::host::{self, Spawned};
 use crate::slurm::messages::{self, How, SlurmMessage};
-use crate::slurm::{process, Job, Site, StepLine};
+use crate::slurm::process::within;
+use crate::slurm::{Job, Site, StepLine};
 use crate::world::library;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
@@ -200,9 +202,8 @@ fn run(mut command: Command, limit: Duration) -> Result<StepEnd> {
     let failed = |e: std::io::Error| {
         Error::new(Exit::World, format!("srun: cannot be started: {e}")).hint("is Slurm's client in PATH?")
     };
-    let mut child =
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
-    let (out, err) = (child.stdout.take(), child.stderr.take());
+    let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let Spawned { mut process, out, err, .. } = host::spawn(piped).map_err(failed)?;
     let read = |from: Option<Box<dyn Read + Send>>| {
         std::thread::spawn(move || {
             let mut bytes = Vec::new();
@@ -211,8 +212,8 @@ fn run(mut command: Command, limit: Duration) -> Result<StepEnd> {
         })
     };
     let (out, err) = (read(out.map(|o| Box::new(o) as _)), read(err.map(|e| Box::new(e) as _)));
-    if process::within(&mut child, limit).is_none() {
-        process::end(&mut child);
+    if within(&mut process, limit).is_none() {
+        process.end();
     }
     Ok(StepEnd { out: out.join().unwrap_or_default(), err: err.join().unwrap_or_default() })
 }

@@ -219,7 +219,8 @@ fn losses(kind: Kind) -> Vec<Tensor> {
         near(if kind == Kind::Float { kind } else { Kind::BFloat16 }, "gradient", &there, &want);
         // columns 8.. of a vocabulary, as a tensor rank has them
         let (first, fresh) = (8, logits.to_device(CARD));
-        let wide: Tensor = &targets + first * targets.ge(0).to_kind(Kind::Int64) - 3 * targets.ge(6).to_kind(Kind::Int64);
+        let wide: Tensor =
+            &targets + first * targets.ge(0).to_kind(Kind::Int64) - 3 * targets.ge(6).to_kind(Kind::Int64);
         let part = own::cross_entropy_part(&fresh, &wide.to_device(CARD), first).expect("taken");
         let want = reference::cross_entropy_part(&logits.to_kind(Kind::Float), &wide, first);
         near(Kind::Float, "part", &part, &want);
