@@ -10,6 +10,7 @@ mod config;
 mod data;
 mod devices;
 mod drill;
+mod engine;
 mod exit_codes;
 mod flush;
 mod generate;
@@ -19,7 +20,9 @@ mod man;
 mod outcome;
 mod plan;
 mod progress;
+mod serve;
 mod status;
+mod tell;
 mod train;
 mod version;
 
@@ -58,6 +61,7 @@ enum Command {
     Data(data::Args),
     Generate(generate::Args),
     Batch(batch::Args),
+    Serve(serve::Args),
     Completions(completions::Args),
     Man(man::Args),
     Help(HelpArgs),
@@ -97,6 +101,7 @@ pub fn run() -> ExitCode {
         Command::Data(a) => data::run(a),
         Command::Generate(a) => generate::run(a),
         Command::Batch(a) => batch::run(a),
+        Command::Serve(a) => serve::run(a),
         Command::Completions(a) => completions::run(a),
         Command::Man(a) => man::run(a),
         Command::Help(a) => help(&a.topic),

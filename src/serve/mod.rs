@@ -9,11 +9,12 @@
 //! - [`stream`], [`text`]: tokens to text as they come; stop strings
 //! - [`chat`]: messages to a prompt, by the model's own template
 //! - [`start`]: from weights on disk to a replica
-//! - [`batch`]: files of requests
+//! - [`batch`]: files of requests; [`http`]: requests over HTTP
 
 pub mod batch;
 pub mod chat;
 pub mod engine;
+pub mod http;
 pub mod iteration;
 pub mod logprobs;
 pub mod pool;

@@ -68,7 +68,7 @@ fn sharing(m: &ModelConfig, kind: Kind, limits: Limits, cached: usize, sharing: 
 }
 
 fn asked(prompt: &[u32], max_tokens: usize, sampling: Sampling) -> Asked {
-    Asked { prompt: prompt.into(), max_tokens, sampling, sample: 0, stop: vec![], logprobs: None }
+    Asked { prompt: prompt.into(), max_tokens, sampling, sample: 0, stop: vec![], logprobs: None, score_prompt: false }
 }
 
 const ALONE: Limits = Limits { tokens: 64, sequences: 1 };
