@@ -98,6 +98,8 @@ check "formatting" cargo fmt --check
 # a program of its own, which cargo does not know
 check "formatting of the supervisor's parent" rustfmt --edition 2021 --check src/launch/parent/program.rs
 check "order of the house" python3 tests/house/house.py
+# the tour that the tests run: cargo builds examples by itself only where no kind of test is named
+check "examples" cargo build --release --locked --examples
 check "clippy" cargo clippy --release --locked --all-targets -- -D warnings
 # shellcheck disable=SC2046
 check "shellcheck" shellcheck -x $(tests/setup/shell_files.sh)

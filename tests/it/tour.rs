@@ -1,4 +1,4 @@
-//! The tour in `examples/`, as a reader runs it. Cargo builds the examples with the tests.
+//! The tour in `examples/`, as a reader runs it: `cargo build --release --examples` first, as `make test` does.
 
 use super::support::{mpirun, said};
 use super::train::Run;
