@@ -62,11 +62,11 @@ impl Nvrtc {
             // NVRTC looks for its builtins by the loader's rules alone: they are opened first, by their path.
             let files = matching(&folder, "libnvrtc-builtins.so");
             let here = matching(&folder, "libnvrtc.so");
-            files.iter().filter_map(path_name).for_each(|builtins| {
+            files.iter().filter_map(|p| path_name(p)).for_each(|builtins| {
                 // SAFETY: a library of data.
                 unsafe { libc::dlopen(builtins.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
             });
-            names.extend(here.iter().filter_map(path_name));
+            names.extend(here.iter().filter_map(|p| path_name(p)));
         }
         names.extend([c"libnvrtc.so.13", c"libnvrtc.so.12"].map(CStr::to_owned));
         let names: Vec<&CStr> = names.iter().map(CString::as_c_str).collect();
@@ -180,6 +180,6 @@ fn matching(folder: &Path, name: &str) -> Vec<PathBuf> {
     found
 }
 
-fn path_name(path: &PathBuf) -> Option<CString> {
+fn path_name(path: &Path) -> Option<CString> {
     CString::new(path.to_str()?).ok()
 }
