@@ -180,7 +180,7 @@ fn on_devices(mut config: Config, offer: Offer, args: &Args) -> Result<Chosen> {
 fn on_cpus(mut config: Config, offer: Offer, args: &Args) -> Result<Chosen> {
     let nodes = args.nodes as usize;
     let cores = offer.cpus.max(1);
-    let per_node = (1..=cores.min(CPU_RANKS)).rev().find(|r| config.batch.global % (nodes * r) == 0);
+    let per_node = (1..=cores.min(CPU_RANKS)).rev().find(|r| config.batch.global.is_multiple_of(nodes * r));
     let per_node = per_node.ok_or_else(|| {
         let fact = format!("a batch of {} sequences cannot be shared by {nodes} nodes", config.batch.global);
         Error::new(Exit::Config, fact).hint("another --nodes")
@@ -191,7 +191,7 @@ fn on_cpus(mut config: Config, offer: Offer, args: &Args) -> Result<Chosen> {
     let p = &mut config.parallel;
     (p.tensor, p.context, p.pipeline, p.data) = (1, 1, 1, world);
     let own = config.batch.global / world;
-    config.batch.micro = (1..=config.batch.micro.min(own)).rev().find(|m| own % m == 0).unwrap_or(1);
+    config.batch.micro = (1..=config.batch.micro.min(own)).rev().find(|m| own.is_multiple_of(*m)).unwrap_or(1);
     let ranks =
         Ranks { rank: 0, size: world, local_rank: 0, local_size: per_node, cuda_devices: 0, cores: cores / per_node };
     let plan = Plan::new(config.clone(), &ranks)?;
