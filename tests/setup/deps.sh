@@ -182,6 +182,8 @@ case $what in
             without_cards
         fi
         python_headers
+        # the page of `herd report` is opened in it; Ubuntu has it as a snap only
+        if apt-cache show chromium >/dev/null 2>&1; then apt_install chromium; else say "no package chromium here: tests of the page in a browser are skipped"; fi
         ;;
     *) fail "unknown set: $what" ;;
 esac
