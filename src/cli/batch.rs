@@ -120,13 +120,10 @@ fn work(args: &Args, world: &World, options: (Kind, Device), meter: &Meter, stop
             let others = Others { mailbox: &mut mailbox, leaders: world.size() / each - 1 };
             finish = opened.answer(args, begun, made(replica), others, meter, stop)?;
         }
-        (_, _, Some(tokenizer)) => {
-            lead(made(replica), &tokenizer, &mut mailbox, world)?
-        }
+        (_, _, Some(tokenizer)) => lead(made(replica), &tokenizer, &mut mailbox, world)?,
         _ => replica.follow()?,
     }
     // How it ended, the first rank knows.
     let word = world.broadcast_bytes(vec![u8::from(finish == Finish::Stopped)], 0)?;
     Ok(if word == [1] { Finish::Stopped } else { Finish::All })
 }
-

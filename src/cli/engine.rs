@@ -64,7 +64,6 @@ pub fn positive(text: &str) -> std::result::Result<usize, String> {
     }
 }
 
-
 /// What the first rank has open.
 pub struct OpenedModel {
     pub weights: Weights,

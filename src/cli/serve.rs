@@ -13,7 +13,7 @@ use crate::progress::Meter;
 use crate::serve::batch::request::Defaults;
 use crate::serve::http::address::{self, Door};
 use crate::serve::http::desk::Desk;
-use crate::serve::http::front::Front;
+use crate::serve::http::front::FrontDesk;
 use crate::serve::http::gate::Gate;
 use crate::serve::http::journal::SharedJournal;
 use crate::serve::http::server::RunningServer;
@@ -115,7 +115,9 @@ fn serve(args: &Args, world: &World) -> Result<()> {
         let sizes = start::axes(&told.model, world.size(), engine.tensor, engine.pipeline).map_err(agreed)?;
         if world.size() != engine.each() {
             let fact = format!("{} ranks, but one replica has --tensor × --pipeline = {}", world.size(), engine.each());
-            return Err(agreed(Error::new(Exit::Usage, fact).hint("one server runs one replica: start further servers")));
+            return Err(agreed(
+                Error::new(Exit::Usage, fact).hint("one server runs one replica: start further servers"),
+            ));
         }
         let topology = Topology::new(world.rank(), sizes);
         let others = world.agree((!first).then(|| weights::open(&engine.model)).transpose())?;
@@ -173,7 +175,7 @@ fn answer(
     }
     let gate = Gate::new(args.engine.max_sequences + args.max_waiting);
     let (orders, ordered) = std::sync::mpsc::channel();
-    let front = Arc::new(Front::new(rules, orders, gate.clone(), journal.clone(), token));
+    let front = Arc::new(FrontDesk::new(rules, orders, gate.clone(), journal.clone(), token));
     if !unfinished.is_empty() {
         tracing::info!("{} requests of an earlier server go on", unfinished.len());
     }

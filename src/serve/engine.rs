@@ -365,9 +365,7 @@ impl Engine {
 }
 
 /// What each of the rows (whose, after how many tokens) of logits [C,V] comes to.
-fn outcomes_of(
-    sequences: &[Sequence], rows: &[(usize, usize)], logits: &Tensor, vocab: usize,
-) -> Vec<Result<Outcome>> {
+fn outcomes_of(sequences: &[Sequence], rows: &[(usize, usize)], logits: &Tensor, vocab: usize) -> Vec<Result<Outcome>> {
     let all = host::floats(logits);
     let done: Vec<Mutex<Option<Result<Outcome>>>> = rows.iter().map(|_| Mutex::new(None)).collect();
     let of: Vec<(&Asked, &[u32], usize)> =

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Exit, Result};
 use crate::serve::iteration::TokenBatch;
-use crate::serve::stage::{Chunk, ModelStage};
+use crate::serve::stage::{LogitsChunk, ModelStage};
 use crate::wire::Wire;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
@@ -23,7 +23,7 @@ impl Replica {
     }
 
     /// The leader's part of an iteration: the logits, a chunk at a time, as [`ModelStage::forward`] gives them.
-    pub fn run(&self, batch: &TokenBatch, chunk: &mut Chunk) -> Result<()> {
+    pub fn run(&self, batch: &TokenBatch, chunk: &mut LogitsChunk) -> Result<()> {
         self.tell(batch)?;
         self.stage.forward(batch, chunk)
     }

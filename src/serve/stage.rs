@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 const CHUNK_BYTES: usize = 64 << 20;
 
 /// Takes rows of logits [C,V] f32 on the host, the first of which is that one of the rows that are wanted.
-pub type Chunk<'a> = dyn FnMut(usize, &Tensor) -> Result<()> + 'a;
+pub type LogitsChunk<'a> = dyn FnMut(usize, &Tensor) -> Result<()> + 'a;
 
 /// The wires of a replica's rank.
 #[derive(Clone)]
@@ -58,7 +58,7 @@ impl ModelStage {
 
     /// Reads the batch's tokens. `chunk` gets the logits that are wanted, in order, so many rows at a time that they take a bounded
     /// memory; on the replica's first rank only. Collective over the replica.
-    pub fn forward(&self, batch: &TokenBatch, chunk: &mut Chunk) -> Result<()> {
+    pub fn forward(&self, batch: &TokenBatch, chunk: &mut LogitsChunk) -> Result<()> {
         let _guard = tch::no_grad_guard();
         let shards = self.model.axes.shards();
         let rows = (batch.tokens() as i64 + shards - 1) / shards * shards;
@@ -112,7 +112,7 @@ impl ModelStage {
     }
 
     /// On to the next stage, or through the head and back to the first.
-    fn leave(&self, batch: &TokenBatch, x: Tensor, chunk: &mut Chunk) -> Result<()> {
+    fn leave(&self, batch: &TokenBatch, x: Tensor, chunk: &mut LogitsChunk) -> Result<()> {
         let (stage, stages) = (self.pipeline.rank(), self.pipeline.size());
         let speaks = self.model.axes.tensor.rank() == 0;
         if self.is_last() {
@@ -131,7 +131,7 @@ impl ModelStage {
     }
 
     /// The last stage: the head, of x [N/t,H] T.
-    fn speak(&self, batch: &TokenBatch, x: &Tensor, chunk: &mut Chunk) -> Result<()> {
+    fn speak(&self, batch: &TokenBatch, x: &Tensor, chunk: &mut LogitsChunk) -> Result<()> {
         let (axes, chunks) = (&self.model.axes, self.chunks(batch));
         if chunks.is_empty() {
             return Ok(());

@@ -195,7 +195,15 @@ pub fn various(n: usize, vocab: usize, longest: usize) -> Vec<Asked> {
         };
         let stop = if i.is_multiple_of(3) { vec![random(vocab) as u32] } else { vec![] };
         let logprobs = i.is_multiple_of(2).then_some(i % 5);
-        Asked { prompt, max_tokens: 1 + random(40), sampling, sample: i as u64, stop, logprobs }
+        Asked {
+            prompt,
+            max_tokens: 1 + random(40),
+            sampling,
+            sample: i as u64,
+            stop,
+            logprobs,
+            score_prompt: i % 5 == 0,
+        }
     };
     (0..n).map(&mut one).collect()
 }

@@ -147,8 +147,15 @@ impl RequestRules<'_> {
         body.end()?;
         let field = if form == Form::Chat { "messages" } else { "prompt" };
         self.fits(field, &prompt, max_tokens)?;
-        let asked =
-            |sample| Asked { prompt: prompt.clone(), max_tokens, sampling, sample, stop: stop.clone(), logprobs, score_prompt: false };
+        let asked = |sample| Asked {
+            prompt: prompt.clone(),
+            max_tokens,
+            sampling,
+            sample,
+            stop: stop.clone(),
+            logprobs,
+            score_prompt: false,
+        };
         Ok(Task { line, custom_id, form, model, asked: (0..n).map(asked).collect(), stops, ids })
     }
 

@@ -108,7 +108,9 @@ pub fn token(path: &Path) -> Result<String> {
             let token: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
             let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
             let mut file = file.map_err(refused(path, "create"))?;
-            file.write_all(format!("{token}\n").as_bytes()).and_then(|()| file.sync_all()).map_err(refused(path, "write"))?;
+            file.write_all(format!("{token}\n").as_bytes())
+                .and_then(|()| file.sync_all())
+                .map_err(refused(path, "write"))?;
             Ok(token)
         }
         Err(e) => Err(refused(path, "read")(e)),

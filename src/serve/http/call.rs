@@ -26,7 +26,7 @@ pub struct ShownPrompt {
 
 /// A request that can be run.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Call {
+pub struct ServedCall {
     pub form: Form,
     pub model: String,
     /// The prompts, as `echo` gives them back.
@@ -43,13 +43,13 @@ pub struct Call {
     pub stream: Option<Streamed>,
 }
 
-impl Call {
+impl ServedCall {
     /// `name`: what tells the request from others; its draws depend on it, where it brings no seed.
-    pub fn read(rules: &RequestRules, form: Form, name: &str, body: &[u8]) -> Result<Call, Refusal> {
-        Call::of(rules, form, name, object(body)?)
+    pub fn read(rules: &RequestRules, form: Form, name: &str, body: &[u8]) -> Result<ServedCall, Refusal> {
+        ServedCall::of(rules, form, name, object(body)?)
     }
 
-    fn of(rules: &RequestRules, form: Form, name: &str, body: Map<String, Value>) -> Result<Call, Refusal> {
+    fn of(rules: &RequestRules, form: Form, name: &str, body: Map<String, Value>) -> Result<ServedCall, Refusal> {
         let mut body = Fields::new(body);
         let model = rules.model(&mut body)?;
         let field = if form == Form::Chat { "messages" } else { "prompt" };
@@ -96,7 +96,7 @@ impl Call {
             }));
         }
         let before = prompts.into_iter().map(|(_, shown)| shown).collect();
-        Ok(Call { form, model, shown: before, asked, n, best_of, stops, logprobs: shown, echo, ids, stream })
+        Ok(ServedCall { form, model, shown: before, asked, n, best_of, stops, logprobs: shown, echo, ids, stream })
     }
 }
 

@@ -7,7 +7,7 @@ use crate::serve::engine::{Asked, Chosen, Engine, Reader, Stop};
 use crate::serve::http::figures::Figures;
 use crate::serve::http::gate::{Gate, Pass};
 use crate::serve::http::journal::SharedJournal;
-use crate::serve::http::record::{News, Record};
+use crate::serve::http::record::{AnswerRecord, News};
 use crate::serve::logprobs::Scored;
 use crate::serve::text::StoppedText;
 use std::collections::HashMap;
@@ -21,21 +21,21 @@ const LOOK: Duration = Duration::from_millis(50);
 const NOTE_EVERY: Duration = Duration::from_secs(1);
 
 /// A request that was accepted.
-pub struct Job {
+pub struct TextJob {
     pub id: u64,
     pub asked: Vec<Asked>,
     /// Tokens that each text has from an earlier server.
     pub begun: Vec<Vec<u32>>,
     pub stops: Vec<String>,
-    pub record: Arc<Record>,
+    pub record: Arc<AnswerRecord>,
     /// Its client will ask for the answer again, should it get lost: it is in the journal under this name.
     pub key: Option<String>,
     pub pass: Pass,
 }
 
 /// What the server's side says.
-pub enum Order {
-    Take(Box<Job>),
+pub enum DeskOrder {
+    Take(Box<TextJob>),
     /// The client of the request has gone.
     Leave(u64),
 }
@@ -76,7 +76,7 @@ struct OpenText<'t> {
 }
 
 struct OpenJob {
-    record: Arc<Record>,
+    record: Arc<AnswerRecord>,
     key: Option<String>,
     tickets: Vec<u64>,
     /// Texts that are not done.
@@ -93,7 +93,8 @@ impl<'t> Desk<'t> {
 
     /// Works until `stop` says so and what was accepted is done, or `drain` is over.
     pub fn run(
-        mut self, orders: &Receiver<Order>, gate: &Gate, figures: &Figures, stop: &dyn Fn() -> bool, drain: Duration,
+        mut self, orders: &Receiver<DeskOrder>, gate: &Gate, figures: &Figures, stop: &dyn Fn() -> bool,
+        drain: Duration,
     ) -> Result<Drained> {
         let mut until: Option<Instant> = None;
         loop {
@@ -122,7 +123,7 @@ impl<'t> Desk<'t> {
         Ok(drained)
     }
 
-    fn take_orders(&mut self, orders: &Receiver<Order>) -> Result<()> {
+    fn take_orders(&mut self, orders: &Receiver<DeskOrder>) -> Result<()> {
         let mut wait = self.engine.pending() == 0;
         loop {
             let order = match wait {
@@ -130,16 +131,16 @@ impl<'t> Desk<'t> {
                 false => orders.try_recv().map_err(|_| RecvTimeoutError::Timeout),
             };
             match order {
-                Ok(Order::Take(job)) => self.take(*job)?,
-                Ok(Order::Leave(id)) => self.leave(id),
+                Ok(DeskOrder::Take(job)) => self.take(*job)?,
+                Ok(DeskOrder::Leave(id)) => self.leave(id),
                 Err(_) => return Ok(()),
             }
             wait = false;
         }
     }
 
-    fn take(&mut self, job: Job) -> Result<()> {
-        let Job { id, asked, begun, stops, record, key, pass } = job;
+    fn take(&mut self, job: TextJob) -> Result<()> {
+        let TextJob { id, asked, begun, stops, record, key, pass } = job;
         let mut tickets = Vec::new();
         let left = asked.len();
         for (i, asked) in asked.into_iter().enumerate() {

@@ -3,7 +3,7 @@
 use crate::data::Tokenizer;
 use crate::serve::batch::answer::{chat_logprobs, completion_logprobs, reason, ScoredToken};
 use crate::serve::batch::request::Form;
-use crate::serve::http::call::Call;
+use crate::serve::http::call::ServedCall;
 use crate::serve::http::objects::{echoed, frame, usage, AnswerHead};
 use crate::serve::http::record::News;
 use crate::serve::http::refused::Refused;
@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 /// Makes the events of one answer.
 pub struct EventWriter {
-    call: Arc<Call>,
+    call: Arc<ServedCall>,
     head: AnswerHead,
     tokenizer: &'static Tokenizer,
     /// Of each text, scores of its prompt that are not out yet, until the first of its own tokens.
@@ -26,7 +26,7 @@ pub struct EventWriter {
 pub const DONE: &str = "data: [DONE]\n\n";
 
 impl EventWriter {
-    pub fn new(call: Arc<Call>, head: AnswerHead, tokenizer: &'static Tokenizer) -> EventWriter {
+    pub fn new(call: Arc<ServedCall>, head: AnswerHead, tokenizer: &'static Tokenizer) -> EventWriter {
         let prompts = call.asked.iter().map(|_| Some(vec![])).collect();
         EventWriter { call, head, tokenizer, prompts, made: 0 }
     }
@@ -123,7 +123,8 @@ impl EventWriter {
 }
 
 /// What a client hears whose answer this server cannot finish.
-pub const STOPPING: &str = "the server stops before the answer is whole; ask again, best with an Idempotency-Key: then what is made is kept";
+pub const STOPPING: &str =
+    "the server stops before the answer is whole; ask again, best with an Idempotency-Key: then what is made is kept";
 
 fn event(value: &Value) -> String {
     format!("data: {value}\n\n")

@@ -95,7 +95,12 @@ impl Figures {
             line("herd_sequences_running", "gauge", "Texts that the engine is making.", v.running as u64);
             line("herd_sequences_waiting", "gauge", "Texts that wait for their turn.", v.waiting as u64);
             line("herd_texts_accepted", "gauge", "Texts that were accepted and are not done.", gate.inside() as u64);
-            line("herd_texts_accepted_max", "gauge", "How many may be: beyond it requests get 429.", gate.most() as u64);
+            line(
+                "herd_texts_accepted_max",
+                "gauge",
+                "How many may be: beyond it requests get 429.",
+                gate.most() as u64,
+            );
             line("herd_cache_blocks_held", "gauge", "Blocks of the cache that texts hold.", v.held as u64);
             line("herd_cache_blocks", "gauge", "Blocks of the cache.", v.blocks as u64);
             line("herd_iterations_total", "counter", "Passes through the model.", t.iterations);

@@ -3,13 +3,13 @@
 use crate::data::Tokenizer;
 use crate::serve::batch::fields::Refusal;
 use crate::serve::batch::request::{Form, RequestRules};
-use crate::serve::http::call::Call;
-use crate::serve::http::desk::{Job, Order};
+use crate::serve::http::call::ServedCall;
+use crate::serve::http::desk::{DeskOrder, TextJob};
 use crate::serve::http::figures::Figures;
 use crate::serve::http::gate::{Gate, Pass, Shut};
 use crate::serve::http::journal::{SharedJournal, Unfinished};
 use crate::serve::http::objects::AnswerHead;
-use crate::serve::http::record::Record;
+use crate::serve::http::record::AnswerRecord;
 use crate::serve::http::refused::Refused;
 use axum::http::StatusCode;
 use std::collections::{HashMap, VecDeque};
@@ -24,10 +24,10 @@ const KEPT: usize = 256;
 const KEY: usize = 255;
 
 /// What the server's side knows.
-pub struct Front {
+pub struct FrontDesk {
     pub rules: RequestRules<'static>,
     pub tokenizer: &'static Tokenizer,
-    pub orders: Sender<Order>,
+    pub orders: Sender<DeskOrder>,
     pub gate: Arc<Gate>,
     pub figures: Arc<Figures>,
     pub journal: SharedJournal,
@@ -50,22 +50,22 @@ struct KeptAnswers {
 #[derive(Clone)]
 pub struct Accepted {
     pub number: u64,
-    pub call: Arc<Call>,
+    pub call: Arc<ServedCall>,
     pub head: AnswerHead,
-    pub record: Arc<Record>,
+    pub record: Arc<AnswerRecord>,
     /// It goes on when its client leaves.
     pub keyed: bool,
 }
 
-impl Front {
+impl FrontDesk {
     pub fn new(
-        rules: RequestRules<'static>, orders: Sender<Order>, gate: Arc<Gate>, journal: SharedJournal,
+        rules: RequestRules<'static>, orders: Sender<DeskOrder>, gate: Arc<Gate>, journal: SharedJournal,
         token: Option<String>,
-    ) -> Front {
+    ) -> FrontDesk {
         let (tokenizer, figures) = (rules.tokenizer, Arc::default());
         let (created, next, kept) = (now(), AtomicU64::new(0), Mutex::default());
         let nonce = jiff::Timestamp::now().as_nanosecond();
-        Front { rules, tokenizer, orders, gate, figures, journal, token, created, nonce, next, kept }
+        FrontDesk { rules, tokenizer, orders, gate, figures, journal, token, created, nonce, next, kept }
     }
 
     /// Takes a request, or says why not. It blocks: on the tokenizer, and for one with a key on the disk.
@@ -74,7 +74,7 @@ impl Front {
             let number = self.number();
             // A request without a seed draws by its name, which no other server gives.
             let name = format!("{:x}-{number}", self.nonce);
-            let call = Call::read(&self.rules, form, &name, body)?;
+            let call = ServedCall::read(&self.rules, form, &name, body)?;
             let pass = self.pass(&call)?;
             return self.order(number, &name, call, pass, (None, vec![]));
         };
@@ -97,11 +97,16 @@ impl Front {
             }
             None => {}
         }
-        let call = Call::read(&self.rules, form, &key, body)?;
+        let call = ServedCall::read(&self.rules, form, &key, body)?;
         let pass = self.pass(&call)?;
         self.journal.accepted(&key, form, &String::from_utf8_lossy(body)).map_err(|e| {
             tracing::warn!("{e}");
-            Refused::new(StatusCode::SERVICE_UNAVAILABLE, "journal_failed", "the request cannot be written to the journal; without an Idempotency-Key it can be answered").after(30)
+            Refused::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "journal_failed",
+                "the request cannot be written to the journal; without an Idempotency-Key it can be answered",
+            )
+            .after(30)
         })?;
         let accepted = self.order(self.number(), &key, call, pass, (Some(key.clone()), vec![]))?;
         kept.keep(key, print, accepted.clone());
@@ -110,7 +115,7 @@ impl Front {
 
     /// Goes on with a request of an earlier server. Errors: why it cannot be, in a line.
     pub fn resume(&self, u: Unfinished) -> Result<(), String> {
-        let call = Call::read(&self.rules, u.form, &u.key, u.body.as_bytes()).map_err(|why| why.message)?;
+        let call = ServedCall::read(&self.rules, u.form, &u.key, u.body.as_bytes()).map_err(|why| why.message)?;
         // Scores are not in the journal: a text whose scores are asked for is made again, with the same bits.
         let begun = |(i, asked): (usize, &crate::serve::Asked)| match asked.logprobs {
             Some(_) => vec![],
@@ -134,7 +139,7 @@ impl Front {
         self.figures.left();
         if !accepted.keyed {
             // An engine that hears no more orders needs none.
-            let _ = self.orders.send(Order::Leave(accepted.number));
+            let _ = self.orders.send(DeskOrder::Leave(accepted.number));
         }
     }
 
@@ -142,7 +147,7 @@ impl Front {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn pass(&self, call: &Call) -> Result<Pass, Refused> {
+    fn pass(&self, call: &ServedCall) -> Result<Pass, Refused> {
         self.gate.enter(call.asked.len()).map_err(|shut| match shut {
             Shut::Closed => stopping(),
             Shut::Full => {
@@ -158,15 +163,15 @@ impl Front {
     }
 
     fn order(
-        &self, number: u64, name: &str, call: Call, pass: Pass, (key, begun): (Option<String>, Vec<Vec<u32>>),
+        &self, number: u64, name: &str, call: ServedCall, pass: Pass, (key, begun): (Option<String>, Vec<Vec<u32>>),
     ) -> Result<Accepted, Refused> {
-        let record = Arc::new(Record::default());
+        let record = Arc::new(AnswerRecord::default());
         let kind = if call.form == Form::Chat { "chatcmpl" } else { "cmpl" };
         let head = AnswerHead { id: format!("{kind}-{:024x}", xxh3_128(name.as_bytes()) >> 32), created: now() };
         let keyed = key.is_some();
         let (asked, stops) = (call.asked.clone(), call.stops.clone());
-        let job = Job { id: number, asked, begun, stops, record: record.clone(), key, pass };
-        self.orders.send(Order::Take(Box::new(job))).map_err(|_| stopping())?;
+        let job = TextJob { id: number, asked, begun, stops, record: record.clone(), key, pass };
+        self.orders.send(DeskOrder::Take(Box::new(job))).map_err(|_| stopping())?;
         Ok(Accepted { number, call: Arc::new(call), head, record, keyed })
     }
 }
@@ -190,7 +195,8 @@ impl KeptAnswers {
 }
 
 fn stopping() -> Refused {
-    Refused::new(StatusCode::SERVICE_UNAVAILABLE, "server_stopping", "the server is stopping and accepts no more").after(10)
+    Refused::new(StatusCode::SERVICE_UNAVAILABLE, "server_stopping", "the server is stopping and accepts no more")
+        .after(10)
 }
 
 fn now() -> i64 {

@@ -3,7 +3,7 @@
 use crate::data::Tokenizer;
 use crate::serve::batch::answer::{chat_logprobs, completion_logprobs, reason, ScoredToken};
 use crate::serve::batch::request::Form;
-use crate::serve::http::call::Call;
+use crate::serve::http::call::ServedCall;
 use crate::serve::http::record::News;
 use crate::serve::logprobs::Scored;
 use crate::serve::{Stop, TextStream};
@@ -54,7 +54,7 @@ pub fn grow(texts: &mut [WholeText], news: News) {
 }
 
 /// The answer of a call whose texts are done.
-pub fn answer(call: &Call, head: &AnswerHead, texts: &[WholeText], tokenizer: &Tokenizer) -> Value {
+pub fn answer(call: &ServedCall, head: &AnswerHead, texts: &[WholeText], tokenizer: &Tokenizer) -> Value {
     let mut choices = Vec::new();
     for (p, texts) in texts.chunks(call.best_of).enumerate() {
         for t in best(texts, call.n) {
@@ -68,7 +68,7 @@ pub fn answer(call: &Call, head: &AnswerHead, texts: &[WholeText], tokenizer: &T
 }
 
 /// All but the choices.
-pub fn frame(call: &Call, head: &AnswerHead, chunk: bool) -> Value {
+pub fn frame(call: &ServedCall, head: &AnswerHead, chunk: bool) -> Value {
     let object = match (call.form, chunk) {
         (Form::Completion, _) => "text_completion",
         (Form::Chat, false) => "chat.completion",
@@ -78,7 +78,7 @@ pub fn frame(call: &Call, head: &AnswerHead, chunk: bool) -> Value {
 }
 
 /// Every prompt is counted once, every text that was made whole.
-pub fn usage(call: &Call, made: usize) -> Value {
+pub fn usage(call: &ServedCall, made: usize) -> Value {
     let prompts: usize = call.asked.iter().step_by(call.best_of).map(|a| a.prompt.len()).sum();
     json!({"prompt_tokens": prompts, "completion_tokens": made, "total_tokens": prompts + made})
 }
@@ -97,7 +97,7 @@ fn best(texts: &[WholeText], n: usize) -> Vec<&WholeText> {
     all
 }
 
-fn choice(call: &Call, index: usize, prompt: usize, t: &WholeText, tokenizer: &Tokenizer) -> Value {
+fn choice(call: &ServedCall, index: usize, prompt: usize, t: &WholeText, tokenizer: &Tokenizer) -> Value {
     let why = t.why.map(reason);
     let mut value = match call.form {
         Form::Chat => json!({
@@ -124,7 +124,7 @@ fn choice(call: &Call, index: usize, prompt: usize, t: &WholeText, tokenizer: &T
 
 /// The log-probabilities of a completion. With `echo` every token has its place: those of the prompt, of which the first has no
 /// score, and those of the text, one that ends it too, as `lm-eval` counts them.
-fn scores(call: &Call, top: usize, prompt: usize, t: &WholeText, tokenizer: &Tokenizer) -> Value {
+fn scores(call: &ServedCall, top: usize, prompt: usize, t: &WholeText, tokenizer: &Tokenizer) -> Value {
     if !call.echo {
         return completion_logprobs(top, &t.scored, tokenizer);
     }
@@ -136,7 +136,9 @@ fn scores(call: &Call, top: usize, prompt: usize, t: &WholeText, tokenizer: &Tok
 }
 
 /// The same of the prompt alone.
-pub fn echoed(call: &Call, top: usize, prompt: usize, scored: &[(Scored, Vec<Scored>)], tokenizer: &Tokenizer) -> Value {
+pub fn echoed(
+    call: &ServedCall, top: usize, prompt: usize, scored: &[(Scored, Vec<Scored>)], tokenizer: &Tokenizer,
+) -> Value {
     let ids = &call.asked[prompt * call.best_of].prompt;
     let offsets = offsets(ids, call.shown[prompt].front, tokenizer);
     let placed: Vec<ScoredToken> =

@@ -31,14 +31,14 @@ pub enum News {
 
 /// Of one request.
 #[derive(Default)]
-pub struct Record {
+pub struct AnswerRecord {
     news: Mutex<Vec<News>>,
     grown: Notify,
     /// Nothing more will come.
     done: AtomicBool,
 }
 
-impl Record {
+impl AnswerRecord {
     pub fn write(&self, news: News) {
         self.news.lock().unwrap_or_else(|e| e.into_inner()).push(news);
         self.grown.notify_waiters();
@@ -69,17 +69,17 @@ impl Record {
 }
 
 /// A reader of a record. Where it is dropped before the end, the client has gone: `gone` is told.
-pub struct Reading<F: FnMut()> {
-    record: Arc<Record>,
+pub struct RecordReader<F: FnMut()> {
+    record: Arc<AnswerRecord>,
     at: usize,
     /// Texts that are not done.
     open: usize,
     gone: F,
 }
 
-impl<F: FnMut()> Reading<F> {
-    pub fn new(record: Arc<Record>, texts: usize, gone: F) -> Reading<F> {
-        Reading { record, at: 0, open: texts, gone }
+impl<F: FnMut()> RecordReader<F> {
+    pub fn new(record: Arc<AnswerRecord>, texts: usize, gone: F) -> RecordReader<F> {
+        RecordReader { record, at: 0, open: texts, gone }
     }
 
     /// The next news; none after the end of the last text.
@@ -98,7 +98,7 @@ impl<F: FnMut()> Reading<F> {
     }
 }
 
-impl<F: FnMut()> Drop for Reading<F> {
+impl<F: FnMut()> Drop for RecordReader<F> {
     fn drop(&mut self) {
         if self.open > 0 {
             (self.gone)();

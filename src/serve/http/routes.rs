@@ -4,9 +4,9 @@ use crate::serve::batch::fields::Refusal;
 use crate::serve::batch::request::Form;
 use crate::serve::http::address::same_token;
 use crate::serve::http::events::{EventWriter, STOPPING};
-use crate::serve::http::front::{Accepted, Front};
+use crate::serve::http::front::{Accepted, FrontDesk};
 use crate::serve::http::objects::{answer, grow, WholeText};
-use crate::serve::http::record::{News, Reading};
+use crate::serve::http::record::{News, RecordReader};
 use crate::serve::http::refused::Refused;
 use crate::serve::http::words;
 use axum::body::{Body, Bytes};
@@ -24,7 +24,7 @@ use std::time::Instant;
 /// Bytes of a request's body at most.
 pub const BODY: usize = 16 << 20;
 
-type Shared = State<Arc<Front>>;
+type Shared = State<Arc<FrontDesk>>;
 type Read = Result<Bytes, BytesRejection>;
 
 const PATHS: [&str; 8] = [
@@ -38,7 +38,7 @@ const PATHS: [&str; 8] = [
     "/metrics",
 ];
 
-pub fn router(front: Arc<Front>) -> Router {
+pub fn router(front: Arc<FrontDesk>) -> Router {
     let [completions, chat, models, tokenize, detokenize, info, health, metrics] = PATHS;
     Router::new()
         .route(completions, post(|s: Shared, h: HeaderMap, b: Read| generate(s, Form::Completion, h, b)))
@@ -96,7 +96,7 @@ async fn list_models(State(front): Shared) -> Json<Value> {
 }
 
 async fn words_of(
-    State(front): Shared, body: Read, work: fn(&Front, &[u8]) -> Result<Value, Refusal>,
+    State(front): Shared, body: Read, work: fn(&FrontDesk, &[u8]) -> Result<Value, Refusal>,
 ) -> Result<Json<Value>, Refused> {
     let body = whole(body)?;
     Ok(Json(aside(move || work(&front, &body).map_err(Refused::from)).await?))
@@ -111,7 +111,7 @@ async fn generate(State(front): Shared, form: Form, headers: HeaderMap, body: Re
         let (front, accepted) = (front.clone(), accepted.clone());
         move || front.gone(&accepted)
     };
-    let reading = Reading::new(accepted.record.clone(), accepted.call.asked.len(), leaves);
+    let reading = RecordReader::new(accepted.record.clone(), accepted.call.asked.len(), leaves);
     match accepted.call.stream {
         Some(_) => Ok(streamed(front, accepted, reading, began)),
         None => answered(front, accepted, reading, began).await,
@@ -120,7 +120,7 @@ async fn generate(State(front): Shared, form: Form, headers: HeaderMap, body: Re
 
 /// The whole answer in one.
 async fn answered<F: FnMut()>(
-    front: Arc<Front>, accepted: Accepted, mut reading: Reading<F>, began: Instant,
+    front: Arc<FrontDesk>, accepted: Accepted, mut reading: RecordReader<F>, began: Instant,
 ) -> Result<Response, Refused> {
     let mut texts = vec![WholeText::default(); accepted.call.asked.len()];
     let mut first = true;
@@ -140,9 +140,9 @@ async fn answered<F: FnMut()>(
 
 /// What a stream is made of.
 struct Streaming<F: FnMut()> {
-    front: Arc<Front>,
+    front: Arc<FrontDesk>,
     writer: EventWriter,
-    reading: Reading<F>,
+    reading: RecordReader<F>,
     began: Instant,
     first: bool,
     over: bool,
@@ -150,7 +150,7 @@ struct Streaming<F: FnMut()> {
 
 /// Events as they come; the next is made when the one before has gone out.
 fn streamed<F: FnMut() + Send + 'static>(
-    front: Arc<Front>, accepted: Accepted, reading: Reading<F>, began: Instant,
+    front: Arc<FrontDesk>, accepted: Accepted, reading: RecordReader<F>, began: Instant,
 ) -> Response {
     let writer = EventWriter::new(accepted.call, accepted.head, front.tokenizer);
     let state = Streaming { front, writer, reading, began, first: true, over: false };
@@ -194,9 +194,7 @@ fn whole(body: Read) -> Result<Bytes, Refused> {
 }
 
 /// On a thread for work that takes long: a text of a megabyte keeps nobody else waiting.
-async fn aside<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Refused> + Send + 'static,
-) -> Result<T, Refused> {
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refused> + Send + 'static) -> Result<T, Refused> {
     let failed = |e: tokio::task::JoinError| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", e.to_string());
     tokio::task::spawn_blocking(work).await.map_err(failed)?
 }

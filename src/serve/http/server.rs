@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Exit, Result};
 use crate::serve::http::address::Door;
-use crate::serve::http::front::Front;
+use crate::serve::http::front::FrontDesk;
 use crate::serve::http::routes::router;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -22,7 +22,7 @@ pub struct RunningServer {
 
 impl RunningServer {
     /// Listens from now on.
-    pub fn start(door: Door, front: Arc<Front>) -> Result<RunningServer> {
+    pub fn start(door: Door, front: Arc<FrontDesk>) -> Result<RunningServer> {
         let (end, ended) = oneshot::channel();
         let (ready, is_ready) = std::sync::mpsc::channel();
         let work = move || {
@@ -54,7 +54,7 @@ impl RunningServer {
     }
 }
 
-async fn serve(door: &Door, front: Arc<Front>, ended: oneshot::Receiver<()>) -> Result<()> {
+async fn serve(door: &Door, front: Arc<FrontDesk>, ended: oneshot::Receiver<()>) -> Result<()> {
     let (flush, flushed) = oneshot::channel();
     let until = async move {
         let _ = ended.await;

@@ -2,11 +2,11 @@
 
 use crate::serve::batch::fields::{Fields, Refusal};
 use crate::serve::http::call::object;
-use crate::serve::http::front::Front;
+use crate::serve::http::front::FrontDesk;
 use serde_json::{json, Map, Value};
 
 /// `{"prompt", "add_special_tokens"}` or `{"messages"}` → `{"tokens", "count", "max_model_len"}`.
-pub fn tokenize(front: &Front, body: &[u8]) -> Result<Value, Refusal> {
+pub fn tokenize(front: &FrontDesk, body: &[u8]) -> Result<Value, Refusal> {
     let rules = &front.rules;
     let mut body = Fields::new(object(body)?);
     rules.model(&mut body)?;
@@ -15,7 +15,8 @@ pub fn tokenize(front: &Front, body: &[u8]) -> Result<Value, Refusal> {
         false => {
             let special = body.flag("special_tokens")?.unwrap_or(false);
             let front = body.flag("add_special_tokens")?.unwrap_or(true);
-            let text = body.text("prompt")?.ok_or_else(|| Refusal::new("missing_field", "prompt", "there is no prompt"))?;
+            let text =
+                body.text("prompt")?.ok_or_else(|| Refusal::new("missing_field", "prompt", "there is no prompt"))?;
             let ids = rules.prompt_of(&json!(text), special)?;
             match front || !ids.starts_with(&rules.front) {
                 true => ids,
@@ -31,7 +32,7 @@ pub fn tokenize(front: &Front, body: &[u8]) -> Result<Value, Refusal> {
 }
 
 /// `{"tokens"}` → `{"prompt"}`.
-pub fn detokenize(front: &Front, body: &[u8]) -> Result<Value, Refusal> {
+pub fn detokenize(front: &FrontDesk, body: &[u8]) -> Result<Value, Refusal> {
     let mut body = Fields::new(object(body)?);
     front.rules.model(&mut body)?;
     let ids = body.typed("tokens", "a list of token ids", |v| {
@@ -43,7 +44,7 @@ pub fn detokenize(front: &Front, body: &[u8]) -> Result<Value, Refusal> {
 }
 
 /// What lies beside the tokenizer (`tokenizer_config.json`, the chat template), and what herd makes of it.
-pub fn info(front: &Front) -> Value {
+pub fn info(front: &FrontDesk) -> Value {
     let (t, files) = (front.tokenizer, front.tokenizer.files());
     let content = |name: &str| files.iter().find(|(n, _)| n == name).map(|(_, c)| c);
     let config = content("tokenizer_config.json").and_then(|c| serde_json::from_slice::<Map<String, Value>>(c).ok());
