@@ -17,8 +17,9 @@ use std::time::{Duration, Instant};
 
 /// How long the engine sleeps without work before it looks whether it is to stop.
 const LOOK: Duration = Duration::from_millis(50);
-/// Tokens go to the journal this often.
-const NOTE_EVERY: Duration = Duration::from_secs(1);
+/// Tokens go to the journal this often, and are made durable this often.
+const NOTE_EVERY: Duration = Duration::from_millis(200);
+const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 /// A request that was accepted.
 pub struct TextJob {
@@ -54,6 +55,7 @@ pub struct Desk<'t> {
     engine: Engine,
     texts: OpenTexts<'t>,
     noted: Instant,
+    synced: Instant,
 }
 
 struct OpenTexts<'t> {
@@ -88,7 +90,7 @@ impl<'t> Desk<'t> {
     pub fn new(engine: Engine, tokenizer: &'t Tokenizer, journal: SharedJournal) -> Desk<'t> {
         let texts =
             OpenTexts { tokenizer, places: HashMap::new(), open: HashMap::new(), jobs: HashMap::new(), journal };
-        Desk { engine, texts, noted: Instant::now() }
+        Desk { engine, texts, noted: Instant::now(), synced: Instant::now() }
     }
 
     /// Works until `stop` says so and what was accepted is done, or `drain` is over.
@@ -105,10 +107,13 @@ impl<'t> Desk<'t> {
                 tracing::info!("stopping: {open} requests are under way, at most {} s for them", drain.as_secs());
             }
             self.take_orders(orders)?;
-            figures.engine(&self.engine);
             if self.noted.elapsed() >= NOTE_EVERY {
                 self.noted = Instant::now();
                 self.texts.note();
+            }
+            if self.synced.elapsed() >= SYNC_EVERY {
+                self.synced = Instant::now();
+                self.texts.journal.sync();
             }
             match until {
                 Some(until) if self.texts.jobs.is_empty() || Instant::now() >= until => break,
@@ -117,6 +122,7 @@ impl<'t> Desk<'t> {
             if self.engine.pending() > 0 {
                 self.engine.step(&mut self.texts)?;
             }
+            figures.engine(&self.engine);
         }
         let drained = self.texts.abandon();
         self.engine.end()?;
@@ -192,11 +198,11 @@ impl OpenTexts<'_> {
                 self.journal.tokens(key, i, &std::mem::take(&mut text.fresh));
             }
         }
-        self.journal.sync();
     }
 
     fn abandon(mut self) -> Drained {
         self.note();
+        self.journal.sync();
         let drained =
             Drained { unfinished: self.jobs.len(), kept: self.jobs.values().filter(|j| j.key.is_some()).count() };
         for job in self.jobs.into_values() {

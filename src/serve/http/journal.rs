@@ -1,7 +1,8 @@
 //! Accepted requests on disk, so that the next server of the same run finishes what this one could not: killed, at its time limit, or
 //! with a node lost. Only those are kept whose clients can come back for them, by an `Idempotency-Key`.
 //!
-//! A line of JSON an event: `accepted` (durable before the client hears anything), `tokens` of a text, once a second, `done`. Opened
+//! A line of JSON an event: `accepted` (durable before the client hears anything), `tokens` of a text, several times a second and
+//! durable within one, `done`. Opened
 //! again, it is written anew with what is unfinished.
 
 use crate::durable::{refused, write_atomic};
