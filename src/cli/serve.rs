@@ -21,7 +21,7 @@ use crate::serve::start::{self, Holding};
 use crate::serve::{Engine, Sampling};
 use crate::topology::Topology;
 use crate::train::StopFlag;
-use crate::world::World;
+use crate::world::{listen_for_nobody_when_alone, World};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -74,6 +74,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<()> {
     memory::install();
+    listen_for_nobody_when_alone();
     let world = World::init()?;
     match serve(&args, &world) {
         Ok(()) => {
@@ -200,7 +201,7 @@ fn answer(
     tracing::info!("serving {} at {name} ({lock})", front.rules.models[0]);
     let asked = || stop.raised() || server.is_over();
     let desk = Desk::new(engine, tokenizer, journal);
-    let drained = desk.run(&ordered, &gate, &front.figures, &asked, Duration::from_secs(args.drain_seconds))?;
+    let drained = desk.run(ordered, &gate, &front.figures, &asked, Duration::from_secs(args.drain_seconds))?;
     let ended_itself = server.is_over();
     let served = server.end();
     let _ = std::fs::remove_file(&place);

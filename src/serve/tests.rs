@@ -226,7 +226,7 @@ pub fn various(n: usize, vocab: usize, longest: usize) -> Vec<Asked> {
             sample: i as u64,
             stop,
             logprobs,
-            score_prompt: i % 5 == 0,
+            score_prompt: i.is_multiple_of(5),
         }
     };
     (0..n).map(&mut one).collect()

@@ -429,6 +429,7 @@ fn at_the_end_what_is_under_way_is_finished_or_kept_for_the_next_start() {
         let s = serve(d, 1, run, &args);
         let client = s.send("POST", TEXTS, &key, long.to_string().as_bytes());
         let lost = s.send("POST", TEXTS, &[], long.to_string().as_bytes());
+        wait("both are accepted", || s.figure("herd_texts_accepted") == 64.0);
         let journal = d.join(run).join("serve.journal.jsonl");
         wait("tokens are in the journal", || fs::read_to_string(&journal).unwrap().contains("\"tokens\":["));
         s.signal(signal);

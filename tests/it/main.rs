@@ -14,6 +14,7 @@ mod data_parallel;
 mod errors;
 mod first_weights;
 mod generate;
+mod gguf;
 mod http;
 mod inputs;
 mod layout;

@@ -9,6 +9,8 @@ use std::io::{BufReader, Read};
 use std::path::Path;
 
 const MAGIC: &[u8; 4] = b"GGUF";
+/// Elements of a list at most; vocabularies have a hundredth of it.
+const ELEMENTS: usize = 1 << 24;
 /// Lists in a list; the format has no need of more.
 const DEPTH: usize = 4;
 
@@ -211,6 +213,9 @@ impl<R: Read> Source<R> {
             9 if depth < DEPTH => {
                 let kind = u32::from_le_bytes(self.bytes()?);
                 let n = self.length()?;
+                if n > ELEMENTS {
+                    return Err(wrong(format!("a list of {n} at byte {}, more than {ELEMENTS}", self.at)));
+                }
                 List((0..n).map(|_| self.value(kind, depth + 1)).collect::<Result<_>>()?)
             }
             10 => Unsigned(self.u64()?),

@@ -101,6 +101,9 @@ impl Gguf {
             [column] => (0, *column),
             _ => return Err(wrong(format!("{name} has {} dims", offset.len()))),
         };
+        if !rotated && width == columns {
+            return decode(&self.file, tensor, first_row * columns + start, out);
+        }
         let mut done = 0;
         while done < out.len() {
             let (row, at) = (first_row + (start + done) / width, (start + done) % width);

@@ -54,7 +54,9 @@ fn small(architecture: &str, kind: u32) -> Vec<u8> {
     let mut data = Vec::new();
     for (name, dims) in &tensors {
         f.text(name).u32(dims.len() as u32);
-        dims.iter().for_each(|&d| drop(f.u64(d)));
+        for &d in dims {
+            f.u64(d);
+        }
         f.u32(kind).u64(at);
         let n = dims.iter().product::<u64>();
         let values =

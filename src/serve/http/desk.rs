@@ -95,8 +95,7 @@ impl<'t> Desk<'t> {
 
     /// Works until `stop` says so and what was accepted is done, or `drain` is over.
     pub fn run(
-        mut self, orders: &Receiver<DeskOrder>, gate: &Gate, figures: &Figures, stop: &dyn Fn() -> bool,
-        drain: Duration,
+        mut self, orders: Receiver<DeskOrder>, gate: &Gate, figures: &Figures, stop: &dyn Fn() -> bool, drain: Duration,
     ) -> Result<Drained> {
         let mut until: Option<Instant> = None;
         loop {
@@ -106,7 +105,7 @@ impl<'t> Desk<'t> {
                 let open = self.texts.jobs.len();
                 tracing::info!("stopping: {open} requests are under way, at most {} s for them", drain.as_secs());
             }
-            self.take_orders(orders)?;
+            self.take_orders(&orders)?;
             if self.noted.elapsed() >= NOTE_EVERY {
                 self.noted = Instant::now();
                 self.texts.note();
@@ -124,7 +123,9 @@ impl<'t> Desk<'t> {
             }
             figures.engine(&self.engine);
         }
-        let drained = self.texts.abandon();
+        // Those that were accepted in the last moment are in nobody's hands yet.
+        let late = orders.try_iter().filter_map(|o| if let DeskOrder::Take(job) = o { Some(*job) } else { None });
+        let drained = self.texts.abandon(late.collect());
         self.engine.end()?;
         Ok(drained)
     }
@@ -200,16 +201,17 @@ impl OpenTexts<'_> {
         }
     }
 
-    fn abandon(mut self) -> Drained {
+    fn abandon(mut self, late: Vec<TextJob>) -> Drained {
         self.note();
         self.journal.sync();
-        let drained =
-            Drained { unfinished: self.jobs.len(), kept: self.jobs.values().filter(|j| j.key.is_some()).count() };
-        for job in self.jobs.into_values() {
-            job.record.write(News::Abandoned);
-            job.record.close();
+        let all: Vec<(Arc<AnswerRecord>, bool)> = (self.jobs.into_values().map(|j| (j.record, j.key.is_some())))
+            .chain(late.into_iter().map(|j| (j.record, j.key.is_some())))
+            .collect();
+        for (record, _) in &all {
+            record.write(News::Abandoned);
+            record.close();
         }
-        drained
+        Drained { unfinished: all.len(), kept: all.iter().filter(|(_, keyed)| *keyed).count() }
     }
 }
 

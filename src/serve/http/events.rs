@@ -7,7 +7,7 @@ use crate::serve::http::call::ServedCall;
 use crate::serve::http::objects::{echoed, frame, usage, AnswerHead};
 use crate::serve::http::record::News;
 use crate::serve::http::refused::Refused;
-use crate::serve::logprobs::Scored;
+use crate::serve::logprobs::ScoredPlace;
 use axum::http::StatusCode;
 use serde_json::{json, Value};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub struct EventWriter {
     head: AnswerHead,
     tokenizer: &'static Tokenizer,
     /// Of each text, scores of its prompt that are not out yet, until the first of its own tokens.
-    prompts: Vec<Option<Vec<(Scored, Vec<Scored>)>>>,
+    prompts: Vec<Option<Vec<ScoredPlace>>>,
     made: usize,
 }
 

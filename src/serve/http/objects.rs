@@ -5,7 +5,7 @@ use crate::serve::batch::answer::{chat_logprobs, completion_logprobs, reason, Sc
 use crate::serve::batch::request::Form;
 use crate::serve::http::call::ServedCall;
 use crate::serve::http::record::News;
-use crate::serve::logprobs::Scored;
+use crate::serve::logprobs::ScoredPlace;
 use crate::serve::{Stop, TextStream};
 use serde_json::{json, Map, Value};
 
@@ -27,7 +27,7 @@ pub struct WholeText {
     /// The score of the token that ended the text.
     pub last: Option<ScoredToken>,
     /// Of the prompt, from its second token on.
-    pub prompt: Vec<(Scored, Vec<Scored>)>,
+    pub prompt: Vec<ScoredPlace>,
     pub why: Option<Stop>,
 }
 
@@ -136,9 +136,7 @@ fn scores(call: &ServedCall, top: usize, prompt: usize, t: &WholeText, tokenizer
 }
 
 /// The same of the prompt alone.
-pub fn echoed(
-    call: &ServedCall, top: usize, prompt: usize, scored: &[(Scored, Vec<Scored>)], tokenizer: &Tokenizer,
-) -> Value {
+pub fn echoed(call: &ServedCall, top: usize, prompt: usize, scored: &[ScoredPlace], tokenizer: &Tokenizer) -> Value {
     let ids = &call.asked[prompt * call.best_of].prompt;
     let offsets = offsets(ids, call.shown[prompt].front, tokenizer);
     let placed: Vec<ScoredToken> =

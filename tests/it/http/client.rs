@@ -147,8 +147,10 @@ impl Served {
 
     pub fn signal(&self, signal: i32) {
         let pids = if self.ranks == 1 { vec![self.child.id()] } else { ranks_of(self.child.id()) };
-        // SAFETY: a child that has not been waited for, or its own.
-        pids.into_iter().for_each(|pid| drop(unsafe { libc::kill(pid as i32, signal) }));
+        for pid in pids {
+            // SAFETY: a child that has not been waited for, or its own.
+            unsafe { libc::kill(pid as i32, signal) };
+        }
     }
 
     pub fn log(&self) -> String {
