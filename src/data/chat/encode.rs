@@ -37,6 +37,21 @@ pub struct ChatTally {
     pub ends: BTreeSet<u32>,
 }
 
+/// Why a row gives no tokens.
+struct BadRow {
+    /// Where it is a trap that spoiled it.
+    trap: Option<Trap>,
+    error: Box<Error>,
+}
+
+impl From<Error> for BadRow {
+    fn from(error: Error) -> BadRow {
+        BadRow { trap: None, error: Box::new(error) }
+    }
+}
+
+type Checked<T> = std::result::Result<T, BadRow>;
+
 /// Makes tokens and mask of rows.
 pub struct ChatEncoder<'a> {
     tokenizer: &'a Tokenizer,
@@ -71,7 +86,7 @@ impl<'a> ChatEncoder<'a> {
     }
 
     /// Tokens and mask of one conversation; traps that are not allowed are errors.
-    pub fn tokens(&self, conversation: &Conversation) -> Result<MaskedTokens> {
+    fn tokens(&self, conversation: &Conversation) -> Checked<MaskedTokens> {
         let mut made = mask::tokens(self.template, self.tokenizer, conversation, self.rules.counted)?;
         self.around(&mut made)?;
         self.end_of_turns(&made)?;
@@ -85,18 +100,18 @@ impl<'a> ChatEncoder<'a> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn trap(&self, trap: Trap, fact: impl FnOnce() -> String) -> Result<()> {
+    fn trap(&self, trap: Trap, fact: impl FnOnce() -> String) -> Checked<()> {
         match self.rules.allowed.contains(&trap) {
             true => {
                 *self.locked().allowed.entry(trap).or_default() += 1;
                 Ok(())
             }
-            false => Err(trap.error(fact())),
+            false => Err(BadRow { trap: Some(trap), error: Box::new(trap.error(fact())) }),
         }
     }
 
     /// Puts what was asked for around the conversation, and sees that beginning-of-text stands there once.
-    fn around(&self, made: &mut MaskedTokens) -> Result<()> {
+    fn around(&self, made: &mut MaskedTokens) -> Checked<()> {
         if let Some(front) = self.rules.front {
             made.ids.insert(0, front);
             made.mask.insert(0, 0);
@@ -117,7 +132,7 @@ impl<'a> ChatEncoder<'a> {
     }
 
     /// Each run of tokens that count must end with a special token, white space aside: else nothing teaches the model to stop.
-    fn end_of_turns(&self, made: &MaskedTokens) -> Result<()> {
+    fn end_of_turns(&self, made: &MaskedTokens) -> Checked<()> {
         let blank = |i: usize| {
             let place = &made.places[i];
             !place.is_empty() && made.text[..].get(place.clone()).is_some_and(|t| t.trim().is_empty())
@@ -132,9 +147,7 @@ impl<'a> ChatEncoder<'a> {
             let last = (at..at + run).rev().find(|&i| !blank(i));
             match last.map(|i| (i, made.ids[i])) {
                 Some((_, id)) if self.tokenizer.is_special(id) || self.tokenizer.eos() == Some(id) => {
-                    if !self.locked().ends.contains(&id) {
-                        self.locked().ends.insert(id);
-                    }
+                    self.locked().ends.insert(id);
                 }
                 Some((i, _)) => self.no_end(&made.text[..made.places[i].end])?,
                 None => self.no_end("")?,
@@ -145,7 +158,7 @@ impl<'a> ChatEncoder<'a> {
     }
 
     /// A turn that ends with `before`: the template may have written the name of another model's token.
-    fn no_end(&self, before: &str) -> Result<()> {
+    fn no_end(&self, before: &str) -> Checked<()> {
         let name = before.ends_with('>').then(|| before.rfind('<').map(|at| &before[at..])).flatten();
         match name.filter(|name| self.template.spells(name) && !name.contains(char::is_whitespace)) {
             Some(name) => self.trap(Trap::ForeignTemplate, || {
@@ -172,7 +185,7 @@ impl<'a> ChatEncoder<'a> {
         })
     }
 
-    fn row(&self, row: &str) -> Result<(ChatForm, Option<String>, MaskedTokens)> {
+    fn row(&self, row: &str) -> Checked<(ChatForm, Option<String>, MaskedTokens)> {
         let conversation = forms::read(row).map_err(|what| Error::new(Exit::Data, what))?;
         let made = self.tokens(&conversation)?;
         Ok((conversation.form, self.named(&conversation), made))
@@ -184,13 +197,13 @@ impl Encode for ChatEncoder<'_> {
         let (form, name, made) = match self.row(row) {
             Ok(made) => made,
             // What is wrong with every conversation alike is not left out one by one.
-            Err(e) if self.rules.skip_bad && !e.fact.contains(&format!("trap {}", Trap::ForeignTemplate)) => {
+            Err(bad) if self.rules.skip_bad && bad.trap != Some(Trap::ForeignTemplate) => {
                 let mut tally = self.locked();
                 tally.skipped += 1;
-                tally.first_skipped.get_or_insert(e.fact);
+                tally.first_skipped.get_or_insert(bad.error.fact);
                 return Ok((Vec::new(), Vec::new()));
             }
-            Err(e) => return Err(e),
+            Err(bad) => return Err(*bad.error),
         };
         let mut tally = self.locked();
         *tally.forms.entry(form).or_default() += 1;

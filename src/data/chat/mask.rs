@@ -31,12 +31,6 @@ pub struct MaskedTokens {
     pub places: Vec<Range<usize>>,
 }
 
-/// A turn of the model in the text.
-struct TurnSpan {
-    message: usize,
-    bytes: Range<usize>,
-}
-
 /// Tokens and mask of `conversation`.
 ///
 /// Errors ([`Exit::Data`]): the template refuses the messages, or the turns cannot be told apart in what it writes.
@@ -97,17 +91,16 @@ fn by_beginnings(
     template: &ChatTemplate, tokenizer: &Tokenizer, c: &Conversation, learned: &[bool],
 ) -> Result<(String, Vec<Range<usize>>)> {
     let text = template.whole(&c.messages, &c.tools, false)?;
-    let mut spans: Vec<TurnSpan> = Vec::new();
+    let mut spans: Vec<Range<usize>> = Vec::new();
     for message in (0..c.messages.len()).filter(|&i| learned[i]) {
         let bytes = turn(template, tokenizer, c, message, &text)?;
-        let begun = spans.last().map_or(0, |s| s.bytes.end);
+        let begun = spans.last().map_or(0, |s| s.end);
         if bytes.start < begun || bytes.is_empty() {
             return Err(rewritten(template, message));
         }
-        spans.push(TurnSpan { message, bytes });
+        spans.push(bytes);
     }
-    debug_assert!(spans.windows(2).all(|w| w[0].message < w[1].message));
-    Ok((text, spans.into_iter().map(|s| s.bytes).collect()))
+    Ok((text, spans))
 }
 
 /// Bytes of `text`, the whole, that are the model's turn `message`.
