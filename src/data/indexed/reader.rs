@@ -219,34 +219,25 @@ impl Indexed {
             meter.add(n * self.dtype.size() as u64);
         }
         if let Some(note) = &self.sidecar {
-            let mut hash = Xxh3::new();
-            hash_all(&self.bin, &mut hash, |n| meter.add(n))?;
-            let found = format!("{:032x}", hash.digest128());
+            self.check_sum(&self.bin, &note.bin_xxh3_128, |n| meter.add(n))?;
             if let (Some(mask), Some(note)) = (&self.mask, &note.mask) {
-                let mut hash = Xxh3::new();
-                hash_all(mask, &mut hash, |_| ())?;
-                let found = format!("{:032x}", hash.digest128());
-                if found != note.xxh3_128 {
-                    let fact = format!(
-                        "{}: checksum is {found}, {} says {}",
-                        mask.path.display(),
-                        with_ending(&self.prefix, ".json").display(),
-                        note.xxh3_128
-                    );
-                    return Err(Error::new(Exit::Data, fact).hint("the file is damaged; make it again"));
-                }
-            }
-            if found != note.bin_xxh3_128 {
-                let fact = format!(
-                    "{}: checksum is {found}, {} says {}",
-                    self.bin.path.display(),
-                    with_ending(&self.prefix, ".json").display(),
-                    note.bin_xxh3_128
-                );
-                return Err(Error::new(Exit::Data, fact).hint("the file is damaged; make it again"));
+                self.check_sum(mask, &note.xxh3_128, |_| ())?;
             }
         }
         Ok(highest)
+    }
+
+    /// Reads `file` whole: its xxh3-128 must be what the sidecar says.
+    fn check_sum(&self, file: &LazyFile, noted: &str, read: impl Fn(u64)) -> Result<()> {
+        let mut hash = Xxh3::new();
+        hash_all(file, &mut hash, read)?;
+        let found = format!("{:032x}", hash.digest128());
+        if found == noted {
+            return Ok(());
+        }
+        let note = with_ending(&self.prefix, ".json");
+        let fact = format!("{}: checksum is {found}, {} says {noted}", file.path.display(), note.display());
+        Err(Error::new(Exit::Data, fact).hint("the file is damaged; make it again"))
     }
 
     /// What tells the content from that of other files: the sidecar's checksum of all ids (`xxh3:`); without one, for reading

@@ -66,17 +66,22 @@ impl IndexedWriter {
         Ok(writer)
     }
 
-    /// Appends one document and, to a file with a loss mask, which of its tokens count: a byte each, 0 or 1.
+    /// Appends one document and, to a file with a loss mask, which of its tokens count: a byte each, 0 or 1. Refuses what
+    /// [`IndexedWriter::push`] does, and a mask of another length.
     pub fn push_masked(&mut self, ids: &[u32], mask: &[u8]) -> Result<()> {
-        self.push(ids)?;
+        self.append(ids)?;
         match &mut self.mask {
             Some(writer) => writer.push(mask, ids.len()),
             None => Ok(()),
         }
     }
 
-    /// Appends one document. Refuses an id outside the vocabulary and a document of 2³¹ ids or more.
+    /// Appends one document to a file without a loss mask. Refuses an id outside the vocabulary and a document of 2³¹ ids or more.
     pub fn push(&mut self, ids: &[u32]) -> Result<()> {
+        self.push_masked(ids, &[])
+    }
+
+    fn append(&mut self, ids: &[u32]) -> Result<()> {
         let number = self.lengths.len();
         let length = i32::try_from(ids.len()).map_err(|_| {
             Error::new(Exit::Data, format!("document {number} has {} tokens; the index holds {}", ids.len(), i32::MAX))
