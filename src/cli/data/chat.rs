@@ -3,7 +3,6 @@
 use super::tokenize::outputs::{Outputs, Wanted};
 use super::tokenize::{stored_size, threads};
 use crate::cli::print;
-use crate::cli::progress::shown_by;
 use crate::data::chat::{ChatEncoder, ChatRules, ChatTally, ChatTemplate, Counted, Trap};
 use crate::data::indexed::{Sidecar, TokenizerNote};
 use crate::data::pipeline::{self, Account, BatchJob};
@@ -106,26 +105,15 @@ pub fn run(args: Args) -> Result<()> {
     let began = Instant::now();
     meter.begin("chat", total);
     let mut lengths = Lengths::default();
-    let accounts = shown_by(&meter, || {
-        pipeline::run(&job, |document| {
-            if document.ids.is_empty() {
-                return Ok(());
-            }
-            lengths.add(document.ids.len());
-            outputs.push(&document)?;
-            meter.tokens(outputs.tokens());
-            Ok(())
-        })
+    let accounts = outputs.fill(&job, &meter, |conversation| {
+        let kept = !conversation.ids.is_empty();
+        if kept {
+            lengths.add(conversation.ids.len());
+        }
+        kept
     })?;
     let tally = encoder.tally();
-    let note = TokenizerNote {
-        spec: args.tokenizer.clone(),
-        kind: tokenizer.kind().into(),
-        fingerprint: tokenizer.fingerprint(),
-        vocab_size: tokenizer.vocab_size(),
-        front: front.into_iter().collect(),
-        eos,
-    };
+    let note = TokenizerNote::of(&tokenizer, front.into_iter().collect(), eos);
     let nothing = |e: Error| match &tally.first_skipped {
         Some(first) => e.hint(format!("{} were left out; the first: {first}", grouped(tally.skipped))),
         None => e,

@@ -97,43 +97,31 @@ fn open(prefix: &Path) -> Result<Shard> {
     Ok(Shard { file, note })
 }
 
+/// What the shards of one corpus have in common, as errors show it.
+fn common(note: &Sidecar) -> [(&'static str, String); 9] {
+    let (tokenizer, chat) = (&note.tokenizer, note.chat.as_ref());
+    let of_chat = |field: fn(&ChatNote) -> &String| chat.map_or(String::new(), |c| field(c).clone());
+    [
+        ("tokenizer", format!("{:?}", tokenizer.fingerprint)),
+        ("vocabulary", tokenizer.vocab_size.to_string()),
+        ("tokens before each document", format!("{:?}", tokenizer.front)),
+        ("token after each document", format!("{:?}", tokenizer.eos)),
+        ("split", format!("{:?}", note.split)),
+        ("share held out", format!("{:?}", note.holdout)),
+        ("loss mask", format!("{:?}", if note.mask.is_some() { "there is one" } else { "there is none" })),
+        ("chat template", format!("{:?}", of_chat(|c| &c.template_xxh3_128))),
+        ("turns that count", format!("{:?}", of_chat(|c| &c.loss))),
+    ]
+}
+
 /// Refuses what makes no sense as one corpus.
 fn alike(first: &Shard, other: &Shard) -> Result<()> {
-    let (a, b) = (&first.note, &other.note);
-    let masks = |s: &Sidecar| {
-        let chat = s.chat.as_ref();
-        let masked = if s.mask.is_some() { "there is one" } else { "there is none" };
-        [
-            masked.to_string(),
-            chat.map_or(String::new(), |c| c.template_xxh3_128.clone()),
-            chat.map_or(String::new(), |c| c.loss.clone()),
-        ]
-    };
-    let (ours, theirs) = (masks(a), masks(b));
-    let pair = |i: usize| (&ours[i] as &dyn std::fmt::Debug, &theirs[i] as &dyn std::fmt::Debug);
-    let (masked, templates, turns) = (pair(0), pair(1), pair(2));
-    let shown = |v: &dyn std::fmt::Debug| format!("{v:?}");
-    let compared = [
-        (
-            "tokenizer",
-            &a.tokenizer.fingerprint as &dyn std::fmt::Debug,
-            &b.tokenizer.fingerprint as &dyn std::fmt::Debug,
-        ),
-        ("vocabulary", &a.tokenizer.vocab_size, &b.tokenizer.vocab_size),
-        ("tokens before each document", &a.tokenizer.front, &b.tokenizer.front),
-        ("token after each document", &a.tokenizer.eos, &b.tokenizer.eos),
-        ("split", &a.split, &b.split),
-        ("share held out", &a.holdout, &b.holdout),
-        ("loss mask", masked.0, masked.1),
-        ("chat template", templates.0, templates.1),
-        ("turns that count", turns.0, turns.1),
-    ];
-    let differ = compared.into_iter().find(|(_, a, b)| shown(a) != shown(b));
+    let differ = common(&first.note).into_iter().zip(common(&other.note)).find(|(a, b)| a != b);
     match differ {
         None => Ok(()),
-        Some((what, a, b)) => {
+        Some(((what, a), (_, b))) => {
             let (one, two) = (first.file.prefix.display(), other.file.prefix.display());
-            Err(Error::new(Exit::Data, format!("{one} and {two} differ in their {what}: {a:?} and {b:?}"))
+            Err(Error::new(Exit::Data, format!("{one} and {two} differ in their {what}: {a} and {b}"))
                 .hint("tokenize them in the same way, or list them one by one in data.train"))
         }
     }

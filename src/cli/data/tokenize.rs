@@ -5,7 +5,6 @@ pub(super) mod outputs;
 pub(super) mod report;
 
 use crate::cli::print;
-use crate::cli::progress::shown_by;
 use crate::data::indexed::TokenizerNote;
 use crate::data::pipeline::{self, BatchJob, TextEncoder};
 use crate::data::source::{Format, SourceRules, Split};
@@ -101,22 +100,10 @@ pub fn run(args: Args) -> Result<()> {
     };
     let began = Instant::now();
     meter.begin("tokenize", total);
-    let accounts = shown_by(&meter, || {
-        pipeline::run(&job, |document| {
-            outputs.push(&document)?;
-            meter.tokens(outputs.tokens());
-            Ok(())
-        })
-    })?;
+    let accounts = outputs.fill(&job, &meter, |_| true)?;
 
-    let note = TokenizerNote {
-        spec: args.tokenizer.clone(),
-        kind: tokenizer.kind().into(),
-        fingerprint: tokenizer.fingerprint(),
-        vocab_size: tokenizer.vocab_size(),
-        front: encoder.front.iter().map(|m| m.id).collect(),
-        eos: encoder.eos.as_ref().map(|m| m.id),
-    };
+    let front = encoder.front.iter().map(|m| m.id).collect();
+    let note = TokenizerNote::of(&tokenizer, front, encoder.eos.as_ref().map(|m| m.id));
     let written = outputs.finish(&wanted(&args), note, None, &accounts)?;
     report::warn(&accounts);
     print(&report::text(&accounts, &written, &args, &says, began.elapsed()))

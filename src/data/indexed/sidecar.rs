@@ -3,6 +3,7 @@
 use super::mask::MaskNote;
 use super::with_ending;
 use crate::data::chat::ChatNote;
+use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
 use crate::text::unmarked;
 use serde::{Deserialize, Serialize};
@@ -56,6 +57,20 @@ pub struct TokenizerNote {
     pub front: Vec<u32>,
     /// The id after each document, if one was appended.
     pub eos: Option<u32>,
+}
+
+impl TokenizerNote {
+    /// Of `tokenizer`, where `front` was put before each document and `eos` appended.
+    pub fn of(tokenizer: &Tokenizer, front: Vec<u32>, eos: Option<u32>) -> TokenizerNote {
+        TokenizerNote {
+            spec: tokenizer.spec().into(),
+            kind: tokenizer.kind().into(),
+            fingerprint: tokenizer.fingerprint(),
+            vocab_size: tokenizer.vocab_size(),
+            front,
+            eos,
+        }
+    }
 }
 
 impl Sidecar {

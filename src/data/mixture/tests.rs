@@ -6,10 +6,7 @@ fn how(sequence_length: usize, seed: u64, vocab_size: usize) -> Cutting {
     Cutting { sequence_length, seed, vocab_size, documents: true, chat: None }
 }
 
-fn corpus(dir: &Path, name: &str, tokens: u32, weight: f64) -> Corpus {
-    let path = dir.join(name);
-    let mut w = IndexedWriter::create(&path, 65_000).unwrap();
-    w.push(&(0..tokens).collect::<Vec<_>>()).unwrap();
+fn written() -> IndexedWritten {
     let tokenizer = TokenizerNote {
         spec: "x.json".into(),
         kind: "huggingface".into(),
@@ -18,15 +15,14 @@ fn corpus(dir: &Path, name: &str, tokens: u32, weight: f64) -> Corpus {
         front: Vec::new(),
         eos: None,
     };
-    w.finish(IndexedWritten {
-        tokenizer,
-        chat: None,
-        sources: vec![],
-        split: "all".into(),
-        holdout: 0.0,
-        text_bytes: 0,
-    })
-    .unwrap();
+    IndexedWritten { tokenizer, chat: None, sources: vec![], split: "all".into(), holdout: 0.0, text_bytes: 0 }
+}
+
+fn corpus(dir: &Path, name: &str, tokens: u32, weight: f64) -> Corpus {
+    let path = dir.join(name);
+    let mut w = IndexedWriter::create(&path, 65_000).unwrap();
+    w.push(&(0..tokens).collect::<Vec<_>>()).unwrap();
+    w.finish(written()).unwrap();
     Corpus { path, weight: Some(weight) }
 }
 
@@ -142,23 +138,7 @@ fn samples_know_where_documents_begin() {
     for n in lengths {
         w.push(&vec![7; n]).unwrap();
     }
-    let tokenizer = TokenizerNote {
-        spec: "x.json".into(),
-        kind: "huggingface".into(),
-        fingerprint: "abc".into(),
-        vocab_size: 65_000,
-        front: Vec::new(),
-        eos: None,
-    };
-    w.finish(IndexedWritten {
-        tokenizer,
-        chat: None,
-        sources: vec![],
-        split: "all".into(),
-        holdout: 0.0,
-        text_bytes: 0,
-    })
-    .unwrap();
+    w.finish(written()).unwrap();
     let mut at = 0;
     let mut begins = std::collections::BTreeSet::new();
     for n in lengths {

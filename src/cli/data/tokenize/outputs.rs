@@ -1,10 +1,12 @@
 //! The token files that `herd data tokenize` and `herd data chat` write.
 
 use super::super::claim;
+use crate::cli::progress::shown_by;
 use crate::data::chat::ChatNote;
 use crate::data::indexed::{prefix_of, with_ending, IndexedWriter, IndexedWritten, Sidecar, TokenizerNote};
-use crate::data::pipeline::{Account, Encoded, Part};
+use crate::data::pipeline::{self, Account, BatchJob, Encoded, Part};
 use crate::error::{Error, Exit, Result};
+use crate::progress::Meter;
 use std::path::{Path, PathBuf};
 
 /// What a command was asked for.
@@ -60,7 +62,23 @@ impl Outputs {
         Ok(Outputs(prefixes.into_iter().map(open).collect::<Result<_>>()?))
     }
 
-    pub fn push(&mut self, document: &Encoded) -> Result<()> {
+    /// Runs `job`, whose progress `meter` shows, and writes the documents of which `keep` says so. Returns what became of each
+    /// input.
+    pub fn fill(
+        &mut self, job: &BatchJob, meter: &Meter, mut keep: impl FnMut(&Encoded) -> bool,
+    ) -> Result<Vec<Account>> {
+        shown_by(meter, || {
+            pipeline::run(job, |document| {
+                if keep(&document) {
+                    self.push(&document)?;
+                    meter.tokens(self.tokens());
+                }
+                Ok(())
+            })
+        })
+    }
+
+    fn push(&mut self, document: &Encoded) -> Result<()> {
         for o in self.0.iter_mut().filter(|o| o.part.is_none_or(|p| p == document.part)) {
             o.writer.push_masked(&document.ids, &document.mask)?;
             o.text_bytes += document.text_bytes;
