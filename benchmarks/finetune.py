@@ -292,11 +292,7 @@ def main():
         entries = [e for part in args.only or PARTS for e in getattr(bench, part)()]
     except Failed as e:
         sys.exit(f"bench: {e}")
-    for e in entries:
-        print(f"{e['name']:26} {e['value']:10.4g}   {e['goal']}: {'reached' if e['reached'] else 'NOT reached'}")
-    if not args.quick:
-        common.write_results(entries, RESULTS)
-        report.write()
+    report.record(entries, RESULTS, args.quick)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,15 @@ def write():
     common.replace(PAGE, render(PAGE.read_text()))
 
 
+def record(entries, path, quick):
+    """Prints the entries of a benchmark, each with its goal, and keeps them unless the run was a quick one."""
+    for e in entries:
+        print(f"{e['name']:26} {e['value']:10.4g}   {e['goal']}: {'reached' if e['reached'] else 'NOT reached'}")
+    if not quick:
+        common.write_results(entries, path)
+        write()
+
+
 def main():
     page = PAGE.read_text()
     if "--check" not in sys.argv:
