@@ -6,7 +6,7 @@ import sys
 import common
 
 PAGE = common.ROOT / "docs" / "benchmarks.md"
-FILES = ["train", "axes", "checkpoint", "recovery", "stacks", "inputs", "scale", "serve", "gpu", "plan", "finetune"]
+FILES = ["train", "axes", "checkpoint", "recovery", "stacks", "inputs", "scale", "simulate", "serve", "gpu", "plan", "finetune", "report"]
 
 
 def marks(name):

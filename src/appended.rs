@@ -3,12 +3,13 @@
 //! one that is another, or none, is opened anew, which is said; a directory that is gone is [`Exit::Gone`] after a short while.
 
 use crate::error::{Error, Exit, Result};
+use crate::host::{self, FileAccess};
 use serde_json::Value;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long a directory that is gone is waited for: a filesystem may be mounted again.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -39,7 +40,8 @@ impl Appended {
         if self.torn {
             self.file.write_all(b"\n").map_err(refused)?;
         }
-        let written = self.file.write_all(format!("{value}\n").as_bytes()).map_err(refused);
+        let written = host::at_file(&self.path, FileAccess::Write);
+        let written = written.and_then(|()| self.file.write_all(format!("{value}\n").as_bytes())).map_err(refused);
         self.torn = written.is_err();
         written
     }
@@ -85,12 +87,12 @@ fn means_gone(e: &std::io::Error) -> bool {
 /// # Errors
 /// [`Exit::Gone`].
 pub fn wait_for(dir: &Path, patience: Duration) -> Result<()> {
-    let began = Instant::now();
+    let began = host::now();
     while is_gone(dir) {
-        if began.elapsed() >= patience {
+        if host::since(began) >= patience {
             return Err(gone(dir));
         }
-        std::thread::sleep(LOOK.min(patience));
+        host::sleep(LOOK.min(patience));
     }
     Ok(())
 }
@@ -104,7 +106,8 @@ pub fn gone(dir: &Path) -> Error {
 
 /// For appending; made if absent.
 pub fn open(path: &Path) -> Result<File> {
-    let file = OpenOptions::new().create(true).append(true).open(path);
+    let file =
+        host::at_file(path, FileAccess::Write).and_then(|()| OpenOptions::new().create(true).append(true).open(path));
     file.map_err(|e| Error::io(path, "open", &e, Exit::Storage))
 }
 

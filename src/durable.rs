@@ -1,6 +1,7 @@
 //! Small files that must survive a crash: written whole under another name, synced, renamed.
 
 use crate::error::{Error, Exit, Result};
+use crate::host::{self, FileAccess};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -38,6 +39,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Writes and syncs a small file that nobody looks for yet.
 pub fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> std::io::Result<()> {
+        host::at_file(path, FileAccess::Write)?;
         let mut f = File::create(path)?;
         f.write_all(bytes)?;
         f.sync_all()

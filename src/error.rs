@@ -6,6 +6,7 @@
 
 pub mod libtorch;
 
+use crate::text::short_reason;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::Path;
@@ -30,6 +31,8 @@ pub enum Exit {
     World = 13,
     /// A device failed, or was asked for and this host does not have it.
     Device = 14,
+    /// `herd doctor` found something red.
+    Unhealthy = 15,
     /// No valid checkpoint where one is needed.
     Checkpoint = 20,
     /// The filesystem refused: full, quota, permission, I/O error.
@@ -65,6 +68,11 @@ impl Exit {
         (Exit::Model, "a model to import or export is missing, incomplete or of another shape", "stop; never retry"),
         (Exit::World, "the MPI world is not the one asked for", "stop; fix the launch line"),
         (Exit::Device, "a device failed, or this host does not have the one asked for", "stop, or replace the node"),
+        (
+            Exit::Unhealthy,
+            "herd doctor found what would make a run fail, slow or wrong",
+            "cure what is red; nodes that are named are avoided by herd launch",
+        ),
         (Exit::Checkpoint, "no valid checkpoint where one is needed", "stop; look at the run directory"),
         (Exit::Storage, "the filesystem refused: full, quota, permission or I/O error", "free space, then start again"),
         (
@@ -150,7 +158,7 @@ impl Error {
     /// everything else is the filesystem's refusal.
     pub fn io(path: &Path, doing: &str, e: &std::io::Error, missing: Exit) -> Self {
         use std::io::ErrorKind as K;
-        let fact = format!("cannot {doing} {}: {}", path.display(), os_reason(e));
+        let fact = format!("cannot {doing} {}: {}", path.display(), short_reason(e));
         match e.kind() {
             K::NotFound => Error::new(missing, fact).hint("check the path"),
             K::StorageFull | K::QuotaExceeded => {
@@ -161,15 +169,6 @@ impl Error {
             }
             _ => Error::new(Exit::Storage, fact),
         }
-    }
-}
-
-/// The system's words without the trailing "(os error N)".
-fn os_reason(e: &std::io::Error) -> String {
-    let s = e.to_string();
-    match s.find(" (os error") {
-        Some(i) => s[..i].to_lowercase(),
-        None => s,
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::appended::Appended;
 use crate::attempt;
 use crate::error::Result;
+use crate::host;
 use serde_json::{json, Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -26,7 +27,7 @@ impl Events {
     pub fn event(&mut self, kind: &str, fields: Value) -> Result<()> {
         attempt::check(&self.dir)?;
         let mut line = Map::new();
-        line.insert("time".into(), json!(format!("{:.3}", jiff::Timestamp::now())));
+        line.insert("time".into(), json!(format!("{:.3}", host::wall())));
         line.insert("kind".into(), json!(kind));
         line.insert("attempt".into(), json!(attempt::current()));
         if let Value::Object(fields) = fields {

@@ -4,7 +4,10 @@
 //! Rooms, from the top; a room uses only rooms below it.
 //!
 //! - [`cli`]: arguments, one file per command, exit codes, human output
+//! - [`report`]: a run as a page: what its files say, thinned out; the live page
+//! - [`simulate`]: the real supervisor against a simulated cluster
 //! - [`launch`]: the supervisor: attempts, nodes and spares, retry policy, alerts
+//! - [`doctor`]: what the nodes of a run are like: measured on all at once, judged by their peers
 //! - [`train`]: the step, the loop, metrics, progress
 //! - [`serve`]: running a model: scheduler of requests, paged cache, sampling, files of requests
 //! - [`parallel`]: the pipeline's executor, ZeRO over the replicas, every communicator of a rank; tensor and context
@@ -24,9 +27,10 @@
 //! - [`kernels`]: fused operations, each with its libtorch reference
 //! - [`wire`]: tensors between ranks: collectives and messages over MPI, NCCL, and MPI with host staging
 //! - [`world`]: the MPI world: ranks, small host messages, meters
-//! - [`appended`], [`attempt`], [`durable`], [`events`], [`exit_record`], [`foreign`], [`lazy_file`]: small files and how a process
-//!   leaves: the number that fences old processes, files that survive a crash or are rotated, what happened, why a process
-//!   left, panics of other people's code, files that are opened when they are first read
+//! - [`appended`], [`attempt`], [`durable`], `dynamic`, [`events`], [`exit_record`], [`foreign`], [`json_lines`], [`lazy_file`]: small files and how a process
+//!   leaves: the number that fences old processes, files that survive a crash or are rotated, libraries found while the program runs, what happened, why a process
+//!   left, panics of other people's code, lines read in bounded memory, files that are opened when they are first read
+//! - [`host`]: the host that a supervisor runs on: clock, processes, files; the real one, or one that is simulated
 //! - [`config`], [`error`], [`layout`], [`progress`], [`text`], [`topology`]: values and pure functions
 
 pub mod appended;
@@ -36,11 +40,15 @@ pub mod cli;
 pub mod config;
 pub mod convert;
 pub mod data;
+pub mod doctor;
 pub mod durable;
+mod dynamic;
 pub mod error;
 pub mod events;
 pub mod exit_record;
 pub mod foreign;
+pub mod host;
+pub mod json_lines;
 pub mod kernels;
 pub mod launch;
 pub mod layout;
@@ -51,8 +59,10 @@ pub mod optim;
 pub mod parallel;
 pub mod plan;
 pub mod progress;
+pub mod report;
 pub mod schedules;
 pub mod serve;
+pub mod simulate;
 pub mod slurm;
 pub mod store;
 pub mod text;

@@ -12,6 +12,15 @@ pub fn whole_lines(coming: &mut Vec<u8>) -> Vec<u8> {
     std::mem::replace(coming, rest)
 }
 
+/// The system's words for an error, without the trailing "(os error N)".
+pub fn short_reason(e: &std::io::Error) -> String {
+    let s = e.to_string();
+    match s.find(" (os error") {
+        Some(i) => s[..i].to_lowercase(),
+        None => s,
+    }
+}
+
 /// 1234567 as 1,234,567.
 pub fn grouped(n: u64) -> String {
     let digits = n.to_string();

@@ -9,16 +9,20 @@ mod completions;
 mod config;
 mod data;
 mod devices;
+mod doctor;
 mod drill;
 mod exit_codes;
 mod flush;
 mod generate;
+mod init;
 mod launch;
 pub mod logging;
 mod man;
 mod outcome;
 mod plan;
 mod progress;
+mod report;
+mod simulate;
 mod status;
 mod train;
 mod version;
@@ -49,12 +53,16 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(train::Args),
+    Init(init::Args),
     Launch(launch::Args),
     Status(status::Args),
+    Report(report::Args),
+    Doctor(doctor::Args),
     Drill(drill::Args),
     Checkpoint(checkpoint::Args),
     Config(config::Args),
     Plan(plan::Args),
+    Simulate(simulate::Args),
     Data(data::Args),
     Generate(generate::Args),
     Batch(batch::Args),
@@ -89,11 +97,15 @@ pub fn run() -> ExitCode {
     let result = match cli.command {
         Command::Checkpoint(a) => checkpoint::run(a),
         Command::Train(a) => train::run(a),
+        Command::Init(a) => init::run(a),
         Command::Launch(a) => launch::run(a),
         Command::Status(a) => status::run(a),
+        Command::Report(a) => report::run(a),
+        Command::Doctor(a) => doctor::run(a),
         Command::Drill(a) => drill::run(a),
         Command::Config(a) => config::run(a),
         Command::Plan(a) => plan::run(a),
+        Command::Simulate(a) => simulate::run(a),
         Command::Data(a) => data::run(a),
         Command::Generate(a) => generate::run(a),
         Command::Batch(a) => batch::run(a),

@@ -1,7 +1,7 @@
 //! `herd plan`: what a run will take on machines that need not be at hand.
 
 mod table;
-mod write;
+pub(super) mod write;
 
 use crate::config::load;
 use crate::error::{Error, Exit, Result};
@@ -77,7 +77,7 @@ enum FormArg {
 }
 
 /// What was asked and found, for both outputs.
-struct PlanReport<'a> {
+pub struct PlanReport<'a> {
     question: &'a Question<'a>,
     plan: Plan,
     estimate: Estimate,

@@ -1,7 +1,10 @@
 //! `herd status`: how a run fares, from its run directory.
 
+mod watch;
+
 use crate::error::{Error, Exit, Result};
-use crate::launch::status::{self, RunState, RunStatus};
+use crate::launch::follow;
+use crate::launch::status::{RunState, RunStatus};
 use jiff::Timestamp;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -10,7 +13,7 @@ use std::path::PathBuf;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   herd status runs/llama3
-  watch herd status runs/llama3
+  herd status runs/llama3 --watch                  # until the run ends, or Ctrl-C
   herd status runs/llama3 --json | jq .effective_time_ratio
 
 The effective training time ratio is the time in steps that count over the time since the first start.")]
@@ -20,10 +23,19 @@ pub struct Args {
     /// Print one JSON document
     #[arg(long)]
     pub json: bool,
+    /// Show it anew until the run ends; plain lines where there is no terminal
+    #[arg(long, conflicts_with = "json")]
+    pub watch: bool,
+    /// Seconds between two looks
+    #[arg(long, value_name = "SECONDS", default_value_t = 2, requires = "watch", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub every: u64,
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let s = status::read(&args.run, Timestamp::now())?;
+    if args.watch {
+        return watch::watch(&args);
+    }
+    let s = follow::read(&args.run, Timestamp::now())?;
     match args.json {
         true => {
             let text = serde_json::to_string_pretty(&s).map_err(|e| Error::new(Exit::Internal, e.to_string()))?;
@@ -130,6 +142,7 @@ fn step(s: &RunStatus) -> String {
     text
 }
 
+/// Seconds for a person.
 fn span(seconds: f64) -> String {
     match seconds {
         s if s < 120.0 => format!("{s:.1} s"),

@@ -72,6 +72,9 @@ pub struct LaunchSection {
     /// they go on from a state, and what `restore_mb_s` adds.
     #[schemars(range(min = 1.0))]
     pub start_timeout_s: f64,
+    /// The site's own health check, program and arguments, as in [/usr/sbin/nhc] or [dcgmi, diag, -r, '1']: `herd doctor` runs it on
+    /// every node, and a node where it ends with another code than 0 is red. Empty: none.
+    pub health_check: Vec<String>,
     /// Megabytes a second that each rank reads of its state at the slowest: a restore has the time that its bytes take at this
     /// speed, beyond `start_timeout_s` and beyond liveness.first_step_s.
     #[schemars(range(min = 0.001))]
@@ -101,6 +104,7 @@ impl Default for LaunchSection {
             ledger: None,
             rescue_dir: None,
             start_timeout_s: 600.0,
+            health_check: Vec::new(),
             restore_mb_s: 20.0,
         }
     }

@@ -133,7 +133,10 @@ train: {steps: 1e3}
         for (set, expected) in [
             ("optim.lrr=1", "optim.lrr: unknown key (hint: did you mean optim.lr?)"),
             ("steps=1", "steps: unknown key (hint: did you mean train.steps?)"),
-            ("log.zzz=1", "log.zzz: unknown key (hint: known here: every, tensorboard, sync_check_every)"),
+            (
+                "log.zzz=1",
+                "log.zzz: unknown key (hint: known here: every, tensorboard, prometheus_s, sync_check_every)",
+            ),
             ("data.train.0.wieght=2", "data.train.0.wieght: unknown key (hint: did you mean data.train.0.weight?)"),
             ("optim.lr=[1]", "optim.lr: is a list, but must be a number (hint: Peak learning rate)"),
             ("optim.lr='1e-3'", "optim.lr: is \"1e-3\", a string, but must be a number (hint: remove the quotes)"),

@@ -323,6 +323,9 @@ pub struct LogSection {
     pub every: u64,
     /// Write TensorBoard event files.
     pub tensorboard: bool,
+    /// Replace `metrics.prom` (the last step for Prometheus' node exporter) at most every so many seconds; 0 never.
+    #[schemars(range(max = 86_400))]
+    pub prometheus_s: u64,
     /// Compare a hash of the parameters across data-parallel replicas every n steps; 0 never.
     #[schemars(range(max = limit::STEPS))]
     pub sync_check_every: u64,
@@ -374,6 +377,6 @@ impl Default for ValidationSection {
 
 impl Default for LogSection {
     fn default() -> Self {
-        LogSection { every: 10, tensorboard: true, sync_check_every: 100 }
+        LogSection { every: 10, tensorboard: true, prometheus_s: 5, sync_check_every: 100 }
     }
 }

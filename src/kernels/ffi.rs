@@ -14,6 +14,7 @@ extern "C" {
     pub fn herd_cuda_devices(why: *mut *mut c_char) -> i64;
     pub fn herd_device_memory(index: i64, out: *mut u64) -> bool;
     pub fn herd_device_reset_peak(index: i64);
+    pub fn herd_current_stream(index: i64) -> *mut c_void;
     pub fn herd_has_cudnn_attention() -> bool;
     pub fn herd_flash_attention(
         all: *const *const C_tensor, max_q: i64, max_k: i64, scale: f64, out: *mut *mut C_tensor,

@@ -26,7 +26,7 @@ pub use packed::PackedSequences;
 pub use reference::{AdamW, LossSums};
 
 use cpu::linear;
-use cuda::pieces;
+use cuda::{own, pieces};
 use half::bf16;
 use tch::{Kind, Tensor};
 
@@ -45,6 +45,7 @@ use by_kind;
 /// RMSNorm (arXiv:1910.07467): `y = x · rstd · w`, `rstd = 1/sqrt(mean(x²) + eps)`. x [N,H] T, w [H] T → (y [N,H] T, rstd [N] f32).
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> (Tensor, Tensor) {
     by_kind!(x, cpu::norm::forward(x, w, eps))
+        .or_else(|| own::rms_norm(x, w, eps))
         .or_else(|| pieces::rms_norm(x, w, eps))
         .unwrap_or_else(|| reference::rms_norm(x, w, eps))
 }
@@ -55,6 +56,7 @@ pub fn rms_norm_backward(
     dy: &Tensor, x: &Tensor, w: &Tensor, rstd: &Tensor, residual: Option<&Tensor>, dw: &Tensor,
 ) -> Tensor {
     by_kind!(x, cpu::norm::backward(dy, x, w, rstd, residual, dw))
+        .or_else(|| own::rms_norm_backward(dy, x, w, rstd, residual, dw))
         .or_else(|| pieces::rms_norm_backward(dy, x, w, rstd, residual, dw))
         .unwrap_or_else(|| reference::rms_norm_backward(dy, x, w, rstd, residual, dw))
 }
@@ -63,6 +65,7 @@ pub fn rms_norm_backward(
 /// cos and sin [S,D/2] f32. `inverse` rotates back: the backward pass.
 pub fn rope_(x: &Tensor, cos: &Tensor, sin: &Tensor, inverse: bool) {
     by_kind!(x, cpu::rope::rotate(x, cos, sin, inverse))
+        .or_else(|| own::rope_(x, cos, sin, inverse))
         .or_else(|| pieces::rope_(x, cos, sin, inverse))
         .unwrap_or_else(|| reference::rope_(x, cos, sin, inverse))
 }
@@ -70,6 +73,7 @@ pub fn rope_(x: &Tensor, cos: &Tensor, sin: &Tensor, inverse: bool) {
 /// SwiGLU: gate_up [N,2F] T (gate first) → silu(gate)·up [N,F] T.
 pub fn swiglu(gate_up: &Tensor) -> Tensor {
     by_kind!(gate_up, cpu::swiglu::forward(gate_up))
+        .or_else(|| own::swiglu(gate_up))
         .or_else(|| pieces::swiglu(gate_up))
         .unwrap_or_else(|| reference::swiglu(gate_up))
 }
@@ -77,6 +81,7 @@ pub fn swiglu(gate_up: &Tensor) -> Tensor {
 /// Backward of [`swiglu`]: dy [N,F] T → d gate_up [N,2F] T.
 pub fn swiglu_backward(dy: &Tensor, gate_up: &Tensor) -> Tensor {
     by_kind!(gate_up, cpu::swiglu::backward(dy, gate_up))
+        .or_else(|| own::swiglu_backward(dy, gate_up))
         .or_else(|| pieces::swiglu_backward(dy, gate_up))
         .unwrap_or_else(|| reference::swiglu_backward(dy, gate_up))
 }
@@ -85,6 +90,7 @@ pub fn swiglu_backward(dy: &Tensor, gate_up: &Tensor) -> Tensor {
 /// targets [N] i64; a negative target does not count. With `grad_scale` None logits are left as they are.
 pub fn cross_entropy_(logits: &Tensor, targets: &Tensor, grad_scale: Option<f64>, z_loss: f64) -> LossSums {
     by_kind!(logits, cpu::loss::in_place(logits, targets, grad_scale, z_loss))
+        .or_else(|| own::cross_entropy_(logits, targets, grad_scale, z_loss))
         .or_else(|| pieces::cross_entropy_(logits, targets, grad_scale, z_loss))
         .unwrap_or_else(|| reference::cross_entropy_(logits, targets, grad_scale, z_loss))
 }
@@ -94,6 +100,7 @@ pub fn cross_entropy_(logits: &Tensor, targets: &Tensor, grad_scale: Option<f64>
 /// of the target (0 where that lies elsewhere or does not count).
 pub fn cross_entropy_part(logits: &Tensor, targets: &Tensor, first: i64) -> Tensor {
     by_kind!(logits, cpu::loss::part(logits, targets, first))
+        .or_else(|| own::cross_entropy_part(logits, targets, first))
         .or_else(|| pieces::cross_entropy_part(logits, targets, first))
         .unwrap_or_else(|| reference::cross_entropy_part(logits, targets, first))
 }
@@ -109,6 +116,7 @@ pub fn cross_entropy_gradient_(
     logits: &Tensor, targets: &Tensor, first: i64, lse: &Tensor, grad_scale: f64, z_loss: f64,
 ) {
     by_kind!(logits, cpu::loss::gradient(logits, targets, first, lse, grad_scale, z_loss))
+        .or_else(|| own::cross_entropy_gradient_(logits, targets, first, lse, grad_scale, z_loss))
         .or_else(|| pieces::cross_entropy_gradient_(logits, targets, first, lse, grad_scale, z_loss))
         .unwrap_or_else(|| reference::cross_entropy_gradient_(logits, targets, first, lse, grad_scale, z_loss))
 }
@@ -204,13 +212,17 @@ pub fn weight_gradients_in_place(kind: Kind, device: tch::Device) -> bool {
 /// grad [V,H] f32 += rows of dy [N,H] T at `ids` [N] i64.
 pub fn embedding_backward(dy: &Tensor, ids: &Tensor, grad: &Tensor) {
     by_kind!(dy, cpu::flat::embedding_backward(dy, ids, grad))
+        .or_else(|| own::embedding_backward(dy, ids, grad))
         .or_else(|| pieces::embedding_backward(dy, ids, grad))
         .unwrap_or_else(|| reference::embedding_backward(dy, ids, grad))
 }
 
 /// Sum of squares of a flat fp32 buffer, in f64.
 pub fn sum_squares(x: &Tensor) -> f64 {
-    cpu::flat::sum_squares(x).or_else(|| pieces::sum_squares(x)).unwrap_or_else(|| reference::sum_squares(x))
+    cpu::flat::sum_squares(x)
+        .or_else(|| own::sum_squares(x))
+        .or_else(|| pieces::sum_squares(x))
+        .unwrap_or_else(|| reference::sum_squares(x))
 }
 
 /// grad f32 += x T, same shape.
@@ -234,6 +246,7 @@ pub fn cast(dst: &Tensor, src: &Tensor) {
 /// to `param` [n] T (which may be the master itself in fp32).
 pub fn adamw(h: &AdamW, master: &Tensor, param: &Tensor, m: &Tensor, v: &Tensor, grad: &Tensor) {
     by_kind!(param, cpu::flat::adamw(h, master, param, m, v, grad))
+        .or_else(|| own::adamw(h, master, param, m, v, grad))
         .or_else(|| pieces::adamw(h, master, param, m, v, grad))
         .unwrap_or_else(|| reference::adamw(h, master, param, m, v, grad))
 }

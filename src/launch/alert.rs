@@ -5,6 +5,7 @@
 //! event, log line or error message.
 
 use crate::config::{AlertKind, AlertsSection};
+use crate::host;
 use crate::slurm::process;
 use serde_json::{json, Map, Value};
 use std::collections::{HashSet, VecDeque};
@@ -170,21 +171,17 @@ fn post(address: &str, body: &Value, limit: Duration) -> Result<(), String> {
 /// Runs a command with `text` on its standard input.
 fn feed(line: &[String], text: &str, limit: Duration) -> Result<(), String> {
     let [program, arguments @ ..] = line else { return Err("no command".into()) };
-    let mut child = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
+    let mut child = host::spawn(Command::new(program).args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()))
         .map_err(|e| format!("{program}: {e}"))?;
-    if let Some(mut stdin) = child.stdin.take() {
+    if let Some(mut stdin) = child.input.take() {
         // far below a pipe's capacity; a program that does not read gets a broken pipe, which is its own affair
         let _ = stdin.write_all(text.as_bytes());
     }
-    match process::within(&mut child, limit) {
+    match process::within(&mut child.process, limit) {
         Some(0) => Ok(()),
         Some(code) => Err(format!("{program} ended with code {code}")),
         None => {
-            process::end(&mut child);
+            child.process.end();
             Err(format!("{program} did not end within {} s", limit.as_secs_f64()))
         }
     }

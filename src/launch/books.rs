@@ -10,10 +10,11 @@ use super::supervise::{step_name, Fault, Supervisor};
 use super::{standby, watch};
 use crate::config::AlertKind;
 use crate::error::{Error, Exit, Result};
+use crate::host;
 use crate::slurm::control;
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use serde_json::json;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The longest pause of a node that was only late.
 const LATE_PAUSE_S: f64 = 600.0;
@@ -26,7 +27,7 @@ impl Supervisor {
             restarts: self.job.restarts,
             nodes: placement.active.clone(),
             shrunk_to: self.shrunk_to,
-            started: Timestamp::now(),
+            started: host::wall(),
             srun: Some(srun),
             ended: None,
             last_step: 0,
@@ -46,7 +47,7 @@ impl Supervisor {
 
     /// Writes down how the attempt ended: history, ledger, events, alerts.
     pub(super) fn close(&mut self, found: &Finding) -> Result<()> {
-        let (now, step) = (Timestamp::now(), watch::last_step(&self.run_dir));
+        let (now, step) = (host::wall(), watch::last_step(&self.run_dir));
         if let Some(record) = self.history.attempts.last_mut() {
             record.ended = Some(now);
             record.last_step = step;
@@ -59,7 +60,7 @@ impl Supervisor {
             return Ok(());
         }
         if self.fault.is_none() {
-            self.fault = Some(Fault { noticed: Instant::now(), step });
+            self.fault = Some(Fault { noticed: host::now(), step });
         }
         tracing::warn!("attempt {}: {}", self.number, found.fact);
         let value = json!({
@@ -69,6 +70,11 @@ impl Supervisor {
         self.say("fault", value.clone())?;
         self.alerts.tell(AlertKind::Fault, &self.number.to_string(), &found.fact, value);
         let pause = found.class == Class::Node;
+        #[cfg(test)]
+        if host::planted() == Some(host::Planted::HealthyBlamed) {
+            let first = self.slots[..1].to_vec();
+            self.blame(&first, "planted", true)?;
+        }
         self.blame(&found.nodes, &found.reason, pause)
     }
 
@@ -83,7 +89,7 @@ impl Supervisor {
         let limit = config.node_failures;
         for node in nodes {
             let failure =
-                Failure { time: Timestamp::now(), job: self.job.id, attempt: self.number, reason: reason.to_string() };
+                Failure { time: host::wall(), job: self.job.id, attempt: self.number, reason: reason.to_string() };
             if self.book.ledger.record(node, failure, pause, limit) {
                 let failures = &self.book.ledger.nodes[node].failures;
                 let past: Vec<String> = failures
@@ -123,7 +129,7 @@ impl Supervisor {
         let value = json!({ "signal": signal, "starts": starts, "attempt": self.number, "srun": pid, "node": here });
         self.say("supervisor_restarted", value.clone())?;
         self.alerts.tell(AlertKind::Fault, &format!("supervisor-{starts}"), &text, value);
-        let standing = |n: &String| self.book.ledger.standing(n, Timestamp::now());
+        let standing = |n: &String| self.book.ledger.standing(n, host::wall());
         let left = self.job.nodes.iter().filter(|n| !active.contains(n) && standing(n) == Standing::Good);
         let spares = left.cloned().collect();
         Ok(Some((ranks, Placement { active, spares })))
@@ -134,7 +140,7 @@ impl Supervisor {
         let step = watch::last_step(&self.run_dir);
         let again = Decision::Again { wait: Duration::ZERO, skip: None };
         if let Some(lost) = self.lost.clone() {
-            self.fault = Some(Fault { noticed: Instant::now(), step });
+            self.fault = Some(Fault { noticed: host::now(), step });
             self.say("taken_over", json!({ "job": self.job.id, "lost": lost, "by": standby::here(&self.job) }))?;
             // what is left of its ranks leaves by itself within a moment; nobody waits for it
             control::kill_step_beside(&self.job, &step_name(self.number));
@@ -148,7 +154,7 @@ impl Supervisor {
         // what was started again after a signal says nothing about its node
         let started_again = self.parent.as_ref().is_some_and(|p| p.starts > 0);
         let Some(record) = self.history.attempts.last_mut().filter(|r| r.ended.is_none()) else { return Ok(again) };
-        record.ended = Some(Timestamp::now());
+        record.ended = Some(host::wall());
         record.last_step = step;
         record.class = Some(Class::Supervisor);
         record.reason = "supervisor_lost".into();
@@ -167,7 +173,7 @@ impl Supervisor {
         self.say("fault", value)?;
         // Slurm starts a job again by itself when the node of its batch script is lost.
         self.blame(&host.into_iter().collect::<Vec<_>>(), "supervisor_lost", self.lost.is_some())?;
-        self.fault = Some(Fault { noticed: Instant::now(), step });
+        self.fault = Some(Fault { noticed: host::now(), step });
         Ok(self.consider(Exit::GaveUp))
     }
 
@@ -178,7 +184,7 @@ impl Supervisor {
         if step <= from {
             return Ok(());
         }
-        let (seconds, lost) = (fault.noticed.elapsed().as_secs_f64(), fault.step.saturating_sub(from));
+        let (seconds, lost) = (host::since(fault.noticed).as_secs_f64(), fault.step.saturating_sub(from));
         self.fault = None;
         tracing::info!("training again after {seconds:.1} s, from step {from}: {lost} steps are done again");
         let value =

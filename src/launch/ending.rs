@@ -4,8 +4,8 @@ use super::history::{Class, Record};
 use super::supervise::Supervisor;
 use crate::config::AlertKind;
 use crate::error::{Error, Exit, Result};
+use crate::host;
 use crate::slurm::control;
-use jiff::Timestamp;
 use serde_json::{json, Value};
 
 impl Supervisor {
@@ -107,9 +107,9 @@ impl Supervisor {
     /// Not enough nodes are left for the plan.
     pub(super) fn too_few(&mut self, alive: &[String]) -> Result<Exit> {
         let need = self.launch.nodes_for(self.shrunk_to);
-        let avoid = self.book.ledger.avoided(Timestamp::now());
+        let avoid = self.book.ledger.avoided(host::wall());
         let why = format!("the plan needs {need} nodes, and {} of this job's are left", alive.len());
-        let now = Timestamp::now();
+        let now = host::wall();
         // counted like an attempt, so that a job that never gets good nodes ends some day
         self.history.attempts.push(Record {
             attempt: self.number,

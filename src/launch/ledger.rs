@@ -79,6 +79,18 @@ impl Ledger {
         first_time
     }
 
+    /// Ends the pause of a node whose last failure has a reason that begins so. Whether there was one.
+    pub fn clear(&mut self, node: &str, reason: &str) -> bool {
+        let Some(entry) = self.nodes.get_mut(node).filter(|n| !n.given_up && n.paused_until.is_some()) else {
+            return false;
+        };
+        let ours = entry.failures.last().is_some_and(|f| f.reason.starts_with(reason));
+        if ours {
+            entry.paused_until = None;
+        }
+        ours
+    }
+
     /// Whether the last failure of a node was that it cannot run the ranks.
     pub fn is_unfit(&self, node: &str) -> bool {
         self.nodes.get(node).and_then(|n| n.failures.last()).is_some_and(|f| f.reason == UNFIT)

@@ -1,6 +1,6 @@
 //! Snapshots in the memory of the job's nodes, on their way to disk: when the job ends, and when nodes leave the run alive.
 
-use super::history::Class;
+use super::history::{Class, History};
 use super::rollcall;
 use super::seen::Finding;
 use super::supervise::Supervisor;
@@ -36,20 +36,37 @@ impl Supervisor {
     pub(super) fn rescue(&mut self, found: &Finding) {
         let config = &self.launch.config.checkpoint;
         let second_copy = config.partner == Partner::Node && self.slots.len() > 1;
-        if config.snapshot_every == 0 || found.class != Class::Node || found.nodes.len() < 1 + usize::from(second_copy)
-        {
+        let away = self.failed_since_training(&found.nodes);
+        if config.snapshot_every == 0 || found.class != Class::Node || away.len() < 1 + usize::from(second_copy) {
             return;
         }
         let hosts_file = self.run_dir.join("launch/hosts-rollcall");
-        let silent = rollcall::silent(&self.job, &found.nodes, &hosts_file, SIGN_OF_LIFE);
-        if silent.len() == found.nodes.len() {
+        let silent = rollcall::silent(&self.job, &away, &hosts_file, SIGN_OF_LIFE);
+        if silent.len() == away.len() {
             return;
         }
-        let lives: Vec<&str> = found.nodes.iter().filter(|n| !silent.contains(n)).map(String::as_str).collect();
+        let lives: Vec<&str> = away.iter().filter(|n| !silent.contains(n)).map(String::as_str).collect();
         tracing::warn!("{} was given up and answers: memory goes to disk before the next attempt", lives.join(", "));
-        let others: Vec<String> = self.job.nodes.iter().filter(|n| !found.nodes.contains(n)).cloned().collect();
+        let others: Vec<String> = self.job.nodes.iter().filter(|n| !away.contains(n)).cloned().collect();
         let absent = [silent, self.roll_call(&others)].concat();
         self.flush(&absent, false);
+    }
+
+    /// `found`, and nodes that held slots when the run last came on and have failed since: the newest step is in the memory of those,
+    /// however many starts there have been.
+    fn failed_since_training(&self, found: &[String]) -> Vec<String> {
+        let mut away = found.to_vec();
+        let all = &self.history.attempts;
+        let came_on = |i: &usize| all[*i].last_step > History::high_water(&all[..*i]);
+        let Some(trained) = (0..all.len()).rev().find(came_on).map(|i| &all[i]) else { return away };
+        let failed = |n: &String| {
+            let last = self.book.ledger.nodes.get(n).and_then(|n| n.failures.last());
+            last.is_some_and(|f| f.attempt >= trained.attempt)
+        };
+        away.extend(
+            trained.nodes.iter().filter(|n| self.job.nodes.contains(n) && !found.contains(n) && failed(n)).cloned(),
+        );
+        away
     }
 
     /// `herd checkpoint flush` on all nodes of the job but `absent`; what it said becomes an event.

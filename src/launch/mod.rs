@@ -1,6 +1,6 @@
 //! The supervisor behind `herd launch`: starts the ranks, watches them, starts them again.
 //!
-//! `parent` starts a supervisor again that was killed, `supervise` is the loop, `ranks` one start of the ranks, `ending` how it leaves, `standby` who goes on when its node is lost. What they decide by is pure:
+//! `parent` starts a supervisor again that was killed, `supervise` is the loop, `ranks` one start of the ranks, `ending` how it leaves, `standby` who goes on when its node is lost, `preflight` the doctor's step before a run. What they decide by is pure:
 //! `classify` and `tasks` (what was seen → what it means), `policy` (whether to start again), `place` (on which nodes). What they
 //! remember is in the run directory: `ledger` (nodes), `history` (attempts), `submitted` (the configuration).
 
@@ -9,6 +9,7 @@ mod books;
 mod classify;
 pub mod drill;
 mod ending;
+pub mod follow;
 pub mod history;
 pub mod ledger;
 mod memory;
@@ -17,6 +18,7 @@ mod overtaken;
 mod parent;
 mod place;
 mod policy;
+pub mod preflight;
 mod program;
 mod ranks;
 mod relay;
@@ -32,7 +34,7 @@ pub mod watch;
 
 pub use parent::Parent;
 pub use supervise::Supervisor;
-pub use takeover::wait;
+pub use takeover::{go_on, outlive, wait, Outlived};
 
 use crate::config::Config;
 use crate::error::{Error, Exit, Result};

@@ -3,6 +3,7 @@
 use super::history::History;
 use super::ranks::TICK;
 use crate::error::{Exit, Result};
+use crate::host;
 use crate::slurm::Job;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +15,7 @@ pub(super) fn overtaken(run_dir: &Path, job: &Job, asked: &AtomicBool) -> Result
         // the end of the batch script would end the job, and with it what the standby has started
         tracing::error!("the standby has taken over the run; this one is silent until Slurm ends it");
         while !asked.load(Ordering::Relaxed) {
-            std::thread::sleep(TICK);
+            host::wait(TICK);
         }
         return Ok(Exit::Fenced);
     }

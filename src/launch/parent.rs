@@ -1,14 +1,14 @@
 //! The parent that starts a supervisor again when a signal ends it, seen from the supervisor: the ranks train on meanwhile, and the next
 //! supervisor takes over their srun ([`Parent::holds`], [`Srun::Adopted`]). The parent itself is `parent/program.rs`.
 
-use crate::slurm::process;
+use crate::host::{set_nonblocking, HostProcess};
 use crate::text::whole_lines;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The parent's program, from build.rs.
@@ -137,7 +137,7 @@ impl Parent {
 /// A step's srun.
 pub enum Srun {
     /// Started by this process.
-    Child(Child),
+    Child(HostProcess),
     /// Started by an earlier supervisor, now a child of the parent.
     Adopted { pid: u32, ends: Arc<Mutex<Ends>> },
 }
@@ -153,7 +153,7 @@ impl Srun {
     /// Its exit code, 128 + signal where one ended it; `None` while it runs.
     pub fn ended(&mut self) -> Option<i32> {
         match self {
-            Srun::Child(child) => process::ended(child),
+            Srun::Child(child) => child.ended(),
             Srun::Adopted { pid, ends } => ends.lock().unwrap_or_else(PoisonError::into_inner).of(*pid),
         }
     }
@@ -164,15 +164,18 @@ impl Srun {
             return;
         }
         match self {
-            Srun::Child(child) => process::end(child),
+            Srun::Child(child) => child.end(),
             Srun::Adopted { .. } => self.signal(libc::SIGKILL),
         }
     }
 
     /// Sends a signal to one that has not ended.
     pub fn signal(&self, signal: i32) {
-        // SAFETY: a signal to a process that nobody has waited for yet.
-        unsafe { libc::kill(self.pid() as i32, signal) };
+        match self {
+            Srun::Child(child) => child.signal(signal),
+            // SAFETY: a signal to a process that nobody has waited for yet.
+            Srun::Adopted { pid, .. } => _ = unsafe { libc::kill(*pid as i32, signal) },
+        }
     }
 }
 
@@ -195,7 +198,7 @@ fn prepared() -> std::io::Result<(File, Command)> {
     program.write_all(PROGRAM)?;
     let ((said, say), (ends, tell)) = (std::io::pipe()?, std::io::pipe()?);
     for fd in [said.as_raw_fd(), ends.as_raw_fd(), tell.as_raw_fd()] {
-        super::rollcall::set_nonblocking(fd);
+        set_nonblocking(fd);
     }
     // SAFETY: the size of a pipe of ours; a smaller one does too.
     unsafe { libc::fcntl(say.as_raw_fd(), libc::F_SETPIPE_SZ, ROOM) };

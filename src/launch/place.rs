@@ -39,6 +39,7 @@ pub fn place(
         .map(|i| before.get(i).filter(|n| before.len() == need && here.contains(n) && good(n)).cloned())
         .collect();
     let held: HashSet<&String> = slots.iter().flatten().collect();
+    let holders: HashSet<&String> = before.iter().collect();
     let mut rest: Vec<&String> = allocation.iter().filter(|n| !held.contains(n)).collect();
     rest.retain(|n| standing(n) < Standing::GivenUp);
     // a stable sort: the good before the paused, else in the allocation's order
@@ -48,8 +49,11 @@ pub fn place(
         let best = standing(rest.front()?);
         let alike = rest.iter().take_while(|n| standing(n) == best);
         let next = match before.get(i).filter(|_| before.len() == need) {
-            // of those as near the first
-            Some(lost) => alike.enumerate().min_by_key(|(_, n)| Reverse(near(n, lost)))?.0,
+            // who held it as a last resort keeps it, and its memory; else of those that hold none, of those as near the first
+            Some(lost) => {
+                let rank = |n: &String| (n != lost, holders.contains(n), Reverse(near(n, lost)));
+                alike.enumerate().min_by_key(|(_, n)| rank(n))?.0
+            }
             None => 0,
         };
         *slot = rest.remove(next).cloned();
@@ -93,7 +97,12 @@ mod tests {
         assert_eq!(placed("a b c d", "", 3, "b", ""), is("a c d", ""));
         assert_eq!(placed("a b c d", "a b c", 3, "b", ""), is("a d c", ""));
         assert_eq!(placed("a b c d", "a d c", 3, "a b", ""), is("a d c", ""), "paused ones are the last resort");
-        assert_eq!(placed("a b c d", "a b c", 3, "a b", ""), is("d a c", ""));
+        assert_eq!(placed("a b c d", "a b c", 3, "a b", ""), is("d b c", ""));
+        // b failed, d took its place as a last resort and c fails now: d has what its ranks need in its memory
+        assert_eq!(placed("a b c d e", "a d c", 3, "b d", ""), is("a e c", ""), "a good one before a paused one");
+        assert_eq!(placed("a b c d", "a d c", 3, "b d", ""), is("a d c", ""), "of paused ones who holds the slot");
+        assert_eq!(placed("a b c d", "a d c", 3, "b c d", ""), is("a d c", ""));
+        assert_eq!(placed("a b c d", "a d c", 3, "b d", "a"), is("b d c", ""), "not who holds another slot");
         assert_eq!(placed("a b c d x y", "a b c", 3, "c", ""), is("a b d", "x y"));
         assert_eq!(placed("a b c aa ab d", "a b c", 3, "c", ""), is("a b d", "aa ab"), "the nearest");
         assert_eq!(placed("a b c aa ab d", "a b c", 3, "b c", ""), is("a aa d", "ab"));

@@ -34,7 +34,10 @@ pub fn decide(config: &LaunchSection, attempts: &[Record], exit: Exit, now: Time
         Some(Class::User) => return stop(exit, last.fact.clone()),
         _ => {}
     }
-    if attempts.len() as u64 >= config.max_attempts {
+    let most = config.max_attempts;
+    #[cfg(test)]
+    let most = most + u64::from(crate::host::planted() == Some(crate::host::Planted::OneMoreStart));
+    if attempts.len() as u64 >= most {
         return stop(Exit::GaveUp, format!("all {} starts (launch.max_attempts) are spent", config.max_attempts));
     }
     let recent = attempts.iter().filter(|a| seconds(a.started, now) < config.window_s).count() as u64;

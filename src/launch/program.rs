@@ -11,9 +11,11 @@ use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use xxhash_rust::xxh3::Xxh3;
 
 const OWN: &str = "/proc/self/exe";
+static OWN_NOTE: OnceLock<Noted> = OnceLock::new();
 
 /// A job's program.
 pub struct Program {
@@ -44,7 +46,12 @@ impl Program {
     pub fn settle(run_dir: &Path, job: &Job) -> Result<Program> {
         let at = |suffix: &str| run_dir.join(format!("launch/job-{}.{suffix}", job.address()));
         let (note, kept) = (at("program.json"), at("program"));
-        let own = noted(Path::new(OWN), own_path())?;
+        // a process runs one program
+        let own = match OWN_NOTE.get() {
+            Some(own) => own.clone(),
+            None => noted(Path::new(OWN), own_path())?,
+        };
+        let _ = OWN_NOTE.set(own.clone());
         let before = match std::fs::read(&note) {
             Ok(text) => serde_json::from_slice::<Noted>(&text)
                 .inspect_err(|e| tracing::warn!("{} is damaged and written anew: {e}", note.display()))

@@ -2,21 +2,20 @@
 
 use super::parent::{Parent, Srun};
 use super::relay::Relay;
-use super::rollcall::{drain, set_nonblocking};
+use super::rollcall::drain;
 use super::seen::Seen;
 use super::watch::{Signs, Tail};
 use crate::appended::{gone, is_gone};
 use crate::config::LaunchSection;
 use crate::error::{Error, Exit, Result};
 use crate::exit_record;
+use crate::host::{self, Pipe, SideWork};
 use crate::liveness::VerdictFolder;
 use crate::slurm::messages;
 use crate::slurm::{control, Job, StepLine};
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How often files are looked at. Slurm's word about a dead task comes through the pipe and wakes at once.
@@ -56,7 +55,7 @@ pub struct RunningRanks {
     number: u64,
     step: String,
     srun: Srun,
-    stderr: Option<File>,
+    stderr: Option<Pipe>,
     relay: Relay,
     verdicts: VerdictFolder,
     /// Where ranks write down why they leave.
@@ -90,27 +89,29 @@ impl RunningRanks {
             Error::new(Exit::World, format!("srun cannot be started: {e}")).hint("is Slurm's client in PATH?")
         };
         let (stdio, ours) = match parent {
-            Some(parent) => parent.stderr().map(|(stdio, reader)| (stdio, Some(reader))).map_err(failed)?,
+            Some(parent) => parent.stderr().map(|(stdio, reader)| (stdio, Some(Pipe::from(reader)))).map_err(failed)?,
             None => (Stdio::piped(), None),
         };
-        let mut child = command.stdin(Stdio::null()).stderr(stdio).spawn().map_err(failed)?;
-        let stderr = ours.or_else(|| child.stderr.take().map(|pipe| File::from(OwnedFd::from(pipe))));
-        if let Some(pipe) = &stderr {
-            set_nonblocking(pipe.as_raw_fd());
-        }
-        Ok(RunningRanks::new(what, Srun::Child(child), stderr, events))
+        let spawned = host::spawn(command.stdin(Stdio::null()).stderr(stdio)).map_err(failed)?;
+        let stderr = ours.or(spawned.err);
+        stderr.iter().for_each(Pipe::do_not_block);
+        Ok(RunningRanks::new(what, Srun::Child(spawned.process), stderr, events))
     }
 
     /// The ranks that an earlier supervisor has started by `srun`. What they have said so far is read again.
     pub fn adopt(what: &RankStart, srun: Srun, stderr: File) -> RunningRanks {
-        let mut ranks =
-            RunningRanks::new(what, srun, Some(stderr), Tail::from_start(what.run_dir.join("events.jsonl")));
+        let mut ranks = RunningRanks::new(
+            what,
+            srun,
+            Some(Pipe::from(stderr)),
+            Tail::from_start(what.run_dir.join("events.jsonl")),
+        );
         ranks.look();
         ranks.seen.asked = ranks.signs.asked;
         ranks
     }
 
-    fn new(what: &RankStart, srun: Srun, stderr: Option<File>, events: Tail) -> RunningRanks {
+    fn new(what: &RankStart, srun: Srun, stderr: Option<Pipe>, events: Tail) -> RunningRanks {
         RunningRanks {
             number: what.number,
             step: what.name.to_string(),
@@ -121,7 +122,7 @@ impl RunningRanks {
             records: what.records(),
             events,
             signs: Signs::default(),
-            began: Instant::now(),
+            began: host::now(),
             met: None,
             limits: what.limits.clone(),
             seen: Seen { nodes: what.nodes, leaves_steps: what.leaves_steps, ..Default::default() },
@@ -148,12 +149,12 @@ impl RunningRanks {
         self.look();
         if let Some(code) = self.srun.ended() {
             self.listen();
-            let end = Instant::now() + LAST_WORDS;
+            let end = host::now() + LAST_WORDS;
             self.seen.code = Some(code);
             // after a good end the events tell, and a network filesystem may show them late
             let good = [0, Exit::Requeue.code()].contains(&code) || (code > 128 && code != 128 + libc::SIGKILL);
-            while good && !self.seen.finished && !self.seen.stopped && !self.seen.is_fault() && Instant::now() < end {
-                std::thread::sleep(TICK);
+            while good && !self.seen.finished && !self.seen.stopped && !self.seen.is_fault() && host::now() < end {
+                host::sleep(TICK);
                 self.look();
             }
             self.settle();
@@ -171,12 +172,12 @@ impl RunningRanks {
     fn look_at_the_clock(&mut self) {
         let limit = Duration::from_secs_f64(self.limits.start_timeout_s);
         match self.met {
-            None if self.signs.met => self.met = Some(Instant::now()),
-            None if self.began.elapsed() > limit => self.seen.no_start_s = Some(limit.as_secs_f64()),
+            None if self.signs.met => self.met = Some(host::now()),
+            None if host::since(self.began) > limit => self.seen.no_start_s = Some(limit.as_secs_f64()),
             Some(met) if !self.signs.started => {
                 let bytes = self.signs.restoring.unwrap_or(0);
                 let limit = limit.saturating_add(self.limits.restore_time(bytes));
-                if met.elapsed() > limit {
+                if host::since(met) > limit {
                     self.seen.no_state = Some((limit.as_secs_f64(), bytes));
                 }
             }
@@ -205,28 +206,28 @@ impl RunningRanks {
     }
 
     /// Kills the tasks on the nodes that live, through the controller, in a thread that the caller may wait for or not.
-    pub fn begin_to_end(&self, job: &Job) -> JoinHandle<()> {
+    pub fn begin_to_end(&self, job: &Job) -> Option<SideWork<()>> {
         control::kill_step_beside(job, &self.step)
     }
 
     /// Ends the srun client. It stays a moment to say what it knows, then goes: it may wait for a dead node for minutes.
     pub fn end(mut self) {
-        let limit = Instant::now() + Duration::from_millis(200);
-        while self.srun.ended().is_none() && Instant::now() < limit {
-            std::thread::sleep(Duration::from_millis(5));
+        let limit = host::now() + Duration::from_millis(200);
+        while self.srun.ended().is_none() && host::now() < limit {
+            host::sleep(Duration::from_millis(5));
         }
         self.srun.end();
         self.listen();
-        self.relay.finish(&mut std::io::stderr());
+        self.relay.finish(&mut host::stderr());
         // the folder stays where it tells something
         let _ = std::fs::remove_dir(&self.records);
     }
 
     /// Gathers further evidence for a moment.
     fn settle(&mut self) {
-        let end = Instant::now() + SETTLE;
-        while Instant::now() < end && !self.seen.finished {
-            std::thread::sleep(Duration::from_millis(20));
+        let end = host::now() + SETTLE;
+        while host::now() < end && !self.seen.finished {
+            host::sleep(Duration::from_millis(20));
             self.listen();
             self.look();
         }
@@ -249,10 +250,8 @@ impl RunningRanks {
 
     /// Sleeps until srun says something, or a tick.
     fn wait_for_output(&self) {
-        let Some(pipe) = &self.stderr else { return std::thread::sleep(TICK) };
-        let mut fds = [libc::pollfd { fd: pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
-        // SAFETY: one descriptor that is open while we wait; a signal ends the wait early.
-        unsafe { libc::poll(fds.as_mut_ptr(), 1, TICK.as_millis() as i32) };
+        let Some(pipe) = &self.stderr else { return host::sleep(TICK) };
+        pipe.wait(TICK);
     }
 
     /// Passes srun's and the ranks' stderr on, and reads what it says about tasks.
@@ -260,7 +259,7 @@ impl RunningRanks {
         let Some(pipe) = &mut self.stderr else { return };
         let mut news = Vec::new();
         let open = drain(pipe, &mut news);
-        let mut log = std::io::stderr();
+        let mut log = host::stderr();
         let lines = self.relay.pass(&news, &mut log);
         if self.signs.started {
             self.relay.met(&mut log);

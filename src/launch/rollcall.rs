@@ -1,13 +1,13 @@
 //! Which nodes take a step, asked of all at once: an empty `srun` whose tasks print their node's name. A node that lives
 //! answers within a fraction of a second; Slurm itself takes 12 s to say that one does not, and minutes to mark it down.
 
+use crate::host::{self, HostProcess, Pipe, SideWork};
 use crate::slurm::{control, process, Job, StepLine};
+use crate::text::whole_lines;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::Read;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::thread::JoinHandle;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// Slurm forwards a launch through a tree of this width; behind a dead node of a larger step others may be late.
@@ -99,7 +99,7 @@ pub struct StartCalls {
     /// From the end of one to the next.
     pub every: Duration,
     pub last: Instant,
-    pub under_way: Option<JoinHandle<Vec<String>>>,
+    pub under_way: Option<SideWork<Vec<String>>>,
 }
 
 impl StartCalls {
@@ -108,7 +108,7 @@ impl StartCalls {
     pub fn news(&mut self) -> Vec<String> {
         match self.under_way.take_if(|call| call.is_finished()) {
             Some(call) => {
-                self.last = Instant::now();
+                self.last = host::now();
                 let absent = call.join().unwrap_or_default();
                 if absent.len() < self.nodes.len() {
                     absent
@@ -117,14 +117,14 @@ impl StartCalls {
                 }
             }
             None => {
-                if self.under_way.is_none() && self.last.elapsed() > self.every {
+                if self.under_way.is_none() && host::since(self.last) > self.every {
                     let (job, nodes, file, limit) =
                         (self.job.clone(), self.nodes.clone(), self.hosts_file.clone(), self.limit);
                     let call = move || absent(&job, &nodes, &file, limit);
-                    let begun = std::thread::Builder::new().name("herd-rollcall".into()).spawn(call);
+                    let begun = host::beside("herd-rollcall", call);
                     let failed = |e: &std::io::Error| tracing::warn!("nodes are not asked during this start: {e}");
                     self.under_way = begun.inspect_err(failed).ok();
-                    self.last = Instant::now();
+                    self.last = host::now();
                 }
                 Vec::new()
             }
@@ -136,44 +136,55 @@ impl StartCalls {
 fn answers(job: &Job, groups: &[Vec<String>], hosts_file: &Path, patience: Patience) -> BTreeSet<String> {
     let mut here = BTreeSet::new();
     let mut said = Vec::new();
-    let mut steps: Vec<(Child, Vec<u8>)> =
-        groups.iter().filter_map(|g| Some((ask(job, g, hosts_file)?, vec![]))).collect();
-    let (began, wanted) = (Instant::now(), groups.iter().map(Vec::len).sum());
+    let mut steps: Vec<AskingStep> = groups.iter().filter_map(|g| ask(job, g, hosts_file)).collect();
+    let (began, wanted) = (host::now(), groups.iter().map(Vec::len).sum());
     let mut limit = patience.first;
-    while here.len() < wanted && began.elapsed() < limit {
+    while here.len() < wanted && host::since(began) < limit {
         let (mut open, before) = (false, here.len());
-        for (child, text) in &mut steps {
-            if let Some(err) = child.stderr.as_mut() {
+        for step in &mut steps {
+            if let Some(err) = step.err.as_mut() {
                 drain(err, &mut said);
             }
-            let Some(out) = child.stdout.as_mut() else { continue };
-            match drain(out, text) {
+            let Some(out) = step.out.as_mut() else { continue };
+            match drain(out, &mut step.part) {
                 true => open = true,
-                false => child.stdout = None,
+                false => step.out = None,
             }
-            here.extend(String::from_utf8_lossy(text).lines().map(|l| l.trim().to_string()).filter(|l| !l.is_empty()));
+            let lines = whole_lines(&mut step.part);
+            here.extend(
+                String::from_utf8_lossy(&lines).lines().map(|l| l.trim().to_string()).filter(|l| !l.is_empty()),
+            );
         }
         if here.len() > before {
-            limit = patience.others.max((began.elapsed() * TIMES_THE_LATEST).min(LONGEST));
+            limit = patience.others.max((host::since(began) * TIMES_THE_LATEST).min(LONGEST));
         }
         if !open {
             break;
         }
-        std::thread::sleep(Duration::from_millis(5));
+        host::sleep(Duration::from_millis(5));
     }
     if here.is_empty() && !said.is_empty() {
         tracing::warn!("roll call: {}", String::from_utf8_lossy(&said).trim());
     }
     // a step that answered ends by itself; one on a dead node is left to Slurm
-    for (mut child, _) in steps {
-        if process::within(&mut child, Duration::from_millis(if here.len() == wanted { 500 } else { 0 })).is_none() {
-            process::end(&mut child);
+    for mut step in steps {
+        let patience = Duration::from_millis(if here.len() == wanted { 500 } else { 0 });
+        if process::within(&mut step.process, patience).is_none() {
+            step.process.end();
         }
     }
     here
 }
 
-fn ask(job: &Job, nodes: &[String], hosts_file: &Path) -> Option<Child> {
+/// A step that asks, and the beginning of a line whose end has not come.
+struct AskingStep {
+    process: HostProcess,
+    out: Option<Pipe>,
+    err: Option<Pipe>,
+    part: Vec<u8>,
+}
+
+fn ask(job: &Job, nodes: &[String], hosts_file: &Path) -> Option<AskingStep> {
     let places: HashMap<&String, usize> = job.nodes.iter().enumerate().map(|(i, n)| (n, i)).collect();
     let mut sorted = nodes.to_vec();
     sorted.sort_by_key(|n| places.get(n));
@@ -187,17 +198,12 @@ fn ask(job: &Job, nodes: &[String], hosts_file: &Path) -> Option<Child> {
         hosts_file,
         tree_width: None,
     };
-    let child = step
-        .command()
-        .args(["--quiet", "printenv", "SLURMD_NODENAME"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .ok()?;
-    set_nonblocking(child.stdout.as_ref()?.as_raw_fd());
-    set_nonblocking(child.stderr.as_ref()?.as_raw_fd());
-    Some(child)
+    let mut command = step.command();
+    command.args(["--quiet", "printenv", "SLURMD_NODENAME"]);
+    let spawned = host::spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped())).ok()?;
+    let (out, err) = (spawned.out?, spawned.err?);
+    [&out, &err].iter().for_each(|pipe| pipe.do_not_block());
+    Some(AskingStep { process: spawned.process, out: Some(out), err: Some(err), part: Vec::new() })
 }
 
 /// Reads what there is; false at the end of the stream.
@@ -210,14 +216,5 @@ pub fn drain(from: &mut impl Read, into: &mut Vec<u8>) -> bool {
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) => return e.kind() == std::io::ErrorKind::WouldBlock,
         }
-    }
-}
-
-/// Makes reads of a pipe return at once.
-pub fn set_nonblocking(fd: i32) {
-    // SAFETY: flags of an open descriptor of ours.
-    unsafe {
-        let flags = libc::fcntl(fd, libc::F_GETFL);
-        libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK);
     }
 }

@@ -4,10 +4,11 @@
 //! roll call that this node answers, that process becomes the supervisor: in the same allocation, without a turn in the queue.
 
 use crate::error::Result;
-use crate::slurm::{compress, expand, process, Job, StepLine};
+use crate::host::{self, HostProcess};
+use crate::slurm::{compress, expand, Job, StepLine};
 use std::io::Write;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// How often the supervisor writes a byte.
@@ -34,14 +35,14 @@ fn whole_from(job: Job, var: impl Fn(&str) -> Option<String>) -> Result<Job> {
 
 /// The name of this node in the job.
 pub fn here(job: &Job) -> String {
-    let name = std::env::var("SLURMD_NODENAME").ok().filter(|n| job.nodes.contains(n));
+    let name = host::variable("SLURMD_NODENAME").filter(|n| job.nodes.contains(n));
     name.or_else(|| job.nodes.first().cloned()).unwrap_or_default()
 }
 
 /// The supervisor's end of it.
 pub struct Standby {
     node: String,
-    child: Child,
+    child: HostProcess,
     started: Instant,
 }
 
@@ -53,8 +54,8 @@ impl Standby {
     ) {
         let own = here(job);
         if let Some(s) = standby {
-            let lives = process::ended(&mut s.child).is_none();
-            if lives && nodes.contains(&s.node) || !lives && s.started.elapsed() < AGAIN {
+            let lives = s.child.ended().is_none();
+            if lives && nodes.contains(&s.node) || !lives && host::since(s.started) < AGAIN {
                 return;
             }
         }
@@ -93,25 +94,25 @@ impl Standby {
             };
         }
         command.args(with_option(std::env::args().skip(1), own));
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        let spawned = host::spawn(command.stdin(Stdio::piped()).stdout(Stdio::null()))?;
         // a thread, so that a filesystem that blocks this supervisor does not make it look dead; its end is this process's,
         // or the child's
-        if let Some(mut pipe) = child.stdin.take() {
+        if let Some(mut pipe) = spawned.input {
             std::thread::Builder::new().name("herd-beat".into()).spawn(move || {
                 while pipe.write_all(b".").is_ok() {
                     std::thread::sleep(BEAT);
                 }
             })?;
         }
-        Ok(Standby { node: node.to_string(), child, started: Instant::now() })
+        Ok(Standby { node: node.to_string(), child: spawned.process, started: host::now() })
     }
 }
 
 /// A standby that is no longer wanted goes with its srun.
 impl Drop for Standby {
     fn drop(&mut self) {
-        if process::ended(&mut self.child).is_none() {
-            process::end(&mut self.child);
+        if self.child.ended().is_none() {
+            self.child.end();
         }
     }
 }

@@ -7,13 +7,13 @@
 //! fault (noticing, restarting, doing steps again); everything else is start-up, checkpoints and validation.
 
 use super::history::{Class, History, Record};
-use super::ledger::{self, Standing};
-use crate::error::{Error, Exit, Result};
+use super::ledger::{self, Ledger, Standing};
+use crate::slurm::compress;
+use crate::train::records::StepPoint;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, VecDeque};
 
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct RunStatus {
@@ -78,47 +78,38 @@ pub struct NodeLine {
     pub last: String,
 }
 
-/// Reads a run directory.
-///
-/// # Errors
-/// [`Exit::Usage`] for a directory that is no run's; [`Exit::Storage`].
-pub fn read(run_dir: &Path, now: Timestamp) -> Result<RunStatus> {
-    let known = ["metrics.jsonl", "events.jsonl", "attempts.json", "config.yaml"];
-    if !known.iter().any(|f| run_dir.join(f).exists()) {
-        return Err(Error::new(Exit::Usage, format!("{} is no run directory", run_dir.display()))
-            .hint("give the run_dir of a configuration"));
-    }
-    let history = History::read(run_dir)?;
-    let (metrics, events) = (lines(&run_dir.join("metrics.jsonl"))?, lines(&run_dir.join("events.jsonl"))?);
-    let superseded = lines(&run_dir.join("metrics.superseded.jsonl"))?.len();
-    let config: Value = match std::fs::read_to_string(run_dir.join("config.yaml")) {
-        Ok(text) => serde_yaml::from_str(&text).unwrap_or(Value::Null),
-        Err(_) => Value::Null,
-    };
+/// What a status is made of.
+pub struct StatusParts<'a> {
+    /// `config.yaml`, or null.
+    pub config: &'a Value,
+    pub history: &'a History,
+    /// Without the frequent kinds, oldest first.
+    pub events: &'a VecDeque<Value>,
+    pub requeues: usize,
+    /// Steps that were done again.
+    pub steps_lost: usize,
+    pub ledger: &'a Ledger,
+    pub steps: &'a StepTally,
+}
+
+/// How a run fares.
+pub fn of(parts: &StatusParts, now: Timestamp) -> RunStatus {
+    let StatusParts { config, history, events, ledger, steps, .. } = parts;
     let mut s = RunStatus {
         name: config["name"].as_str().unwrap_or_default().into(),
         steps: config["train"]["steps"].as_u64().unwrap_or(0),
         attempts: history.attempts.iter().filter(|a| !a.nodes.is_empty()).count(),
         jobs: count_changes(history.attempts.iter().map(|a| a.job)),
-        requeues: events.iter().filter(|e| e["kind"] == "requeue" || e["kind"] == "successor").count(),
-        faults: faults(&events),
-        steps_lost: superseded,
-        nodes: nodes(run_dir, now)?,
+        requeues: parts.requeues,
+        faults: faults(events),
+        steps_lost: parts.steps_lost,
+        nodes: nodes(ledger, now),
         ..RunStatus::default()
     };
-    (s.state, s.detail) = state(&history, &events);
-    progress(&mut s, &metrics);
-    times(&mut s, &history.attempts, &metrics, now);
-    Ok(s)
-}
-
-/// Whole lines of a JSON-lines file; absent is empty.
-fn lines(path: &Path) -> Result<Vec<Value>> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(bytes.split(|&b| b == b'\n').filter_map(|l| serde_json::from_slice(l).ok()).collect()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(Error::io(path, "read", &e, Exit::Storage)),
-    }
+    (s.state, s.detail) = state(history, events);
+    steps.progress(&mut s);
+    steps.times(&mut s, &history.attempts, now);
+    s
 }
 
 fn count_changes(mut jobs: impl Iterator<Item = u64>) -> usize {
@@ -130,7 +121,7 @@ fn time(v: &Value) -> Option<Timestamp> {
     v["time"].as_str()?.parse().ok()
 }
 
-fn state(history: &History, events: &[Value]) -> (RunState, String) {
+fn state(history: &History, events: &VecDeque<Value>) -> (RunState, String) {
     let of = |e: &Value, key: &str| e[key].as_str().unwrap_or_default().to_string();
     // the supervisor's or the ranks' last word about the run as a whole
     let last = events.iter().rev().find(|e| {
@@ -150,7 +141,7 @@ fn state(history: &History, events: &[Value]) -> (RunState, String) {
         )
     });
     let running = || match history.attempts.last().filter(|a| a.ended.is_none()) {
-        Some(a) => format!("attempt {} of job {} on {}", a.attempt, a.job, a.nodes.join(",")),
+        Some(a) => format!("attempt {} of job {} on {}", a.attempt, a.job, compress(&a.nodes)),
         None => "by hand, or between two attempts".into(),
     };
     match last {
@@ -168,7 +159,7 @@ fn state(history: &History, events: &[Value]) -> (RunState, String) {
     }
 }
 
-fn faults(events: &[Value]) -> Vec<FaultRow> {
+fn faults(events: &VecDeque<Value>) -> Vec<FaultRow> {
     let mut out: Vec<FaultRow> = Vec::new();
     for e in events {
         match e["kind"].as_str() {
@@ -197,8 +188,7 @@ fn faults(events: &[Value]) -> Vec<FaultRow> {
     out
 }
 
-fn nodes(run_dir: &Path, now: Timestamp) -> Result<BTreeMap<String, NodeLine>> {
-    let ledger = ledger::read(&run_dir.join("ledger.json"))?;
+fn nodes(ledger: &Ledger, now: Timestamp) -> BTreeMap<String, NodeLine> {
     let line = |(name, node): (&String, &ledger::Node)| {
         let standing = match ledger.standing(name, now) {
             Standing::Good => "in use",
@@ -208,47 +198,87 @@ fn nodes(run_dir: &Path, now: Timestamp) -> Result<BTreeMap<String, NodeLine>> {
         let last = node.failures.last().map_or(String::new(), |f| f.reason.clone());
         (name.clone(), NodeLine { failures: node.failures.len(), standing, last })
     };
-    Ok(ledger.nodes.iter().map(line).collect())
+    ledger.nodes.iter().map(line).collect()
 }
 
-fn progress(s: &mut RunStatus, metrics: &[Value]) {
-    let Some(last) = metrics.last() else { return };
-    s.step = last["step"].as_u64().unwrap_or(0);
-    s.loss = last["loss"].as_f64();
-    let median = |key: &str| {
-        let mut all: Vec<f64> = metrics.iter().rev().take(20).filter_map(|m| m[key].as_f64()).collect();
-        all.sort_by(f64::total_cmp);
-        all.get(all.len() / 2).copied()
-    };
-    (s.tokens_per_s, s.step_s) = (median("tokens_per_s"), median("step_s"));
+/// Steps that a speed is the median of.
+const RECENT: usize = 20;
+
+/// What the steps add up to, taken in one by one.
+#[derive(Debug, Default)]
+pub struct StepTally {
+    /// When each attempt after the first was started.
+    starts: Vec<f64>,
+    /// When the run was started, or its first step began.
+    first: Option<f64>,
+    last: Option<StepPoint>,
+    /// When the last step had ended that says so.
+    last_end: Option<f64>,
+    recent: VecDeque<(Option<f64>, Option<f64>)>,
+    training_s: f64,
+    lost_s: f64,
 }
 
-/// Splits the time since the first start.
-fn times(s: &mut RunStatus, attempts: &[Record], metrics: &[Value], now: Timestamp) {
-    let began = |m: &Value| Some(seconds(time(m)?) - m["step_s"].as_f64()?);
-    let ends: Vec<Option<f64>> = metrics.iter().map(|m| time(m).map(seconds)).collect();
-    let first = attempts.first().map(|a| seconds(a.started)).or_else(|| metrics.first().and_then(began));
-    let (Some(first), Some(last)) = (first, ends.last().copied().flatten()) else { return };
-    let end = match s.state {
-        RunState::Running => seconds(now),
-        _ => attempts.iter().filter_map(|a| a.ended).map(seconds).fold(last, f64::max),
-    };
-    s.since_last_step_s = Some((end - last).max(0.0));
-    s.wall_s = (end - first).max(0.0);
-    s.training_s = metrics.iter().filter_map(|m| m["step_s"].as_f64()).sum();
-    let starts: Vec<f64> = attempts.iter().skip(1).map(|a| seconds(a.started)).collect();
-    for (i, m) in metrics.iter().enumerate() {
-        let before = if i == 0 { Some(first) } else { ends[i - 1] };
-        let (Some(before), Some(begin)) = (before, began(m)) else { continue };
-        if starts.iter().any(|t| (before..=begin).contains(t)) {
-            s.lost_s += (begin - before).max(0.0);
+impl StepTally {
+    pub fn new(history: &History) -> StepTally {
+        let mut starts = history.attempts.iter().map(|a| seconds(a.started));
+        StepTally { first: starts.next(), starts: starts.collect(), ..StepTally::default() }
+    }
+
+    pub fn last_step(&self) -> Option<u64> {
+        self.last.as_ref().map(|p| p.step)
+    }
+
+    /// Takes the next step in.
+    pub fn add(&mut self, p: &StepPoint) {
+        let began = p.ended().zip(p.step_s).map(|(end, took)| end - took);
+        self.first = self.first.or(began);
+        let before = self.last_end.or(self.first);
+        if let (Some(before), Some(begin)) = (before, began) {
+            if self.starts.iter().any(|t| (before..=begin).contains(t)) {
+                self.lost_s += (begin - before).max(0.0);
+            }
         }
+        self.training_s += p.step_s.unwrap_or(0.0);
+        self.last_end = p.ended().or(self.last_end);
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((p.tokens_per_s, p.step_s));
+        self.last = Some(p.clone());
     }
-    // a fault that is not mended yet
-    if starts.iter().any(|t| *t > last) {
-        s.lost_s += end - last;
+
+    fn progress(&self, s: &mut RunStatus) {
+        let Some(last) = &self.last else { return };
+        s.step = last.step;
+        s.loss = last.loss;
+        s.tokens_per_s = median(self.recent.iter().filter_map(|r| r.0));
+        s.step_s = median(self.recent.iter().filter_map(|r| r.1));
     }
-    s.effective_time_ratio = if s.wall_s > 0.0 { s.training_s / s.wall_s } else { 0.0 };
+
+    /// Splits the time since the first start.
+    fn times(&self, s: &mut RunStatus, attempts: &[Record], now: Timestamp) {
+        let (Some(first), Some(last)) = (self.first, self.last_end) else { return };
+        let end = match s.state {
+            RunState::Running => seconds(now),
+            _ => attempts.iter().filter_map(|a| a.ended).map(seconds).fold(last, f64::max),
+        };
+        s.since_last_step_s = Some((end - last).max(0.0));
+        s.wall_s = (end - first).max(0.0);
+        s.training_s = self.training_s;
+        s.lost_s = self.lost_s;
+        // a fault that is not mended yet
+        if self.starts.iter().any(|t| *t > last) {
+            s.lost_s += end - last;
+        }
+        s.effective_time_ratio = if s.wall_s > 0.0 { s.training_s / s.wall_s } else { 0.0 };
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let mut all: Vec<f64> = values.collect();
+    all.sort_by(f64::total_cmp);
+    all.get(all.len() / 2).copied()
 }
 
 fn seconds(t: Timestamp) -> f64 {
@@ -257,8 +287,11 @@ fn seconds(t: Timestamp) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::follow::read;
     use super::*;
+    use crate::error::Exit;
     use serde_json::json;
+    use std::path::Path;
 
     fn at(s: f64) -> Timestamp {
         Timestamp::from_nanosecond((1e9 * (1_000_000.0 + s)) as i128).unwrap()

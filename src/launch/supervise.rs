@@ -20,9 +20,9 @@ use crate::appended;
 use crate::attempt;
 use crate::error::{Error, Exit, Result};
 use crate::events::Events;
+use crate::host::{self, FileAccess};
 use crate::slurm::{compress, control, site, Job, Site, StepLine, Switches};
 use crate::world::library;
-use jiff::Timestamp;
 use serde_json::{json, Value};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -225,7 +225,7 @@ impl Supervisor {
         let nodes = &placement.active;
         let mut asked_them = ranks.were_asked();
         let mut gone: Option<Instant> = None;
-        let mut looked = Instant::now();
+        let mut looked = host::now();
         let mut calls = self.start_calls(nodes);
         let seen = loop {
             if let Some(seen) = ranks.poll() {
@@ -238,13 +238,13 @@ impl Supervisor {
             }
             // nothing can be written; the ranks save what they have elsewhere, and leave
             if appended::is_gone(&self.run_dir) {
-                gone.get_or_insert_with(Instant::now);
+                gone.get_or_insert_with(host::now);
                 continue;
             }
             gone = None;
             self.note_recovery(&ranks)?;
-            if looked.elapsed() > FENCE {
-                looked = Instant::now();
+            if host::since(looked) > FENCE {
+                looked = host::now();
                 if watch::overtaken(&self.run_dir, self.number) {
                     return Ok(None);
                 }
@@ -255,7 +255,7 @@ impl Supervisor {
                 ranks.late(calls.news());
             }
         };
-        let patience = appended::PATIENCE.saturating_sub(gone.map_or(Duration::ZERO, |since| since.elapsed()));
+        let patience = appended::PATIENCE.saturating_sub(gone.map_or(Duration::ZERO, host::since));
         appended::wait_for(&self.run_dir, patience).map_err(|e| self.without_run_dir(e))?;
         self.note_recovery(&ranks)?;
         let at_stop = self.launch.config.train.stop_at.is_some_and(|s| watch::last_step(&self.run_dir) >= s);
@@ -267,9 +267,9 @@ impl Supervisor {
         ranks.end();
         if found.class.is_fault() {
             // ranks on nodes that live are gone within this moment, and their memory with them
-            let end = Instant::now() + Duration::from_millis(500);
-            while !killer.is_finished() && Instant::now() < end {
-                std::thread::sleep(Duration::from_millis(10));
+            let end = host::now() + Duration::from_millis(500);
+            while killer.as_ref().is_some_and(|k| !k.is_finished()) && host::now() < end {
+                host::sleep(Duration::from_millis(10));
             }
             self.rescue(&found);
         }
@@ -283,11 +283,12 @@ impl Supervisor {
         }
         let number = self.number + 1;
         let path = self.run_dir.join(format!("launch/attempt-{number:04}"));
-        match std::fs::OpenOptions::new().write(true).create_new(true).open(&path) {
+        let create = || std::fs::OpenOptions::new().write(true).create_new(true).open(&path);
+        match host::at_file(&path, FileAccess::Write).and_then(|()| create()) {
             Ok(_) => {}
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
                 // ours from a life before this, if nobody has announced it
-                std::thread::sleep(Duration::from_secs(1));
+                host::sleep(Duration::from_secs(1));
                 if attempt::newest(&self.run_dir)?.is_some_and(|a| a.attempt >= number) {
                     return Ok(false);
                 }
@@ -320,7 +321,7 @@ impl Supervisor {
     /// What the policy says about the attempts that count.
     pub(super) fn consider(&self, exit: Exit) -> Decision {
         let counted = self.history.counted_from.min(self.history.attempts.len());
-        decide(&self.launch.config.launch, &self.history.attempts[counted..], exit, Timestamp::now())
+        decide(&self.launch.config.launch, &self.history.attempts[counted..], exit, host::wall())
     }
 
     /// A run directory belongs to one job at a time.
@@ -339,15 +340,15 @@ impl Supervisor {
 
     /// Waits; false when a signal came meanwhile.
     pub(super) fn pause(&self, wait: Duration) -> bool {
-        let end = Instant::now() + wait;
+        let end = host::now() + wait;
         loop {
             if self.asked.load(Ordering::Relaxed) {
                 return false;
             }
-            if Instant::now() >= end {
+            if host::now() >= end {
                 return true;
             }
-            std::thread::sleep(TICK.min(wait));
+            host::sleep(TICK.min(wait));
         }
     }
 
@@ -365,14 +366,16 @@ impl Supervisor {
     /// the allocation with all that it holds in memory is worth the wait.
     pub(super) fn patiently<T>(&mut self, mut work: impl FnMut(&mut Supervisor) -> Result<T>) -> Result<T> {
         let limit = Duration::from_secs_f64(self.launch.config.liveness.storage_s);
-        let began = Instant::now();
+        let began = host::now();
         loop {
             match work(self) {
-                Err(e) if e.exit == Exit::Storage && began.elapsed() < limit && !self.asked.load(Ordering::Relaxed) => {
-                    if began.elapsed() < STORAGE_AGAIN {
+                Err(e)
+                    if e.exit == Exit::Storage && host::since(began) < limit && !self.asked.load(Ordering::Relaxed) =>
+                {
+                    if host::since(began) < STORAGE_AGAIN {
                         tracing::warn!("{e}; trying again for {} s", limit.as_secs_f64());
                     }
-                    std::thread::sleep(STORAGE_AGAIN);
+                    host::sleep(STORAGE_AGAIN);
                     appended::wait_for(&self.run_dir, appended::PATIENCE).map_err(|e| self.without_run_dir(e))?;
                 }
                 done => return done,

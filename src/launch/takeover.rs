@@ -5,6 +5,7 @@ use super::standby::{here, BEAT};
 use super::supervise::Supervisor;
 use super::Launch;
 use crate::error::{Error, Exit, Result};
+use crate::host;
 use crate::slurm::{control, Job};
 use std::fs::OpenOptions;
 use std::io::Read;
@@ -13,7 +14,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// After so long without a byte the supervisor's node is asked; it is given up only after `liveness.misses` intervals of silence.
 const SUSPICION: Duration = Duration::from_millis(1250);
@@ -23,39 +24,63 @@ const ROLL_CALL: Patience = Patience { first: Duration::from_secs(5), others: Du
 /// Waits beside the supervisor on node `supervisor`; becomes it when that node is lost. Comes back when the supervisor has
 /// left, or when the run has ended under this one.
 pub fn wait(launch: Launch, job: Job, asked: Arc<AtomicBool>, supervisor: &str) -> Result<Exit> {
-    let own = here(&job);
+    let beats = listen()?;
+    let hear = |most| beats.recv_timeout(most);
+    match outlive(&launch, &job, &asked, supervisor, hear) {
+        Outlived::Left => Ok(Exit::Ok),
+        Outlived::Lost => {
+            speak_into(&launch.config.run_dir.join("launch/standby.log"))?;
+            forget_this_step();
+            go_on(launch, job, asked, supervisor)
+        }
+    }
+}
+
+/// What became of a supervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outlived {
+    /// It has left by itself, or this standby is to.
+    Left,
+    /// Its node is lost.
+    Lost,
+}
+
+/// Listens until the supervisor on node `supervisor` leaves or is lost. `hear` waits so long for one of its beats.
+pub fn outlive(
+    launch: &Launch, job: &Job, asked: &AtomicBool, supervisor: &str,
+    mut hear: impl FnMut(Duration) -> std::result::Result<(), RecvTimeoutError>,
+) -> Outlived {
+    let own = here(job);
     let live = &launch.config.liveness;
     let limit = Duration::from_secs_f64(live.interval_s * f64::from(live.misses)).max(Duration::from_secs(3));
-    let beats = listen()?;
     let hosts_file = launch.config.run_dir.join("launch/hosts-standby");
-    let mut heard = Instant::now();
+    let mut heard = host::now();
     let mut silent = 0;
-    while silent < 2 || heard.elapsed() < limit {
-        match beats.recv_timeout(BEAT / 5) {
-            Ok(()) => (heard, silent) = (Instant::now(), 0),
-            Err(RecvTimeoutError::Disconnected) => return Ok(Exit::Ok),
+    while silent < 2 || host::since(heard) < limit {
+        match hear(BEAT / 5) {
+            Ok(()) => (heard, silent) = (host::now(), 0),
+            Err(RecvTimeoutError::Disconnected) => return Outlived::Left,
             Err(RecvTimeoutError::Timeout) => {}
         }
         if asked.load(Ordering::Relaxed) {
-            return Ok(Exit::Ok);
+            return Outlived::Left;
         }
-        if heard.elapsed() < SUSPICION || silent >= 2 {
+        if host::since(heard) < SUSPICION || silent >= 2 {
             continue;
         }
         let asked_both = [own.clone(), supervisor.to_string()];
-        let absent = rollcall::absent(&job, &asked_both, &hosts_file, ROLL_CALL);
+        let absent = rollcall::absent(job, &asked_both, &hosts_file, ROLL_CALL);
         match (absent.contains(&own), absent.iter().any(|n| n == supervisor)) {
             // this node is cut off, or the controller is away
             (true, _) => silent = 0,
             (false, true) => silent += 1,
-            (false, false) => (heard, silent) = (Instant::now(), 0),
+            (false, false) => (heard, silent) = (host::now(), 0),
         }
     }
-    take_over(launch, job, asked, supervisor)
+    Outlived::Lost
 }
 
-fn take_over(launch: Launch, job: Job, asked: Arc<AtomicBool>, lost: &str) -> Result<Exit> {
-    speak_into(&launch.config.run_dir.join("launch/standby.log"))?;
+fn forget_this_step() {
     // srun reads how this step was bound and sized from the environment
     let of_this_step =
         ["SLURM_STEP_", "SLURM_CPU_BIND", "SLURM_MEM_BIND", "SLURM_SRUN_", "SLURM_LAUNCH_", "SLURM_TASK_"];
@@ -64,6 +89,10 @@ fn take_over(launch: Launch, job: Job, asked: Arc<AtomicBool>, lost: &str) -> Re
         // SAFETY: the thread that reads standard input reads no variables, and there is no other.
         unsafe { std::env::remove_var(name) };
     }
+}
+
+/// Goes on in the place of the supervisor on node `lost`.
+pub fn go_on(launch: Launch, job: Job, asked: Arc<AtomicBool>, lost: &str) -> Result<Exit> {
     tracing::warn!("the supervisor's node {lost} is lost: going on in its place");
     let address = job.address();
     let exit = Supervisor::open(launch, job, asked, None)?.after(lost).run()?;

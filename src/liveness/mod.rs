@@ -29,9 +29,13 @@ mod watch;
 
 pub use exit::{confess, confess_error, hard};
 pub use folder::VerdictFolder;
+pub use message::{Message, Probe};
 pub use phase::Phase;
 pub use progress::Progress;
+pub use roster::Roster;
 pub use verdict::{choose, Reason, Verdict};
+pub use view::{ProbeTiming, WatchAction};
+pub use watch::Watch;
 
 use crate::attempt;
 use crate::config::LivenessSection;

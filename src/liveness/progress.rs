@@ -119,6 +119,11 @@ impl Progress {
         self.last_own.store(self.own.swap(0, Relaxed), Relaxed);
     }
 
+    /// Own work of the step under way, up to the last change of phase.
+    pub fn own_so_far(&self) -> Duration {
+        Duration::from_nanos(self.own.load(Relaxed))
+    }
+
     /// Steps finished, and the phase.
     pub fn place(&self) -> (u64, Phase) {
         (self.step.load(Relaxed), Phase::from_u8(self.phase.load(Relaxed)))

@@ -4,6 +4,8 @@
 //! *deputy*, the leader of another node, is who they turn to when the one above them is silent; it judges the monitor. So
 //! a node sends one message an interval, and no rank's loss is special.
 
+use std::sync::Arc;
+
 /// A node with ranks of the run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RosterNode {
@@ -12,15 +14,15 @@ pub struct RosterNode {
     pub ranks: Vec<usize>,
 }
 
-/// The ranks of one attempt, seen from one of them.
+/// The ranks of one attempt, seen from one of them. Clones share what is as long as the world.
 #[derive(Clone, Debug)]
 pub struct Roster {
     pub attempt: u64,
     pub rank: usize,
     /// In order of their leaders.
-    pub nodes: Vec<RosterNode>,
+    pub nodes: Arc<Vec<RosterNode>>,
     /// Node of each rank.
-    node_of: Vec<u32>,
+    node_of: Arc<Vec<u32>>,
     /// Sizes of the axes: which ranks have the same work.
     pub sizes: [usize; 4],
 }
@@ -39,7 +41,7 @@ impl Roster {
             nodes[node].ranks.push(r);
             node_of.push(node as u32);
         }
-        Roster { attempt, rank, nodes, node_of, sizes }
+        Roster { attempt, rank, nodes: nodes.into(), node_of: node_of.into(), sizes }
     }
 
     pub fn size(&self) -> usize {

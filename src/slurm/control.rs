@@ -3,6 +3,7 @@
 use super::process::{command, output, unhurt};
 use super::Job;
 use crate::error::{Error, Exit, Result};
+use crate::host::{self, SideWork};
 use std::path::Path;
 use std::time::Duration;
 
@@ -129,15 +130,17 @@ pub fn cancel(address: &str) -> Result<()> {
 
 /// Kills every task of the job's step called `name`, from a thread of its own: towards a dead node `scancel` takes as long
 /// as Slurm's message timeout, and the nodes that live are done long before.
-pub fn kill_step_beside(job: &Job, name: &str) -> std::thread::JoinHandle<()> {
-    let (address, name) = (job.address(), name.to_string());
-    std::thread::spawn(move || {
+pub fn kill_step_beside(job: &Job, name: &str) -> Option<SideWork<()>> {
+    let (address, wanted) = (job.address(), name.to_string());
+    let kill = move || {
         let listed = output(command("squeue", &["-h", "-s", "-j", &address, "-o", "%i %j"]), LIMIT).unwrap_or_default();
-        let ours = listed.lines().filter_map(|l| l.trim().split_once(' ')).filter(|(_, step)| step.trim() == name);
+        let ours = listed.lines().filter_map(|l| l.trim().split_once(' ')).filter(|(_, step)| step.trim() == wanted);
         for (id, _) in ours {
             let _ = output(command("scancel", &["--signal=KILL", id]), Duration::from_secs(60));
         }
-    })
+    };
+    let failed = |e: &std::io::Error| tracing::warn!("step {name} is not killed: {e}");
+    host::beside("herd-kill", kill).inspect_err(failed).ok()
 }
 
 /// Submits a job that takes this one's place without the nodes in `exclude`, and starts after it has ended. It runs

@@ -4,6 +4,7 @@ pub mod control;
 mod environment;
 mod hostlist;
 pub mod messages;
+pub mod offers;
 pub mod process;
 pub mod site;
 mod step;

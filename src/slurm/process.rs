@@ -1,10 +1,11 @@
 //! Slurm's own commands, run with a time limit: a controller that does not answer must not hold up a recovery.
 
 use crate::error::{Error, Exit, Result};
+use crate::host::{self, HostProcess, Spawned};
 use std::ffi::OsStr;
 use std::io::Read;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// How a command has ended, and what it said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,16 +45,13 @@ pub fn said(command: Command, limit: Duration) -> Result<String> {
 pub fn run(mut command: Command, limit: Duration) -> Result<CommandEnd> {
     let name = command.get_program().to_string_lossy().into_owned();
     let failed = |what: String| Error::new(Exit::World, format!("{name}: {what}"));
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|e| failed(format!("cannot be started: {e}")).hint("is Slurm's client in PATH?"))?;
-    let code = match within(&mut child, limit) {
+    let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let Spawned { mut process, mut out, mut err, .. } =
+        host::spawn(piped).map_err(|e| failed(format!("cannot be started: {e}")).hint("is Slurm's client in PATH?"))?;
+    let code = match within(&mut process, limit) {
         Some(code) => code,
         None => {
-            end(&mut child);
+            process.end();
             return Err(failed(format!("no answer within {} s", limit.as_secs_f64())));
         }
     };
@@ -62,36 +60,23 @@ pub fn run(mut command: Command, limit: Duration) -> Result<CommandEnd> {
         from.and_then(|s| s.read_to_string(&mut text).ok());
         text
     };
-    let err = read(child.stderr.as_mut().map(|s| s as _));
-    let out = read(child.stdout.as_mut().map(|s| s as _));
+    let err = read(err.as_mut().map(|s| s as _));
+    let out = read(out.as_mut().map(|s| s as _));
     Ok(CommandEnd { program: name, code, out, err })
 }
 
 /// The exit code of a child that ends within `limit`; 128 + signal where a signal ended it.
-pub fn within(child: &mut Child, limit: Duration) -> Option<i32> {
-    let end = Instant::now() + limit;
+pub fn within(child: &mut HostProcess, limit: Duration) -> Option<i32> {
+    let end = host::now() + limit;
     loop {
-        if let Some(code) = ended(child) {
+        if let Some(code) = child.ended() {
             return Some(code);
         }
-        if Instant::now() >= end {
+        if host::now() >= end {
             return None;
         }
-        std::thread::sleep(Duration::from_millis(5));
+        host::sleep(Duration::from_millis(5));
     }
-}
-
-/// The exit code of a child that has ended; 128 + signal where a signal ended it.
-pub fn ended(child: &mut Child) -> Option<i32> {
-    use std::os::unix::process::ExitStatusExt;
-    let status = child.try_wait().ok()??;
-    Some(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
-}
-
-/// Ends a child at once and takes it off the process table.
-pub fn end(child: &mut Child) {
-    let _ = child.kill();
-    let _ = child.wait();
 }
 
 /// `program` with `args`.
@@ -124,7 +109,7 @@ mod tests {
         assert_eq!(run("echo hello").unwrap(), "hello\n");
         let e = run("echo no such job >&2; exit 3").unwrap_err().to_string();
         assert!(e.contains("code 3: no such job"), "{e}");
-        let began = Instant::now();
+        let began = host::now();
         let e = run("exec sleep 20").unwrap_err().to_string();
         assert!(e.contains("no answer within 0.3 s") && began.elapsed() < Duration::from_secs(5), "{e}");
         let e = output(command("herd-has-no-such-program", &[""]), Duration::from_secs(1)).unwrap_err();
@@ -133,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_signal_counts_from_128() {
-        let mut child = command("sh", &["-c", "kill -9 $$"]).spawn().unwrap();
-        assert_eq!(within(&mut child, Duration::from_secs(5)), Some(137));
+        let mut child = host::spawn(&mut command("sh", &["-c", "kill -9 $$"])).unwrap();
+        assert_eq!(within(&mut child.process, Duration::from_secs(5)), Some(137));
     }
 }

@@ -74,7 +74,7 @@ pub fn restore(
     let mut asked = tiers.fetch.is_none();
     let restored = loop {
         let sets = inventory.sets();
-        let set = sets.iter().find(|s| s.is_whole() || on_disk.contains(&s.step));
+        let set = Inventory::first(&sets, &on_disk);
         let newer_on_disk = |s: &Set| !s.is_whole() || on_disk.iter().any(|&d| d > s.step);
         if disk.is_none() && set.is_none_or(newer_on_disk) {
             (disk, checked) = (Some(newest_opened(&checkpoints, &passed, Team(Some(world)), report)?), false);

@@ -54,6 +54,16 @@ pub struct StepRecord {
     /// Time in which the rank that writes waited for other pipeline stages, the bubble included; absent without a pipeline.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pipeline_wait_s: Option<f64>,
+    /// The ranks' own work of the step (data, forward and backward passes, waiting left out): the least, the mean, the most, and
+    /// which rank had the most; absent with one rank.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rank_work_min_s: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rank_work_mean_s: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rank_work_max_s: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slowest_rank: Option<usize>,
     /// Loss or norm was not finite and no rank updated its parameters.
     pub skipped: bool,
     /// Mean (log Z)² per token, where the z-loss is on.

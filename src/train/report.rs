@@ -2,6 +2,7 @@
 
 use super::metrics::{memory_peak, Events, Metrics, StepRecord};
 use super::progress::TrainProgress;
+use super::prometheus::PromFile;
 use super::state::State;
 use super::step::Outcome;
 use crate::config;
@@ -30,6 +31,7 @@ pub struct Report {
 
 struct Inner {
     metrics: Metrics,
+    prometheus: Option<PromFile>,
     events: Events,
     progress: TrainProgress,
 }
@@ -41,6 +43,12 @@ impl Report {
         let inner = match world.rank() {
             0 => Some(Inner {
                 metrics: Metrics::open(&config.run_dir, restored, config.log.tensorboard)?,
+                prometheus: PromFile::new(
+                    &config.run_dir,
+                    &config.name,
+                    config.train.steps,
+                    Duration::from_secs(config.log.prometheus_s),
+                ),
                 events: Events::open(&config.run_dir)?,
                 progress: TrainProgress::new(config.train.steps, restored, config.log.every),
             }),
@@ -165,6 +173,10 @@ impl Report {
             comm_exposed_s: found.comm.exposed.as_secs_f64(),
             comm_hidden_s: found.comm.hidden.as_secs_f64(),
             pipeline_wait_s: (plan.config.parallel.pipeline > 1).then_some(found.pipeline_wait.as_secs_f64()),
+            rank_work_min_s: found.spread.map(|s| s.min),
+            rank_work_mean_s: found.spread.map(|s| s.mean),
+            rank_work_max_s: found.spread.map(|s| s.max),
+            slowest_rank: found.spread.map(|s| s.slowest),
             skipped: found.skipped,
             z_loss: (plan.config.train.z_loss > 0.0).then_some(found.z),
             validation_loss: found.validation_loss,
@@ -175,6 +187,10 @@ impl Report {
             Some(inner) if self.gone.is_none() => {
                 let written = inner.metrics.record(&record);
                 inner.progress.step(&record);
+                if let Some(wrong) = inner.prometheus.as_mut().filter(|_| written.is_ok()).and_then(|p| p.step(&record))
+                {
+                    inner.progress.note(&format!("WARNING: {wrong}"));
+                }
                 written
             }
             _ => Ok(()),

@@ -1,6 +1,7 @@
 //! One optimizer step, from samples to updated parameters. It reads top to bottom; everything it calls is one hop away.
 
 use super::batch;
+use super::spread::Spread;
 use super::state::State;
 use crate::data::Mixture;
 use crate::error::Result;
@@ -45,6 +46,8 @@ pub struct Outcome {
     pub pipeline_wait: Duration,
     /// Time in the linear layers' matrix products on this rank.
     pub matmul: Duration,
+    /// How own work differs between the ranks; None with one rank.
+    pub spread: Option<Spread>,
     /// Filled in by the loop in steps that validate.
     pub validation_loss: Option<f64>,
 }
@@ -78,8 +81,10 @@ pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
     // Tensor ranks know the same loss, stages before the last know none.
     let sums = if plan.topology.coord(Axis::Tensor) == 0 { sums } else { LossSums::default() };
     let squares = state.optimizer.grad_sum_squares();
-    let mine = [sums.loss, sums.z, sums.tokens as f64, squares, stop as u8 as f64];
+    let own = progress.own_so_far();
+    let mine = [sums.loss, sums.z, sums.tokens as f64, squares, stop as u8 as f64, own.as_secs_f64()];
     let all = world.all_reduce_f64(&mine, Op::Sum)?;
+    let spread = Spread::over(world, own, all[5])?;
     let (loss, z, stop) = (all[0] / all[2], all[1] / all[2], all[4] > 0.0);
     // The gradients are of the sum over all tokens / `tokens`; where some do not count the mean is larger by this much.
     let scale = tokens / all[2];
@@ -102,5 +107,5 @@ pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
     comm += model.axes.take_spent().into();
     let matmul = clock::matmul() - products;
     let pipeline_wait = passes.waited;
-    Ok(Outcome { loss, lr, grad_norm, skipped, stop, z, comm, pipeline_wait, matmul, validation_loss: None })
+    Ok(Outcome { loss, lr, grad_norm, skipped, stop, z, comm, pipeline_wait, matmul, spread, validation_loss: None })
 }

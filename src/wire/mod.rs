@@ -7,7 +7,6 @@
 mod backend;
 mod buffer;
 mod combine;
-mod dynamic;
 mod futex;
 mod groups;
 mod lanes;

@@ -4,7 +4,7 @@
 //! - [`Mailbox`], [`Incoming`], `serve`: messages outside the order of collectives, for threads beside the training loop
 //! - [`CollectiveCounters`]: what this rank's wires are doing, for liveness to read
 //! - `in_flight`: what must never be freed while MPI may work on it; `comm`: where messages go to MPI;
-//!   `requests`: what is under way; `tree` and `collect`: collectives of the control plane
+//!   `requests`: what is under way; `tree` and `collect`: collectives of the control plane; `pair`: two ranks that measure their link
 
 mod collect;
 pub(crate) mod comm;
@@ -13,6 +13,7 @@ pub(crate) mod ffi;
 mod in_flight;
 pub(crate) mod meters;
 mod op;
+mod pair;
 mod post;
 pub(crate) mod requests;
 mod serve;

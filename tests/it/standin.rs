@@ -5,6 +5,7 @@ mod attention;
 mod commands;
 mod failures;
 mod memory;
+mod own_kernels;
 mod parity;
 mod products;
 mod traps;
@@ -64,8 +65,10 @@ fn build(libtorch: &Path) -> PathBuf {
     let sources = root().join("tests/standin");
     let mut hash = DefaultHasher::new();
     libtorch.hash(&mut hash);
-    for name in crate::support::names(&sources) {
-        std::fs::read(sources.join(name)).unwrap().hash(&mut hash);
+    for folder in [&sources, &root().join("tests/emu"), &root().join("src/kernels/cuda/source")] {
+        for name in crate::support::names(folder) {
+            std::fs::read(folder.join(name)).unwrap().hash(&mut hash);
+        }
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("standin-{:016x}", hash.finish()));
     if folder.exists() {
@@ -81,6 +84,9 @@ fn build(libtorch: &Path) -> PathBuf {
         assert!(out.status.success(), "{source}: {}", text(&out));
     };
     compile("driver.cpp", "driver.so", &["-ldl".into()]);
+    emulated_driver(&new.path().join("libcuda.so.1"), &[]);
+    std::fs::create_dir(new.path().join("planted")).unwrap();
+    emulated_driver(&new.path().join("planted/libcuda.so.1"), &["-DPLANT_NO_BARRIER"]);
     let abi = std::env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".into());
     let link = format!("-L{}", libtorch.join("lib").display());
     let more = [include(""), include("torch/csrc/api/include"), format!("-D_GLIBCXX_USE_CXX11_ABI={abi}"), link];
@@ -89,4 +95,15 @@ fn build(libtorch: &Path) -> PathBuf {
     // Another process may have been faster.
     let _ = std::fs::rename(new.keep(), &folder);
     folder
+}
+
+/// The driver that runs herd's own kernels under emulation (tests/emu), compiled from the sources that a card gets.
+fn emulated_driver(library: &Path, more: &[&str]) {
+    let emu = root().join("tests/emu");
+    let mut c = Command::new(std::env::var_os("CXX").unwrap_or_else(|| "c++".into()));
+    c.args(["-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o"])
+        .arg(library);
+    c.arg(format!("-I{}", emu.display())).arg(format!("-I{}", root().join("src/kernels/cuda/source").display()));
+    let out = c.args(more).arg(emu.join("driver.cpp")).arg("-ldl").output().expect("a C++ compiler");
+    assert!(out.status.success(), "{}", text(&out));
 }

@@ -8,7 +8,7 @@ version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 install -D -m 755 "$binary" "$prefix/bin/herd"
 install -d "$prefix/share/herd/slurm" "$prefix/share/herd/configs" "$prefix/share/man/man1"
 install -m 644 slurm/*.sbatch "$prefix/share/herd/slurm"
-install -m 644 configs/*.yaml "$prefix/share/herd/configs"
+install -m 644 configs/*.yaml configs/grafana.json "$prefix/share/herd/configs"
 
 "$prefix/bin/herd" man "$prefix/share/man/man1"
 install -d "$prefix"/share/{bash-completion/completions,zsh/site-functions,fish/vendor_completions.d}

@@ -23,6 +23,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void setDevice(c10::Device) const override {}
   void uncheckedSetDevice(c10::Device) const noexcept override {}
   c10::Stream getStream(c10::Device d) const override { return c10::Stream(c10::Stream::DEFAULT, d); }
+  void* getStreamNativeHandle(const c10::Stream) const override { return nullptr; }
   c10::Stream exchangeStream(c10::Stream s) const override { return s; }
   c10::DeviceIndex deviceCount() const noexcept override { return 1; }
   void synchronizeDevice(const c10::DeviceIndex) const override { operation(); }
@@ -88,6 +89,9 @@ struct Register {
 
 } // namespace
 } // namespace standin
+
+// For the stand-in of the driver, which runs herd's own kernels (tests/emu).
+extern "C" void* standin_alias(void* p) { return standin::allocator().alias(p); }
 
 TORCH_LIBRARY_IMPL(_, CUDA, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&standin::fallback>());

@@ -72,7 +72,7 @@ fn reads_as(text: &str, target: &Config) -> bool {
 }
 
 /// `text`, which reads as `before`, with the keys in which `target` differs; None where some key cannot be changed alone.
-fn changed(text: &str, before: &Config, target: &Config) -> Option<String> {
+pub fn changed(text: &str, before: &Config, target: &Config) -> Option<String> {
     let (before, target) = (serde_json::to_value(before).ok()?, serde_json::to_value(target).ok()?);
     let mut out = text.to_string();
     for (section, values) in target.as_object()? {
@@ -192,12 +192,12 @@ fn batch_script(config: &Path, r: &PlanReport) -> String {
 }
 
 /// A job's name without what a shell or Slurm would take apart.
-fn word(name: &str) -> String {
+pub fn word(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' }).collect()
 }
 
 /// For a POSIX shell.
-fn quoted(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     match !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./+=:@%".contains(c)) {
         true => text.to_string(),
         false => format!("'{}'", text.replace('\'', "'\\''")),

@@ -2,6 +2,8 @@
 #include <ATen/Context.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/Stream.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <cstring>
 #include <dlfcn.h>
 #include <string>
@@ -84,6 +86,16 @@ bool herd_device_memory(int64_t index, uint64_t* out) {
     return true;
   } catch (...) {
     return false;
+  }
+}
+
+// The cudaStream_t on which libtorch puts this thread's work for a device; nullptr, the default stream, where it does not say.
+void* herd_current_stream(int64_t index) {
+  try {
+    const c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(index));
+    return c10::impl::getDeviceGuardImpl(c10::kCUDA)->getStream(device).native_handle();
+  } catch (...) {
+    return nullptr;
   }
 }
 

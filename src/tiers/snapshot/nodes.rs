@@ -31,6 +31,11 @@ impl Nodes {
         Ok(Nodes { leader, switch: parts.iter().map(|p| p.1.to_string()).collect() })
     }
 
+    /// Nodes of one rank each, on these switches.
+    pub fn single(switches: Vec<String>) -> Nodes {
+        Nodes { leader: (0..switches.len()).collect(), switch: switches }
+    }
+
     /// Leaders of all nodes, in order.
     pub fn leaders(&self) -> Vec<usize> {
         (0..self.leader.len()).filter(|&r| self.leader[r] == r).collect()

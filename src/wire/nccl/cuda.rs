@@ -3,8 +3,8 @@
 //! libtorch computes on the legacy default stream (handle 0) of its device, as herd uses it. NCCL works on streams that
 //! do not synchronise with that one by themselves; events order the two.
 
+use crate::dynamic::{functions, Library};
 use crate::error::{Error, Exit, Result};
-use crate::wire::dynamic::{functions, Library};
 use std::ffi::{c_char, c_int, c_uint, c_void, CStr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;

@@ -3,8 +3,8 @@
 //! Communicators are non-blocking (NCCL 2.14, user guide "Fault Tolerance"): a call that would wait returns
 //! ncclInProgress, and the host asks until it has gone through, so that it can stop asking.
 
+use crate::dynamic::{functions, Library};
 use crate::error::{Error, Exit, Result};
-use crate::wire::dynamic::{functions, Library};
 use crate::wire::nccl::cuda::CudaStream;
 use crate::world::ffi::{stopped, Backoff};
 use crate::world::Op;

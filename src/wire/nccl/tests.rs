@@ -235,6 +235,6 @@ fn the_stop_flag_and_a_lost_peer_end_every_wait() {
 
 #[test]
 fn a_library_that_is_not_there_is_named() {
-    let why = crate::wire::dynamic::Library::with(c"herd_no_such_function", &[c"libherd-no-such.so.2"]).err().unwrap();
+    let why = crate::dynamic::Library::with(c"herd_no_such_function", &[c"libherd-no-such.so.2"]).err().unwrap();
     assert!(why.contains("libherd-no-such.so.2"), "{why}");
 }

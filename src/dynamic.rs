@@ -3,7 +3,7 @@
 use std::ffi::{c_void, CStr, CString};
 
 /// A library whose functions are looked up by name; never unloaded.
-pub(super) struct Library(*mut c_void);
+pub(crate) struct Library(*mut c_void);
 
 // SAFETY: a handle for dlsym(3), which any thread may call.
 unsafe impl Send for Library {}
@@ -13,7 +13,7 @@ impl Library {
     /// The library that has `symbol`: among what is loaded for all to see, as libtorch_cuda and what it needs are; then
     /// under `names` if loaded; then found by the loader (dlopen(3): LD_LIBRARY_PATH, the cache, /lib, /usr/lib). The
     /// error is the loader's own words.
-    pub(super) fn with(symbol: &CStr, names: &[&CStr]) -> Result<Library, String> {
+    pub(crate) fn with(symbol: &CStr, names: &[&CStr]) -> Result<Library, String> {
         // SAFETY: terminated names; running a library's constructors is what loading is.
         unsafe {
             if !libc::dlsym(libc::RTLD_DEFAULT, symbol.as_ptr()).is_null() {
@@ -34,7 +34,7 @@ impl Library {
     }
 
     /// Address of a function.
-    pub(super) fn find(&self, symbol: &str) -> Result<*mut c_void, String> {
+    pub(crate) fn find(&self, symbol: &str) -> Result<*mut c_void, String> {
         let name = CString::new(symbol).map_err(|e| e.to_string())?;
         // SAFETY: a handle from dlopen, or RTLD_DEFAULT.
         let found = unsafe { libc::dlsym(self.0, name.as_ptr()) };
@@ -64,7 +64,7 @@ macro_rules! functions {
         struct $table { $($name: unsafe extern "C" fn($($arg),*) -> $out,)* }
 
         impl $table {
-            fn load(library: &$crate::wire::dynamic::Library) -> std::result::Result<$table, String> {
+            fn load(library: &$crate::dynamic::Library) -> std::result::Result<$table, String> {
                 Ok($table {
                     $($name: {
                         let found = library.find(stringify!($name))?;
@@ -78,4 +78,4 @@ macro_rules! functions {
         }
     };
 }
-pub(super) use functions;
+pub(crate) use functions;

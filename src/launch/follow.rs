@@ -1,0 +1,176 @@
+//! A run directory followed while it grows: each look reads only what came since the last one, in bounded memory.
+
+use super::history::History;
+use super::ledger;
+use super::status::{self, RunStatus, StepTally};
+use crate::error::{Error, Exit, Result};
+use crate::json_lines::JsonLines;
+use crate::train::records::StepPoint;
+use jiff::Timestamp;
+use serde_json::Value;
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+
+/// Events that are kept; older ones are counted.
+const EVENTS: usize = 5000;
+/// Different kinds of events that are counted apart.
+const KINDS: usize = 200;
+/// Come with every so many steps: counted, only the last is kept.
+const FREQUENT: [&str; 4] = ["checkpoint", "validation", "snapshot_skipped", "alert"];
+
+/// What `events.jsonl` said so far.
+#[derive(Debug, Default)]
+pub struct EventLog {
+    /// Oldest first, without the frequent ones.
+    pub kept: VecDeque<Value>,
+    /// Older events that are not kept any more.
+    pub dropped: u64,
+    pub counts: BTreeMap<String, u64>,
+    /// The last of each frequent kind.
+    pub last: BTreeMap<String, Value>,
+    /// Seconds that all checkpoints took together.
+    pub checkpoint_s: f64,
+}
+
+impl EventLog {
+    fn add(&mut self, event: Value) {
+        let kind = event["kind"].as_str().unwrap_or("unknown").to_string();
+        let known = self.counts.contains_key(&kind) || self.counts.len() < KINDS;
+        *self.counts.entry(if known { kind.clone() } else { "others".into() }).or_default() += 1;
+        if kind == "checkpoint" {
+            self.checkpoint_s += event["seconds"].as_f64().unwrap_or(0.0);
+        }
+        if FREQUENT.contains(&kind.as_str()) {
+            self.last.insert(kind, event);
+            return;
+        }
+        if self.kept.len() == EVENTS {
+            self.kept.pop_front();
+            self.dropped += 1;
+        }
+        self.kept.push_back(event);
+    }
+
+    /// How often something happened.
+    pub fn count(&self, kind: &str) -> u64 {
+        self.counts.get(kind).copied().unwrap_or(0)
+    }
+}
+
+/// Reads a run directory once, and then what is new in it.
+pub struct RunFollower {
+    dir: PathBuf,
+    pub history: History,
+    pub events: EventLog,
+    pub ledger: ledger::Ledger,
+    /// What could not be read besides lines: one line each.
+    pub problems: Vec<String>,
+    tally: StepTally,
+    steps_file: JsonLines,
+    events_file: JsonLines,
+    superseded: JsonLines,
+}
+
+impl RunFollower {
+    /// # Errors
+    /// [`Exit::Usage`] for a directory that is no run's.
+    pub fn open(dir: &Path) -> Result<RunFollower> {
+        let known = ["metrics.jsonl", "events.jsonl", "attempts.json", "config.yaml"];
+        if !known.iter().any(|f| dir.join(f).exists()) {
+            return Err(Error::new(Exit::Usage, format!("{} is no run directory", dir.display()))
+                .hint("give the run_dir of a configuration"));
+        }
+        let mut problems = Vec::new();
+        let mut bear = |e: Error| problems.push(e.to_string());
+        let history = History::read(dir).map_err(&mut bear).unwrap_or_default();
+        let ledger = ledger::read(&dir.join("ledger.json")).map_err(&mut bear).unwrap_or_default();
+        Ok(RunFollower {
+            dir: dir.to_path_buf(),
+            tally: StepTally::new(&history),
+            history,
+            ledger,
+            events: EventLog::default(),
+            problems,
+            steps_file: JsonLines::new(&dir.join("metrics.jsonl")),
+            events_file: JsonLines::new(&dir.join("events.jsonl")),
+            superseded: JsonLines::new(&dir.join("metrics.superseded.jsonl")),
+        })
+    }
+
+    /// Whether a file was replaced or an attempt begun since: what was read no longer holds, and another follower is to read
+    /// from the beginning.
+    pub fn is_stale(&self) -> bool {
+        let files = [&self.steps_file, &self.events_file, &self.superseded];
+        files.iter().any(|f| f.is_replaced())
+            || History::read(&self.dir).is_ok_and(|h| h.attempts.len() != self.history.attempts.len())
+    }
+
+    /// Reads what is new, and gives each new step to `each`.
+    ///
+    /// # Errors
+    /// [`Exit::Storage`].
+    pub fn look(&mut self, now: Timestamp, each: &mut dyn FnMut(&StepPoint)) -> Result<RunStatus> {
+        let tally = &mut self.tally;
+        self.steps_file.read(&mut |line| match StepPoint::read(line) {
+            // each step stands once, in order: what goes back is damaged
+            Some(p) if tally.last_step().is_none_or(|last| p.step > last) => {
+                tally.add(&p);
+                each(&p);
+                true
+            }
+            _ => false,
+        })?;
+        let events = &mut self.events;
+        self.events_file.read(&mut |line| match serde_json::from_slice::<Value>(line) {
+            Ok(value) if value.is_object() => {
+                events.add(value);
+                true
+            }
+            _ => false,
+        })?;
+        self.superseded.read(&mut |_| true)?;
+        // how the last attempt stands is written in place
+        if let Ok(history) = History::read(&self.dir) {
+            self.history = history;
+        }
+        if let Ok(ledger) = ledger::read(&self.dir.join("ledger.json")) {
+            self.ledger = ledger;
+        }
+        let config: Value = match std::fs::read_to_string(self.dir.join("config.yaml")) {
+            Ok(text) => serde_yaml::from_str(&text).unwrap_or(Value::Null),
+            Err(_) => Value::Null,
+        };
+        let parts = status::StatusParts {
+            config: &config,
+            history: &self.history,
+            events: &self.events.kept,
+            requeues: (self.events.count("requeue") + self.events.count("successor")) as usize,
+            steps_lost: self.superseded.lines() as usize,
+            ledger: &self.ledger,
+            steps: &self.tally,
+        };
+        Ok(status::of(&parts, now))
+    }
+
+    /// What was left out of what is shown, one line each.
+    pub fn notes(&self) -> Vec<String> {
+        let files = [&self.steps_file, &self.events_file];
+        let mut out: Vec<String> = files.iter().filter_map(|f| f.complaint()).collect();
+        out.extend(self.problems.iter().cloned());
+        if self.events.dropped > 0 {
+            out.push(format!("events.jsonl: the {} oldest events are counted, not listed", self.events.dropped));
+        }
+        out
+    }
+}
+
+/// How a run fares now.
+///
+/// # Errors
+/// Those of [`RunFollower::open`] and [`RunFollower::look`]; [`Exit::Storage`] where the history or the ledger is damaged.
+pub fn read(dir: &Path, now: Timestamp) -> Result<RunStatus> {
+    RunFollower::open(dir)?;
+    History::read(dir)?;
+    ledger::read(&dir.join("ledger.json"))?;
+    RunFollower::open(dir)?.look(now, &mut |_| ())
+}
