@@ -6,7 +6,7 @@ use super::{logging, outcome};
 use crate::config::{load, Config};
 use crate::doctor::{self, Diagnosis, Inquiry, Light};
 use crate::error::{Error, Exit, Result};
-use crate::launch::preflight::{self, Preflight, Recorded, DIAGNOSIS, FACTS};
+use crate::launch::preflight::{self, Preflight, Recorded, DIAGNOSIS};
 use crate::slurm::Job;
 use crate::world::World;
 use serde_json::json;
@@ -133,7 +133,7 @@ fn question(config: Option<&Path>, sets: &[String], nodes: usize, per_node: usiz
 fn facts(args: &Args, load_s: f64) -> Result<()> {
     let q = question(args.config.as_deref(), &args.set, 1, 1)?;
     let node = std::env::var("SLURMD_NODENAME").unwrap_or_default();
-    super::print(&format!("{}\n", json!({ FACTS: doctor::alone(&q, &node, load_s) })))
+    super::print(&preflight::facts_lines(&doctor::alone(&q, &node, load_s)))
 }
 
 fn show(args: &Args, d: &Diagnosis, told: Option<&Recorded>) -> Result<()> {

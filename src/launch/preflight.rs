@@ -14,16 +14,18 @@ use crate::slurm::process::within;
 use crate::slurm::{Job, Site, StepLine};
 use crate::world::library;
 use jiff::{SignedDuration, Timestamp};
-use serde_json::Value;
+use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// Key of the line in which rank 0 of the step hands over the diagnosis, and of a node's facts without MPI.
+/// Key of the line in which rank 0 of the step hands over the diagnosis, and of those of a node's facts without MPI.
 pub const DIAGNOSIS: &str = "herd_doctor";
-pub const FACTS: &str = "herd_doctor_facts";
+const FACTS: &str = "herd_doctor_facts";
+/// Characters of facts on a line: srun passes on at most 1024 bytes at a time, and longer lines of several tasks get mixed.
+const PIECE: usize = 400;
 
 /// How long nodes may take to answer at first.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -127,8 +129,7 @@ impl Preflight<'_> {
     fn without_mpi(
         &self, q: &Inquiry, nodes: &[String], ended: &StepEnd, alone: &StepEnd, per_node: usize,
     ) -> Diagnosis {
-        let facts: Vec<HostFacts> =
-            values(&alone.out, FACTS).into_iter().filter_map(|v| serde_json::from_value(v).ok()).collect();
+        let facts = facts_of(&alone.out);
         let silent: Vec<&String> = nodes.iter().filter(|n| !facts.iter().any(|f| &f.node == *n)).collect();
         let mut checks = if facts.is_empty() { Vec::new() } else { judge::without_mpi(q, &facts) };
         checks.extend(doctor::planned(q));
@@ -153,6 +154,29 @@ impl Preflight<'_> {
         checks.push(Check::skipped("links", "not measured: the ranks did not come together"));
         Diagnosis::new(nodes.to_vec(), nodes.len() * per_node, checks)
     }
+}
+
+/// A node's facts as short lines.
+pub fn facts_lines(facts: &HostFacts) -> String {
+    let text: Vec<char> = json!(facts).to_string().chars().collect();
+    let pieces: Vec<String> = text.chunks(PIECE).map(|c| c.iter().collect()).collect();
+    let line = |(i, piece)| json!({ FACTS: { "node": facts.node, "at": i, "of": pieces.len(), "text": piece } });
+    pieces.iter().enumerate().map(|p| format!("{}\n", line(p))).collect()
+}
+
+/// The facts of every node whose lines are all there.
+fn facts_of(text: &str) -> Vec<HostFacts> {
+    let mut pieces: BTreeMap<String, BTreeMap<u64, String>> = BTreeMap::new();
+    let mut count: BTreeMap<String, u64> = BTreeMap::new();
+    for v in values(text, FACTS) {
+        let (Some(node), Some(at), Some(of)) = (v["node"].as_str(), v["at"].as_u64(), v["of"].as_u64()) else {
+            continue;
+        };
+        count.insert(node.into(), of);
+        pieces.entry(node.into()).or_default().insert(at, v["text"].as_str().unwrap_or_default().into());
+    }
+    let whole = pieces.into_iter().filter(|(node, p)| count.get(node) == Some(&(p.len() as u64)));
+    whole.filter_map(|(_, p)| serde_json::from_str(&p.into_values().collect::<String>()).ok()).collect()
 }
 
 /// Tasks of the step that died by themselves, where that is not all of them.
@@ -266,6 +290,20 @@ mod tests {
         let text = "srun: hello\n{\"herd_doctor\": {\"a\": 1}}\n{broken\n{\"other\": 2}\n";
         assert_eq!(values(text, DIAGNOSIS), [serde_json::json!({"a": 1})]);
         assert_eq!(words("{\"x\":1}\n a\na\n\nb "), "a; b");
+    }
+
+    #[test]
+    fn facts_come_whole_whatever_the_order_of_their_lines() {
+        let facts = |node: &str| HostFacts {
+            node: node.into(),
+            inputs: (0..40).map(|i| (format!("/data/\"ü\"/{i}"), Ok("0123456789abcdef".to_string()))).collect(),
+            ..HostFacts::default()
+        };
+        let (a, b) = (facts_lines(&facts("n1")), facts_lines(&facts("n2")));
+        assert!(a.lines().count() > 3 && a.lines().all(|l| l.len() < 1000), "{a}");
+        let mixed: Vec<&str> = a.lines().rev().zip(b.lines()).flat_map(|(a, b)| [a, b]).collect();
+        assert_eq!(facts_of(&mixed.join("\n")), [facts("n1"), facts("n2")]);
+        assert_eq!(facts_of(&mixed[1..].join("\n")), [facts("n2")]);
     }
 
     #[test]

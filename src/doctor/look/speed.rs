@@ -56,12 +56,12 @@ impl Load {
             let right = out.equal(&self.product);
             wrong.fetch_add(u64::from(!right), Relaxed);
         };
-        let done = self.for_a_time(time, || work);
+        let (done, _) = self.for_a_time(time, || work);
         let operations = 2.0 * (EDGE as f64).powi(3);
         (done * operations, wrong.into_inner())
     }
 
-    /// Bytes a second over all threads, read and written.
+    /// Bytes a second over all threads, read and written, while they had a core: what keeps them from one shows in the products.
     fn copies(&self, time: Duration) -> f64 {
         let make = || {
             let (from, mut to) = (vec![1u8; COPY], vec![0u8; COPY]);
@@ -70,28 +70,32 @@ impl Load {
                 std::hint::black_box(&mut to);
             }
         };
-        self.for_a_time(time, make) * 2.0 * COPY as f64
+        self.for_a_time(time, make).1 * 2.0 * COPY as f64
     }
 
-    /// How often a second all threads together do the work, at least once each, for `time`.
-    fn for_a_time<W: FnMut()>(&self, time: Duration, make: impl Fn() -> W + Sync) -> f64 {
+    /// How often a second all threads together do the work, at least once each, for `time`: by the clock, and by the time that they
+    /// had a core.
+    fn for_a_time<W: FnMut()>(&self, time: Duration, make: impl Fn() -> W + Sync) -> (f64, f64) {
         let each = || {
             // a setting of each thread
             tch::set_num_threads(1);
             let mut work = make();
-            let (began, mut done) = (Instant::now(), 0);
+            let (began, cpu, mut done) = (Instant::now(), on_cpu(), 0);
             loop {
                 work();
                 done += 1;
                 let took = began.elapsed();
                 if took >= time {
-                    return f64::from(done) / took.as_secs_f64();
+                    let on_core = (on_cpu() - cpu).max(1e-9);
+                    return (f64::from(done) / took.as_secs_f64(), f64::from(done) / on_core);
                 }
             }
         };
         std::thread::scope(|s| {
             let others: Vec<_> = (1..self.threads).map(|_| s.spawn(each)).collect();
-            each() + others.into_iter().map(|t| t.join().unwrap_or(0.0)).sum::<f64>()
+            let own = each();
+            let all = others.into_iter().map(|t| t.join().unwrap_or_default());
+            all.fold(own, |sum, one| (sum.0 + one.0, sum.1 + one.1))
         })
     }
 
@@ -100,6 +104,12 @@ impl Load {
     fn broken(&mut self) {
         let _ = self.product.get(0).fill_(0.5);
     }
+}
+
+/// Seconds that this thread has had a core.
+fn on_cpu() -> f64 {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
 }
 
 /// The product in whole numbers.
