@@ -1,13 +1,15 @@
-"""Writes results/serve.json: what `herd batch` keeps over kills, whether company changes a bit, and how fast it is.
+"""Writes results/serve.json: what `herd batch` keeps over kills, whether company changes a bit, how fast it is, and what `herd serve`
+bears.
 
     python benchmarks/serve.py                     # everything, about ten minutes on two cores
-    python benchmarks/serve.py --only kills        # or invariance, speed; the other figures in the file stay
+    python benchmarks/serve.py --only kills        # or invariance, load, speed; the other figures in the file stay
     python benchmarks/serve.py --only speed --before HERD   # and against a herd whose `generate` had no engine yet
 
 Models are random, of a training run of one step. Standard library only.
 """
 
 import argparse
+import asyncio
 import json
 import os
 import random
@@ -27,6 +29,7 @@ KILLS = 100
 PROMPT, TEXT = 64, 128
 LONG, LONGS = 1024, 2
 ROUNDS = 2
+CLIENTS, SECONDS, LOAD_TEXT = 500, 60, 16
 
 
 def model(herd, name, shape):
@@ -158,6 +161,123 @@ def kills(herd):
     ]
 
 
+class Load:
+    """What clients met."""
+
+    def __init__(self):
+        self.seconds, self.statuses, self.left, self.unanswered, self.wrong = [], {}, 0, 0, 0
+
+
+async def exchange(path, body, leave):
+    """Status and body of a POST; with `leave` the client goes away after the first event of the stream."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    try:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: herd\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+        await writer.drain()
+        status = int((await reader.readline()).split()[1])
+        if leave and status == 200:
+            await reader.readuntil(b"data: ")
+            return status, None
+        return status, await reader.read()
+    finally:
+        writer.close()
+
+
+async def client(path, seed, until, load):
+    r = random.Random(seed)
+    while time.monotonic() < until:
+        kind = r.random()
+        ids = [r.randrange(256) for _ in range(r.randint(1, 60))]
+        body = {"prompt": ids, "max_tokens": LOAD_TEXT, "ignore_eos": True, "temperature": 1, "seed": 1}
+        leave, want = False, 200
+        if kind < 0.5:
+            leave, body["stream"] = True, True
+        elif kind < 0.6:
+            want = 400
+            body = r.choice([b"{", b"[1]", json.dumps({**body, "temperature": -1}).encode(), json.dumps({**body, "stop": ["x"] * 10000}).encode(), json.dumps({"prompt": "x" * (1 << 20)}).encode()])
+        began = time.monotonic()
+        try:
+            status, answer = await asyncio.wait_for(exchange(path, body, leave), 300)
+        except (OSError, ValueError, IndexError, asyncio.IncompleteReadError, asyncio.TimeoutError):
+            load.unanswered += 1
+            continue
+        load.statuses[status] = load.statuses.get(status, 0) + 1
+        if status == 429:
+            await asyncio.sleep(r.uniform(0.5, 1.5))
+        elif status != want:
+            load.wrong += 1
+        elif leave:
+            load.left += 1
+        elif want == 200:
+            load.seconds.append(time.monotonic() - began)
+            load.wrong += b'"completion_tokens":%d' % LOAD_TEXT not in answer
+
+
+def resident(pid):
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) / 1024
+
+
+def figure(path, name):
+    async def page():
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: herd\r\nConnection: close\r\n\r\n")
+        text = (await reader.read()).decode()
+        writer.close()
+        return text
+
+    return float(re.search(rf"^{name} (\S+)$", asyncio.run(page()), re.M)[1])
+
+
+def load(herd):
+    """Many clients at once, half of them leaving in the middle of a stream, some sending what is no request."""
+    run_dir, served = model(herd, "tiny", common.TINY_SHAPE), SCRATCH / "served"
+    command = [herd, "serve", "--model", run_dir, "--threads", 1, "--max-length", 2048, "--cache-gb", 0.2, served]
+    log = (SCRATCH / "serve.log").open("w")
+    server = subprocess.Popen([str(c) for c in command], env=common.environment(), stderr=log)
+    path = served / "serve.sock"
+    try:
+        while not path.exists():
+            if server.poll() is not None:
+                raise common.Failed(f"herd serve ended: {(SCRATCH / 'serve.log').read_text()}")
+            time.sleep(0.05)
+
+        async def rush(seconds, load):
+            until = time.monotonic() + seconds
+            await asyncio.gather(*(client(path, i, until, load) for i in range(CLIENTS)))
+
+        # what clients of the first seconds leave behind is the level that memory is held against
+        asyncio.run(rush(SECONDS / 4, Load()))
+        before, met, began = resident(server.pid), Load(), time.monotonic()
+        asyncio.run(rush(SECONDS, met))
+        took = time.monotonic() - began
+        deadline = time.monotonic() + 60
+        while figure(path, "herd_texts_accepted") > 0 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        held, growth = figure(path, "herd_cache_blocks_held"), resident(server.pid) - before
+        server.send_signal(signal.SIGTERM)
+        if (code := server.wait(60)) != 75:
+            raise common.Failed(f"herd serve ended with {code}")
+    finally:
+        if server.poll() is None:
+            server.kill()
+            server.wait()
+        log.close()
+    if not met.seconds:
+        raise common.Failed(f"no request was answered: {met.statuses}")
+    ordered = sorted(met.seconds)
+    more = dict(clients=CLIENTS, seconds=round(took, 1), statuses={str(k): v for k, v in sorted(met.statuses.items())}, left_mid_stream=met.left)
+    return [
+        common.entry("serve_requests_s", len(ordered) / took, "requests/s", "none", **more),
+        common.entry("serve_p99_ms", 1000 * ordered[int(0.99 * len(ordered))], "ms", "none", median=round(1000 * ordered[len(ordered) // 2])),
+        common.entry("serve_unanswered", met.unanswered, "requests", "none", goal="0", reached=met.unanswered == 0),
+        common.entry("serve_wrong", met.wrong, "answers", "none", goal="0", reached=met.wrong == 0),
+        common.entry("serve_blocks_left", held, "blocks", "none", goal="0", reached=held == 0),
+        common.entry("serve_memory_growth", growth, "MB", "after the first quarter", goal="<= 16", reached=growth <= 16),
+    ]
+
+
 def generated(herd, run_dir, prompt, n, precision):
     """Seconds that `herd generate` takes for one text of n tokens."""
     command = [herd, "generate", "--model", run_dir, "--tokenizer", "bytes", "--ignore-eos", "--threads", 2]
@@ -212,13 +332,13 @@ def speed(herd, before):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--only", choices=["invariance", "kills", "speed"])
+    p.add_argument("--only", choices=["invariance", "kills", "load", "speed"])
     p.add_argument("--herd")
     p.add_argument("--before", help="a herd whose generate is compared with")
     args = p.parse_args()
     herd = common.herd_binary(args.herd)
     SCRATCH.mkdir(parents=True, exist_ok=True)
-    parts = {"invariance": invariance, "kills": kills, "speed": lambda h: speed(h, args.before)}
+    parts = {"invariance": invariance, "kills": kills, "load": load, "speed": lambda h: speed(h, args.before)}
     try:
         for name, part in parts.items():
             if args.only in (None, name):

@@ -9,7 +9,7 @@
 //! - [`launch`]: the supervisor: attempts, nodes and spares, retry policy, alerts
 //! - [`doctor`]: what the nodes of a run are like: measured on all at once, judged by their peers
 //! - [`train`]: the step, the loop, metrics, progress
-//! - [`serve`]: running a model: scheduler of requests, paged cache, sampling, files of requests
+//! - [`serve`]: running a model: scheduler of requests, paged cache, sampling, files of requests, HTTP
 //! - [`parallel`]: the pipeline's executor, ZeRO over the replicas, every communicator of a rank; tensor and context
 //!   parallelism are inside the layers of `model`
 //! - [`plan`]: configuration + world → everything resolved; memory and FLOP formulas; what a run will
@@ -17,7 +17,7 @@
 //! - [`schedules`]: pipeline schedules as lists of actions, and the simulator that plays them
 //! - [`optim`]: AdamW on sharded fp32 state, learning-rate schedules, clipping
 //! - [`model`]: Llama 3 layers: `forward`, `backward_input`, `backward_weight`, no autograd
-//! - [`convert`]: models in other forms: Hugging Face, Meta's originals
+//! - [`convert`]: models in other forms: Hugging Face, Meta's originals, GGUF
 //! - [`tiers`]: snapshots in the memory of nodes, their second copies, saving behind the steps, restore over all tiers
 //! - [`store`]: the object store: upload, download, verification
 //! - [`checkpoint`]: the HDF5 format: save, read, verify, prune

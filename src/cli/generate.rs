@@ -4,6 +4,7 @@ mod prompts;
 
 use super::devices;
 use super::progress::shown;
+use crate::convert::gguf::is_gguf;
 use crate::convert::weights::{self, Weights};
 use crate::convert::{foreign, Own};
 use crate::data::tokenizer::Tokenizer;
@@ -110,7 +111,7 @@ pub fn run(args: Args) -> Result<()> {
         super::print(&shown)?;
         let mut printed = Printed(TextStream::new(|ids: &[u32]| tokenizer.decode(ids)));
         let (max_tokens, sample, stop) = (args.max_new_tokens, index as u64, stop.clone());
-        engine.submit(Asked { prompt, max_tokens, sampling, sample, stop, logprobs: None })?;
+        engine.submit(Asked { prompt, max_tokens, sampling, sample, stop, logprobs: None, score_prompt: false })?;
         while engine.pending() > 0 {
             engine.step(&mut printed)?;
         }
@@ -143,7 +144,13 @@ pub(super) fn open_tokenizer(given: Option<&str>, weights: &Weights, model: &Pat
     let tokenizer = match given {
         Some(spec) => Tokenizer::open(spec)?,
         None if weights.tokenizer().is_empty() => {
-            return Err(Error::new(Exit::Data, format!("{} names no tokenizer", model.display())).hint(hint))
+            let hint = match is_gguf(model) {
+                true => {
+                    "`herd checkpoint import` makes a directory of it, with its tokenizer; or give one with --tokenizer"
+                }
+                false => hint,
+            };
+            return Err(Error::new(Exit::Data, format!("{} names no tokenizer", model.display())).hint(hint));
         }
         None => match Own::of(weights)? {
             Own::Is(tokenizer) => *tokenizer,

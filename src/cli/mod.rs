@@ -11,6 +11,7 @@ mod data;
 mod devices;
 mod doctor;
 mod drill;
+mod engine;
 mod exit_codes;
 mod flush;
 mod generate;
@@ -23,7 +24,9 @@ mod plan;
 mod progress;
 mod report;
 mod simulate;
+mod serve;
 mod status;
+mod tell;
 mod train;
 mod version;
 
@@ -66,6 +69,7 @@ enum Command {
     Data(data::Args),
     Generate(generate::Args),
     Batch(batch::Args),
+    Serve(serve::Args),
     Completions(completions::Args),
     Man(man::Args),
     Help(HelpArgs),
@@ -109,6 +113,7 @@ pub fn run() -> ExitCode {
         Command::Data(a) => data::run(a),
         Command::Generate(a) => generate::run(a),
         Command::Batch(a) => batch::run(a),
+        Command::Serve(a) => serve::run(a),
         Command::Completions(a) => completions::run(a),
         Command::Man(a) => man::run(a),
         Command::Help(a) => help(&a.topic),

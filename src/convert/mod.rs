@@ -2,8 +2,9 @@
 //!
 //! - [`weights`]: parameters from a checkpoint, a Hugging Face directory or Meta's original files, alike
 //! - `own`: the tokenizer that is a model's own; `others`: weights beside it that are not read
-//! - [`hf`]: Hugging Face's layout; [`meta_llama`]: Meta's originals
+//! - [`hf`]: Hugging Face's layout; [`meta_llama`]: Meta's originals; [`gguf`]: llama.cpp's files
 
+pub mod gguf;
 pub mod hf;
 pub mod meta_llama;
 mod others;

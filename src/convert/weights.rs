@@ -1,4 +1,4 @@
-//! Parameters from wherever they lie: a herd checkpoint, a run directory, a Hugging Face directory, or one of Meta's.
+//! Parameters from wherever they lie: a herd checkpoint, a run directory, a Hugging Face directory, one of Meta's, a GGUF file.
 
 mod open;
 
@@ -8,6 +8,7 @@ use crate::checkpoint::read::Compared;
 use crate::checkpoint::restore::{agree, check};
 use crate::checkpoint::{Checkpoint, Group, SpecialTokens, Team};
 use crate::config::ModelConfig;
+use crate::convert::gguf::Gguf;
 use crate::convert::hf::{self, Shards};
 use crate::convert::meta_llama::Original;
 use crate::convert::others::left_unread;
@@ -42,6 +43,7 @@ enum Source {
     Shared(Box<Shared>),
     HuggingFace(Shards),
     Meta(Box<Original>),
+    Gguf(Box<Gguf>),
 }
 
 /// A checkpoint that the ranks of a run read together: what a rank reads is compared as it is read, the rest afterwards.
@@ -122,7 +124,7 @@ impl Weights {
         match &self.source {
             Source::Herd(c) => Some(c),
             Source::Shared(s) => Some(&s.checkpoint),
-            Source::HuggingFace(_) | Source::Meta(_) => None,
+            Source::HuggingFace(_) | Source::Meta(_) | Source::Gguf(_) => None,
         }
     }
 
@@ -143,6 +145,7 @@ impl Weights {
             }
             Source::HuggingFace(s) => s.read(name, offset, extent, start, out),
             Source::Meta(m) => m.read(name, offset, extent, start, out),
+            Source::Gguf(g) => g.read(name, offset, extent, start, out),
         }
     }
 
@@ -162,6 +165,7 @@ impl Weights {
         match &self.source {
             Source::HuggingFace(s) => s.shape(name),
             Source::Meta(m) => m.shape(name),
+            Source::Gguf(g) => g.shape(name),
             Source::Herd(_) | Source::Shared(_) => self.checkpoint()?.shape(Group::Param, name),
         }
     }
@@ -184,7 +188,8 @@ impl Weights {
     /// What lies beside the weights and is left unread.
     fn notes(&self, path: &Path) -> Vec<String> {
         let (files, named) = match &self.source {
-            Source::Herd(_) | Source::Shared(_) => return Vec::new(),
+            // One file is all of a GGUF model.
+            Source::Herd(_) | Source::Shared(_) | Source::Gguf(_) => return Vec::new(),
             Source::HuggingFace(s) => (s.files(), "config.json"),
             Source::Meta(m) => (m.files(), "params.json"),
         };

@@ -5,7 +5,7 @@ use crate::kernels::paged::BLOCK;
 use crate::kernels::{host, parallel};
 use crate::serve::iteration::{Stretch, TokenBatch};
 use crate::serve::logprobs::{self, Scored};
-use crate::serve::pool::{BlockPool, Chain};
+use crate::serve::pool::{BlockPool, Chain, Prefix};
 use crate::serve::replica::Replica;
 use crate::serve::scheduler::{self, blocks, Limits, SequenceStanding};
 use crate::serve::Sampling;
@@ -27,6 +27,9 @@ pub struct Asked {
     pub stop: Vec<u32>,
     /// How many of the likeliest tokens to report at each place besides the chosen one.
     pub logprobs: Option<usize>,
+    /// The prompt's own tokens, from the second on, are scored too ([`Reader::scored`]); as many likeliest tokens as `logprobs` says.
+    #[serde(default)]
+    pub score_prompt: bool,
 }
 
 /// A token that was chosen.
@@ -55,6 +58,10 @@ pub enum Stop {
 pub trait Reader {
     /// Takes a token; true where that is enough.
     fn token(&mut self, ticket: u64, token: Chosen) -> Result<bool>;
+    /// Takes the score of the prompt's next token, in order ([`Asked::score_prompt`]); all come before the first of the text.
+    fn scored(&mut self, _ticket: u64, _own: Scored, _top: Vec<Scored>) -> Result<()> {
+        Ok(())
+    }
     fn ended(&mut self, ticket: u64, why: Stop) -> Result<()>;
 }
 
@@ -96,6 +103,38 @@ struct Sequence {
     /// Blocks that are whole and known, and what stands for them.
     known: usize,
     chain: Chain,
+    /// Tokens of the prompt whose scores are out, the first counted, which has none.
+    scored: usize,
+}
+
+impl Sequence {
+    /// Whether prompt tokens are still to be scored.
+    fn scores(&self) -> bool {
+        self.asked.score_prompt && self.scored < self.asked.prompt.len()
+    }
+
+    /// What is in the cache of one that waits: where the prompt is to be scored nothing is of use.
+    fn prefix(&self, pool: &BlockPool) -> Prefix {
+        match self.scores() {
+            true => Prefix::default(),
+            false => pool.find(&self.tokens),
+        }
+    }
+
+    /// Of the tokens `start..end`, after how many of the last logits are wanted.
+    fn wanted(&self, start: usize, end: usize) -> usize {
+        match end == self.tokens.len() {
+            // The last token of a prompt is followed by a choice, all others by tokens that are there.
+            _ if self.scores() => end.saturating_sub(start.max(self.scored - 1)),
+            last => usize::from(last),
+        }
+    }
+}
+
+/// What a row of logits came to.
+enum Outcome {
+    Scored(Scored, Vec<Scored>),
+    Chosen(Chosen),
 }
 
 /// The leader of a replica at work.
@@ -132,11 +171,37 @@ impl Engine {
 
     /// Takes a request; its ticket.
     pub fn submit(&mut self, asked: Asked) -> Result<u64> {
+        self.resume(asked, &[])
+    }
+
+    /// Takes a request whose text has begun; what comes is what would have come behind `text`, to the bit.
+    pub fn resume(&mut self, asked: Asked, text: &[u32]) -> Result<u64> {
         self.check(&asked)?;
-        let (ticket, tokens) = (self.next, asked.prompt.clone());
+        let (ticket, tokens) = (self.next, [&asked.prompt, text].concat());
         self.next += 1;
-        self.waiting.push_back(Sequence { ticket, asked, tokens, read: 0, blocks: vec![], known: 0, chain: 0 });
+        let scored = if text.is_empty() { 1 } else { asked.prompt.len() };
+        self.waiting.push_back(Sequence { ticket, asked, tokens, read: 0, blocks: vec![], known: 0, chain: 0, scored });
         Ok(ticket)
+    }
+
+    /// Forgets a request: its blocks are free, and its reader hears no more of it. One that is done or unknown is no mistake.
+    pub fn cancel(&mut self, ticket: u64) {
+        self.waiting.retain(|s| s.ticket != ticket);
+        if let Some(i) = self.running.iter().position(|s| s.ticket == ticket) {
+            let s = self.running.remove(i);
+            s.blocks.into_iter().for_each(|block| self.pool.let_go(block));
+        }
+    }
+
+    /// Sequences that run, and those that wait.
+    pub fn standing_now(&self) -> (usize, usize) {
+        (self.running.len(), self.waiting.len())
+    }
+
+    /// Blocks of the cache that sequences hold, and how many can be held.
+    pub fn blocks_now(&self) -> (usize, usize) {
+        let all = self.capacity.blocks - 1;
+        (all - self.pool.free(), all)
     }
 
     /// Sequences that are not done.
@@ -168,7 +233,7 @@ impl Engine {
             self.waiting.insert(at, s);
         }
         for mut s in self.waiting.drain(..plan.let_in) {
-            let prefix = self.pool.find(&s.tokens);
+            let prefix = s.prefix(&self.pool);
             self.pool.share(&prefix.blocks);
             (s.known, s.chain, s.read) = (prefix.blocks.len(), prefix.chain, prefix.blocks.len() * BLOCK);
             self.tally.shared += s.read as u64;
@@ -179,17 +244,25 @@ impl Engine {
             return Ok(());
         }
         let batch = self.batch(&plan.read);
-        let logits = self.replica.run(&batch)?;
-        self.count(&batch);
+        // Of each row of logits: whose it is, and after how many of its tokens.
+        let row = |(&(i, _), s): (&(usize, usize), &Stretch)| {
+            let end = s.start + s.ids.len();
+            (end - s.wanted..end).map(move |at| (i, at + 1))
+        };
+        let rows: Vec<(usize, usize)> = plan.read.iter().zip(&batch.stretches).flat_map(row).collect();
+        let mut outcomes = Vec::with_capacity(rows.len());
+        let (sequences, vocab) = (&self.running, self.capacity.vocab);
+        self.replica.run(&batch, &mut |first, logits| {
+            let rows = &rows[first..first + logits.size()[0] as usize];
+            outcomes.extend(outcomes_of(sequences, rows, logits, vocab));
+            Ok(())
+        })?;
+        self.count(&batch, &rows);
         self.publish(&plan.read);
-        let read: Vec<usize> =
-            plan.read.iter().zip(&batch.stretches).filter(|(_, s)| s.wanted).map(|(r, _)| r.0).collect();
         let mut ended = Vec::new();
-        if let Some(logits) = logits {
-            for (&i, chosen) in read.iter().zip(self.choose(&read, &logits)) {
-                if let Some(why) = self.take(i, chosen?, reader)? {
-                    ended.push((i, why));
-                }
+        for (&(i, _), outcome) in rows.iter().zip(outcomes) {
+            if let Some(why) = self.take(i, outcome?, reader)? {
+                ended.push((i, why));
             }
         }
         for &(i, why) in ended.iter().rev() {
@@ -209,7 +282,7 @@ impl Engine {
 
     fn end_those_who_want_nothing(&mut self, reader: &mut dyn Reader) -> Result<()> {
         let (none, rest): (VecDeque<_>, VecDeque<_>) =
-            std::mem::take(&mut self.waiting).into_iter().partition(|s| s.asked.max_tokens == 0);
+            std::mem::take(&mut self.waiting).into_iter().partition(|s| s.asked.max_tokens == 0 && !s.scores());
         self.waiting = rest;
         none.into_iter().try_for_each(|s| reader.ended(s.ticket, Stop::Length))
     }
@@ -226,7 +299,7 @@ impl Engine {
                 ids: s.tokens[s.read..end].to_vec(),
                 start: s.read,
                 blocks: s.blocks[..blocks(end)].to_vec(),
-                wanted: end == s.tokens.len(),
+                wanted: s.wanted(s.read, end),
             });
             s.read = end;
         }
@@ -240,7 +313,7 @@ impl Engine {
 
     /// What a sequence that waits would find.
     fn prospect(&self, s: &Sequence) -> SequenceStanding {
-        let prefix = self.pool.find(&s.tokens);
+        let prefix = s.prefix(&self.pool);
         SequenceStanding { tokens: s.tokens.len(), read: prefix.blocks.len() * BLOCK, blocks: prefix.held, sole: 0 }
     }
 
@@ -256,33 +329,28 @@ impl Engine {
         }
     }
 
-    fn count(&mut self, batch: &TokenBatch) {
-        let decoded = batch.stretches.iter().filter(|s| s.start > 0 && s.ids.len() == 1 && s.wanted).count();
+    fn count(&mut self, batch: &TokenBatch, rows: &[(usize, usize)]) {
+        let decoded = batch.stretches.iter().filter(|s| s.start > 0 && s.ids.len() == 1 && s.wanted == 1).count();
         self.tally.iterations += 1;
         self.tally.decode += decoded as u64;
         self.tally.prefill += (batch.tokens() - decoded) as u64;
-        self.tally.chosen += batch.wanted() as u64;
-    }
-
-    /// One token for each of the sequences `read`, by its row of the logits.
-    fn choose(&self, read: &[usize], logits: &Tensor) -> Vec<Result<Chosen>> {
-        let (all, vocab) = (host::floats(logits), self.capacity.vocab);
-        let sequences: Vec<(&Asked, &[u32])> =
-            read.iter().map(|&i| (&self.running[i].asked, &self.running[i].tokens[..])).collect();
-        let done: Vec<Mutex<Option<Result<Chosen>>>> = read.iter().map(|_| Mutex::new(None)).collect();
-        parallel::tasks(read.len(), |n| {
-            let (asked, tokens) = sequences[n];
-            let chosen = choose(asked, tokens, &all[n * vocab..(n + 1) * vocab]);
-            *done[n].lock().unwrap_or_else(|e| e.into_inner()) = Some(chosen);
-        });
-        let missing = || Err(Error::new(Exit::Internal, "no token was chosen"));
-        done.into_iter().map(|m| m.into_inner().unwrap_or_else(|e| e.into_inner()).unwrap_or_else(missing)).collect()
+        let chosen = rows.iter().filter(|&&(i, at)| at == self.running[i].tokens.len());
+        self.tally.chosen += chosen.count() as u64;
     }
 
     /// Adds a token; why the text has ended, if it has.
-    fn take(&mut self, i: usize, chosen: Chosen, reader: &mut dyn Reader) -> Result<Option<Stop>> {
+    fn take(&mut self, i: usize, outcome: Outcome, reader: &mut dyn Reader) -> Result<Option<Stop>> {
         let longest = self.capacity.longest;
         let s = &mut self.running[i];
+        let chosen = match outcome {
+            Outcome::Chosen(chosen) if s.asked.max_tokens > 0 => chosen,
+            // The prompt was to be scored, and no more.
+            Outcome::Chosen(_) => return Ok(Some(Stop::Length)),
+            Outcome::Scored(own, top) => {
+                s.scored += 1;
+                return reader.scored(s.ticket, own, top).map(|()| None);
+            }
+        };
         s.tokens.push(chosen.id);
         let ends = chosen.ends;
         let enough = reader.token(s.ticket, chosen)?;
@@ -294,6 +362,28 @@ impl Engine {
             _ => None,
         })
     }
+}
+
+/// What each of the rows (whose, after how many tokens) of logits [C,V] comes to.
+fn outcomes_of(sequences: &[Sequence], rows: &[(usize, usize)], logits: &Tensor, vocab: usize) -> Vec<Result<Outcome>> {
+    let all = host::floats(logits);
+    let done: Vec<Mutex<Option<Result<Outcome>>>> = rows.iter().map(|_| Mutex::new(None)).collect();
+    let of: Vec<(&Asked, &[u32], usize)> =
+        rows.iter().map(|&(i, at)| (&sequences[i].asked, &sequences[i].tokens[..], at)).collect();
+    parallel::tasks(rows.len(), |n| {
+        let ((asked, tokens, at), logits) = (of[n], &all[n * vocab..(n + 1) * vocab]);
+        let outcome = match tokens.get(at) {
+            Some(&next) => {
+                let (own, top) = logprobs::of(logits, next, asked.logprobs.unwrap_or(0));
+                Ok(Outcome::Scored(own, top))
+            }
+            None if asked.max_tokens == 0 => Ok(Outcome::Chosen(Chosen { id: 0, ends: false, scored: None })),
+            None => choose(asked, tokens, logits).map(Outcome::Chosen),
+        };
+        *done[n].lock().unwrap_or_else(|e| e.into_inner()) = Some(outcome);
+    });
+    let missing = || Err(Error::new(Exit::Internal, "no token was chosen"));
+    done.into_iter().map(|m| m.into_inner().unwrap_or_else(|e| e.into_inner()).unwrap_or_else(missing)).collect()
 }
 
 /// The token after `tokens`, prompt and text, from its logits [V].

@@ -11,8 +11,8 @@ pub struct Stretch {
     pub start: usize,
     /// Blocks of the sequence up to the last of these tokens.
     pub blocks: Vec<u32>,
-    /// Whether the logits after the last are wanted.
-    pub wanted: bool,
+    /// After how many of the last of these tokens logits are wanted.
+    pub wanted: usize,
 }
 
 /// The tokens of an iteration. One without tokens ends the work of a replica.
@@ -29,7 +29,7 @@ impl TokenBatch {
 
     /// Rows of logits.
     pub fn wanted(&self) -> usize {
-        self.stretches.iter().filter(|s| s.wanted).count()
+        self.stretches.iter().map(|s| s.wanted).sum()
     }
 
     /// The rows of each stretch.
@@ -68,13 +68,16 @@ impl TokenBatch {
     }
 
     /// The rows whose logits are wanted.
-    pub fn last_rows(&self) -> Vec<i64> {
-        let runs = self.runs();
-        let wanted = runs.iter().zip(&self.stretches).filter(|(_, s)| s.wanted);
-        wanted.map(|(r, _)| (r.row + r.tokens - 1) as i64).collect()
+    pub fn wanted_rows(&self) -> Vec<i64> {
+        let (mut rows, mut end) = (Vec::new(), 0);
+        for s in &self.stretches {
+            end += s.ids.len();
+            rows.extend((end - s.wanted.min(s.ids.len())..end).map(|row| row as i64));
+        }
+        rows
     }
 
-    /// As words: stretches; of each its tokens, start, whether logits are wanted, blocks; then ids and blocks.
+    /// As words: stretches; of each its tokens, start, rows of logits wanted, blocks; then ids and blocks.
     pub fn pack(&self) -> Vec<u32> {
         let mut out = vec![self.stretches.len() as u32];
         for s in &self.stretches {
@@ -94,7 +97,7 @@ impl TokenBatch {
             let [n, start, wanted, blocks] = [next()?, next()?, next()?, next()?];
             let ids = (0..n).map(|_| next()).collect::<Result<Vec<u32>>>()?;
             let blocks = (0..blocks).map(|_| next()).collect::<Result<Vec<u32>>>()?;
-            stretches.push(Stretch { ids, start: start as usize, blocks, wanted: wanted != 0 });
+            stretches.push(Stretch { ids, start: start as usize, blocks, wanted: wanted as usize });
         }
         Ok(TokenBatch { stretches })
     }
@@ -106,8 +109,8 @@ mod tests {
 
     #[test]
     fn a_batch_survives_its_message_and_knows_its_rows() {
-        let first = Stretch { ids: vec![7, 8, 9], start: 15, blocks: vec![4, 2], wanted: false };
-        let second = Stretch { ids: vec![1], start: 0, blocks: vec![3], wanted: true };
+        let first = Stretch { ids: vec![7, 8, 9], start: 15, blocks: vec![4, 2], wanted: 2 };
+        let second = Stretch { ids: vec![1], start: 0, blocks: vec![3], wanted: 1 };
         let batch = TokenBatch { stretches: vec![first, second] };
         assert_eq!(TokenBatch::unpack(&batch.pack()).unwrap(), batch);
         assert_eq!(TokenBatch::unpack(&TokenBatch::default().pack()).unwrap().tokens(), 0);
@@ -115,6 +118,6 @@ mod tests {
         let (ids, places, slots) = batch.rows(6);
         assert_eq!((ids, places), (vec![7, 8, 9, 1, 0, 0], vec![15, 16, 17, 0, 0, 0]));
         assert_eq!(slots, [4 * 16 + 15, 2 * 16, 2 * 16 + 1, 3 * 16, 0, 1]);
-        assert_eq!((batch.last_rows(), batch.wanted(), batch.runs()[1].row), (vec![3], 1, 3));
+        assert_eq!((batch.wanted_rows(), batch.wanted(), batch.runs()[1].row), (vec![1, 2, 3], 3, 3));
     }
 }

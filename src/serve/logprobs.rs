@@ -9,8 +9,11 @@ pub struct Scored {
     pub logprob: f32,
 }
 
+/// A token, and the likeliest ones in its place.
+pub type ScoredPlace = (Scored, Vec<Scored>);
+
 /// `id` and the `top` likeliest tokens (of equals the lowest ids), by logits [V]. Sums are f64, in order of the ids.
-pub fn of(logits: &[f32], id: u32, top: usize) -> (Scored, Vec<Scored>) {
+pub fn of(logits: &[f32], id: u32, top: usize) -> ScoredPlace {
     let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
     let lse = most + logits.iter().map(|&x| (x as f64 - most).exp()).sum::<f64>().ln();
     let scored = |id: u32| Scored { id, logprob: (logits[id as usize] as f64 - lse) as f32 };

@@ -8,10 +8,11 @@
 //! - [`sample`], [`logprobs`]: one token from logits
 //! - [`stream`], [`text`]: tokens to text as they come; stop strings
 //! - [`start`]: from weights on disk to a replica
-//! - [`batch`]: files of requests
+//! - [`batch`]: files of requests; [`http`]: requests over HTTP
 
 pub mod batch;
 pub mod engine;
+pub mod http;
 pub mod iteration;
 pub mod logprobs;
 pub mod pool;

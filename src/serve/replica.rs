@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Exit, Result};
 use crate::serve::iteration::TokenBatch;
-use crate::serve::stage::ModelStage;
+use crate::serve::stage::{LogitsChunk, ModelStage};
 use crate::wire::Wire;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
@@ -22,10 +22,10 @@ impl Replica {
         Replica { stage, control }
     }
 
-    /// The leader's part of an iteration: logits [wanted,V] f32.
-    pub fn run(&self, batch: &TokenBatch) -> Result<Option<Tensor>> {
+    /// The leader's part of an iteration: the logits, a chunk at a time, as [`ModelStage::forward`] gives them.
+    pub fn run(&self, batch: &TokenBatch, chunk: &mut LogitsChunk) -> Result<()> {
         self.tell(batch)?;
-        self.stage.forward(batch)
+        self.stage.forward(batch, chunk)
     }
 
     /// The other ranks' part: until the leader ends the work.
@@ -35,7 +35,7 @@ impl Replica {
             if batch.tokens() == 0 {
                 return Ok(());
             }
-            self.stage.forward(&batch)?;
+            self.stage.forward(&batch, &mut |_, _| Ok(()))?;
         }
     }
 

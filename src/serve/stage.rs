@@ -10,6 +10,12 @@ use crate::wire::Wire;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
+/// Bytes of logits in memory at a time.
+const CHUNK_BYTES: usize = 64 << 20;
+
+/// Takes rows of logits [C,V] f32 on the host, the first of which is that one of the rows that are wanted.
+pub type LogitsChunk<'a> = dyn FnMut(usize, &Tensor) -> Result<()> + 'a;
+
 /// The wires of a replica's rank.
 #[derive(Clone)]
 pub struct StageWires {
@@ -50,9 +56,9 @@ impl ModelStage {
         layers * Pages::block_bytes(heads, config.head_dim(), kind.elt_size_in_bytes())
     }
 
-    /// Reads the batch's tokens → logits [wanted,V] f32 on the host of the replica's first rank, none elsewhere. Collective over the
-    /// replica.
-    pub fn forward(&self, batch: &TokenBatch) -> Result<Option<Tensor>> {
+    /// Reads the batch's tokens. `chunk` gets the logits that are wanted, in order, so many rows at a time that they take a bounded
+    /// memory; on the replica's first rank only. Collective over the replica.
+    pub fn forward(&self, batch: &TokenBatch, chunk: &mut LogitsChunk) -> Result<()> {
         let _guard = tch::no_grad_guard();
         let shards = self.model.axes.shards();
         let rows = (batch.tokens() as i64 + shards - 1) / shards * shards;
@@ -71,7 +77,7 @@ impl ModelStage {
             };
             x = self.model.block.infer_by_row(self.params.unit(unit), &x, &rope, &mut attend)?;
         }
-        self.leave(batch, x)
+        self.leave(batch, x, chunk)
     }
 
     fn device(&self) -> Device {
@@ -99,34 +105,56 @@ impl ModelStage {
         self.units.iter().find_map(|u| if let Unit::Block(i) = u { Some(*i) } else { None }).unwrap_or(0)
     }
 
+    /// (first, rows) of each chunk of the logits that are wanted, the same on every rank.
+    fn chunks(&self, batch: &TokenBatch) -> Vec<(usize, usize)> {
+        let (all, most) = (batch.wanted(), (CHUNK_BYTES / (4 * self.vocab as usize)).max(1));
+        (0..all).step_by(most).map(|first| (first, most.min(all - first))).collect()
+    }
+
     /// On to the next stage, or through the head and back to the first.
-    fn leave(&self, batch: &TokenBatch, x: Tensor) -> Result<Option<Tensor>> {
+    fn leave(&self, batch: &TokenBatch, x: Tensor, chunk: &mut LogitsChunk) -> Result<()> {
         let (stage, stages) = (self.pipeline.rank(), self.pipeline.size());
-        let speaks = self.model.axes.tensor.rank() == 0 && batch.wanted() > 0;
+        let speaks = self.model.axes.tensor.rank() == 0;
         if self.is_last() {
-            let logits = self.logits(batch, &x)?;
-            if stages > 1 && speaks {
-                self.pipeline.send(&logits, 0)?.wait()?;
-            }
-            return Ok((stages == 1 && speaks).then(|| logits.to_device(Device::Cpu)));
+            return self.speak(batch, &x, chunk);
         }
         self.pipeline.send(&x.contiguous(), stage + 1)?.wait()?;
         if stage > 0 || !speaks {
-            return Ok(None);
+            return Ok(());
         }
-        let logits = Tensor::empty([batch.wanted() as i64, self.vocab], (Kind::Float, self.device()));
-        self.pipeline.recv(&logits, stages - 1)?.wait()?;
-        Ok(Some(logits.to_device(Device::Cpu)))
+        for (first, rows) in self.chunks(batch) {
+            let logits = Tensor::empty([rows as i64, self.vocab], (Kind::Float, self.device()));
+            self.pipeline.recv(&logits, stages - 1)?.wait()?;
+            chunk(first, &logits.to_device(Device::Cpu))?;
+        }
+        Ok(())
     }
 
-    /// [wanted,V] f32 on every rank of the tensor axis.
-    fn logits(&self, batch: &TokenBatch, x: &Tensor) -> Result<Tensor> {
-        let axes = &self.model.axes;
-        let rows = Tensor::from_slice(&batch.last_rows()).to_device(self.device());
+    /// The last stage: the head, of x [N/t,H] T.
+    fn speak(&self, batch: &TokenBatch, x: &Tensor, chunk: &mut LogitsChunk) -> Result<()> {
+        let (axes, chunks) = (&self.model.axes, self.chunks(batch));
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        let rows = Tensor::from_slice(&batch.wanted_rows()).to_device(self.device());
         let x = axes.gather(x)?.rows()?.index_select(0, &rows);
+        for (first, rows) in chunks {
+            let logits = self.logits(&x.narrow(0, first as i64, rows as i64))?;
+            match (axes.tensor.rank(), self.pipeline.size()) {
+                (0, 1) => chunk(first, &logits.to_device(Device::Cpu))?,
+                (0, _) => drop(self.pipeline.send(&logits, 0)?.wait()?),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Of x [C,H] T the logits [C,V] f32, on every rank of the tensor axis.
+    fn logits(&self, x: &Tensor) -> Result<Tensor> {
+        let axes = &self.model.axes;
         let head = self.params.unit(Unit::Head);
-        let own = self.model.head.logits_by_row(head, self.model.projection(&self.params), &x).to_kind(Kind::Float);
-        if axes.shards() == 1 || batch.wanted() == 0 {
+        let own = self.model.head.logits_by_row(head, self.model.projection(&self.params), x).to_kind(Kind::Float);
+        if axes.shards() == 1 {
             return Ok(own);
         }
         // Shares of the vocabulary are equal but for the last ones, which are filled up.

@@ -1,6 +1,7 @@
 //! The engine over a small random model: against the model's full forward pass, and in company against alone.
 
 use super::engine::{Asked, Chosen, Engine, Reader, Stop};
+use super::logprobs::Scored;
 use super::scheduler::{blocks, Limits};
 use super::start::Holding;
 use super::Sampling;
@@ -41,6 +42,17 @@ struct Heard {
     tokens: BTreeMap<u64, Vec<Chosen>>,
     ended: BTreeMap<u64, Stop>,
     enough: usize,
+    scores: BTreeMap<u64, Scores>,
+}
+
+/// Of a prompt's tokens, from the second on.
+type Scores = Vec<(Scored, Vec<Scored>)>;
+
+impl Heard {
+    fn of(&mut self, ticket: u64) -> (Vec<Chosen>, Stop, Scores) {
+        let (tokens, scores) = (self.tokens.remove(&ticket), self.scores.remove(&ticket));
+        (tokens.unwrap_or_default(), self.ended[&ticket], scores.unwrap_or_default())
+    }
 }
 
 impl Reader for Heard {
@@ -48,6 +60,12 @@ impl Reader for Heard {
         let all = self.tokens.entry(ticket).or_default();
         all.push(token);
         Ok(all.len() == self.enough)
+    }
+
+    fn scored(&mut self, ticket: u64, own: Scored, top: Vec<Scored>) -> Result<()> {
+        assert!(!self.tokens.contains_key(&ticket), "scores come before the text");
+        self.scores.entry(ticket).or_default().push((own, top));
+        Ok(())
     }
 
     fn ended(&mut self, ticket: u64, why: Stop) -> Result<()> {
@@ -68,19 +86,25 @@ fn sharing(m: &ModelConfig, kind: Kind, limits: Limits, cached: usize, sharing: 
 }
 
 fn asked(prompt: &[u32], max_tokens: usize, sampling: Sampling) -> Asked {
-    Asked { prompt: prompt.into(), max_tokens, sampling, sample: 0, stop: vec![], logprobs: None }
+    Asked { prompt: prompt.into(), max_tokens, sampling, sample: 0, stop: vec![], logprobs: None, score_prompt: false }
 }
 
 const ALONE: Limits = Limits { tokens: 64, sequences: 1 };
 
 /// One request: its tokens and how it ended.
 fn run(e: &mut Engine, a: Asked) -> (Vec<Chosen>, Stop) {
+    let (chosen, stop, _) = run_scored(e, a);
+    (chosen, stop)
+}
+
+/// The same, with the scores of its prompt.
+fn run_scored(e: &mut Engine, a: Asked) -> (Vec<Chosen>, Stop, Scores) {
     let mut heard = Heard::default();
     let ticket = e.submit(a).unwrap();
     while e.pending() > 0 {
         e.step(&mut heard).unwrap();
     }
-    (heard.tokens.remove(&ticket).unwrap_or_default(), heard.ended[&ticket])
+    heard.of(ticket)
 }
 
 fn ids(chosen: &[Chosen]) -> Vec<u32> {
@@ -195,7 +219,15 @@ pub fn various(n: usize, vocab: usize, longest: usize) -> Vec<Asked> {
         };
         let stop = if i.is_multiple_of(3) { vec![random(vocab) as u32] } else { vec![] };
         let logprobs = i.is_multiple_of(2).then_some(i % 5);
-        Asked { prompt, max_tokens: 1 + random(40), sampling, sample: i as u64, stop, logprobs }
+        Asked {
+            prompt,
+            max_tokens: 1 + random(40),
+            sampling,
+            sample: i as u64,
+            stop,
+            logprobs,
+            score_prompt: i.is_multiple_of(5),
+        }
     };
     (0..n).map(&mut one).collect()
 }
@@ -208,7 +240,11 @@ fn company_changes_no_bit() {
         let m = model(120);
         let requests = various(150, 97, 120);
         let mut one = engine(&m, kind, Limits { tokens: 1000, sequences: 1 }, 120);
-        let alone: Vec<(Vec<Chosen>, Stop)> = requests.iter().map(|a| run(&mut one, a.clone())).collect();
+        let alone: Vec<(Vec<Chosen>, Stop, Scores)> =
+            requests.iter().map(|a| run_scored(&mut one, a.clone())).collect();
+        for (a, (.., scores)) in requests.iter().zip(&alone) {
+            assert_eq!(scores.len(), if a.score_prompt { a.prompt.len() - 1 } else { 0 });
+        }
         for (tokens, sequences, cached) in [(1, 3, 400), (16, 8, 330), (61, 32, 4000), (512, 150, 20_000), (9, 4, 130)]
         {
             let mut e = sharing(&m, kind, Limits { tokens, sequences }, cached, true);
@@ -222,13 +258,61 @@ fn company_changes_no_bit() {
             while e.pending() > 0 {
                 e.step(&mut heard).unwrap();
             }
-            let differ = (0..requests.len()).filter(|&i| {
-                let got = (heard.tokens.remove(&tickets[i]).unwrap_or_default(), heard.ended[&tickets[i]]);
-                got != alone[i]
-            });
+            let differ = (0..requests.len()).filter(|&i| heard.of(tickets[i]) != alone[i]);
             assert_eq!(differ.count(), 0, "{kind:?} {tokens} tokens, {sequences} sequences, {cached} cached");
             assert!(e.tally().shared > 0, "prompts were meant to have beginnings in common");
             assert!(cached > 330 || e.tally().gave_up > 0, "the small cache was meant to be too small");
         }
+    }
+}
+
+#[test]
+fn a_prompt_is_scored_as_the_full_forward_pass_and_needs_no_text() {
+    let m = model(64);
+    let prompt: Vec<u32> = (0..40).map(|i| i * 29 % 97).collect();
+    let llama = Llama::new(&m, 40, Device::Cpu, &Axes::solo());
+    let ids: Vec<i64> = prompt.iter().map(|&id| id as i64).collect();
+    let full = llama.logits(&params(&m, Kind::Float), &Tensor::from_slice(&ids).unsqueeze(0)).unwrap();
+    let full = full.log_softmax(-1, Kind::Float).squeeze_dim(0);
+    for tokens in [1, 7, 64] {
+        let mut e = sharing(&m, Kind::Float, Limits { tokens, sequences: 4 }, 200, true);
+        let scoring = Asked { logprobs: Some(1), score_prompt: true, ..asked(&prompt, 0, Sampling::greedy()) };
+        for _ in 0..2 {
+            let (text, why, scores) = run_scored(&mut e, scoring.clone());
+            assert_eq!((text.len(), why, scores.len()), (0, Stop::Length, 39));
+            for (i, (own, top)) in scores.iter().enumerate() {
+                assert_eq!(own.id, prompt[i + 1]);
+                let want = full.double_value(&[i as i64, own.id as i64]);
+                assert!((own.logprob as f64 - want).abs() < 1e-4 && top[0].logprob >= own.logprob, "{i}");
+            }
+            assert_eq!(e.blocks_now().0, 0);
+        }
+        let (text, _, scores) = run_scored(&mut e, Asked { prompt: vec![5], max_tokens: 1, ..scoring });
+        assert_eq!((text.len(), scores.len()), (1, 0), "the first token has no score");
+    }
+}
+
+#[test]
+fn who_is_cancelled_holds_nothing_and_who_is_resumed_goes_on_with_the_same_bits() {
+    let m = model(120);
+    let limits = Limits { tokens: 16, sequences: 4 };
+    let drawn = Sampling { temperature: 1.0, seed: 3, ..Sampling::greedy() };
+    let a = Asked { logprobs: Some(1), ..asked(&[1, 2, 3], 60, drawn) };
+    let mut e = sharing(&m, Kind::Float, limits, 400, true);
+    let (whole, ..) = run_scored(&mut e, a.clone());
+    for kept in [1, 15, 59] {
+        let mut heard = Heard::default();
+        let ticket = e.resume(a.clone(), &ids(&whole[..kept])).unwrap();
+        let others: Vec<u64> = (0..6).map(|_| e.submit(asked(&[9; 30], 50, drawn)).unwrap()).collect();
+        (0..5).for_each(|_| e.step(&mut heard).unwrap());
+        assert!(e.standing_now().1 > 0 && e.blocks_now().0 > 0);
+        others.iter().for_each(|&t| e.cancel(t));
+        e.cancel(12345);
+        while e.pending() > 0 {
+            e.step(&mut heard).unwrap();
+        }
+        assert_eq!(heard.tokens.remove(&ticket).unwrap(), whole[kept..]);
+        assert!(others.iter().all(|t| !heard.ended.contains_key(t)));
+        assert_eq!(e.blocks_now().0, 0);
     }
 }

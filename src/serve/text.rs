@@ -31,6 +31,19 @@ impl<D: Fn(&[u32]) -> String> StoppedText<D> {
         self.text.chars().count()
     }
 
+    /// The text that no stop string can still take back.
+    pub fn certain(&self) -> &str {
+        if self.stopped {
+            return &self.text;
+        }
+        let begins = |from: usize| {
+            self.text.is_char_boundary(from) && self.stops.iter().any(|s| s.starts_with(&self.text[from..]))
+        };
+        let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
+        let from = self.text.len().saturating_sub(longest);
+        &self.text[..(from..self.text.len()).find(|&at| begins(at)).unwrap_or(self.text.len())]
+    }
+
     /// The whole text, and whether a stop string ended it.
     pub fn finish(mut self) -> (String, bool) {
         if let (Some(stream), false) = (self.stream.take(), self.stopped) {
@@ -79,6 +92,21 @@ mod tests {
         assert_eq!(run("añ€o€€", &["€€", "x"]), ("añ€o".into(), true, "añ€o€€".len()));
         assert_eq!(run("abab", &[""]), ("abab".into(), false, 4));
         assert_eq!(run("aab", &["ab", "aab"]), ("".into(), true, 3));
+    }
+
+    #[test]
+    fn what_may_begin_a_stop_string_is_held_back() {
+        let mut t = StoppedText::new(bytes, &["abc".into(), "€€".into()]);
+        let mut certain = |piece: &str| {
+            for b in piece.bytes() {
+                t.push(b as u32);
+            }
+            t.certain().to_string()
+        };
+        assert_eq!(certain("xab"), "x");
+        assert_eq!(certain("d€"), "xabd");
+        assert_eq!(certain("ab"), "xabd€");
+        assert_eq!(certain("c"), "xabd€");
     }
 
     #[test]

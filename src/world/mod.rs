@@ -30,4 +30,4 @@ pub use post::Mailbox;
 pub use serve::Request;
 pub use stream::Incoming;
 pub use traffic::Traffic;
-pub use world::{is_step, leave, library, World};
+pub use world::{is_step, leave, library, listen_for_nobody_when_alone, World};

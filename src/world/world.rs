@@ -199,11 +199,24 @@ fn in_step(var: impl Fn(&str) -> Option<String>) -> bool {
     var("SLURM_STEP_ID").and_then(|id| id.trim().parse().ok()).is_some_and(is_step)
 }
 
+/// Where no launcher started this process, it is the whole world: Open MPI then needs no connections, and is told not to listen for
+/// any (by default it does, on all interfaces). To be called before [`World::init`], while the process has one thread.
+pub fn listen_for_nobody_when_alone() {
+    let mut names = std::env::vars_os().filter_map(|(k, _)| k.into_string().ok());
+    let launched = names.any(|name| MANAGERS.iter().any(|p| name.starts_with(p)) || name == "OMPI_MCA_btl");
+    if !launched {
+        std::env::set_var("OMPI_MCA_btl", "self");
+    }
+}
+
+/// How the variables begin by which ranks find each other.
+const MANAGERS: [&str; 3] = ["PMIX_", "PMI_", "OMPI_COMM_WORLD_"];
+
 /// Refuses a task of a Slurm step to which `srun` gave no process manager, before MPI_Init does worse: Open MPI 4 ends
 /// the process with a page of text, Open MPI 5 may start a world of one (open-mpi/ompi#13523). Other MPIs may find
 /// Slurm without one. `step`: this is a task of a step; `names`: all environment variables.
 fn check_launcher(library: &str, step: bool, mut names: impl Iterator<Item = String>) -> Result<()> {
-    let manager = names.any(|name| ["PMIX_", "PMI_", "OMPI_COMM_WORLD_"].iter().any(|p| name.starts_with(p)));
+    let manager = names.any(|name| MANAGERS.iter().any(|p| name.starts_with(p)));
     if library.starts_with("Open MPI") && step && !manager {
         return Err(Error::new(
             Exit::World,

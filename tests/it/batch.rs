@@ -62,7 +62,7 @@ fn random(seed: &mut u64, n: usize) -> usize {
 }
 
 /// A small model on disk, with the tokenizer `bytes`.
-fn small(dir: &Path) {
+pub fn small(dir: &Path) {
     let cases = json!({"m": {
         "model": {"vocab_size": 258, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4,
                   "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
@@ -187,7 +187,7 @@ fn grown(path: &Path, bytes: u64, child: &mut std::process::Child) -> bool {
 }
 
 /// The children of a process (proc(5), stat), in order.
-fn ranks_of(parent: u32) -> Vec<u32> {
+pub fn ranks_of(parent: u32) -> Vec<u32> {
     let parent_of = |pid: u32| -> Option<u32> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()

@@ -16,6 +16,8 @@ mod doctor;
 mod errors;
 mod first_weights;
 mod generate;
+mod gguf;
+mod http;
 mod inputs;
 mod layout;
 mod liveness;

@@ -3,6 +3,7 @@
 use super::{Shared, Source, Weights};
 use crate::checkpoint::restore::{newest_opened, open_step};
 use crate::checkpoint::{newest_valid_alone, Checkpoint, Event, SpecialTokens, Team};
+use crate::convert::gguf::{is_gguf, Gguf};
 use crate::convert::hf::{self, Shards};
 use crate::convert::meta_llama::{is_meta, Original};
 use crate::data::Tokenizer;
@@ -24,7 +25,7 @@ enum Place {
 }
 
 /// Opens any of: a step directory, a run directory or its `checkpoints` (the newest whole one), a Hugging Face directory, a
-/// directory of Meta's (params.json, consolidated.*.pth).
+/// directory of Meta's (params.json, consolidated.*.pth), a GGUF file.
 /// Checksums of a herd checkpoint are verified; every tensor of the model is there in its shape. What was guessed or is
 /// left unread is logged, a line each.
 ///
@@ -65,7 +66,9 @@ pub fn open_together(path: &Path, passed: &[PathBuf], team: Team) -> Result<Weig
 /// Looks what `path` is, and opens it if it is somebody else's model.
 fn find(path: &Path) -> Result<Place> {
     let model = |weights: Weights| weights.checked(path).map(|w| Place::Model(Box::new(w)));
-    if path.join("manifest.json").is_file() {
+    if is_gguf(path) {
+        model(Weights::of_gguf(path)?)
+    } else if path.join("manifest.json").is_file() {
         Ok(Place::Step)
     } else if path.join("config.json").is_file() {
         model(Weights::of_hugging_face(path)?)
@@ -79,7 +82,7 @@ fn find(path: &Path) -> Result<Place> {
             false => format!("there is no {}", path.display()),
         };
         Err(Error::new(Exit::Model, fact)
-            .hint("give a step directory, a run directory, a Hugging Face directory with config.json, or Meta's with params.json"))
+            .hint("give a step directory, a run directory, a Hugging Face directory with config.json, Meta's with params.json, or a GGUF file"))
     } else {
         Ok(Place::Run(path.into()))
     }
@@ -140,6 +143,19 @@ impl Weights {
             special_tokens: config.special_tokens,
             generation: hf::generation::read(path)?,
             source: Source::HuggingFace(shards),
+        })
+    }
+
+    fn of_gguf(path: &Path) -> Result<Weights> {
+        let gguf = Gguf::open(path)?;
+        Ok(Weights {
+            model: gguf.model().clone(),
+            // It is in the file's metadata, and becomes files by `herd checkpoint import`.
+            tokenizer: String::new(),
+            tokenizer_fingerprint: String::new(),
+            special_tokens: gguf.special_tokens().clone(),
+            generation: Value::Null,
+            source: Source::Gguf(Box::new(gguf)),
         })
     }
 

@@ -15,7 +15,7 @@ pub struct Made {
     /// All that were chosen, one that ended the text included.
     pub tokens: Vec<u32>,
     /// Of every token of the text: itself, the likeliest ones, and where its text begins.
-    pub scored: Vec<(Scored, Vec<Scored>, usize)>,
+    pub scored: Vec<ScoredToken>,
     pub why: Stop,
 }
 
@@ -37,13 +37,13 @@ pub fn line(task: &Task, made: &[Made], tokenizer: &Tokenizer) -> String {
         true => json!({
             "index": i,
             "message": {"role": "assistant", "content": m.text},
-            "logprobs": chat_logprobs(task, m, tokenizer),
+            "logprobs": top_of(task).map(|_| chat_logprobs(&m.scored, tokenizer)),
             "finish_reason": reason(m.why),
         }),
         false => json!({
             "index": i,
             "text": m.text,
-            "logprobs": completion_logprobs(task, m, tokenizer),
+            "logprobs": top_of(task).map(|top| completion_logprobs(top, &m.scored, tokenizer)),
             "finish_reason": reason(m.why),
         }),
     };
@@ -74,44 +74,51 @@ pub fn refused(line: u64, custom_id: &Value, r: &Refusal) -> String {
     json!({"id": id_of(line), "custom_id": custom_id, "response": null, "error": error}).to_string()
 }
 
-fn reason(why: Stop) -> &'static str {
+pub(in crate::serve) fn reason(why: Stop) -> &'static str {
     match why {
         Stop::Token | Stop::Reader => "stop",
         Stop::Length | Stop::Context => "length",
     }
 }
 
-fn completion_logprobs(task: &Task, m: &Made, tokenizer: &Tokenizer) -> Value {
-    let Some(top) = task.asked.first().and_then(|a| a.logprobs) else { return Value::Null };
+/// How many likeliest tokens were asked for at each place, if log-probabilities were at all.
+fn top_of(task: &Task) -> Option<usize> {
+    task.asked.first().and_then(|a| a.logprobs)
+}
+
+/// A token of a text: itself, the likeliest ones, and where its text begins, in characters.
+pub type ScoredToken = (Scored, Vec<Scored>, usize);
+
+/// OpenAI's older form, of completions; `top`: how many likeliest tokens were asked for.
+pub(in crate::serve) fn completion_logprobs(top: usize, scored: &[ScoredToken], tokenizer: &Tokenizer) -> Value {
     let name = |s: &Scored| tokenizer.decode(&[s.id]);
-    let likeliest = |all: &[Scored]| -> Value {
-        let mut map = Map::new();
-        // Two ids may read alike: the likelier one stays.
-        for s in all {
-            map.entry(name(s)).or_insert(json!(s.logprob));
-        }
-        Value::Object(map)
-    };
     json!({
-        "tokens": m.scored.iter().map(|s| name(&s.0)).collect::<Vec<String>>(),
-        "token_logprobs": m.scored.iter().map(|s| s.0.logprob).collect::<Vec<f32>>(),
-        "top_logprobs": if top == 0 { Value::Null } else { m.scored.iter().map(|s| likeliest(&s.1)).collect() },
-        "text_offset": m.scored.iter().map(|s| s.2).collect::<Vec<usize>>(),
+        "tokens": scored.iter().map(|s| name(&s.0)).collect::<Vec<String>>(),
+        "token_logprobs": scored.iter().map(|s| s.0.logprob).collect::<Vec<f32>>(),
+        "top_logprobs": if top == 0 { Value::Null } else { scored.iter().map(|s| likeliest(&s.1, tokenizer)).collect() },
+        "text_offset": scored.iter().map(|s| s.2).collect::<Vec<usize>>(),
     })
 }
 
-fn chat_logprobs(task: &Task, m: &Made, tokenizer: &Tokenizer) -> Value {
-    if task.asked.first().is_none_or(|a| a.logprobs.is_none()) {
-        return Value::Null;
+fn likeliest(all: &[Scored], tokenizer: &Tokenizer) -> Value {
+    let mut map = Map::new();
+    // Two ids may read alike: the likelier one stays.
+    for s in all {
+        map.entry(tokenizer.decode(&[s.id])).or_insert(json!(s.logprob));
     }
+    Value::Object(map)
+}
+
+/// OpenAI's newer form, of conversations.
+pub(in crate::serve) fn chat_logprobs(scored: &[ScoredToken], tokenizer: &Tokenizer) -> Value {
     let one = |s: &Scored| {
         let token = tokenizer.decode(&[s.id]);
         json!({"token": token, "logprob": s.logprob, "bytes": token.as_bytes()})
     };
-    let with_top = |(own, top, _): &(Scored, Vec<Scored>, usize)| {
+    let with_top = |(own, top, _): &ScoredToken| {
         let mut token = one(own);
         token["top_logprobs"] = top.iter().map(one).collect();
         token
     };
-    json!({"content": m.scored.iter().map(with_top).collect::<Vec<Value>>()})
+    json!({"content": scored.iter().map(with_top).collect::<Vec<Value>>()})
 }

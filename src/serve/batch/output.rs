@@ -122,7 +122,7 @@ fn compare(path: &Path, place: &Path, text: &[u8], note: &Value, there: bool, fo
 }
 
 /// No two processes append to one file.
-fn lock(file: &File, path: &Path, says: &mut Vec<String>) -> Result<()> {
+pub(in crate::serve) fn lock(file: &File, path: &Path, says: &mut Vec<String>) -> Result<()> {
     let began = Instant::now();
     loop {
         match file.try_lock() {

@@ -12,6 +12,8 @@ use serde_json::{json, Map, Value};
 
 /// Stop strings of a request at most.
 pub const STOPS: usize = 64;
+/// Bytes of one of them at most.
+pub const STOP_BYTES: usize = 1000;
 /// Likeliest tokens reported at each place at most.
 pub const TOP: u64 = 20;
 /// Texts of one request at most.
@@ -135,27 +137,29 @@ impl RequestRules<'_> {
         let logprobs = logprobs(&mut body, form)?;
         let stops = stops(&mut body)?;
         let stop = self.stop_ids(&mut body)?;
-        let max_tokens = self.max_tokens(&mut body, form, prompt.len())?;
+        let max_tokens = self.tokens_for(self.asked_tokens(&mut body, form)?, form, prompt.len());
         let ids = body.flag("return_token_ids")?.unwrap_or(false);
-        nothing_else(&mut body, n)?;
+        for (name, value) in [("stream", json!(false)), ("echo", json!(false)), ("best_of", json!(n))] {
+            body.neutral(name, &[value])?;
+        }
+        body.neutral("stream_options", &[])?;
+        nothing_else(&mut body)?;
         body.end()?;
         let field = if form == Form::Chat { "messages" } else { "prompt" };
-        check(&prompt, self.vocab, self.longest)
-            .map_err(|e| Refusal::new("context_length_exceeded", field, e.fact.clone()))?;
-        if max_tokens > self.longest - prompt.len() {
-            let fact = format!(
-                "the prompt has {} tokens and max_tokens is {max_tokens}: together more than the {} of the longest text",
-                prompt.len(),
-                self.longest
-            );
-            return Err(Refusal::new("context_length_exceeded", "max_tokens", fact));
-        }
-        let asked =
-            |sample| Asked { prompt: prompt.clone(), max_tokens, sampling, sample, stop: stop.clone(), logprobs };
+        self.fits(field, &prompt, max_tokens)?;
+        let asked = |sample| Asked {
+            prompt: prompt.clone(),
+            max_tokens,
+            sampling,
+            sample,
+            stop: stop.clone(),
+            logprobs,
+            score_prompt: false,
+        };
         Ok(Task { line, custom_id, form, model, asked: (0..n).map(asked).collect(), stops, ids })
     }
 
-    fn model(&self, body: &mut Fields) -> Result<String, Refusal> {
+    pub(in crate::serve) fn model(&self, body: &mut Fields) -> Result<String, Refusal> {
         match body.text("model")? {
             None => Ok(self.models[0].clone()),
             Some(name) if self.models.contains(&name) => Ok(name),
@@ -166,26 +170,54 @@ impl RequestRules<'_> {
         }
     }
 
-    /// A text, or ids.
     fn prompt(&self, body: &mut Fields) -> Result<Vec<u32>, Refusal> {
-        let wrong = || {
-            Refusal::new("invalid_type", "prompt", "prompt must be a string or a list of token ids, one prompt a line")
-        };
         match body.take("prompt") {
             None => Err(Refusal::new("missing_field", "prompt", "there is no prompt")),
-            Some(Value::String(text)) => {
-                let ids = self.tokenizer.encode(&text).map_err(|e| Refusal::new("prompt_refused", "prompt", e.fact))?;
-                Ok([&self.front[..], &ids].concat())
-            }
-            Some(Value::Array(all)) => {
-                let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(wrong);
-                all.iter().map(id).collect()
-            }
-            Some(_) => Err(wrong()),
+            Some(value) => self.prompt_of(&value, false).map_err(|mut why| {
+                if why.code == "invalid_type" {
+                    why.message += ", one prompt a line";
+                }
+                why
+            }),
         }
     }
 
-    fn conversation(&self, body: &mut Fields) -> Result<Vec<u32>, Refusal> {
+    /// A text, or ids; `special`: the names of special tokens in a text are the tokens.
+    pub(in crate::serve) fn prompt_of(&self, value: &Value, special: bool) -> Result<Vec<u32>, Refusal> {
+        let wrong =
+            || Refusal::new("invalid_type", "prompt", "prompt must be a string or a list of token ids".to_string());
+        match value {
+            Value::String(text) => {
+                let ids = if special { self.tokenizer.encode_special(text) } else { self.tokenizer.encode(text) };
+                let ids = ids.map_err(|e| Refusal::new("prompt_refused", "prompt", e.fact))?;
+                // Who writes the tokens out may have written this one too.
+                let twice = special && !self.front.is_empty() && ids.starts_with(&self.front);
+                Ok(if twice { ids } else { [&self.front[..], &ids].concat() })
+            }
+            Value::Array(all) => {
+                let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(wrong);
+                all.iter().map(id).collect()
+            }
+            _ => Err(wrong()),
+        }
+    }
+
+    /// Whether a prompt fits, with so many tokens behind it.
+    pub(in crate::serve) fn fits(&self, field: &str, prompt: &[u32], max_tokens: usize) -> Result<(), Refusal> {
+        check(prompt, self.vocab, self.longest)
+            .map_err(|e| Refusal::new("context_length_exceeded", field, e.fact.clone()))?;
+        if max_tokens > self.longest - prompt.len() {
+            let fact = format!(
+                "the prompt has {} tokens and max_tokens is {max_tokens}: together more than the {} of the longest text",
+                prompt.len(),
+                self.longest
+            );
+            return Err(Refusal::new("context_length_exceeded", "max_tokens", fact));
+        }
+        Ok(())
+    }
+
+    pub(in crate::serve) fn conversation(&self, body: &mut Fields) -> Result<Vec<u32>, Refusal> {
         let wrong = |what: String| Refusal::new("invalid_value", "messages", what);
         let chat = self.chat.as_ref().map_err(|e| Refusal::new("not_supported", "messages", e.fact.clone()))?;
         let messages = body.typed("messages", "a list of objects", |v| v.as_array().cloned())?.unwrap_or_default();
@@ -199,7 +231,7 @@ impl RequestRules<'_> {
         self.tokenizer.encode_special(&text).map_err(|e| Refusal::new("prompt_refused", "messages", e.fact))
     }
 
-    fn sampling(&self, body: &mut Fields, id: &Value) -> Result<Sampling, Refusal> {
+    pub(in crate::serve) fn sampling(&self, body: &mut Fields, id: &Value) -> Result<Sampling, Refusal> {
         // A request without a seed has one of its own.
         let own = || xxhash_rust::xxh3::xxh3_64_with_seed(id.to_string().as_bytes(), self.defaults.seed);
         let seed = body.typed("seed", "a whole number", |v| v.as_i64().map(|n| n as u64).or(v.as_u64()))?;
@@ -219,7 +251,7 @@ impl RequestRules<'_> {
         }
     }
 
-    fn stop_ids(&self, body: &mut Fields) -> Result<Vec<u32>, Refusal> {
+    pub(in crate::serve) fn stop_ids(&self, body: &mut Fields) -> Result<Vec<u32>, Refusal> {
         let ids = body.typed("stop_token_ids", "a list of token ids", |v| {
             v.as_array()?.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect::<Option<Vec<u32>>>()
         })?;
@@ -234,20 +266,25 @@ impl RequestRules<'_> {
         }
     }
 
-    fn max_tokens(&self, body: &mut Fields, form: Form, prompt: usize) -> Result<usize, Refusal> {
+    /// The tokens that a request asks for at most.
+    pub(in crate::serve) fn asked_tokens(&self, body: &mut Fields, form: Form) -> Result<Option<usize>, Refusal> {
         let old = body.count("max_tokens")?;
         let new = if form == Form::Chat { body.count("max_completion_tokens")? } else { None };
-        let asked = new.or(old).map(|n| usize::try_from(n).unwrap_or(usize::MAX)).or(self.defaults.max_tokens);
+        Ok(new.or(old).map(|n| usize::try_from(n).unwrap_or(usize::MAX)).or(self.defaults.max_tokens))
+    }
+
+    /// The same, or what those get that do not ask, behind a prompt of so many.
+    pub(in crate::serve) fn tokens_for(&self, asked: Option<usize>, form: Form, prompt: usize) -> usize {
         let rest = self.longest.saturating_sub(prompt);
-        Ok(match (asked, form) {
+        match (asked, form) {
             (Some(n), _) => n,
             (None, Form::Completion) => rest.min(16),
             (None, Form::Chat) => rest,
-        })
+        }
     }
 }
 
-fn within(body: &mut Fields, name: &str, low: u64, high: u64) -> Result<Option<u64>, Refusal> {
+pub(in crate::serve) fn within(body: &mut Fields, name: &str, low: u64, high: u64) -> Result<Option<u64>, Refusal> {
     match body.count(name)? {
         Some(n) if !(low..=high).contains(&n) => {
             Err(Refusal::new("invalid_value", name, format!("{name} is {n}, must be from {low} to {high}")))
@@ -257,7 +294,7 @@ fn within(body: &mut Fields, name: &str, low: u64, high: u64) -> Result<Option<u
 }
 
 /// Completions say how many, conversations whether and how many.
-fn logprobs(body: &mut Fields, form: Form) -> Result<Option<usize>, Refusal> {
+pub(in crate::serve) fn logprobs(body: &mut Fields, form: Form) -> Result<Option<usize>, Refusal> {
     if form == Form::Completion {
         return Ok(within(body, "logprobs", 0, TOP)?.map(|n| n as usize));
     }
@@ -270,29 +307,29 @@ fn logprobs(body: &mut Fields, form: Form) -> Result<Option<usize>, Refusal> {
     }
 }
 
-fn stops(body: &mut Fields) -> Result<Vec<String>, Refusal> {
+pub(in crate::serve) fn stops(body: &mut Fields) -> Result<Vec<String>, Refusal> {
     let stops = body.texts("stop")?;
     if stops.len() > STOPS {
         let fact = format!("stop has {} strings, at most {STOPS} are allowed", stops.len());
         return Err(Refusal::new("invalid_value", "stop", fact));
     }
-    match stops.iter().any(String::is_empty) {
-        true => Err(Refusal::new("invalid_value", "stop", "stop has an empty string")),
-        false => Ok(stops),
+    match stops.iter().map(String::len).find(|n| !(1..=STOP_BYTES).contains(n)) {
+        Some(0) => Err(Refusal::new("invalid_value", "stop", "stop has an empty string")),
+        Some(n) => {
+            let fact = format!("stop has a string of {n} bytes, at most {STOP_BYTES} are allowed");
+            Err(Refusal::new("invalid_value", "stop", fact))
+        }
+        None => Ok(stops),
     }
 }
 
 /// Fields of OpenAI's that mean something herd does not do, unless they say nothing.
-fn nothing_else(body: &mut Fields, n: u64) -> Result<(), Refusal> {
+pub(in crate::serve) fn nothing_else(body: &mut Fields) -> Result<(), Refusal> {
     ABOUT.iter().for_each(|name| drop(body.take(name)));
     let no = json!(false);
     let (none, empty, list) = (json!("none"), json!({}), json!([]));
     for (name, means_nothing) in [
-        ("stream", vec![no.clone()]),
-        ("stream_options", vec![]),
-        ("echo", vec![no.clone()]),
         ("suffix", vec![json!("")]),
-        ("best_of", vec![json!(n)]),
         ("logit_bias", vec![empty]),
         ("tools", vec![list.clone()]),
         ("tool_choice", vec![none.clone(), json!("auto")]),

@@ -1,32 +1,9 @@
-//! What the ranks of `herd batch` must agree on or hear from the first before they begin.
+//! What the ranks of `herd batch` and `herd serve` hear from the first before they begin.
 
-use super::Args;
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
-use crate::serve::start::{cache_blocks, Holding};
-use crate::world::{Op, World};
+use crate::world::World;
 use serde::{Deserialize, Serialize};
-
-/// Blocks of the cache: as many as the rank with the least memory can have.
-pub fn same_blocks(args: &Args, world: &World, holding: &Holding) -> Result<usize> {
-    let bytes = match args.cache_gb {
-        Some(gb) if gb > 0.0 && gb.is_finite() => (gb * 1e9) as u64,
-        Some(gb) => {
-            let e = Error::new(Exit::Usage, format!("--cache-gb is {gb}, must be above 0"));
-            return Err(Error { agreed: true, ..e });
-        }
-        None => free_memory() / 4 / world.local_size() as u64,
-    };
-    let own = world.agree(cache_blocks(holding.longest, args.max_sequences, holding.block_bytes(), bytes))?;
-    Ok(-world.all_reduce_f64(&[-(own as f64)], Op::Max)?[0] as usize)
-}
-
-/// Bytes of this host that can be had (proc(5), MemAvailable); where it does not say, 4 GB are taken.
-fn free_memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:")).unwrap_or_default();
-    line.split_whitespace().next().and_then(|kb| kb.parse::<u64>().ok()).map_or(4 << 30, |kb| kb << 10)
-}
 
 /// The first rank's tokenizer for the leaders of the other replicas: its files come by message, not from shared storage.
 pub fn tokenizer_of_leaders(world: &World, leads: bool, own: Option<&Tokenizer>) -> Result<Option<Tokenizer>> {

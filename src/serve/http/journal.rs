@@ -1,0 +1,188 @@
+//! Accepted requests on disk, so that the next server of the same run finishes what this one could not: killed, at its time limit, or
+//! with a node lost. Only those are kept whose clients can come back for them, by an `Idempotency-Key`.
+//!
+//! A line of JSON an event: `accepted` (durable before the client hears anything), `tokens` of a text, several times a second and
+//! durable within one, `done`. Opened
+//! again, it is written anew with what is unfinished.
+
+use crate::durable::{refused, write_atomic};
+use crate::error::Result;
+use crate::serve::batch::output::lock;
+use crate::serve::batch::request::Form;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+/// The name of the file in the run directory.
+pub const FILE: &str = "serve.journal.jsonl";
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "event")]
+enum Line {
+    Accepted { key: String, form: Form, body: String },
+    Tokens { key: String, text: usize, tokens: Vec<u32> },
+    Done { key: String },
+}
+
+/// A request that was accepted and not finished.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unfinished {
+    pub key: String,
+    pub form: Form,
+    pub body: String,
+    /// By text, the tokens so far.
+    pub texts: BTreeMap<usize, Vec<u32>>,
+}
+
+/// The open file, for both sides.
+#[derive(Clone)]
+pub struct SharedJournal(Arc<Mutex<Journal>>);
+
+struct Journal {
+    file: File,
+    path: PathBuf,
+    dirty: bool,
+    /// It could not be written to, which was said.
+    failed: bool,
+    /// Held as long as this server lives: one server a run.
+    _lock: File,
+}
+
+impl SharedJournal {
+    /// Opens the journal of the run directory `run`; what an earlier server left unfinished, in order, and what there is to say.
+    ///
+    /// Errors ([`crate::error::Exit::Storage`]): another server has it, or it cannot be read or written.
+    pub fn open(run: &Path) -> Result<(SharedJournal, Vec<Unfinished>, Vec<String>)> {
+        let (path, mut says) = (run.join(FILE), Vec::new());
+        let lock_path = run.join("serve.lock");
+        let open = |p: &Path| OpenOptions::new().create(true).truncate(false).read(true).write(true).open(p);
+        let held = open(&lock_path).map_err(refused(&lock_path, "open"))?;
+        lock(&held, &lock_path, &mut says)?;
+        let text = match std::fs::read(&path) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(e) => return Err(refused(&path, "read")(e)),
+        };
+        let (unfinished, unread) = read(&text);
+        if unread > 0 {
+            says.push(format!("{}: {unread} lines were cut short or are no events, and are left out", path.display()));
+        }
+        let mut anew = String::new();
+        for u in &unfinished {
+            anew += &line(&Line::Accepted { key: u.key.clone(), form: u.form, body: u.body.clone() });
+            for (&text, tokens) in &u.texts {
+                anew += &line(&Line::Tokens { key: u.key.clone(), text, tokens: tokens.clone() });
+            }
+        }
+        write_atomic(&path, anew.as_bytes())?;
+        let mut file = open(&path).map_err(refused(&path, "open"))?;
+        file.seek(SeekFrom::End(0)).map_err(refused(&path, "open"))?;
+        let journal = Journal { file, path, dirty: false, failed: false, _lock: held };
+        Ok((SharedJournal(Arc::new(Mutex::new(journal))), unfinished, says))
+    }
+
+    /// Durable when it returns.
+    pub fn accepted(&self, key: &str, form: Form, body: &str) -> Result<()> {
+        self.with(|j| {
+            j.append(&Line::Accepted { key: key.into(), form, body: body.into() })?;
+            j.file.sync_data().map_err(refused(&j.path, "sync"))
+        })
+    }
+
+    /// Further tokens of a text. Where they cannot be written, a next server makes them again.
+    pub fn tokens(&self, key: &str, text: usize, tokens: &[u32]) {
+        self.loosely(|j| j.append(&Line::Tokens { key: key.into(), text, tokens: tokens.into() }));
+    }
+
+    pub fn done(&self, key: &str) {
+        self.loosely(|j| j.append(&Line::Done { key: key.into() }));
+    }
+
+    pub fn sync(&self) {
+        self.loosely(|j| match std::mem::take(&mut j.dirty) {
+            true => j.file.sync_data().map_err(refused(&j.path, "sync")),
+            false => Ok(()),
+        });
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Journal) -> T) -> T {
+        work(&mut self.0.lock().unwrap_or_else(|e| e.into_inner()))
+    }
+
+    /// A failure is said once, and nobody's answer waits for it.
+    fn loosely(&self, work: impl FnOnce(&mut Journal) -> Result<()>) {
+        self.with(|j| match work(j) {
+            Err(e) if !j.failed => {
+                j.failed = true;
+                tracing::warn!("{e}: requests that a next server finds here are made again from their last tokens");
+            }
+            _ => {}
+        });
+    }
+}
+
+impl Journal {
+    fn append(&mut self, event: &Line) -> Result<()> {
+        self.file.write_all(line(event).as_bytes()).map_err(refused(&self.path, "write to"))?;
+        self.dirty = true;
+        Ok(())
+    }
+}
+
+fn line(event: &Line) -> String {
+    // Strings and numbers always have a form in JSON.
+    serde_json::to_string(event).unwrap_or_default() + "\n"
+}
+
+/// What is unfinished, in order of acceptance; and how many lines cannot be read.
+fn read(text: &str) -> (Vec<Unfinished>, usize) {
+    let (mut all, mut unread) = (Vec::<Unfinished>::new(), 0);
+    for line in text.lines() {
+        let of = |all: &mut Vec<Unfinished>, key: &str| all.iter().position(|u| u.key == key);
+        match serde_json::from_str(line) {
+            Ok(Line::Accepted { key, form, body }) => {
+                all.retain(|u| u.key != key);
+                all.push(Unfinished { key, form, body, texts: BTreeMap::new() });
+            }
+            Ok(Line::Tokens { key, text, tokens }) => {
+                if let Some(i) = of(&mut all, &key) {
+                    all[i].texts.entry(text).or_default().extend(tokens);
+                }
+            }
+            Ok(Line::Done { key }) => all.retain(|u| u.key != key),
+            Err(_) => unread += 1,
+        }
+    }
+    (all, unread)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_unfinished_is_found_again_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let (j, none, _) = SharedJournal::open(dir.path()).unwrap();
+        assert!(none.is_empty());
+        j.accepted("a", Form::Chat, "{}").unwrap();
+        j.accepted("b", Form::Completion, "{\"prompt\":\"x\\n\"}").unwrap();
+        j.tokens("b", 1, &[7]);
+        j.tokens("a", 0, &[1, 2]);
+        j.tokens("b", 1, &[8]);
+        j.done("a");
+        drop(j);
+        let path = dir.path().join(FILE);
+        let cut = std::fs::read_to_string(&path).unwrap() + "{\"event\":\"tokens\",\"key\":\"b\",\"te";
+        std::fs::write(&path, cut).unwrap();
+        for again in 0..2 {
+            let (_, found, says) = SharedJournal::open(dir.path()).unwrap();
+            assert_eq!((found.len(), says.len()), (1, 1 - again), "{says:?}");
+            assert_eq!(found[0].body, "{\"prompt\":\"x\\n\"}");
+            assert_eq!(found[0].texts, [(1, vec![7, 8])].into_iter().collect());
+        }
+    }
+}
