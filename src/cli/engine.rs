@@ -3,11 +3,11 @@
 use super::generate::{choose_device, dtype, open_tokenizer};
 use super::train::cores;
 use crate::convert::weights::{self, Weights};
+use crate::data::chat::ChatTemplate;
 use crate::data::tokenizer::{Bos, Tokenizer};
 use crate::error::{Error, Exit, Result};
 use crate::progress::Meter;
 use crate::serve::batch::request::{Defaults, RequestRules};
-use crate::data::chat::ChatTemplate;
 use crate::serve::scheduler::Limits;
 use crate::serve::start::{cache_blocks, Holding};
 use crate::world::{Op, World};

@@ -2,8 +2,8 @@
 
 use crate::models_in_out::{json_file, ok, refused};
 use crate::support::{python, text};
+use herd::data::chat::ChatTemplate;
 use herd::data::tokenizer::Tokenizer;
-use herd::serve::chat::Chat;
 use safetensors::SafeTensors;
 use serde_json::{json, Value};
 use std::fs;
@@ -40,7 +40,7 @@ fn a_gguf_file_becomes_what_transformers_reads_in_it() {
         assert_eq!(json!(t.encode_special(case["text"].as_str().unwrap()).unwrap()), case["ids"], "{case}");
     }
     let messages = [json!({"role": "user", "content": "Hi"})];
-    assert_eq!(Chat::of(&t).unwrap().render(&messages).unwrap(), want["chat"].as_str().unwrap());
+    assert_eq!(ChatTemplate::of(&t).unwrap().render(&messages).unwrap(), want["chat"].as_str().unwrap());
     assert_eq!(t.decode(&t.encode("1234 über 𝄞").unwrap()), "1234 über 𝄞");
     assert_eq!(json_file(&d.join("hf/generation_config.json"))["eos_token_id"], 2);
     let cases = want["greedy"].as_array().unwrap();
