@@ -3,6 +3,13 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// The largest sizes that are taken for a model's; a file that says more is damaged.
+const MOST_WIDTH: usize = 1 << 20;
+const MOST_FEED_FORWARD: usize = 1 << 22;
+const MOST_LAYERS: usize = 4096;
+const MOST_HEADS: usize = 4096;
+const MOST_HEAD: usize = 1024;
+
 /// Architecture of Llama 3, 3.1 and 3.2. Keys are those of Hugging Face's `config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -11,23 +18,23 @@ pub struct ModelConfig {
     #[schemars(range(min = 1, max = i32::MAX))]
     pub vocab_size: usize,
     /// Width of the residual stream (H).
-    #[schemars(range(min = 1, max = 1 << 20))]
+    #[schemars(range(min = 1, max = MOST_WIDTH))]
     pub hidden_size: usize,
     /// Width of the gated feed-forward layer (F).
-    #[schemars(range(min = 1, max = 1 << 22))]
+    #[schemars(range(min = 1, max = MOST_FEED_FORWARD))]
     pub intermediate_size: usize,
     /// Number of transformer blocks.
-    #[schemars(range(min = 1, max = 4096))]
+    #[schemars(range(min = 1, max = MOST_LAYERS))]
     pub num_hidden_layers: usize,
     /// Query heads.
-    #[schemars(range(min = 1, max = 4096))]
+    #[schemars(range(min = 1, max = MOST_HEADS))]
     pub num_attention_heads: usize,
     /// Key/value heads; divides `num_attention_heads`.
-    #[schemars(range(min = 1, max = 4096))]
+    #[schemars(range(min = 1, max = MOST_HEADS))]
     pub num_key_value_heads: usize,
     /// Width of one head (D). Default: hidden_size / num_attention_heads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1024))]
+    #[schemars(range(min = 1, max = MOST_HEAD))]
     pub head_dim: Option<usize>,
     /// Longest sequence the model is meant for.
     #[serde(default = "default_max_position")]
@@ -93,6 +100,33 @@ fn default_init() -> f64 {
 }
 
 impl ModelConfig {
+    /// Why no Llama has this shape: what files of models are checked for before anything is made of their numbers.
+    pub fn fault(&self) -> Option<String> {
+        let (h, heads, kv) = (self.hidden_size, self.num_attention_heads, self.num_key_value_heads);
+        for (name, value, most) in [
+            ("vocab_size", self.vocab_size, i32::MAX as usize),
+            ("hidden_size", h, MOST_WIDTH),
+            ("intermediate_size", self.intermediate_size, MOST_FEED_FORWARD),
+            ("num_hidden_layers", self.num_hidden_layers, MOST_LAYERS),
+            ("num_attention_heads", heads, MOST_HEADS),
+            ("num_key_value_heads", kv, MOST_HEADS),
+            ("head_dim", self.head_dim(), MOST_HEAD),
+        ] {
+            if !(1..=most).contains(&value) {
+                return Some(format!("{name} is {value}, not 1 to {most}"));
+            }
+        }
+        if !heads.is_multiple_of(kv) {
+            return Some(format!("num_attention_heads {heads} is not a multiple of num_key_value_heads {kv}"));
+        }
+        if self.head_dim.is_none() && !h.is_multiple_of(heads) {
+            let fact =
+                format!("hidden_size {h} is not a multiple of num_attention_heads {heads}, and there is no head_dim");
+            return Some(fact);
+        }
+        let odd = !self.head_dim().is_multiple_of(2);
+        odd.then(|| format!("head_dim {} is odd; rotary embedding needs pairs", self.head_dim()))
+    }
     /// D.
     pub fn head_dim(&self) -> usize {
         self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1))

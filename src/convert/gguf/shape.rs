@@ -63,7 +63,7 @@ pub fn model(head: &GgufHead, factors: Option<&[f32]>) -> Result<ModelConfig> {
     }
     let rope_theta = head.number(&key("rope.freq_base")).unwrap_or(10_000.0);
     let vocab = |t: &super::header::StoredTensor| t.shape[0];
-    Ok(ModelConfig {
+    let model = ModelConfig {
         vocab_size: head
             .tensors
             .get("token_embd.weight")
@@ -83,7 +83,11 @@ pub fn model(head: &GgufHead, factors: Option<&[f32]>) -> Result<ModelConfig> {
         rope_scaling: factors.map(|f| rope_scaling(f, rope_theta, head_dim)).transpose()?.flatten(),
         tie_word_embeddings: !head.tensors.contains_key("output.weight"),
         initializer_range: 0.02,
-    })
+    };
+    match model.fault() {
+        Some(fault) => Err(wrong(fault)),
+        None => Ok(model),
+    }
 }
 
 /// Llama 3.1's and 3.2's settings, which differ in `factor` alone, from what came out of them.

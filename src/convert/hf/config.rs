@@ -65,7 +65,9 @@ pub fn parse(json: &Value) -> Result<HfConfig> {
         tie_word_embeddings: keys.flag("tie_word_embeddings")?,
         initializer_range: keys.number("initializer_range")?.unwrap_or(0.02),
     };
-    check_heads(&model)?;
+    if let Some(fault) = model.fault() {
+        return Err(wrong(fault));
+    }
     let special_tokens = special_tokens(map, &mut notes);
     Ok(HfConfig { model, special_tokens, notes })
 }
@@ -94,22 +96,6 @@ fn only_llama(keys: &Keys) -> Result<()> {
         Some(_) => Err(wrong("the weights are quantized (quantization_config)".into())
             .hint("take the original fp32, bf16 or fp16 weights")),
         None => Ok(()),
-    }
-}
-
-fn check_heads(m: &ModelConfig) -> Result<()> {
-    let (h, heads, kv) = (m.hidden_size, m.num_attention_heads, m.num_key_value_heads);
-    if heads % kv != 0 {
-        return Err(wrong(format!("num_attention_heads {heads} is not a multiple of num_key_value_heads {kv}")));
-    }
-    if m.head_dim.is_none() && h % heads != 0 {
-        return Err(wrong(format!(
-            "hidden_size {h} is not a multiple of num_attention_heads {heads}, and there is no head_dim"
-        )));
-    }
-    match m.head_dim() % 2 {
-        0 => Ok(()),
-        _ => Err(wrong(format!("head_dim {} is odd; rotary embedding needs pairs", m.head_dim()))),
     }
 }
 
