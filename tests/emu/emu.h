@@ -14,6 +14,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <sys/mman.h>
 #include <vector>
 
 #define HERD_EMULATED
@@ -36,7 +37,7 @@ struct Fiber {
   State state = State::done;
 };
 
-constexpr size_t kStack = 64 << 10;
+constexpr size_t kStack = 64 << 10, kGuard = 4096;
 constexpr unsigned kWarp = 32;
 
 struct Host {
@@ -94,7 +95,11 @@ inline void first() {
 }
 
 inline void begin(Fiber& f, unsigned thread) {
-  if (!f.stack) f.stack = static_cast<char*>(std::aligned_alloc(64, kStack));
+  if (!f.stack) { // with a page below that nobody may touch
+    void* all = mmap(nullptr, kGuard + kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE, -1, 0);
+    if (all == MAP_FAILED || mprotect(all, kGuard, PROT_NONE) != 0) throw std::runtime_error("no memory for a fiber");
+    f.stack = static_cast<char*>(all) + kGuard;
+  }
   void** top = reinterpret_cast<void**>(f.stack + kStack);
   *--top = nullptr; // the stack is aligned as after a call
   *--top = reinterpret_cast<void*>(&first);

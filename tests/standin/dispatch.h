@@ -126,6 +126,13 @@ inline at::Tensor view(const at::Tensor& self, at::IntArrayRef size) {
   return strided(self, whole, *stride, self.storage_offset());
 }
 
+// Not by the fallback: both outputs of sort.values_stable are arguments that it sizes itself.
+inline std::tuple<at::Tensor, at::Tensor> sort(const at::Tensor& self, std::optional<bool> stable, int64_t dim, bool descending) {
+  operation();
+  const auto [values, indices] = at::sort(host(self), stable, dim, descending);
+  return {to_device(values), to_device(indices)};
+}
+
 inline at::Tensor reshape_alias(const at::Tensor& self, at::IntArrayRef size, at::IntArrayRef stride) {
   return strided(self, size, stride, self.storage_offset());
 }

@@ -104,6 +104,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("as_strided", standin::strided);
   m.impl("view", standin::view);
   m.impl("_reshape_alias", standin::reshape_alias);
+  m.impl("sort.stable", standin::sort);
   m.impl("_flash_attention_forward", standin::flash_forward);
   m.impl("_flash_attention_backward", standin::flash_backward);
   m.impl("_cudnn_attention_forward", standin::cudnn_forward);
