@@ -3,8 +3,9 @@
 //!
 //! Every row of a product has the bits that it has alone, on every CPU and with any number of threads.
 
-use super::cpu::ints::activations::Activations;
-use super::cpu::ints::tiles::{run, IntPart, Panels};
+use super::cpu::ints::activations::QuantizedRows;
+use super::cpu::ints::best::run;
+use super::cpu::ints::tiles::{IntPart, Panels};
 use super::cpu::ints::weights::{largest, pack_int4, pack_int8, unpacked};
 use super::cpu::ints::WIDTH;
 pub use super::cpu::ints::{
@@ -176,7 +177,7 @@ fn product<E: Real>(x: &Tensor, w: &QuantizedMatrix, residual: Option<&Tensor>) 
     let (Some(xr), Some(yr)) = (Rows::<E>::matrix(&x), Rows::<E>::matrix(&y)) else { return y };
     let residual = residual.as_ref().and_then(|t| Rows::<E>::matrix(t));
     assert!(residual.is_none_or(|r| (r.rows, r.cols) == (yr.rows, yr.cols)), "the residual has another shape than y");
-    let activations = Activations::new(xr.rows, xr.cols, w.format, |i| xr.row(i));
+    let activations = QuantizedRows::new(xr.rows, xr.cols, w.format, |i| xr.row(i));
     let emit = |row: usize, panel: usize, values: &[f32; WIDTH]| {
         let cols = panel * WIDTH..((panel + 1) * WIDTH).min(yr.cols);
         // SAFETY: the panel's columns are one task's own.

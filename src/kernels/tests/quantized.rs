@@ -15,7 +15,7 @@ fn quantized(format: WeightFormat, w: &Tensor) -> QuantizedMatrix {
     let mut q = QuantizedMatrix::new(format, rows, cols);
     // In two pieces, as the parts of q|k|v come.
     let cut = rows / 3;
-    for (first, n) in [(0, cut), (cut, rows - cut)] {
+    for (first, n) in [(0, cut), (cut, rows - cut)].into_iter().filter(|(_, n)| *n > 0) {
         let part = w.narrow(0, first as i64, n as i64).contiguous();
         let values = floats(&part);
         assert!(q.set(first, values, &row_tops(values, cols)).finite);

@@ -1,7 +1,7 @@
-//! Activations to int8: each row on its own, 128 columns with one scale, the largest absolute value / 127.
+//! QuantizedRows to int8: each row on its own, 128 columns with one scale, the largest absolute value / 127.
 
 use super::weights::WeightFormat;
-use super::{GROUP, PART, STEP};
+use super::{rounds, GROUP, PART, STEP};
 use crate::kernels::cpu::simd::Element;
 use crate::kernels::parallel;
 use std::sync::Mutex;
@@ -12,11 +12,9 @@ pub const FILLED: usize = 32;
 const ROWS: usize = 16;
 /// Below this largest absolute value a group is zero: its inverse would not be finite.
 const TINY: f32 = 1e-30;
-/// Adding it rounds |x| < 2^22 to an integer, ties to even, which the low bits of the sum then are.
-const ROUNDS: f32 = 12_582_912.0;
 
 /// Quantized rows.
-pub struct Activations {
+pub struct QuantizedRows {
     pub rows: usize,
     /// Columns with those that were filled up.
     pub cols: usize,
@@ -32,18 +30,18 @@ pub struct Activations {
     pub parts: usize,
 }
 
-impl Activations {
+impl QuantizedRows {
     /// `row(i)` are the `cols` values of row i.
     pub fn new<'a, E: Element>(
         rows: usize, cols: usize, format: WeightFormat, row: impl Fn(usize) -> &'a [E] + Sync,
-    ) -> Activations {
+    ) -> QuantizedRows {
         let padded = cols.next_multiple_of(STEP);
         let (part, offset) = match format {
             WeightFormat::Int8 => (GROUP, 128),
             WeightFormat::Int4 => (PART, 8),
         };
         let (groups, parts) = (padded.div_ceil(GROUP), padded.div_ceil(part));
-        let mut a = Activations {
+        let mut a = QuantizedRows {
             rows,
             cols: padded,
             groups,
@@ -85,7 +83,7 @@ super::super::dispatch::simd_fn! {
             }
             let inverse = 127.0 / top;
             for (x, q) in values.iter().zip(ints) {
-                *q = (x.to_f32() * inverse + ROUNDS).to_bits() as i8;
+                *q = rounds(x.to_f32() * inverse).1 as i8;
             }
         }
     }

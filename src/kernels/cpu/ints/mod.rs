@@ -10,9 +10,10 @@
 //! in this order, the dot products exact. Both are plus the residual at the very end.
 //!
 //! - [`weights`], [`activations`]: numbers to integers, and how they lie
-//! - [`tiles`]: the product over any [`tiles::IntLanes`]
+//! - [`tiles`]: the product over any [`lanes::IntLanes`]; [`best`]: over those of this CPU, or in tiles of AMX (`x86/amx`)
 
 pub mod activations;
+pub mod best;
 pub mod lanes;
 pub mod tiles;
 pub mod weights;
@@ -27,3 +28,11 @@ pub const GROUP: usize = 128;
 pub const PART: usize = 32;
 /// Bytes that are read at a time: four columns of sixteen rows in int8, eight in int4.
 pub const LINE: usize = 64;
+
+/// The nearest integer of |x| < 2^22, ties to even, which the low bits of the sum are too.
+#[inline(always)]
+pub fn rounds(x: f32) -> (f32, i32) {
+    const ROUNDS: f32 = 12_582_912.0;
+    let sum = x + ROUNDS;
+    (sum - ROUNDS, (sum.to_bits() as i32) - (ROUNDS.to_bits() as i32))
+}

@@ -1,12 +1,10 @@
 //! The product, tile after tile. A tile only decides which elements are made side by side.
 
-use super::activations::Activations;
+use super::activations::QuantizedRows;
 use super::lanes::IntLanes;
 use super::weights::WeightFormat;
-use super::{GROUP, LINE, PART, STEP, WIDTH};
+use super::{GROUP, LINE, PART, WIDTH};
 use crate::kernels::cpu::simd::Simd;
-#[cfg(target_arch = "x86_64")]
-use crate::kernels::cpu::x86::ints as x86;
 use std::ops::Range;
 
 /// How far ahead of what is read memory is asked for, in bytes.
@@ -25,7 +23,7 @@ pub struct Panels<'a> {
 
 /// The operands of a product, and the panels of w that a task makes.
 pub struct IntPart<'a> {
-    pub x: &'a Activations,
+    pub x: &'a QuantizedRows,
     pub w: Panels<'a>,
     pub panels: Range<usize>,
 }
@@ -41,16 +39,6 @@ impl<'a> Panels<'a> {
     }
 }
 
-/// Makes the part, by the best instructions of this CPU.
-pub fn run(part: &IntPart, emit: Emit) {
-    assert!(part.w.cols.next_multiple_of(STEP) == part.x.cols, "{} columns and {}", part.w.cols, part.x.cols);
-    #[cfg(target_arch = "x86_64")]
-    if x86::run(part, emit) {
-        return;
-    }
-    tiles(crate::kernels::cpu::simd::Portable, part, emit)
-}
-
 /// Panels by one or a few, all rows of x for each: what was read of w stays in the second-level cache meanwhile.
 #[inline(always)]
 pub fn tiles<L: IntLanes>(l: L, p: &IntPart, emit: Emit) {
@@ -58,30 +46,32 @@ pub fn tiles<L: IntLanes>(l: L, p: &IntPart, emit: Emit) {
     while panel < p.panels.end {
         let left = p.panels.end - panel;
         panel += match (p.w.format, p.x.rows) {
-            (WeightFormat::Int4, _) => all_rows::<L, 1>(l, p, panel, emit),
-            (_, 1) if left >= 4 => tile8::<L, 1, 4>(l, p, 0, panel, emit),
-            _ if left >= 2 && L::TILE.1 == 2 => all_rows::<L, 2>(l, p, panel, emit),
+            (WeightFormat::Int8, 1) if left >= 4 => tile8::<L, 1, 4>(l, p, 0, panel, emit),
+            (WeightFormat::Int4, 1) if left >= 2 => tile4::<L, 1, 2>(l, p, 0, panel, emit),
+            (WeightFormat::Int8, _) if left >= 2 && L::TILE.1 == 2 => all_rows::<L, 2>(l, p, panel, emit),
             _ => all_rows::<L, 1>(l, p, panel, emit),
         };
     }
 }
 
-/// All rows of x against P panels; P.
+/// All rows of x against P panels (one of int4); P.
 #[inline(always)]
 fn all_rows<L: IntLanes, const P: usize>(l: L, p: &IntPart, panel: usize, emit: Emit) -> usize {
     let mut row = 0;
     while row < p.x.rows {
         let left = (p.x.rows - row).min(L::TILE.0);
-        row += match (p.w.format, left) {
-            (WeightFormat::Int8, 8..) => tile8::<L, 8, P>(l, p, row, panel, emit) * 8 / P,
-            (WeightFormat::Int8, 4..) => tile8::<L, 4, P>(l, p, row, panel, emit) * 4 / P,
-            (WeightFormat::Int8, 2..) => tile8::<L, 2, P>(l, p, row, panel, emit) * 2 / P,
-            (WeightFormat::Int8, _) => tile8::<L, 1, P>(l, p, row, panel, emit) / P,
-            (WeightFormat::Int4, 8..) => tile4::<L, 8>(l, p, row, panel, emit),
-            (WeightFormat::Int4, 4..) => tile4::<L, 4>(l, p, row, panel, emit),
-            (WeightFormat::Int4, 2..) => tile4::<L, 2>(l, p, row, panel, emit),
-            (WeightFormat::Int4, _) => tile4::<L, 1>(l, p, row, panel, emit),
+        let rows = [8, 4, 2, 1].into_iter().find(|&n| n <= left).unwrap_or(1);
+        match (p.w.format, rows) {
+            (WeightFormat::Int8, 8) => tile8::<L, 8, P>(l, p, row, panel, emit),
+            (WeightFormat::Int8, 4) => tile8::<L, 4, P>(l, p, row, panel, emit),
+            (WeightFormat::Int8, 2) => tile8::<L, 2, P>(l, p, row, panel, emit),
+            (WeightFormat::Int8, _) => tile8::<L, 1, P>(l, p, row, panel, emit),
+            (WeightFormat::Int4, 8) => tile4::<L, 8, 1>(l, p, row, panel, emit),
+            (WeightFormat::Int4, 4) => tile4::<L, 4, 1>(l, p, row, panel, emit),
+            (WeightFormat::Int4, 2) => tile4::<L, 2, 1>(l, p, row, panel, emit),
+            (WeightFormat::Int4, _) => tile4::<L, 1, 1>(l, p, row, panel, emit),
         };
+        row += rows;
     }
     P
 }
@@ -145,55 +135,69 @@ fn tile8<L: IntLanes, const R: usize, const P: usize>(
     P
 }
 
-/// R rows of x, one panel of int4; R.
+/// R rows of x, P panels of int4; P.
 #[inline(always)]
-fn tile4<L: IntLanes, const R: usize>(l: L, p: &IntPart, row: usize, panel: usize, emit: Emit) -> usize {
+fn tile4<L: IntLanes, const R: usize, const P: usize>(
+    l: L, p: &IntPart, row: usize, panel: usize, emit: Emit,
+) -> usize {
     let (x, f) = (p.x, l.floats());
     assert!(row + R <= x.rows && x.ints.len() >= x.rows * x.cols);
-    let w = p.w.panel(panel);
-    let mut out = [f.splat(0.0); R];
+    let mut w = [p.w.panel(panel); P];
+    for (i, w) in w.iter_mut().enumerate() {
+        *w = p.w.panel(panel + i);
+    }
+    let mut out = [[f.splat(0.0); P]; R];
     let mut part = 0;
     for group in 0..x.groups {
-        let mut inner = [f.splat(0.0); R];
+        let mut inner = [[f.splat(0.0); P]; R];
         let end = (x.cols / PART).min((group + 1) * (GROUP / PART));
         while part < end {
+            let mut sums = [[l.splat(0); P]; R];
+            for (r, sums) in sums.iter_mut().enumerate() {
+                *sums = [l.splat(x.starts[(row + r) * x.parts + part]); P];
+            }
             // SAFETY: a panel has a step for each two parts.
-            let step = unsafe { w.as_ptr().add(part / 2 * WeightFormat::Int4.step_bytes()) };
-            // SAFETY: a step begins with a line of scales, of which a part has half.
-            let scales = l.load_f16(unsafe { &*step.add(part % 2 * 2 * WIDTH).cast::<[u8; 2 * WIDTH]>() });
-            let mut sums = [l.splat(0); R];
-            for (r, sum) in sums.iter_mut().enumerate() {
-                *sum = l.splat(x.starts[(row + r) * x.parts + part]);
-            }
+            let step = |w: &[u8]| unsafe { w.as_ptr().add(part / 2 * WeightFormat::Int4.step_bytes()) };
             for line in 0..PART / 8 {
-                // SAFETY: four lines of the step are a part's.
-                let at = unsafe { step.add((1 + part % 2 * (PART / 8) + line) * LINE) };
-                if R == 1 {
-                    l.prefetch(at.wrapping_add(AHEAD));
-                }
-                // SAFETY: as above.
-                let [low, high] = l.load_halves(unsafe { &*at.cast::<[u8; LINE]>() });
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    let first = (row + r) * x.cols + PART * part + 8 * line;
-                    // SAFETY: the row has eight integers for each line.
-                    let [a, b] = unsafe { x.ints.as_ptr().add(first).cast::<[[i8; 4]; 2]>().read() };
-                    *sum = l.add_products(l.add_products(*sum, low, l.four(a)), high, l.four(b));
+                for i in 0..P {
+                    // SAFETY: four lines of the step are a part's.
+                    let at = unsafe { step(w[i]).add((1 + part % 2 * (PART / 8) + line) * LINE) };
+                    if R == 1 {
+                        l.prefetch(at.wrapping_add(AHEAD));
+                    }
+                    // SAFETY: as above.
+                    let [low, high] = l.load_halves(unsafe { &*at.cast::<[u8; LINE]>() });
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let first = (row + r) * x.cols + PART * part + 8 * line;
+                        // SAFETY: the row has eight integers for each line.
+                        let [a, b] = unsafe { x.ints.as_ptr().add(first).cast::<[[i8; 4]; 2]>().read() };
+                        sums[i] = l.add_products(l.add_products(sums[i], low, l.four(a)), high, l.four(b));
+                    }
                 }
             }
-            for (inner, sum) in inner.iter_mut().zip(sums) {
-                *inner = f.add(*inner, f.mul(l.to_floats(sum), scales));
+            for i in 0..P {
+                // SAFETY: a step begins with a line of scales, of which a part has half.
+                let scales = unsafe { &*step(w[i]).add(part % 2 * 2 * WIDTH).cast::<[u8; 2 * WIDTH]>() };
+                let scales = l.load_f16(scales);
+                for (inner, sums) in inner.iter_mut().zip(sums) {
+                    inner[i] = f.add(inner[i], f.mul(l.to_floats(sums[i]), scales));
+                }
             }
             part += 1;
         }
         for (r, (out, inner)) in out.iter_mut().zip(inner).enumerate() {
             let scale = f.splat(x.scales[(row + r) * x.groups + group]);
-            *out = f.add(*out, f.mul(inner, scale));
+            for (out, inner) in out.iter_mut().zip(inner) {
+                *out = f.add(*out, f.mul(inner, scale));
+            }
         }
     }
-    for (r, &out) in out.iter().enumerate() {
-        let mut y = [0.0; WIDTH];
-        f.store(&mut y, 0, out);
-        emit(row + r, panel, &y);
+    for (r, out) in out.iter().enumerate() {
+        for (i, &out) in out.iter().enumerate() {
+            let mut y = [0.0; WIDTH];
+            f.store(&mut y, 0, out);
+            emit(row + r, panel + i, &y);
+        }
     }
-    R
+    P
 }

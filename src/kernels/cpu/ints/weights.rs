@@ -6,7 +6,7 @@
 //! of a row the first four columns in the low halves of four bytes, the others in the high ones. The scale is that of ggml's Q4_0:
 //! the value of largest absolute value / −8.
 
-use super::{LINE, PART, STEP, WIDTH};
+use super::{rounds, LINE, PART, STEP, WIDTH};
 use half::f16;
 
 /// How weights are quantized.
@@ -84,9 +84,9 @@ pub fn pack_int8(panel: &mut [u8], lane: usize, row: &[f32], largest: f32) -> (f
     let mut exact = true;
     for (four, line) in row.chunks(4).zip(panel.chunks_exact_mut(LINE)) {
         for (j, &x) in four.iter().enumerate() {
-            let q = (x * inverse).round_ties_even().clamp(-127.0, 127.0);
+            let (q, int) = rounds((x * inverse).clamp(-127.0, 127.0));
             exact &= q * scale == x;
-            line[lane * 4 + j] = (q as i32 + 128) as u8;
+            line[lane * 4 + j] = (int + 128) as u8;
         }
     }
     (scale, RowFidelity { exact, ..fidelity })
@@ -106,10 +106,10 @@ pub fn pack_int4(panel: &mut [u8], lane: usize, row: &[f32]) -> RowFidelity {
         let scale = scale.to_f32();
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
         for (i, &x) in values.iter().enumerate() {
-            let q = (x * inverse).round_ties_even().clamp(-8.0, 7.0);
+            let (q, int) = rounds((x * inverse).clamp(-8.0, 7.0));
             all.exact &= q * scale == x;
             let at = (part % 2 * PART + i) / 8 * LINE + lane * 4 + i % 4;
-            let nibble = (q as i32 + 8) as u8;
+            let nibble = (int + 8) as u8;
             lines[at] |= if i % 8 < 4 { nibble } else { nibble << 4 };
         }
     }
