@@ -92,13 +92,13 @@ unsafe fn block(_: AmxInts, p: &IntPart, row: usize, panels: [usize; 2], emit: E
         let steps = (x.cols - first).min(GROUP) / STEP;
         let a = x.ints.as_ptr().add(row * x.cols + first);
         group_sums(a, x.cols, [w[0].add(first * WIDTH), w[1].add(first * WIDTH)], steps, &mut sums);
-        for r in 0..rows {
+        for (r, out) in out.iter_mut().enumerate().take(rows) {
             let start = _mm512_set1_epi32(x.starts[(row + r) * x.parts + group]);
             let scale = _mm512_set1_ps(x.scales[(row + r) * x.groups + group]);
-            for i in 0..2 {
+            for (i, out) in out.iter_mut().enumerate() {
                 let sum = _mm512_load_si512(sums.0[r / 16 * 2 + i][r % 16].as_ptr().cast());
                 let sum = _mm512_cvtepi32_ps(_mm512_add_epi32(sum, start));
-                out[r][i] = _mm512_add_ps(out[r][i], _mm512_mul_ps(sum, scale));
+                *out = _mm512_add_ps(*out, _mm512_mul_ps(sum, scale));
             }
         }
     }
