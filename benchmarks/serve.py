@@ -2,10 +2,11 @@
 bears.
 
     python benchmarks/serve.py                     # everything, about ten minutes on two cores
-    python benchmarks/serve.py --only kills        # or invariance, load, speed; the other figures in the file stay
+    python benchmarks/serve.py --only kills        # or invariance, load, speed, quantized; the other figures in the file stay
+    python benchmarks/serve.py --only perplexity --weights MODEL.gguf --tokenizer DIR   # of a real model, in each format, over docs/*.md
     python benchmarks/serve.py --only speed --before HERD   # and against a herd whose `generate` had no engine yet
 
-Models are random, of a training run of one step. Standard library only.
+Models are random, of a training run of one step, but for perplexity; `quantized` (quantized.py) writes 2.2 GB of weights once. Standard library only.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import time
 from pathlib import Path
 
 import common
+import quantized
 
 SCRATCH = common.SCRATCH / "serve"
 RESULTS = common.RESULTS.with_name("serve.json")
@@ -332,13 +334,20 @@ def speed(herd, before):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--only", choices=["invariance", "kills", "load", "speed"])
+    p.add_argument("--only", choices=["invariance", "kills", "load", "speed", "quantized", "perplexity"])
     p.add_argument("--herd")
     p.add_argument("--before", help="a herd whose generate is compared with")
+    p.add_argument("--weights", type=Path, help="a real model, for perplexity")
+    p.add_argument("--tokenizer", type=Path, help="its tokenizer, where it has none of its own")
     args = p.parse_args()
     herd = common.herd_binary(args.herd)
     SCRATCH.mkdir(parents=True, exist_ok=True)
-    parts = {"invariance": invariance, "kills": kills, "load": load, "speed": lambda h: speed(h, args.before)}
+    parts = {"invariance": invariance, "kills": kills, "load": load, "speed": lambda h: speed(h, args.before), "quantized": quantized.speed}
+    if args.weights:
+        text = "\n".join(p.read_text() for p in sorted((common.ROOT / "docs").glob("*.md")))
+        parts["perplexity"] = lambda h: quantized.perplexity(h, args.weights, args.tokenizer, text)
+    elif args.only == "perplexity":
+        p.error("--only perplexity needs --weights, a real model")
     try:
         for name, part in parts.items():
             if args.only in (None, name):

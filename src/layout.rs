@@ -99,6 +99,18 @@ impl UnitLayout {
             (lo < hi).then(|| (p, lo - p.start..hi - p.start))
         })
     }
+
+    /// The unit with some of its parameters only, for buffers that nothing is shared out of.
+    pub fn only(&self, stays: impl Fn(&Param) -> bool) -> UnitLayout {
+        let mut used = 0;
+        let mut place = |p: &Param| {
+            let start = used;
+            used += p.len();
+            Param { start, ..p.clone() }
+        };
+        let params: Vec<Param> = self.params.iter().filter(|p| stays(p)).map(&mut place).collect();
+        UnitLayout { unit: self.unit, params, used, len: used.next_multiple_of(PAD) }
+    }
 }
 
 /// Flat buffers are padded to this many elements per replica: one 64-byte line of bf16, two of fp32.

@@ -105,8 +105,15 @@ fn work(args: &Args, world: &World, options: (Kind, Device), meter: &Meter, stop
     let leads = world.rank().is_multiple_of(each);
     let in_first = !first && world.rank() < each;
     let weights = world.agree(in_first.then(|| weights::open(&engine.model)).transpose())?;
-    let mut holding =
-        Holding { model: &told.model, topology, kind: options.0, device: options.1, longest: told.longest, blocks: 0 };
+    let mut holding = Holding {
+        model: &told.model,
+        topology,
+        kind: options.0,
+        device: options.1,
+        quantize: engine.format(),
+        longest: told.longest,
+        blocks: 0,
+    };
     holding.blocks = engine.same_blocks(world, &holding)?;
     let begun = world.agree(opened.as_ref().map(|o| o.begin(args, &holding)).transpose())?;
     let tokenizer = tokenizer_of_leaders(world, leads, opened.as_ref().map(|o| &o.model.tokenizer))?;

@@ -1,11 +1,12 @@
 //! How a model is held by the ranks of `herd batch` and `herd serve`: the options that say so, and what they open.
 
-use super::generate::{choose_device, dtype, open_tokenizer};
+use super::generate::{choose_device, dtype, open_tokenizer, quantize};
 use super::train::cores;
 use crate::convert::weights::{self, Weights};
 use crate::data::chat::ChatTemplate;
 use crate::data::tokenizer::{Bos, Tokenizer};
 use crate::error::{Error, Exit, Result};
+use crate::kernels::quantized::WeightFormat;
 use crate::progress::Meter;
 use crate::serve::batch::request::{Defaults, RequestRules};
 use crate::serve::scheduler::Limits;
@@ -52,6 +53,10 @@ pub struct EngineArgs {
     /// Type of weights and activations. Default: bf16 on a GPU, fp32 on a CPU.
     #[arg(long, value_name = "TYPE", value_parser = ["bf16", "fp32"])]
     pub precision: Option<String>,
+    /// Hold the matrices in integers, made when they are read: int8 a scale a row, int4 a scale each 32. On a CPU only. The head
+    /// is int8 in both; norms, embedding, cache and activations between products stay as --precision says.
+    #[arg(long, value_name = "FORMAT", value_parser = ["int8", "int4"])]
+    pub quantize: Option<String>,
     /// CPU threads of a rank; 0 takes its share of the cores.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
@@ -73,6 +78,11 @@ pub struct OpenedModel {
 }
 
 impl EngineArgs {
+    /// How the matrices are held.
+    pub fn format(&self) -> Option<WeightFormat> {
+        self.quantize.as_deref().and_then(WeightFormat::named)
+    }
+
     /// Ranks of one replica.
     pub fn each(&self) -> usize {
         self.tensor * self.pipeline
@@ -85,6 +95,7 @@ impl EngineArgs {
     /// Type and device of this rank; sets its threads.
     pub fn compute(&self, world: &World) -> Result<(Kind, Device)> {
         let device = world.agree(self.rank_device(world))?;
+        world.agree(quantize(self.quantize.as_deref(), device))?;
         crate::wire::use_device(world, device)?;
         let threads = if self.threads > 0 { self.threads } else { cores(world.local_size()) };
         tch::set_num_threads(threads.min(i32::MAX as usize) as i32);

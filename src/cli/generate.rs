@@ -10,6 +10,7 @@ use crate::convert::{foreign, Own};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Exit, Result};
 use crate::kernels::device;
+use crate::kernels::quantized::WeightFormat;
 use crate::serve::engine::check;
 use crate::serve::scheduler::{blocks, Limits};
 use crate::serve::start::Holding;
@@ -66,6 +67,9 @@ pub struct Args {
     /// Type of weights and activations. Default: bf16 on a GPU, fp32 on a CPU.
     #[arg(long, value_name = "TYPE", value_parser = ["bf16", "fp32"])]
     precision: Option<String>,
+    /// Hold the matrices in integers, made when they are read: int8 a scale a row, int4 a scale each 32. On a CPU only.
+    #[arg(long, value_name = "FORMAT", value_parser = ["int8", "int4"])]
+    quantize: Option<String>,
     /// CPU threads; 0 takes all cores.
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -82,6 +86,7 @@ pub fn run(args: Args) -> Result<()> {
     };
     sampling.check()?;
     let device = choose_device(&args.device)?;
+    let quantize = quantize(args.quantize.as_deref(), device)?;
     if let Some(line) = devices::fallen_back(device, args.device == "auto") {
         tracing::warn!("{line}");
     }
@@ -100,7 +105,8 @@ pub fn run(args: Args) -> Result<()> {
     let longest = prompts.iter().map(|p| p.ids.len().saturating_add(args.max_new_tokens)).max().unwrap_or(0);
     let longest = longest.min(model.max_position_embeddings);
     prompts.iter().try_for_each(|p| check(&p.ids, model.vocab_size, longest))?;
-    let holding = Holding { model, topology: Topology::solo(), kind, device, longest, blocks: blocks(longest) + 1 };
+    let (topology, blocks) = (Topology::solo(), blocks(longest) + 1);
+    let holding = Holding { model, topology, kind, device, quantize, longest, blocks };
     let replica = shown(|meter| holding.alone(&weights, meter))?;
     let mut engine = holding.engine(replica, LIMITS, true);
     tracing::info!("{says}");
@@ -185,5 +191,16 @@ pub(super) fn dtype(choice: Option<&str>, device: Device) -> Kind {
         Some(_) => Kind::Float,
         None if device.is_cuda() => Kind::BFloat16,
         None => Kind::Float,
+    }
+}
+
+/// What --quantize asks for. Errors ([`Exit::Usage`]): on a device, for which there are no such products.
+pub(super) fn quantize(asked: Option<&str>, device: Device) -> Result<Option<WeightFormat>> {
+    match (asked, device) {
+        (Some(format), Device::Cuda(_)) => {
+            let fact = format!("--quantize {format} is for CPUs, and the model is to run on a GPU");
+            Err(Error::new(Exit::Usage, fact).hint("add --device cpu, or leave --quantize out"))
+        }
+        (asked, _) => Ok(asked.and_then(WeightFormat::named)),
     }
 }

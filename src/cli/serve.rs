@@ -124,7 +124,8 @@ fn serve(args: &Args, world: &World) -> Result<()> {
         let others = world.agree((!first).then(|| weights::open(&engine.model)).transpose())?;
         // Both live as long as the process.
         let model: &'static ModelConfig = Box::leak(Box::new(told.model));
-        let mut holding = Holding { model, topology, kind, device, longest: told.longest, blocks: 0 };
+        let quantize = engine.format();
+        let mut holding = Holding { model, topology, kind, device, quantize, longest: told.longest, blocks: 0 };
         holding.blocks = engine.same_blocks(world, &holding)?;
         let weights = opened.as_ref().map(|o| &o.weights).or(others.as_ref());
         replica = Some(holding.replica(weights, world, &meter)?);

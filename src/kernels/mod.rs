@@ -17,6 +17,7 @@ mod packed;
 pub mod paged;
 mod pages;
 pub mod parallel;
+pub mod quantized;
 pub mod reference;
 pub mod sum;
 #[cfg(test)]

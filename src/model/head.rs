@@ -11,7 +11,7 @@ use crate::model::{embedding, Accumulate, Axes, Flat, StepOptions};
 use tch::{Device, Tensor};
 
 pub(super) const NORM: &str = "model.norm.weight";
-const MATRIX: &str = "lm_head.weight";
+pub(super) const MATRIX: &str = "lm_head.weight";
 
 /// Logits of one chunk take about this many bytes, unless that were fewer than [`MIN_ROWS`] tokens ([`DEVICE_ROWS`] on a device).
 pub const CHUNK_BYTES: usize = 64 << 20;

@@ -20,6 +20,7 @@ mod options;
 pub mod params;
 pub mod passes;
 pub mod positions;
+pub mod quantized;
 pub mod rope;
 pub mod sequence;
 pub mod units;
@@ -31,6 +32,7 @@ pub use llama::Llama;
 pub use options::StepOptions;
 pub use params::{Flat, Owned, Params};
 pub use positions::{Documents, Positions};
+pub use quantized::{InferUnit, InferenceWeights};
 pub use rope::Rope;
 pub use units::{Held, Resident, Units, Use, Written};
 

@@ -7,13 +7,14 @@
 //! - [`engine`]: requests in, tokens out
 //! - [`sample`], [`logprobs`]: one token from logits
 //! - [`stream`], [`text`]: tokens to text as they come; stop strings
-//! - [`start`]: from weights on disk to a replica
+//! - [`start`], [`load`]: from weights on disk to a replica
 //! - [`batch`]: files of requests; [`http`]: requests over HTTP
 
 pub mod batch;
 pub mod engine;
 pub mod http;
 pub mod iteration;
+pub mod load;
 pub mod logprobs;
 pub mod pool;
 pub mod replica;

@@ -4,7 +4,7 @@ use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::kernels::paged::{self, Pages};
 use crate::layout::{Layout, Unit};
-use crate::model::{embedding, Axes, Llama, Params, Rope};
+use crate::model::{embedding, Axes, InferenceWeights, Llama, Rope};
 use crate::serve::iteration::TokenBatch;
 use crate::wire::Wire;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ pub struct StageWires {
 /// Weights, cache and geometry of one rank.
 pub struct ModelStage {
     model: Llama,
-    params: Params,
+    weights: InferenceWeights,
     vocab: i64,
     units: Vec<Unit>,
     /// Of this stage's blocks, in order.
@@ -35,18 +35,20 @@ pub struct ModelStage {
 }
 
 impl ModelStage {
-    /// `params` by the layout of this rank; texts of up to `longest` tokens; a cache of `blocks` blocks, of which block 0 is
+    /// `weights` by the layout of this rank; texts of up to `longest` tokens; a cache of `blocks` blocks, of which block 0 is
     /// nobody's.
-    pub fn new(config: &ModelConfig, params: Params, wires: &StageWires, longest: usize, blocks: usize) -> ModelStage {
-        let weights = &params.units[0].param;
-        let options = (weights.kind(), weights.device());
+    pub fn new(
+        config: &ModelConfig, weights: InferenceWeights, wires: &StageWires, longest: usize, blocks: usize,
+    ) -> ModelStage {
+        let units = &weights.params.units;
+        let options = (units[0].param.kind(), units[0].param.device());
         let model = Llama::new(config, longest, options.1, &wires.axes);
-        let units: Vec<Unit> = params.units.iter().map(|u| u.layout.unit).collect();
+        let units: Vec<Unit> = units.iter().map(|u| u.layout.unit).collect();
         let attention = &model.block.attention;
         let page = |_: &Unit| Pages::new(blocks, attention.kv_heads, attention.head_dim, options);
         let pages = units.iter().filter(|u| matches!(u, Unit::Block(_))).map(page).collect();
         let (vocab, pipeline) = (config.vocab_size as i64, wires.pipeline.clone());
-        ModelStage { model, params, vocab, units, pages, pipeline }
+        ModelStage { model, weights, vocab, units, pages, pipeline }
     }
 
     /// Bytes of one block of the cache on a rank that holds the units of `layout`.
@@ -75,13 +77,13 @@ impl ModelStage {
                 paged::write(pages, k, v, &slots);
                 paged::attention(pages, q, &runs)
             };
-            x = self.model.block.infer_by_row(self.params.unit(unit), &x, &rope, &mut attend)?;
+            x = self.model.block.infer_by_row(self.weights.unit(unit), &x, &rope, &mut attend)?;
         }
         self.leave(batch, x, chunk)
     }
 
     fn device(&self) -> Device {
-        self.params.units[0].param.device()
+        self.weights.params.units[0].param.device()
     }
 
     fn is_last(&self) -> bool {
@@ -90,12 +92,13 @@ impl ModelStage {
 
     /// [N/t,H] T: the embedding's, or what the stage before made.
     fn enter(&self, ids: &[i64], rows: i64) -> Result<Tensor> {
-        let first = self.params.unit(self.units[0]);
+        let first = self.weights.params.unit(self.units[0]);
         if self.pipeline.rank() == 0 {
             let ids = Tensor::from_slice(ids).to_device(self.device());
             return embedding::forward(first, &ids, &self.model.axes);
         }
-        let hidden = self.params.unit(Unit::Block(self.first_block())).param("input_layernorm.weight").size()[0];
+        let hidden =
+            self.weights.params.unit(Unit::Block(self.first_block())).param("input_layernorm.weight").size()[0];
         let x = Tensor::empty([rows, hidden], (first.param.kind(), self.device()));
         self.pipeline.recv(&x, self.pipeline.rank() - 1)?.wait()?;
         Ok(x)
@@ -152,8 +155,8 @@ impl ModelStage {
     /// Of x [C,H] T the logits [C,V] f32, on every rank of the tensor axis.
     fn logits(&self, x: &Tensor) -> Result<Tensor> {
         let axes = &self.model.axes;
-        let head = self.params.unit(Unit::Head);
-        let own = self.model.head.logits_by_row(head, self.model.projection(&self.params), x).to_kind(Kind::Float);
+        let projection = self.model.projection(&self.weights.params);
+        let own = self.model.head.logits_by_row(self.weights.unit(Unit::Head), projection, x).to_kind(Kind::Float);
         if axes.shards() == 1 {
             return Ok(own);
         }

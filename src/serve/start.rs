@@ -4,10 +4,12 @@
 use crate::config::ModelConfig;
 use crate::convert::weights::Weights;
 use crate::error::{Error, Exit, Result};
-use crate::layout::{Layout, Unit};
-use crate::model::{Axes, Params};
+use crate::kernels::quantized::WeightFormat;
+use crate::layout::Layout;
+use crate::model::{Axes, InferenceWeights};
 use crate::progress::Meter;
 use crate::serve::engine::{Capacity, Engine};
+use crate::serve::load::{load, LoadWires};
 use crate::serve::replica::Replica;
 use crate::serve::scheduler::{blocks, Limits};
 use crate::serve::stage::{ModelStage, StageWires};
@@ -15,7 +17,7 @@ use crate::topology::{Axis, Topology};
 use crate::wire::{Backend, MakeWires, MpiWire, Route, Wire};
 use crate::world::World;
 use std::sync::Arc;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
 /// What a rank is to hold.
 #[derive(Clone, Debug)]
@@ -24,6 +26,8 @@ pub struct Holding<'a> {
     pub topology: Topology,
     pub kind: Kind,
     pub device: Device,
+    /// Matrices in integers; on CPUs only.
+    pub quantize: Option<WeightFormat>,
     /// Tokens of the longest text.
     pub longest: usize,
     /// Blocks of the cache, block 0 counted.
@@ -67,15 +71,16 @@ impl Holding<'_> {
 
     /// This rank, alone.
     pub fn alone(&self, weights: &Weights, meter: &Meter) -> Result<Replica> {
-        let params = self.params(Some(weights), &MpiWire::solo(), meter)?;
-        Ok(self.of_params(params))
+        let solo = MpiWire::solo();
+        let wires = LoadWires { tensor: &solo, replicas: &solo };
+        Ok(self.of_weights(self.load(Some(weights), wires, meter)?))
     }
 
-    /// This rank, alone, with parameters that are there.
-    pub fn of_params(&self, params: Params) -> Replica {
+    /// This rank, alone, with weights that are there.
+    pub fn of_weights(&self, weights: InferenceWeights) -> Replica {
         let solo = || -> Arc<dyn Wire> { Arc::new(MpiWire::solo()) };
         let wires = StageWires { axes: Axes::solo(), pipeline: solo() };
-        Replica::new(ModelStage::new(self.model, params, &wires, self.longest, self.blocks), solo())
+        Replica::new(ModelStage::new(self.model, weights, &wires, self.longest, self.blocks), solo())
     }
 
     /// This rank of its replica; `weights` where this is the first replica. Collective over the world.
@@ -88,40 +93,15 @@ impl Holding<'_> {
         let ranks: Vec<usize> = (first..first + each).collect();
         let control = world.wire_group_on(&ranks, Backend::Host(Route::Fastest))?;
         let replicas = world.wire(&self.topology, Axis::Data)?;
-        let params = self.params(weights, &*replicas, meter)?;
-        Ok(Replica::new(ModelStage::new(self.model, params, &wires, self.longest, self.blocks), control.into()))
+        let load_wires = LoadWires { tensor: &*wires.axes.tensor, replicas: &*replicas };
+        let weights = self.load(weights, load_wires, meter)?;
+        Ok(Replica::new(ModelStage::new(self.model, weights, &wires, self.longest, self.blocks), control.into()))
     }
 
-    /// One tensor in flight at a time.
-    fn params(&self, weights: Option<&Weights>, replicas: &dyn Wire, meter: &Meter) -> Result<Params> {
+    fn load(&self, weights: Option<&Weights>, wires: LoadWires, meter: &Meter) -> Result<InferenceWeights> {
         let layout = self.layout();
-        let params = Params::frozen(&layout, self.kind, self.device);
-        meter.begin("load", layout.params().map(|(_, param)| 4 * param.len() as u64).sum::<u64>());
-        let spread = |unit: Unit, name: &str, values: Option<&[f32]>| -> Result<()> {
-            let mut view = params.unit(unit).param(name);
-            if let Some(values) = values {
-                view.copy_(&Tensor::from_slice(values).view_as(&view));
-            }
-            meter.add(4 * view.numel() as u64);
-            // A rank of many may have no row of a small vocabulary.
-            if view.numel() == 0 {
-                return Ok(());
-            }
-            replicas.broadcast(&view, 0)?.wait().map(drop)
-        };
-        match weights {
-            Some(weights) => {
-                let mut sent = Ok(());
-                weights.fill(&layout, &mut |unit, param, values| {
-                    if sent.is_ok() {
-                        sent = spread(unit.unit, &param.name, Some(values));
-                    }
-                })?;
-                sent?;
-            }
-            None => layout.params().try_for_each(|(unit, param)| spread(unit.unit, &param.name, None))?,
-        }
-        Ok(params)
+        let empty = InferenceWeights::zeros(&layout, self.kind, self.device, self.quantize);
+        load(&layout, empty, weights, wires, meter)
     }
 
     /// The leader of a replica, ready; `sharing`: what texts have in common at their beginning is read once.

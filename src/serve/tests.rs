@@ -7,8 +7,9 @@ use super::start::Holding;
 use super::Sampling;
 use crate::config::ModelConfig;
 use crate::error::{Error, Exit, Result};
+use crate::kernels::quantized::{row_tops, WeightFormat};
 use crate::layout::Layout;
-use crate::model::{init, Axes, Llama, Params};
+use crate::model::{init, Axes, InferenceWeights, Llama, Params};
 use crate::topology::Topology;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -78,11 +79,38 @@ fn engine(m: &ModelConfig, kind: Kind, limits: Limits, cached: usize) -> Engine 
     sharing(m, kind, limits, cached, false)
 }
 
+/// The model's parameters with their matrices quantized.
+fn quantized(m: &ModelConfig, kind: Kind, format: WeightFormat) -> InferenceWeights {
+    let layout = Layout::new(m, &Topology::solo());
+    let mut weights = InferenceWeights::zeros(&layout, kind, Device::Cpu, Some(format));
+    for (unit, param) in layout.params() {
+        let mut values = vec![0f32; param.len()];
+        init::fill(param, &mut values, 3, m.initializer_range);
+        if weights.keeps(unit.unit, param) {
+            let mut view = weights.params.unit(unit.unit).param(&param.name);
+            view.copy_(&Tensor::from_slice(&values).view_as(&view));
+        }
+        if let Some(place) = weights.place(&layout, unit.unit, param) {
+            weights.set(place, &values, &row_tops(&values, param.extent[1]));
+        }
+    }
+    weights
+}
+
+/// How the matrices of a test lie: as they are in this type, or in integers beside it.
+type Held = (Kind, Option<WeightFormat>);
+
 fn sharing(m: &ModelConfig, kind: Kind, limits: Limits, cached: usize, sharing: bool) -> Engine {
+    holding(m, (kind, None), limits, cached, sharing)
+}
+
+fn holding(m: &ModelConfig, (kind, quantize): Held, limits: Limits, cached: usize, sharing: bool) -> Engine {
     let longest = m.max_position_embeddings;
     let topology = Topology::solo();
-    let holding = Holding { model: m, topology, kind, device: Device::Cpu, longest, blocks: blocks(cached) + 1 };
-    holding.engine(holding.of_params(params(m, kind)), limits, sharing)
+    let (device, blocks) = (Device::Cpu, blocks(cached) + 1);
+    let holding = Holding { model: m, topology, kind, device, quantize, longest, blocks };
+    let weights = quantize.map_or_else(|| params(m, kind).into(), |format| quantized(m, kind, format));
+    holding.engine(holding.of_weights(weights), limits, sharing)
 }
 
 fn asked(prompt: &[u32], max_tokens: usize, sampling: Sampling) -> Asked {
@@ -236,10 +264,12 @@ pub fn various(n: usize, vocab: usize, longest: usize) -> Vec<Asked> {
 /// the same bits of every log-probability.
 #[test]
 fn company_changes_no_bit() {
-    for kind in [Kind::Float, Kind::BFloat16] {
+    use WeightFormat::{Int4, Int8};
+    let all = [(Kind::Float, None), (Kind::BFloat16, None), (Kind::Float, Some(Int8)), (Kind::BFloat16, Some(Int4))];
+    for held in all {
         let m = model(120);
         let requests = various(150, 97, 120);
-        let mut one = engine(&m, kind, Limits { tokens: 1000, sequences: 1 }, 120);
+        let mut one = holding(&m, held, Limits { tokens: 1000, sequences: 1 }, 120, false);
         let alone: Vec<(Vec<Chosen>, Stop, Scores)> =
             requests.iter().map(|a| run_scored(&mut one, a.clone())).collect();
         for (a, (.., scores)) in requests.iter().zip(&alone) {
@@ -247,7 +277,7 @@ fn company_changes_no_bit() {
         }
         for (tokens, sequences, cached) in [(1, 3, 400), (16, 8, 330), (61, 32, 4000), (512, 150, 20_000), (9, 4, 130)]
         {
-            let mut e = sharing(&m, kind, Limits { tokens, sequences }, cached, true);
+            let mut e = holding(&m, held, Limits { tokens, sequences }, cached, true);
             let mut heard = Heard::default();
             let mut tickets = Vec::new();
             for (i, a) in requests.iter().enumerate() {
@@ -259,7 +289,7 @@ fn company_changes_no_bit() {
                 e.step(&mut heard).unwrap();
             }
             let differ = (0..requests.len()).filter(|&i| heard.of(tickets[i]) != alone[i]);
-            assert_eq!(differ.count(), 0, "{kind:?} {tokens} tokens, {sequences} sequences, {cached} cached");
+            assert_eq!(differ.count(), 0, "{held:?} {tokens} tokens, {sequences} sequences, {cached} cached");
             assert!(e.tally().shared > 0, "prompts were meant to have beginnings in common");
             assert!(cached > 330 || e.tally().gave_up > 0, "the small cache was meant to be too small");
         }

@@ -30,6 +30,7 @@ mod parity;
 mod pipeline;
 mod plan;
 mod progress;
+mod quantized;
 mod recycle;
 mod report;
 mod reshard;

@@ -72,6 +72,7 @@ impl Opened {
                 "tokenizer": self.model.tokenizer.fingerprint(),
                 "served_model_name": args.engine.served_model_name,
                 "precision": format!("{:?}", holding.kind),
+                "quantize": args.engine.quantize,
                 "max_length": self.model.longest,
                 "temperature": args.temperature,
                 "max_tokens": args.max_tokens,

@@ -5,6 +5,7 @@ pub mod attend;
 mod dispatch;
 pub mod dots;
 pub mod flat;
+pub mod ints;
 pub mod level;
 pub mod linear;
 pub mod loss;

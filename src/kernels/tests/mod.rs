@@ -6,6 +6,7 @@ mod flat;
 mod levels;
 mod matrix;
 mod memory;
+mod quantized;
 mod rows;
 
 use tch::{Device, Kind, Tensor};
