@@ -7,6 +7,8 @@ use herd::plan::{memory::Memory, Plan, Ranks};
 use herd::world::World;
 use std::path::{Path, PathBuf};
 
+const LORA: &str = "lora={rank: 16, alpha: 16}";
+
 /// What the formula promises.
 const BAND: f64 = 0.10;
 
@@ -56,6 +58,9 @@ fn memory_of_every_stage_and_recompute_on_4_ranks() {
         std::fs::write(dir.join("run.yaml"), config(&dir)).unwrap();
     }
     world.barrier().unwrap();
+    // What adapters lie beside.
+    run(&dir, "base", &["checkpoint.every=3"], &world);
+    let weights = format!("model.weights={}/base", dir.display());
     let mut stages = Vec::new();
     for recompute in ["none", "selective", "full"] {
         let recompute = format!("train.recompute={recompute}");
@@ -70,6 +75,9 @@ fn memory_of_every_stage_and_recompute_on_4_ranks() {
             &["parallel.pipeline=2", "parallel.zero=1"],
             &["parallel.pipeline=2", "parallel.zero=3", "parallel.schedule=zero_bubble"],
             &["parallel.pipeline=2", "parallel.zero=2", "parallel.schedule=gpipe"],
+            &[LORA, &weights, "parallel.zero=1"],
+            &[LORA, &weights, "parallel.tensor=2", "parallel.zero=3"],
+            &["model.freeze.blocks=4", &weights, "parallel.zero=1"],
         ];
         for cell in cells {
             let sets: Vec<&str> = cell.iter().copied().chain([recompute.as_str()]).collect();
