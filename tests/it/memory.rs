@@ -34,7 +34,7 @@ liveness: {{enabled: false}}
 /// Peak of a run's last steps on this rank, as its formula has it and as it was.
 fn run(dir: &Path, name: &str, sets: &[&str], world: &World) -> (Memory, u64) {
     let ranks = Ranks::of(world, 0, 1);
-    let run_dir = format!("run_dir={}/{}", dir.display(), name.replace(' ', "-"));
+    let run_dir = format!("run_dir={}/{}", dir.display(), name.replace([' ', '/', '{', '}', ':', ','], "-"));
     let sets: Vec<String> = sets.iter().map(|s| s.to_string()).chain([run_dir]).collect();
     let plan = Plan::read(&dir.join("run.yaml"), &sets, &ranks).unwrap();
     // Windows of earlier runs stay mapped.

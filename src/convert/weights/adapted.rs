@@ -27,7 +27,7 @@ pub(super) struct Adapted {
 
 /// What was trained.
 pub(super) enum Over {
-    Stored(Weights),
+    Stored(Box<Weights>),
     Peft(Box<AdapterFiles>),
 }
 
@@ -47,7 +47,7 @@ impl Adapted {
         let all = Adapted {
             base,
             lora: note.lora.clone(),
-            over: Over::Stored(over),
+            over: Over::Stored(Box::new(over)),
             place,
             sum: Some(note.sum.clone()),
             last: Mutex::default(),
