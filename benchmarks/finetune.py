@@ -205,7 +205,7 @@ class Bench:
 
     def validation(self, run):
         events = [json.loads(line) for line in (self.folder / run / "events.jsonl").read_text().splitlines()]
-        return [e["validation_loss"] for e in events if e.get("event") == "validation"]
+        return [e["validation_loss"] for e in events if e.get("kind") == "validation"]
 
     # --- traps ---------------------------------------------------------------------------------------------------------
 

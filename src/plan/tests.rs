@@ -113,11 +113,11 @@ fn every_clash_names_its_factors_and_what_would_work() {
         ("model.shape.hidden_size=66", 1, &["hidden_size 66", "num_attention_heads 4", "3 or 6 heads", "64 or 68"]),
         ("model.shape.head_dim=5", 1, &["model.shape.head_dim", "5 is odd", "4 or 6"]),
         ("model.shape.num_key_value_heads=3", 1, &["num_attention_heads 4", "num_key_value_heads 3", "2 or 4 works"]),
-        ("lora.rank=4 lora.alpha=8", 1, &["lora, model.weights", "stay random", "give model.weights"]),
+        ("lora.rank=4 lora.alpha=8", 1, &["lora: weights", "stay random", "give model.weights"]),
         (
             "lora.rank=4 lora.alpha=8 model.weights=w model.freeze.blocks=1",
             1,
-            &["model.freeze, lora", "frozen already", "leave model.freeze out"],
+            &["model.freeze: with lora", "frozen already", "leave model.freeze out"],
         ),
         (
             "lora.rank=33 lora.alpha=8 model.weights=w",

@@ -68,5 +68,5 @@ fn adapters_of_70b_fit_one_node_and_all_weights_do_not() {
     let (all, lora) = (of(&[]), of(&["lora.rank=16", "lora.alpha=32", "model.weights=w"]));
     assert!(lora.total() <= CARD && all.total() > CARD, "{lora:?} {all:?}");
     assert_eq!(lora.parameters, all.parameters + lora.gradients / 2);
-    assert!(lora.gradients * 100 < all.gradients && lora.moments == lora.gradients * 2);
+    assert!(lora.gradients * 40 < all.gradients && lora.moments == lora.gradients * 2);
 }
