@@ -1,14 +1,17 @@
 """Fine-tuning on conversations against transformers and TRL, and its traps.
 
     python benchmarks/finetune.py                  # about 5 minutes on two cores; records results/finetune.json
-    python benchmarks/finetune.py --only masks     # or batches, traps
+    python benchmarks/finetune.py --only masks     # or batches, traps, adapters
     python benchmarks/finetune.py --trl DIR        # the training templates of TRL as well: a folder made by
                                                    #   pip install --no-deps --target DIR trl==1.16.0
+    python benchmarks/finetune.py --only adapters --peft DIR   # PEFT's own code: a folder made by
+                                                   #   pip install --no-deps --target DIR peft==0.21.0
     python benchmarks/finetune.py --count 40 --quick   # does the harness work? records nothing
 
 Masks: `herd data chat` on rows that tests/oracle/chat_masks.py makes, against transformers' return_assistant_tokens_mask, by which TRL's
 assistant_only_loss masks; each template with its {% generation %} tags, and, of herd's own test templates, without them. Batches: the
-gradient test of tests/it/conversations.rs. Traps: each put in on purpose, on the command line.
+gradient test of tests/it/conversations.rs. Traps: each put in on purpose, on the command line. Adapters: trained by herd over two tensor
+ranks, loaded by PEFT; made by PEFT, read by herd; merged against unmerged.
 """
 
 import argparse
@@ -132,6 +135,77 @@ class Bench:
         m = json.loads(found.read_text())
         unit = f"largest difference of a gradient, fp32, over {m['cells']} forms and grids; gradient norm {m['grad_norm']:.3g}"
         return [figure("batch_form_gradient_gap", m["gap"], unit, "the same conversations padded, in one micro-batch", 1e-6, cell=m["cell"])]
+
+    # --- adapters ------------------------------------------------------------------------------------------------------
+
+    def adapters(self):
+        """Logits of models with adapters by PEFT and as herd merges them; loss unmerged and merged, both by herd."""
+        text = self.folder / "text.txt"
+        text.write_text("".join(p.read_text() for p in sorted((common.ROOT / "docs").glob("*.md"))))
+        self.must("data", "tokenize", "--tokenizer", "bytes", "--holdout", "0.1", "--output", "corpus", text)
+        shape = dict(common.TINY_SHAPE, max_position_embeddings=512, rope_theta=10000.0)
+        config = {
+            "name": "x",
+            "model": {"shape": shape},
+            "run_dir": "base",
+            "data": {"sequence_length": 64, "train": [{"path": "corpus_train"}], "validation": [{"path": "corpus_validation"}]},
+            "batch": {"global": 8, "micro": 2},
+            "train": {"steps": 20, "precision": "fp32", "device": "cpu", "threads": 1},
+            "optim": {"lr": 1e-2, "min_lr": 1e-3, "warmup_steps": 2},
+            "validation": {"every": 20, "sequences": 64},
+        }
+        (self.folder / "r.yaml").write_text(json.dumps(config))
+        self.must("train", "r.yaml")
+        self.must("checkpoint", "export", "base", "hf", "--dtype", "fp32")
+        lora = ["lora={rank: 8, alpha: 16, dropout: 0.1}", "model.weights=hf", "model.shape="]
+        self.must("train", "r.yaml", *sets(*lora, "run_dir=run", "parallel.tensor=2"), ranks=2)
+        self.must("checkpoint", "export", "run", "adapter", "--adapter")
+        gaps = {}
+        for dtype in ["fp32", "bf16"]:
+            self.must("checkpoint", "export", "run", f"merged-{dtype}", "--dtype", dtype)
+        gaps["made by herd"] = self.logits("compare", "hf", "adapter", "merged-fp32")
+        self.logits("make", "hf", "other", result=False)
+        self.must("checkpoint", "export", "other", "out", "--dtype", "fp32")
+        gaps["made by PEFT"] = self.logits("compare", "hf", "other", "out")
+        losses = {}
+        for dtype in ["fp32", "bf16"]:
+            more = ["model.shape=", f"model.weights=merged-{dtype}", f"run_dir=again-{dtype}", "train.steps=1", "optim.warmup_steps=0"]
+            self.must("train", "r.yaml", *sets(*more))
+            losses[dtype] = self.validation(f"again-{dtype}")[0]
+        unmerged = self.validation("run")[-1]
+        gap = max(g["gap"] for g in gaps.values())
+        peer = f"PEFT {self.peft_version()}" if self.args.peft else "the definition in plain torch"
+        unit = "largest difference of a logit, relative to the largest, fp32"
+        return [
+            figure("peft_logit_gap", gap, unit, peer, 1e-5, each=gaps),
+            figure("merge_gap", abs(losses["fp32"] / unmerged - 1), "relative difference of the validation loss, merged in fp32",
+                   "the same adapters unmerged", 1e-6, unmerged=unmerged, merged=losses),
+        ]
+
+    def must(self, *command, ranks=1):
+        start = common.mpirun(ranks) if ranks > 1 else []
+        done = subprocess.run([*start, *(str(c) for c in [self.herd, *command])], cwd=self.folder, env=common.environment(),
+                              capture_output=True, text=True)
+        if done.returncode:
+            raise Failed(f"herd {' '.join(map(str, command))}: {done.stderr.strip()[-500:]}")
+
+    def logits(self, what, *folders, result=True):
+        env = common.environment()
+        if self.args.peft:
+            env["PYTHONPATH"] = str(Path(self.args.peft).resolve())
+        command = [os.environ.get("HERD_PYTHON", sys.executable), common.ROOT / "tests/oracle/lora.py", what, *folders]
+        done = subprocess.run([str(c) for c in command + (["peft"] if self.args.peft else [])], cwd=self.folder, env=env,
+                              capture_output=True, text=True)
+        if done.returncode:
+            raise Failed(f"lora.py {what}: {done.stderr.strip()[-500:]}")
+        return json.loads(done.stdout.splitlines()[-1]) if result else None
+
+    def peft_version(self):
+        return next(Path(self.args.peft).glob("peft-*.dist-info")).name.split("-")[1].removesuffix(".dist")
+
+    def validation(self, run):
+        events = [json.loads(line) for line in (self.folder / run / "events.jsonl").read_text().splitlines()]
+        return [e["validation_loss"] for e in events if e.get("kind") == "validation"]
 
     # --- traps ---------------------------------------------------------------------------------------------------------
 
@@ -275,7 +349,11 @@ def figure(name, value, unit, peer, goal, at_least=False, **more):
     return {**common.entry(name, value, unit, peer, goal=words, reached=reached, **more), "value": value}
 
 
-PARTS = ["masks", "batches", "traps"]
+def sets(*all):
+    return [word for s in all for word in ("--set", s)]
+
+
+PARTS = ["masks", "batches", "adapters", "traps"]
 
 
 def main():
@@ -283,6 +361,7 @@ def main():
     p.add_argument("--only", action="append", choices=PARTS, help="one part")
     p.add_argument("--count", type=int, default=1000, help="conversations of each template (default 1000)")
     p.add_argument("--trl", help="folder with TRL in it")
+    p.add_argument("--peft", help="folder with PEFT in it")
     p.add_argument("--quick", action="store_true", help="records nothing")
     p.add_argument("--herd", help="herd binary (default target/release/herd)")
     p.add_argument("--test", help="binary of the integration tests, instead of building it")

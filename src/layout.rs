@@ -4,9 +4,11 @@
 //! the forward pass, and the grain of everything that moves whole: gradient buckets, ZeRO gathers, prefetch, recompute.
 //! Within a unit the tensors lie back to back, so that q, k and v (and gate and up) are one matrix without a copy.
 
+mod adapters;
 pub mod sharding;
 pub mod stages;
 
+pub use adapters::adapter_shapes;
 pub use sharding::Sharding;
 
 use crate::config::ModelConfig;
@@ -20,6 +22,8 @@ pub enum Unit {
     Embedding,
     /// One transformer block.
     Block(usize),
+    /// The low-rank adapters beside a block's matrices.
+    Adapter(usize),
     /// `model.norm.weight` and, unless tied, `lm_head.weight`
     Head,
 }
@@ -74,6 +78,8 @@ impl Param {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnitLayout {
     pub unit: Unit,
+    /// Its parameters are read only: no gradients, no fp32 weights, no moments, no place in checkpoints.
+    pub frozen: bool,
     pub params: Vec<Param>,
     /// Elements in use: the sum of the params' local lengths.
     pub used: usize,
@@ -198,7 +204,8 @@ pub fn count(m: &ModelConfig) -> usize {
 }
 
 /// Which slice of each parameter a rank of the tensor axis holds (Megatron-LM, arXiv:1909.08053 §3): rows of the matrices
-/// that make heads, feed-forward columns and logits; columns of the two that come back from them; norms whole.
+/// that make heads, feed-forward columns and logits; columns of the two that come back from them; norms whole. Adapters are cut
+/// with their matrices.
 struct Cut<'a> {
     model: &'a ModelConfig,
     rank: usize,
@@ -213,7 +220,16 @@ impl Cut<'_> {
     /// (offset, extent, copies) of the slice of a parameter.
     fn slice(&self, name: &str, shape: &[usize]) -> (Vec<usize>, Vec<usize>, usize) {
         let d = self.model.head_dim();
-        let (dim, range, copies) = match name.rsplit('.').nth(1).unwrap_or_default() {
+        let mut parts = name.rsplit('.').skip(1);
+        let (side, module) = match parts.next().unwrap_or_default() {
+            side @ ("lora_A" | "lora_B") => (side, parts.next().unwrap_or_default()),
+            module => ("", module),
+        };
+        let whole = || (vec![0; shape.len()], shape.to_vec(), self.size);
+        let (dim, range, copies) = match module {
+            // Of an adapter the factor with the dim that the axis cuts in its matrix is cut with it, the other is whole.
+            "o_proj" | "down_proj" if side == "lora_B" => return whole(),
+            "q_proj" | "k_proj" | "v_proj" | "gate_proj" | "up_proj" if side == "lora_A" => return whole(),
             "q_proj" => (0, self.heads(self.model.num_attention_heads, d), 1),
             "k_proj" | "v_proj" => {
                 let kv = self.model.num_key_value_heads;
@@ -223,7 +239,7 @@ impl Cut<'_> {
             "gate_proj" | "up_proj" => (0, self.even(shape[0]), 1),
             "down_proj" => (1, self.even(shape[1]), 1),
             "embed_tokens" | "lm_head" => (0, self.even(shape[0]), 1),
-            _ => return (vec![0; shape.len()], shape.to_vec(), self.size),
+            _ => return whole(),
         };
         let (mut offset, mut extent) = (vec![0; shape.len()], shape.to_vec());
         (offset[dim], extent[dim]) = (range.start, range.len());
@@ -264,7 +280,8 @@ fn place(unit: Unit, params: Vec<(String, Vec<usize>)>, cut: &Cut, owner: bool, 
             param
         })
         .collect();
-    UnitLayout { unit, params, used: start, len: most.max(start).next_multiple_of(PAD * replicas) }
+    let len = most.max(start).next_multiple_of(PAD * replicas);
+    UnitLayout { unit, frozen: false, params, used: start, len }
 }
 
 #[cfg(test)]

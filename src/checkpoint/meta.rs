@@ -1,6 +1,6 @@
 //! What a checkpoint holds: groups of tensors, pieces of them, and what it says about its run.
 
-use crate::config::ModelConfig;
+use crate::config::{FreezeSection, LoraSection, ModelConfig};
 use crate::data::identity::DataNote;
 use crate::topology::Topology;
 use serde::{Deserialize, Serialize};
@@ -108,6 +108,24 @@ pub struct Meta {
     /// The corpora of the run; absent in an import, and before herd wrote it down.
     #[serde(default)]
     pub data: Option<DataNote>,
+    /// Where the checkpoint holds a part of a model only: the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<BaseNote>,
+}
+
+/// The frozen weights beside which the tensors of a checkpoint were trained. They are not in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BaseNote {
+    /// Where they were read, absolute.
+    pub weights: PathBuf,
+    /// Sum over their elements ([`super::base::BaseSum`]), 16 hexadecimal digits; the same on every topology.
+    pub sum: String,
+    /// The stored tensors are these adapters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraSection>,
+    /// The stored tensors are all but these layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<FreezeSection>,
 }
 
 /// Token ids that a Hugging Face configuration names.
@@ -145,6 +163,7 @@ impl Meta {
             attempt: 0,
             herd_version: env!("CARGO_PKG_VERSION").into(),
             data: None,
+            base: None,
         }
     }
 }

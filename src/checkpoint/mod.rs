@@ -5,6 +5,7 @@
 //! topology: [`Checkpoint::read`] reads whatever intersects. `docs/checkpoint-format.md` describes every byte.
 //!
 //! - [`meta`]: what a checkpoint says about its run; [`Piece`], the unit of saving
+//! - [`base`]: what tells whether frozen weights are those that a checkpoint belongs to
 //! - [`slice`]: arithmetic of slices
 //! - [`map`]: HDF5's part, the layout of a file
 //! - `file`: writing the bytes of one file, `direct`: around the page cache, `lustre`: stripes
@@ -13,6 +14,7 @@
 //! - [`save`], [`read`], [`restore`], `prune`, `recycle`: what is done with checkpoints on disk
 //! - `team`: the ranks that do it together, or one process alone
 
+pub mod base;
 mod direct;
 pub mod disk;
 mod file;
@@ -35,7 +37,7 @@ pub use direct::on_local_disk;
 pub use disk::directory;
 pub use lustre::Stripes;
 pub use map::Spec;
-pub use meta::{Group, Meta, Piece, Saved, SpecialTokens};
+pub use meta::{BaseNote, Group, Meta, Piece, Saved, SpecialTokens};
 pub use prune::{prune, prune_if, Keep, Pruned};
 pub use read::{Checkpoint, FileReport};
 pub use restore::{list, newest_valid, newest_valid_alone, Event};

@@ -163,7 +163,7 @@ fn notes(section: &ModelSection) -> Result<Vec<String>> {
 
 fn summary_json(plan: &Plan, notes: &[String]) -> String {
     let faults = FaultCost::of(plan);
-    let (memory, flops) = (Memory::peak(plan), PerToken::new(&plan.model, plan.config.data.sequence_length));
+    let (memory, flops) = (Memory::peak(plan), PerToken::of(&plan.config, &plan.model));
     let value = json!({
         "ranks": plan.topology.world(),
         "parameters": layout::count(&plan.model),
@@ -185,7 +185,7 @@ fn summary_json(plan: &Plan, notes: &[String]) -> String {
 
 fn summary(plan: &Plan, notes: &[String]) -> String {
     let (m, c, memory) = (&plan.model, &plan.config, Memory::peak(plan));
-    let flops = PerToken::new(m, c.data.sequence_length);
+    let flops = PerToken::of(c, m);
     let tokens = plan.tokens_per_step();
     let lines = [
         (

@@ -158,6 +158,7 @@ mod tests {
                 "run_dir",
                 "model.config",
                 "model.weights",
+                "lora.weights",
                 "data.tokenizer",
                 "data.train[].path",
                 "data.validation[].path",

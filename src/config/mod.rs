@@ -15,6 +15,7 @@ mod problem;
 pub mod schema;
 mod sets;
 mod store;
+mod trained;
 mod yaml;
 
 pub use checkpoint::{CheckpointSection, Partner};
@@ -25,6 +26,7 @@ pub use model::{ModelConfig, RopeScaling, RopeType};
 pub use parallel::{ParallelSection, PipelineSchedule};
 pub use problem::{to_error, Problem};
 pub use store::StoreSection;
+pub use trained::{FreezeSection, LoraSection, LoraTarget};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -44,6 +46,9 @@ pub struct Config {
     #[schemars(length(min = 1), extend("format" = "path"))]
     pub run_dir: PathBuf,
     pub model: ModelSection,
+    /// Train low-rank adapters (LoRA) beside the matrices of the blocks; `model.weights` are frozen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraSection>,
     pub data: DataSection,
     pub batch: BatchSection,
     pub train: TrainSection,
@@ -80,6 +85,9 @@ pub struct ModelSection {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1), extend("format" = "path"))]
     pub weights: Option<PathBuf>,
+    /// Layers that are not trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<FreezeSection>,
 }
 
 /// Tokenizer, corpora and sequence length.

@@ -1,5 +1,6 @@
 //! Parameters from wherever they lie: a herd checkpoint, a run directory, a Hugging Face directory, one of Meta's, a GGUF file.
 
+mod adapted;
 mod open;
 
 pub use open::{open, open_metered, open_together};
@@ -7,7 +8,7 @@ pub use open::{open, open_metered, open_together};
 use crate::checkpoint::read::Compared;
 use crate::checkpoint::restore::{agree, check};
 use crate::checkpoint::{Checkpoint, Group, SpecialTokens, Team};
-use crate::config::ModelConfig;
+use crate::config::{LoraSection, ModelConfig};
 use crate::convert::gguf::Gguf;
 use crate::convert::hf::{self, Shards};
 use crate::convert::meta_llama::Original;
@@ -44,6 +45,8 @@ enum Source {
     HuggingFace(Shards),
     Meta(Box<Original>),
     Gguf(Box<Gguf>),
+    #[serde(skip)]
+    Adapted(Box<adapted::Adapted>),
 }
 
 /// A checkpoint that the ranks of a run read together: what a rank reads is compared as it is read, the rest afterwards.
@@ -68,6 +71,13 @@ impl Weights {
     ///
     /// Errors, on every rank: [`Exit::Checkpoint`] when it is damaged, that of `mine` on any rank.
     pub fn confirm(&self, mine: Result<()>, team: Team) -> Result<()> {
+        if let Source::Adapted(all) = &self.source {
+            let mine = match &all.over {
+                adapted::Over::Stored(over) => over.confirm(mine, team),
+                adapted::Over::Peft(_) => team.agree(mine),
+            };
+            return mine.and_then(|()| all.base.confirm(Ok(()), team));
+        }
         let Source::Shared(shared) = &self.source else { return team.agree(mine) };
         let compared = shared.compared.lock().unwrap_or_else(PoisonError::into_inner);
         let read = agree(compared.problem.clone(), team);
@@ -84,6 +94,10 @@ impl Weights {
     pub fn replaceable(&self) -> Option<&Path> {
         match &self.source {
             Source::Shared(shared) if shared.of_run => Some(shared.checkpoint.path()),
+            Source::Adapted(all) => match &all.over {
+                adapted::Over::Stored(over) => over.replaceable(),
+                adapted::Over::Peft(_) => None,
+            },
             _ => None,
         }
     }
@@ -124,7 +138,19 @@ impl Weights {
         match &self.source {
             Source::Herd(c) => Some(c),
             Source::Shared(s) => Some(&s.checkpoint),
+            Source::Adapted(all) => match &all.over {
+                adapted::Over::Stored(over) => over.checkpoint(),
+                adapted::Over::Peft(_) => None,
+            },
             Source::HuggingFace(_) | Source::Meta(_) | Source::Gguf(_) => None,
+        }
+    }
+
+    /// The adapters that are added to a base model, and the place of that. Their tensors can be read by their names as well.
+    pub fn adapters(&self) -> Option<(&LoraSection, &Path)> {
+        match &self.source {
+            Source::Adapted(all) => all.lora(),
+            _ => None,
         }
     }
 
@@ -146,6 +172,7 @@ impl Weights {
             Source::HuggingFace(s) => s.read(name, offset, extent, start, out),
             Source::Meta(m) => m.read(name, offset, extent, start, out),
             Source::Gguf(g) => g.read(name, offset, extent, start, out),
+            Source::Adapted(all) => all.read(name, offset, extent, start, out),
         }
     }
 
@@ -166,6 +193,7 @@ impl Weights {
             Source::HuggingFace(s) => s.shape(name),
             Source::Meta(m) => m.shape(name),
             Source::Gguf(g) => g.shape(name),
+            Source::Adapted(all) => all.shape(name),
             Source::Herd(_) | Source::Shared(_) => self.checkpoint()?.shape(Group::Param, name),
         }
     }
@@ -189,7 +217,7 @@ impl Weights {
     fn notes(&self, path: &Path) -> Vec<String> {
         let (files, named) = match &self.source {
             // One file is all of a GGUF model.
-            Source::Herd(_) | Source::Shared(_) | Source::Gguf(_) => return Vec::new(),
+            Source::Herd(_) | Source::Shared(_) | Source::Gguf(_) | Source::Adapted(_) => return Vec::new(),
             Source::HuggingFace(s) => (s.files(), "config.json"),
             Source::Meta(m) => (m.files(), "params.json"),
         };

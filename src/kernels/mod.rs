@@ -178,6 +178,13 @@ pub fn linear_by_row(x: &Tensor, w: &Tensor, residual: Option<&Tensor>) -> Tenso
     })
 }
 
+/// y [N,O] += x [N,I] · m [I,O]; all may be strided. Libtorch's product everywhere.
+pub fn add_product_(y: &Tensor, x: &Tensor, m: &Tensor) {
+    clock::counted(|| {
+        let _ = y.shallow_clone().addmm_(x, m);
+    })
+}
+
 /// dx [N,I] = dy [N,O] · w [O,I].
 pub fn linear_backward_input(dy: &Tensor, w: &Tensor) -> Tensor {
     clock::counted(|| linear::backward_input(dy, w).unwrap_or_else(|| reference::linear_backward_input(dy, w)))

@@ -76,7 +76,8 @@ pub fn buffer_lengths(units: impl Iterator<Item = usize>) -> Vec<usize> {
 /// of that length follow one another.
 pub fn buffers_at_once(units: &[UnitLayout], lengths: &[usize], length: usize) -> usize {
     let in_class = |u: &&UnitLayout| lengths.iter().find(|&&l| l >= u.len) == Some(&length);
-    let blocks = units.iter().filter(in_class).filter(|u| matches!(u.unit, super::Unit::Block(_))).count();
+    let follows = |u: &&UnitLayout| matches!(u.unit, super::Unit::Block(_) | super::Unit::Adapter(_));
+    let blocks = units.iter().filter(in_class).filter(follows).count();
     blocks.clamp(1, 2)
 }
 
@@ -87,7 +88,7 @@ mod tests {
 
     #[test]
     fn embedding_and_head_take_turns_and_blocks_follow_one_another() {
-        let unit = |unit, len| UnitLayout { unit, params: Vec::new(), used: len, len };
+        let unit = |unit, len| UnitLayout { unit, frozen: false, params: Vec::new(), used: len, len };
         let blocks = (0..5).map(|i| unit(Unit::Block(i), 320));
         let units: Vec<_> = [unit(Unit::Embedding, 1000), unit(Unit::Head, 1016)].into_iter().chain(blocks).collect();
         let lengths = buffer_lengths(units.iter().map(|u| u.len));
@@ -99,7 +100,7 @@ mod tests {
     fn every_element_is_counted_once_and_kept_once_a_group() {
         let topo = |rank| Topology::new(rank, [1, 2, 1, 4]);
         for (stage, size, group) in [(0, 0, 1), (1, 0, 8), (2, 4, 4), (3, 2, 2), (3, 1, 1)] {
-            let unit = UnitLayout { unit: Unit::Head, params: Vec::new(), used: 500, len: 512 };
+            let unit = UnitLayout { unit: Unit::Head, frozen: false, params: Vec::new(), used: 500, len: 512 };
             let p = ParallelSection { zero: stage, shard_size: size, ..ParallelSection::default() };
             let (mut kept, mut counted) = (vec![0; 512], vec![0; 512]);
             for rank in 0..8 {

@@ -11,8 +11,9 @@ use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::kernels;
 use crate::model::attend::{self, Parts};
-use crate::model::sequence::{project_back, Normed, Returning};
-use crate::model::{Accumulate, Axes, Flat, Positions};
+use crate::model::lora::{BaseCut, Branch};
+use crate::model::sequence::{project_back, LowRank, Normed, Returning};
+use crate::model::{Accumulate, Axes, Flat, LoraNumbers, Positions};
 use tch::Tensor;
 
 pub(super) const NORM: &str = "input_layernorm.weight";
@@ -30,6 +31,7 @@ pub struct Attention {
     pub head_dim: i64,
     pub eps: f64,
     pub axes: Axes,
+    pub lora: LoraNumbers,
 }
 
 /// What the backward pass reads, kept by the forward pass. The list with its bytes is in [`crate::model::block`].
@@ -51,15 +53,19 @@ pub struct Mixed {
     pub out: Tensor,
     /// [B,Hq,S] f32.
     pub lse: Tensor,
+    /// Of the adapters of q|k|v and of o.
+    pub low: LowRank,
 }
 
 /// What the weight gradients read, left by [`Attention::backward_products`].
 pub struct Pending {
-    /// [N,H] T.
+    /// [N,H] T; of a frozen block this rank's tokens.
     dy: Tensor,
     out: Tensor,
     dqkv: Tensor,
     normed: Normed,
+    low: LowRank,
+    du: LowRank,
 }
 
 impl Attention {
@@ -70,28 +76,33 @@ impl Attention {
             head_dim: m.head_dim() as i64,
             eps: m.rms_norm_eps,
             axes: axes.clone(),
+            lora: LoraNumbers::default(),
         }
     }
 
     /// x → y, both [N/t,H]. `at` has this rank's S positions of each sequence; N is a multiple of S.
     pub fn forward(&self, w: &Flat, x: &Tensor, at: &Positions) -> Result<(Tensor, Saved)> {
-        let (normed, rstd, qkv) = self.project(w, x, at)?;
+        let (normed, rstd, qkv, inputs) = self.project(w, x, at)?;
         let (out, lse) = attend::forward(&self.axes, at, &self.parts(&qkv, at.len()))?;
         let y = self.output(w, &out, x)?;
-        Ok((y, Saved { x: x.shallow_clone(), rstd, normed, mixed: Mixed { qkv, out, lse } }))
+        let outputs = self.outputs(w).map(|branch| branch.low_added(&self.rows(&out), &y)).transpose()?;
+        let low = LowRank { inputs, outputs };
+        Ok((y, Saved { x: x.shallow_clone(), rstd, normed, mixed: Mixed { qkv, out, lse, low } }))
     }
 
-    /// Norm, q|k|v and rotation: x [N/t,H] → (normed [N/t,H], rstd [N/t] f32, q|k|v [N,A]).
-    pub fn project(&self, w: &Flat, x: &Tensor, at: &Positions) -> Result<(Tensor, Tensor, Tensor)> {
+    /// Norm, q|k|v and rotation: x [N/t,H] → (normed [N/t,H], rstd [N/t] f32, q|k|v [N,A], what its adapters keep).
+    #[allow(clippy::type_complexity)]
+    fn project(&self, w: &Flat, x: &Tensor, at: &Positions) -> Result<(Tensor, Tensor, Tensor, Option<Tensor>)> {
         let (normed, rstd) = kernels::rms_norm(x, &w.param(NORM), self.eps);
         let all = self.axes.gather(&normed)?.rows()?;
         let qkv = kernels::linear(&all, &w.fused_param(Q, V), None);
+        let low = self.inputs(w).map(|branch| branch.low_added(&normed, &qkv)).transpose()?;
         at.rotate_(&self.rotated(&qkv, at.len()), false);
-        Ok((normed, rstd, qkv))
+        Ok((normed, rstd, qkv, low))
     }
 
     /// Output projection and residual: out [.., Hq, D] of N tokens, x [N/t,H] → y [N/t,H].
-    pub fn output(&self, w: &Flat, out: &Tensor, x: &Tensor) -> Result<Tensor> {
+    fn output(&self, w: &Flat, out: &Tensor, x: &Tensor) -> Result<Tensor> {
         project_back(&self.axes, &self.rows(out), &w.param(O), x)
     }
 
@@ -119,11 +130,12 @@ impl Attention {
     pub fn backward_products(
         &self, w: &Flat, saved: Saved, dy: Tensor, at: &Positions, soon: bool,
     ) -> Result<(Returning, Pending)> {
-        let Saved { x, rstd, normed, mixed: Mixed { qkv, out, lse } } = saved;
+        let Saved { x, rstd, normed, mixed: Mixed { qkv, out, lse, low } } = saved;
         let dy_all = self.axes.gather(&dy)?;
-        let normed = Normed::new(&self.axes, normed, soon)?;
+        let normed = Normed::new(&self.axes, normed, soon && !w.frozen())?;
         let dy_all = dy_all.rows()?;
         let dout = kernels::linear_backward_input(&dy_all, &w.param(O)).view_as(&out);
+        let outputs = self.outputs(w).map(|branch| branch.back(&dy, &self.rows(&dout))).transpose()?;
         let dqkv = qkv.empty_like();
         {
             let (parts, gradients) = (self.parts(&qkv, at.len()), self.parts(&dqkv, at.len()));
@@ -132,22 +144,47 @@ impl Attention {
         drop((dout, qkv, lse));
         at.rotate_(&self.rotated(&dqkv, at.len()), true);
         let dnormed = kernels::linear_backward_input(&dqkv, &w.fused_param(Q, V));
+        let (inputs, more) = self.inputs(w).map(|b| b.back_to_norm(&dqkv, &dnormed)).transpose()?.unzip();
         let dnormed = self.axes.reduce(dnormed)?;
-        Ok((Returning { dnormed, x, rstd, dy }, Pending { dy: dy_all, out, dqkv, normed }))
+        let dy_all = if w.frozen() { dy.shallow_clone() } else { dy_all };
+        let du = LowRank { inputs, outputs };
+        let more = more.flatten();
+        Ok((Returning { dnormed, more, x, rstd, dy }, Pending { dy: dy_all, out, dqkv, normed, low, du }))
     }
 
     /// dx [N/t,H], the residual's part included. Writes the norm's weight gradient, this rank's tokens only.
     pub fn backward_norm(&self, w: &Flat, back: Returning, grads: Accumulate) -> Result<Tensor> {
-        back.through_norm(&w.param(NORM), &grads.ready(w.grad(NORM)))
+        back.through_norm(&w.param(NORM), &w.norm_grad(NORM, grads))
     }
 
-    /// Writes the gradients of Wo and Wqkv.
+    /// Writes the gradients of Wo and Wqkv, or those of their adapters.
     pub fn backward_weight(&self, w: &Flat, p: Pending, grads: Accumulate) -> Result<()> {
+        if w.frozen() {
+            if let (Some(b), Some((low, du))) = (self.outputs(w), p.low.outputs.zip(p.du.outputs)) {
+                b.backward_weight(grads, &p.dy, &low, &du, &self.rows(&p.out));
+            }
+            if let (Some(b), Some((low, du)), Normed::Local(x)) =
+                (self.inputs(w), p.low.inputs.zip(p.du.inputs), &p.normed)
+            {
+                b.backward_weight(grads, &p.dqkv, &low, &du, x);
+            }
+            return Ok(());
+        }
         let normed = p.normed.all(&self.axes)?;
         grads.matrix(&p.dy, &self.rows(&p.out), &w.grad(O));
         drop((p.dy, p.out));
         grads.matrix(&p.dqkv, &normed.rows()?, &w.fused_grad(Q, V));
         Ok(())
+    }
+
+    /// Adapters of q, k and v.
+    fn inputs<'a>(&'a self, w: &'a Flat) -> Option<Branch<'a>> {
+        Branch::new(w, self.lora, &self.axes, BaseCut::Rows, &["q_proj", "k_proj", "v_proj"])
+    }
+
+    /// The adapter of o.
+    fn outputs<'a>(&'a self, w: &'a Flat) -> Option<Branch<'a>> {
+        Branch::new(w, self.lora, &self.axes, BaseCut::Columns, &["o_proj"])
     }
 
     /// [N,A] → [B,S,Hq+2·Hkv,D], a view.

@@ -19,6 +19,7 @@
 //! | feed-forward: silu(gate)·up | F/t·e | kept | | |
 //! | feed-forward: rstd (fp32) | 4/t | kept | | |
 //!
+//! What adapters keep, their products of A, comes on top, r values a token for each matrix that has one; full makes them again too.
 //! Selective keeps what matrix products and attention gave and makes the norms and the SwiGLU again; full makes everything again,
 //! one block at a time, which then has the whole list. No mode changes a bit of the result. [`kept_bytes`] is the sum.
 //!
@@ -36,7 +37,8 @@ use crate::config::{ModelConfig, Recompute};
 use crate::error::Result;
 use crate::model::attention::{self, Attention, Mixed};
 use crate::model::mlp::{self, Mlp};
-use crate::model::{Accumulate, Axes, Flat, Positions};
+use crate::model::sequence::LowRank;
+use crate::model::{Accumulate, Axes, Flat, LoraNumbers, Positions};
 use tch::Tensor;
 
 #[derive(Clone, Debug)]
@@ -56,6 +58,7 @@ enum Keep {
         mixed: Mixed,
         mid: Tensor,
         gate_up: Tensor,
+        low: LowRank,
     },
     /// The block's input.
     Input(Tensor),
@@ -72,13 +75,21 @@ impl Kept {
     pub fn bytes(&self) -> usize {
         let kept = match &self.0 {
             Keep::All(Saved { attention: a, mlp: f }) => {
-                let Mixed { qkv, out, lse } = &a.mixed;
+                let Mixed { qkv, out, lse, .. } = &a.mixed;
                 vec![&a.x, &a.rstd, &a.normed, qkv, out, lse, &f.x, &f.rstd, &f.normed, &f.gate_up, &f.act]
             }
-            Keep::Products { x, mixed: Mixed { qkv, out, lse }, mid, gate_up } => vec![x, qkv, out, lse, mid, gate_up],
+            Keep::Products { x, mixed: Mixed { qkv, out, lse, .. }, mid, gate_up, .. } => {
+                vec![x, qkv, out, lse, mid, gate_up]
+            }
             Keep::Input(x) => vec![x],
         };
-        kept.into_iter().map(|t| t.numel() * t.kind().elt_size_in_bytes()).sum()
+        let low = match &self.0 {
+            Keep::All(Saved { attention: a, mlp: f }) => vec![&a.mixed.low, &f.low],
+            Keep::Products { mixed, low, .. } => vec![&mixed.low, low],
+            Keep::Input(_) => Vec::new(),
+        };
+        let low = low.into_iter().flat_map(|l| l.inputs.iter().chain(&l.outputs));
+        kept.into_iter().chain(low).map(|t| t.numel() * t.kind().elt_size_in_bytes()).sum()
     }
 }
 
@@ -93,6 +104,11 @@ impl Block {
         Block { attention: Attention::new(m, axes), mlp: Mlp::new(m, axes) }
     }
 
+    /// The numbers of adapters, wherever they lie beside its matrices.
+    pub fn set_lora(&mut self, numbers: LoraNumbers) {
+        (self.attention.lora, self.mlp.lora) = (numbers, numbers);
+    }
+
     /// x → y, both [N/t,H] T, and what the backward pass reads.
     pub fn forward(&self, w: &Flat, x: &Tensor, at: &Positions, mode: Recompute) -> Result<(Tensor, Kept)> {
         let (mid, attention) = self.attention.forward(w, x, at)?;
@@ -103,8 +119,8 @@ impl Block {
             }
             Recompute::Selective => {
                 let attention::Saved { x, mixed, .. } = attention;
-                let (y, mlp::Saved { gate_up, .. }) = self.mlp.forward(w, &mid)?;
-                Ok((y, Kept(Keep::Products { x, mixed, mid, gate_up })))
+                let (y, mlp::Saved { gate_up, low, .. }) = self.mlp.forward(w, &mid)?;
+                Ok((y, Kept(Keep::Products { x, mixed, mid, gate_up, low })))
             }
             Recompute::Full => {
                 drop(attention);
@@ -123,8 +139,9 @@ impl Block {
     fn recompute(&self, w: &Flat, kept: Kept, at: &Positions) -> Result<Saved> {
         match kept.0 {
             Keep::All(saved) => Ok(saved),
-            Keep::Products { x, mixed, mid, gate_up } => {
-                Ok(Saved { attention: self.attention.restore(w, x, mixed), mlp: self.mlp.restore(w, mid, gate_up) })
+            Keep::Products { x, mixed, mid, gate_up, low } => {
+                let attention = self.attention.restore(w, x, mixed);
+                Ok(Saved { attention, mlp: self.mlp.restore(w, mid, gate_up, low) })
             }
             Keep::Input(x) => {
                 let (mid, attention) = self.attention.forward(w, &x, at)?;

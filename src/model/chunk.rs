@@ -24,6 +24,8 @@ pub struct Micro {
     /// [N] i64; a negative one does not count.
     pub targets: Tensor,
     pub at: Positions,
+    /// [N] i32, what tells the tokens apart for dropout ([`super::dropout::token`]); None: nothing is dropped.
+    pub noise: Option<Tensor>,
 }
 
 impl Chunk {

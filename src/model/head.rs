@@ -56,6 +56,10 @@ impl<'a> Projection<'a> {
         self.unit.grad(self.name)
     }
 
+    fn frozen(self) -> bool {
+        self.unit.frozen()
+    }
+
     /// The token id of the first row.
     fn first(self) -> i64 {
         embedding::first_row(self.unit, self.name)
@@ -76,8 +80,8 @@ impl Head {
     pub fn forward_backward(
         &self, w: &Flat, out: Projection, x: &Tensor, targets: &Tensor, step: &StepOptions,
     ) -> Result<(LossSums, Tensor)> {
-        let (weight, dweight) = (out.weight(), out.grad());
-        let (norm, dnorm) = (w.param(NORM), step.grads.ready(w.grad(NORM)));
+        let (weight, dweight) = (out.weight(), (!out.frozen()).then(|| out.grad()));
+        let (norm, dnorm) = (w.param(NORM), w.norm_grad(NORM, step.grads));
         let alone = self.axes.tensor.size() == 1;
         let mut grads = step.grads;
         let mut sums = LossSums::default();
@@ -95,7 +99,9 @@ impl Head {
                 true => None,
                 false => Some(self.axes.reduce(kernels::linear_backward_input(&dlogits, &weight))?),
             };
-            grads.matrix(&dlogits, &normed, &dweight);
+            if let Some(dweight) = &dweight {
+                grads.matrix(&dlogits, &normed, dweight);
+            }
             grads = Accumulate::Add;
             let dnormed = match coming {
                 None => kernels::linear_backward_input(&dlogits, &weight),

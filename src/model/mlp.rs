@@ -7,8 +7,9 @@
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::kernels;
-use crate::model::sequence::{project_back, Normed, Returning};
-use crate::model::{Accumulate, Axes, Flat};
+use crate::model::lora::{BaseCut, Branch};
+use crate::model::sequence::{project_back, LowRank, Normed, Returning};
+use crate::model::{Accumulate, Axes, Flat, LoraNumbers};
 use tch::Tensor;
 
 pub(super) const NORM: &str = "post_attention_layernorm.weight";
@@ -20,6 +21,7 @@ pub(super) const DOWN: &str = "down_proj.weight";
 pub struct Mlp {
     pub eps: f64,
     pub axes: Axes,
+    pub lora: LoraNumbers,
 }
 
 /// What the backward pass reads, kept by the forward pass. The list with its bytes is in [`crate::model::block`].
@@ -34,26 +36,33 @@ pub struct Saved {
     pub gate_up: Tensor,
     /// [N,F/t] T, silu(gate)·up.
     pub act: Tensor,
+    /// Of the adapters of gate|up and of down.
+    pub low: LowRank,
 }
 
 /// What the weight gradients read, left by [`Mlp::backward_products`].
 pub struct Pending {
-    /// [N,H] T.
+    /// [N,H] T; of a frozen block this rank's tokens.
     dy: Tensor,
     act: Tensor,
     dgate_up: Tensor,
     normed: Normed,
+    low: LowRank,
+    du: LowRank,
 }
 
 impl Mlp {
     pub fn new(m: &ModelConfig, axes: &Axes) -> Mlp {
-        Mlp { eps: m.rms_norm_eps, axes: axes.clone() }
+        Mlp { eps: m.rms_norm_eps, axes: axes.clone(), lora: LoraNumbers::default() }
     }
 
     /// x → y, both [N/t,H].
     pub fn forward(&self, w: &Flat, x: &Tensor) -> Result<(Tensor, Saved)> {
         let saved = self.activations(w, x)?;
         let y = project_back(&self.axes, &saved.act, &w.param(DOWN), x)?;
+        if let (Some(branch), Some(low)) = (self.outputs(w), &saved.low.outputs) {
+            branch.add(low, &y);
+        }
         Ok((y, saved))
     }
 
@@ -63,43 +72,72 @@ impl Mlp {
         let all = self.axes.gather(&normed)?.rows()?;
         let gate_up = kernels::linear(&all, &w.fused_param(GATE, UP), None);
         drop(all);
+        let inputs = self.inputs(w).map(|branch| branch.low_added(&normed, &gate_up)).transpose()?;
         let act = kernels::swiglu(&gate_up);
-        Ok(Saved { x: x.shallow_clone(), rstd, normed, gate_up, act })
+        let outputs = self.outputs(w).map(|branch| branch.low(&act)).transpose()?;
+        let low = LowRank { inputs, outputs };
+        Ok(Saved { x: x.shallow_clone(), rstd, normed, gate_up, act, low })
     }
 
-    /// The same activations from the two of them that matrix products gave.
-    pub fn restore(&self, w: &Flat, x: Tensor, gate_up: Tensor) -> Saved {
+    /// The same activations from those of them that matrix products gave.
+    pub fn restore(&self, w: &Flat, x: Tensor, gate_up: Tensor, low: LowRank) -> Saved {
         let (normed, rstd) = kernels::rms_norm(&x, &w.param(NORM), self.eps);
         let act = kernels::swiglu(&gate_up);
-        Saved { x, rstd, normed, gate_up, act }
+        Saved { x, rstd, normed, gate_up, act, low }
     }
 
     /// dy [N/t,H] → the gradient of the normed input, on its way, and what the weight gradients need. With `soon` the normed
     /// inputs of all ranks are fetched meanwhile, since [`Mlp::backward_weight`] comes next.
     pub fn backward_products(&self, w: &Flat, saved: Saved, dy: Tensor, soon: bool) -> Result<(Returning, Pending)> {
-        let Saved { x, rstd, normed, gate_up, act } = saved;
+        let Saved { x, rstd, normed, gate_up, act, low } = saved;
         let dy_all = self.axes.gather(&dy)?;
-        let normed = Normed::new(&self.axes, normed, soon)?;
+        let normed = Normed::new(&self.axes, normed, soon && !w.frozen())?;
         let dy_all = dy_all.rows()?;
         let dact = kernels::linear_backward_input(&dy_all, &w.param(DOWN));
+        let outputs = self.outputs(w).map(|branch| branch.back(&dy, &dact)).transpose()?;
         let dgate_up = kernels::swiglu_backward(&dact, &gate_up);
         drop((dact, gate_up));
         let dnormed = kernels::linear_backward_input(&dgate_up, &w.fused_param(GATE, UP));
+        let (inputs, more) = self.inputs(w).map(|b| b.back_to_norm(&dgate_up, &dnormed)).transpose()?.unzip();
         let dnormed = self.axes.reduce(dnormed)?;
-        Ok((Returning { dnormed, x, rstd, dy }, Pending { dy: dy_all, act, dgate_up, normed }))
+        let dy_all = if w.frozen() { dy.shallow_clone() } else { dy_all };
+        let du = LowRank { inputs, outputs };
+        let more = more.flatten();
+        Ok((Returning { dnormed, more, x, rstd, dy }, Pending { dy: dy_all, act, dgate_up, normed, low, du }))
     }
 
     /// dx [N/t,H], the residual's part included. Writes the norm's weight gradient, this rank's tokens only.
     pub fn backward_norm(&self, w: &Flat, back: Returning, grads: Accumulate) -> Result<Tensor> {
-        back.through_norm(&w.param(NORM), &grads.ready(w.grad(NORM)))
+        back.through_norm(&w.param(NORM), &w.norm_grad(NORM, grads))
     }
 
-    /// Writes the gradients of Wd and of gate|up.
+    /// Writes the gradients of Wd and of gate|up, or those of their adapters.
     pub fn backward_weight(&self, w: &Flat, p: Pending, grads: Accumulate) -> Result<()> {
+        if w.frozen() {
+            if let (Some(b), Some((low, du))) = (self.outputs(w), p.low.outputs.zip(p.du.outputs)) {
+                b.backward_weight(grads, &p.dy, &low, &du, &p.act);
+            }
+            if let (Some(b), Some((low, du)), Normed::Local(x)) =
+                (self.inputs(w), p.low.inputs.zip(p.du.inputs), &p.normed)
+            {
+                b.backward_weight(grads, &p.dgate_up, &low, &du, x);
+            }
+            return Ok(());
+        }
         let normed = p.normed.all(&self.axes)?;
         grads.matrix(&p.dy, &p.act, &w.grad(DOWN));
         drop((p.dy, p.act));
         grads.matrix(&p.dgate_up, &normed.rows()?, &w.fused_grad(GATE, UP));
         Ok(())
+    }
+
+    /// Adapters of gate and up.
+    fn inputs<'a>(&'a self, w: &'a Flat) -> Option<Branch<'a>> {
+        Branch::new(w, self.lora, &self.axes, BaseCut::Rows, &["gate_proj", "up_proj"])
+    }
+
+    /// The adapter of down.
+    fn outputs<'a>(&'a self, w: &'a Flat) -> Option<Branch<'a>> {
+        Branch::new(w, self.lora, &self.axes, BaseCut::Columns, &["down_proj"])
     }
 }

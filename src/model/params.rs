@@ -1,15 +1,26 @@
 //! Parameters and gradients as flat buffers, one pair per unit, with named views into them.
 
+use super::Accumulate;
 use crate::layout::{Layout, Param, Sharding, Unit, UnitLayout};
 use std::ops::Range;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
-/// One unit's buffers. `param` has the compute dtype, `grad` is fp32; both have [`UnitLayout::len`] elements.
+/// One unit's buffers. `param` has the compute dtype, `grad` is fp32; both have [`UnitLayout::len`] elements, `grad` none where the
+/// unit is frozen.
 pub struct Flat {
     pub layout: Arc<UnitLayout>,
     pub param: Tensor,
     pub grad: Tensor,
+    /// What is added to a block's matrices, while it is held.
+    pub adapter: Option<Box<Adapter>>,
+}
+
+/// The adapters beside a block's matrices while they are held.
+pub struct Adapter {
+    pub flat: Flat,
+    /// [N] i32, what tells this rank's tokens apart in [`super::dropout`]; None: nothing is dropped.
+    pub tokens: Option<Tensor>,
 }
 
 /// All units of this rank, in forward order.
@@ -23,7 +34,8 @@ impl Params {
         let flat = |u: &UnitLayout| Flat {
             layout: Arc::new(u.clone()),
             param: Tensor::zeros([u.len as i64], (dtype, device)),
-            grad: Tensor::zeros([u.len as i64], (Kind::Float, device)),
+            grad: Tensor::zeros([if u.frozen { 0 } else { u.len as i64 }], (Kind::Float, device)),
+            adapter: None,
         };
         Params { units: layout.units.iter().map(flat).collect() }
     }
@@ -35,11 +47,12 @@ impl Params {
             layout: Arc::new(u.clone()),
             param: Tensor::zeros([u.len as i64], (dtype, device)),
             grad: Tensor::empty([0], (Kind::Float, device)),
+            adapter: None,
         };
         Params { units: layout.units.iter().map(flat).collect() }
     }
 
-    /// The parts that a rank updates of buffers that are whole on it.
+    /// The parts that a rank updates of buffers that are whole on it; none of frozen units.
     pub fn owned(&self, sharding: &Sharding) -> Vec<Owned> {
         let owned = |f: &Flat| {
             let range = sharding.range(&f.layout);
@@ -47,7 +60,7 @@ impl Params {
             let (param, grad, counted) = (part(&f.param), part(&f.grad), sharding.counted(&f.layout));
             Owned { layout: f.layout.clone(), param, grad, counted, range }
         };
-        self.units.iter().map(owned).collect()
+        self.units.iter().filter(|f| !f.layout.frozen).map(owned).collect()
     }
 
     pub fn unit(&self, unit: Unit) -> &Flat {
@@ -87,9 +100,23 @@ impl Owned {
 }
 
 impl Flat {
-    /// Another handle of the same buffers.
+    /// Another handle of the same buffers; without an adapter.
     pub fn share(&self) -> Flat {
-        Flat { layout: self.layout.clone(), param: self.param.shallow_clone(), grad: self.grad.shallow_clone() }
+        let (param, grad) = (self.param.shallow_clone(), self.grad.shallow_clone());
+        Flat { layout: self.layout.clone(), param, grad, adapter: None }
+    }
+
+    /// Whether the unit's parameters are read only.
+    pub fn frozen(&self) -> bool {
+        self.layout.frozen
+    }
+
+    /// The gradient of a norm, about to be added to; of a frozen one a buffer that nobody reads.
+    pub fn norm_grad(&self, tail: &str, grads: Accumulate) -> Tensor {
+        match self.frozen() {
+            false => grads.ready(self.grad(tail)),
+            true => Tensor::zeros_like(&self.param(tail)).to_kind(Kind::Float),
+        }
     }
 
     /// View of the parameter whose name ends in `tail`, in its local shape.

@@ -40,7 +40,7 @@ impl Llama {
         for (n, i) in chunk.blocks.clone().enumerate() {
             let mode = self.mode(chunk.before + n);
             let (y, kept) =
-                with(units, Unit::Block(i), Use::Forward, |held| self.block.forward(&held.flat, &x, &micro.at, mode))?;
+                block_of(units, i, Use::Forward, micro, |held| self.block.forward(&held.flat, &x, &micro.at, mode))?;
             blocks.push(kept);
             x = y;
         }
@@ -61,7 +61,7 @@ impl Llama {
         let (mut dx, sums) = self.leave(chunk, units, micro, last, dy, step)?;
         for i in chunk.blocks.clone().rev() {
             let Some(kept) = blocks.pop() else { break };
-            dx = with(units, Unit::Block(i), Use::Backward, |held| {
+            dx = block_of(units, i, Use::Backward, micro, |held| {
                 self.block.backward(&held.flat, kept, dx, &micro.at, held.grads)
             })?;
             units.complete(Unit::Block(i))?;
@@ -83,7 +83,7 @@ impl Llama {
         let mut deferred = Vec::with_capacity(blocks.len());
         for i in chunk.blocks.clone().rev() {
             let Some(kept) = blocks.pop() else { break };
-            let (next, pending) = with(units, Unit::Block(i), Use::BackwardInput, |held| {
+            let (next, pending) = block_of(units, i, Use::BackwardInput, micro, |held| {
                 self.block.backward_input(&held.flat, kept, dx, &micro.at, held.grads)
             })?;
             dx = next;
@@ -100,7 +100,7 @@ impl Llama {
         &self, chunk: &Chunk, units: &mut dyn Units, micro: &Micro, deferred: Deferred,
     ) -> Result<()> {
         for (i, pending) in chunk.blocks.clone().rev().zip(deferred.blocks) {
-            with(units, Unit::Block(i), Use::BackwardWeight, |held| {
+            block_of(units, i, Use::BackwardWeight, micro, |held| {
                 self.block.backward_weight(&held.flat, pending, held.grads)
             })?;
             units.complete(Unit::Block(i))?;
@@ -129,7 +129,7 @@ impl Llama {
     pub fn hidden(&self, chunk: &Chunk, units: &mut dyn Units, micro: &Micro, x: Option<Tensor>) -> Result<Tensor> {
         let mut x = self.enter(chunk, units, micro, x)?;
         for i in chunk.blocks.clone() {
-            x = with(units, Unit::Block(i), Use::Forward, |held| self.block.infer(&held.flat, &x, &micro.at))?;
+            x = block_of(units, i, Use::Forward, micro, |held| self.block.infer(&held.flat, &x, &micro.at))?;
         }
         Ok(x)
     }
@@ -182,7 +182,8 @@ impl Llama {
         }
         let matrix = units.hold(Unit::Embedding, usage)?;
         let out = with(units, Unit::Head, usage, |held| {
-            f(&held.flat, Projection::new(&held.flat, Some(&matrix.flat)), held.grads)
+            let grads = if held.flat.frozen() { matrix.grads } else { held.grads };
+            f(&held.flat, Projection::new(&held.flat, Some(&matrix.flat)), grads)
         })?;
         drop(matrix);
         units.release(Unit::Embedding, usage)?;
@@ -190,11 +191,26 @@ impl Llama {
     }
 
     fn embedding_gradient(&self, units: &mut dyn Units, micro: &Micro, dx: &Tensor) -> Result<()> {
-        with(units, Unit::Embedding, Use::BackwardWeight, |held| {
-            embedding::backward_weight(&held.flat, dx, &micro.ids, held.grads, &self.axes)
+        with(units, Unit::Embedding, Use::BackwardWeight, |held| match held.flat.frozen() {
+            true => Ok(()),
+            false => embedding::backward_weight(&held.flat, dx, &micro.ids, held.grads, &self.axes),
         })?;
         units.complete(Unit::Embedding)
     }
+}
+
+/// Holds a block with its adapters for the length of `f`; these drop what the micro-batch says.
+fn block_of<T>(
+    units: &mut dyn Units, i: usize, usage: Use, micro: &Micro, f: impl FnOnce(&super::Held) -> Result<T>,
+) -> Result<T> {
+    let mut held = units.hold(Unit::Block(i), usage)?;
+    if let Some(adapter) = &mut held.flat.adapter {
+        adapter.tokens = micro.noise.as_ref().map(Tensor::shallow_clone);
+    }
+    let out = f(&held)?;
+    drop(held);
+    units.release(Unit::Block(i), usage)?;
+    Ok(out)
 }
 
 /// Holds a unit for the length of `f`.

@@ -38,10 +38,19 @@ impl Normed {
     }
 }
 
+/// Of the adapters of half a block: those of the matrices that read its normed input, and that of the one whose output leaves it.
+#[derive(Default)]
+pub struct LowRank {
+    pub inputs: Option<Tensor>,
+    pub outputs: Option<Tensor>,
+}
+
 /// A gradient on its way back through the norm of half a block.
 pub struct Returning {
     /// Gradient of the normed input: [N/t,H] T once it is here.
     pub dnormed: Coming,
+    /// [N/t,H] T, more of it, from adapters.
+    pub more: Option<Tensor>,
     /// [N/t,H] T, the input of the norm.
     pub x: Tensor,
     /// [N/t] f32.
@@ -53,7 +62,10 @@ pub struct Returning {
 impl Returning {
     /// dx [N/t,H] T through the norm with weight [H] T, whose gradient `dw` [H] f32 is added to.
     pub fn through_norm(self, weight: &Tensor, dw: &Tensor) -> Result<Tensor> {
-        let dnormed = self.dnormed.rows()?;
+        let mut dnormed = self.dnormed.rows()?;
+        if let Some(more) = &self.more {
+            dnormed += more;
+        }
         Ok(kernels::rms_norm_backward(&dnormed, &self.x, weight, &self.rstd, Some(&self.dy), dw))
     }
 }

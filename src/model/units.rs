@@ -4,7 +4,7 @@
 //! anyway or are gathered from other ranks for the occasion is somebody else's business ([`Resident`] here, ZeRO in
 //! `parallel`).
 
-use super::{Accumulate, Flat, Params};
+use super::{Accumulate, Adapter, Flat, Params};
 use crate::error::Result;
 use crate::layout::{Kind, Unit};
 use std::collections::HashMap;
@@ -28,7 +28,7 @@ pub struct Held {
     pub grads: Accumulate,
 }
 
-/// The units of one rank's stages.
+/// The units of one rank's stages. A block comes with its adapters, where it has any, in one hold.
 ///
 /// Each [`Units::hold`] is followed by one [`Units::release`] with the same arguments; several holds may be open at once,
 /// also of one unit. The first micro-batch of a step to hold a unit for a use is told to replace gradients, later ones to
@@ -101,14 +101,42 @@ impl<'a> Resident<'a> {
     }
 }
 
-impl Units for Resident<'_> {
-    fn hold(&mut self, unit: Unit, usage: Use) -> Result<Held> {
+impl Resident<'_> {
+    fn one(&mut self, unit: Unit, usage: Use) -> Held {
         let flat = self.params.unit(unit).share();
         let grads = match (self.first, usage) {
             (Accumulate::Add, _) | (_, Use::Forward) => Accumulate::Add,
+            _ if flat.frozen() => Accumulate::Add,
             _ => self.written.entry(unit).or_default().accumulate(usage, &flat),
         };
-        Ok(Held { flat, grads })
+        Held { flat, grads }
+    }
+}
+
+impl Held {
+    /// Puts the adapters of a block, held for the same use, beside it; what is written then is their gradients.
+    pub fn join(&mut self, adapter: Held) {
+        self.grads = adapter.grads;
+        self.flat.adapter = Some(Box::new(Adapter { flat: adapter.flat, tokens: None }));
+    }
+}
+
+/// The unit of the adapters that may lie beside a unit.
+pub fn adapter_of(unit: Unit) -> Option<Unit> {
+    match unit {
+        Unit::Block(i) => Some(Unit::Adapter(i)),
+        _ => None,
+    }
+}
+
+impl Units for Resident<'_> {
+    fn hold(&mut self, unit: Unit, usage: Use) -> Result<Held> {
+        let mut held = self.one(unit, usage);
+        let beside = adapter_of(unit).filter(|a| self.params.units.iter().any(|f| f.layout.unit == *a));
+        if let Some(adapter) = beside {
+            held.join(self.one(adapter, usage));
+        }
+        Ok(held)
     }
 
     fn release(&mut self, _: Unit, _: Use) -> Result<()> {

@@ -55,7 +55,7 @@ fn comparisons(units: &Sharded) -> Vec<Group<'_>> {
         let (what, hashes) = whole.iter().cloned().unzip();
         out.push(Group { wire: &**wire, what, hashes });
     }
-    let owned = units.owned();
+    let owned: Vec<_> = units.owned().into_iter().chain(units.frozen()).collect();
     for (copies, wire) in &groups.copies {
         let mut group = Group { wire: &**wire, what: Vec::new(), hashes: Vec::new() };
         for o in &owned {

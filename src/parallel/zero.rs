@@ -22,6 +22,7 @@ mod whole;
 use super::{CommTiming, Groups};
 use crate::error::{Error, Exit, Result};
 use crate::layout::{Layout, Sharding, Unit};
+use crate::model::units::adapter_of;
 use crate::model::{Accumulate, Flat, Held, Owned, Units, Use};
 use crate::plan::Plan;
 use shards::ZeroShards;
@@ -63,6 +64,8 @@ pub struct Sharded {
     groups: Groups,
     index: HashMap<Unit, usize>,
     layouts: Vec<std::sync::Arc<crate::layout::UnitLayout>>,
+    /// Of each unit its number among those that are trained.
+    trained: Vec<Option<usize>>,
     weights: UnitWeights,
     gradients: Gradients,
     spent: CommTiming,
@@ -77,15 +80,23 @@ impl Sharded {
     /// Zero-filled units of `layout`, placed where the wires reach them fastest. Collective over `groups`.
     pub fn new(layout: &Layout, how: ZeroOptions, groups: Groups) -> Result<Sharded> {
         let layouts: Vec<_> = layout.units.iter().map(|u| std::sync::Arc::new(u.clone())).collect();
+        let mut count = 0;
+        let number = |u: &std::sync::Arc<crate::layout::UnitLayout>| {
+            count += !u.frozen as usize;
+            (!u.frozen).then(|| count - 1)
+        };
+        let trained = layouts.iter().map(number).collect();
+        let moving: Vec<_> = layouts.iter().filter(|u| !u.frozen).cloned().collect();
         Ok(Sharded {
             index: layouts.iter().enumerate().map(|(i, u)| (u.unit, i)).collect(),
             weights: UnitWeights::new(&layouts, &how, groups.gather.clone())?,
             gradients: match how.sharding.stage {
-                0 | 1 => Gradients::Whole(Whole::new(&layouts, &how, &groups)?),
-                _ => Gradients::ZeroShards(ZeroShards::new(&layouts, &how, &groups)?),
+                0 | 1 => Gradients::Whole(Whole::new(&moving, &how, &groups)?),
+                _ => Gradients::ZeroShards(ZeroShards::new(&moving, &how, &groups)?),
             },
             how,
             groups,
+            trained,
             layouts,
             spent: CommTiming::default(),
         })
@@ -95,19 +106,31 @@ impl Sharded {
         &self.how.sharding
     }
 
-    /// What this rank updates, in forward order. The tensors stay the same ones.
+    /// What this rank updates, in forward order; nothing of frozen units. The tensors stay the same ones.
     pub fn owned(&self) -> Vec<Owned> {
-        let owned = |(i, layout): (usize, &std::sync::Arc<crate::layout::UnitLayout>)| Owned {
+        let grad = |n| match &self.gradients {
+            Gradients::Whole(g) => g.own(n),
+            Gradients::ZeroShards(g) => g.own(n),
+        };
+        let places = (0..self.layouts.len()).filter_map(|i| Some((i, self.trained[i]?)));
+        places.map(|(i, n)| self.part(i, grad(n))).collect()
+    }
+
+    /// The parts of frozen units that this rank keeps, in forward order; their gradients are empty.
+    pub fn frozen(&self) -> Vec<Owned> {
+        let none = || Tensor::empty([0], (Kind::Float, self.how.device));
+        (0..self.layouts.len()).filter(|&i| self.layouts[i].frozen).map(|i| self.part(i, none())).collect()
+    }
+
+    fn part(&self, i: usize, grad: Tensor) -> Owned {
+        let layout = &self.layouts[i];
+        Owned {
             layout: layout.clone(),
             range: self.how.sharding.range(layout),
             counted: self.how.sharding.counted(layout),
             param: self.weights.own(i),
-            grad: match &self.gradients {
-                Gradients::Whole(g) => g.own(i),
-                Gradients::ZeroShards(g) => g.own(i),
-            },
-        };
-        self.layouts.iter().enumerate().map(owned).collect()
+            grad,
+        }
     }
 
     /// A step of `micro_batches` starts: that many times each unit's gradients will be complete.
@@ -137,7 +160,16 @@ impl Sharded {
     /// The owners have written their parameters: every rank will read the new ones. With overlap the gathers go on during
     /// the next pass, and each hold waits for its unit.
     pub fn publish(&mut self) -> Result<()> {
-        self.weights.publish(&mut self.spent)?;
+        self.publish_of(false)
+    }
+
+    /// [`Sharded::publish`] for frozen units too: once, when they were filled.
+    pub fn publish_all(&mut self) -> Result<()> {
+        self.publish_of(true)
+    }
+
+    fn publish_of(&mut self, all: bool) -> Result<()> {
+        self.weights.publish(all, &mut self.spent)?;
         if self.how.overlap {
             return Ok(());
         }
@@ -160,6 +192,25 @@ impl Sharded {
         &self.groups
     }
 
+    /// One unit, without what comes with it.
+    fn one(&mut self, i: usize, usage: Use) -> Result<Held> {
+        let param = self.weights.hold(i, usage, &mut self.spent)?;
+        let grad = Tensor::empty([0], (Kind::Float, Device::Cpu));
+        let mut flat = Flat { layout: self.layouts[i].clone(), param, grad, adapter: None };
+        let grads = match (self.trained[i], &mut self.gradients) {
+            (None, _) => Accumulate::Add,
+            _ if usage == Use::Forward => Accumulate::Add,
+            (Some(n), Gradients::Whole(g)) => g.hold(n, usage, &mut flat),
+            (Some(n), Gradients::ZeroShards(g)) => g.hold(n, usage, &mut flat, &mut self.spent)?,
+        };
+        Ok(Held { flat, grads })
+    }
+
+    /// The adapters beside a unit, if it has any.
+    fn beside(&self, unit: Unit) -> Option<usize> {
+        adapter_of(unit).and_then(|a| self.index.get(&a).copied())
+    }
+
     fn place(&self, unit: Unit) -> Result<usize> {
         let found = self.index.get(&unit).copied();
         found.ok_or_else(|| Error::new(Exit::Internal, format!("{unit:?} is not on this rank")))
@@ -168,32 +219,30 @@ impl Sharded {
 
 impl Units for Sharded {
     fn hold(&mut self, unit: Unit, usage: Use) -> Result<Held> {
-        let i = self.place(unit)?;
-        let param = self.weights.hold(i, usage, &mut self.spent)?;
-        let mut flat =
-            Flat { layout: self.layouts[i].clone(), param, grad: Tensor::empty([0], (Kind::Float, Device::Cpu)) };
-        if usage == Use::Forward {
-            return Ok(Held { flat, grads: Accumulate::Add });
+        let mut held = self.one(self.place(unit)?, usage)?;
+        if let Some(adapter) = self.beside(unit) {
+            held.join(self.one(adapter, usage)?);
         }
-        let grads = match &mut self.gradients {
-            Gradients::Whole(g) => g.hold(i, usage, &mut flat),
-            Gradients::ZeroShards(g) => g.hold(i, usage, &mut flat, &mut self.spent)?,
-        };
-        Ok(Held { flat, grads })
+        Ok(held)
     }
 
     fn release(&mut self, unit: Unit, usage: Use) -> Result<()> {
-        let i = self.place(unit)?;
-        self.weights.release(i, usage);
+        self.weights.release(self.place(unit)?, usage);
+        if let Some(adapter) = self.beside(unit) {
+            self.weights.release(adapter, usage);
+        }
         Ok(())
     }
 
     fn complete(&mut self, unit: Unit) -> Result<()> {
-        let i = self.place(unit)?;
-        match &mut self.gradients {
-            Gradients::Whole(g) => g.complete(i, &mut self.spent),
-            Gradients::ZeroShards(g) => g.complete(i, &mut self.spent),
+        let places = [Some(self.place(unit)?), self.beside(unit)];
+        for n in places.into_iter().flatten().filter_map(|i| self.trained[i]) {
+            match &mut self.gradients {
+                Gradients::Whole(g) => g.complete(n, &mut self.spent)?,
+                Gradients::ZeroShards(g) => g.complete(n, &mut self.spent)?,
+            }
         }
+        Ok(())
     }
 }
 

@@ -51,7 +51,7 @@ impl FaultCost {
         } else {
             (interval(plan.config.train.steps), "checkpoint.every", 0.0)
         };
-        let flops = PerToken::new(&plan.model, plan.config.data.sequence_length).causal;
+        let flops = PerToken::of(&plan.config, &plan.model).causal;
         let least_step = flops * plan.tokens_per_step() as f64 / (ranks as f64 * FASTEST);
         FaultCost { between: DEVICE_SECONDS / ranks as f64, redone, key, value, least_step, ranks }
     }

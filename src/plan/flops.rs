@@ -8,9 +8,11 @@
 //! `FLOPs per token = 6·(L·(H·(Hq+2·Hkv)·D + Hq·D·H + 3·H·F) + V·H) + 12·L·Hq·D·K`
 //!
 //! with K the keys that a token looks at: S when every pair is counted (*full*, as PaLM and most papers do), (S+1)/2 when
-//! only the pairs below the diagonal are (*causal*, the work that is really needed). Recomputation is not counted.
+//! only the pairs below the diagonal are (*causal*, the work that is really needed). Recomputation is not counted. A frozen weight has no
+//! gradient and costs 4 instead of 6, an element of an adapter 6.
 
-use crate::config::ModelConfig;
+use crate::config::{Config, ModelConfig};
+use crate::layout::adapter_shapes;
 use tch::Kind;
 
 /// FLOPs of forward and backward pass together, per token.
@@ -29,13 +31,39 @@ impl PerToken {
         let weights = 6.0 * multiplying_weights(m);
         PerToken { causal: weights + attention * (s as f64 + 1.0) / 2.0, full: weights + attention * s as f64 }
     }
+
+    /// In the run of `config`, which may train a part of the model.
+    pub fn of(config: &Config, m: &ModelConfig) -> PerToken {
+        let all = PerToken::new(m, config.data.sequence_length);
+        let more = match (&config.lora, &config.model.freeze) {
+            (Some(lora), _) => {
+                let one: usize = adapter_shapes(m, lora, 0).iter().map(|(_, s)| s.iter().product::<usize>()).sum();
+                6.0 * (one * m.num_hidden_layers) as f64 - 2.0 * multiplying_weights(m)
+            }
+            (None, Some(freeze)) => {
+                let matrix_frozen = if m.tie_word_embeddings { freeze.embedding } else { freeze.head };
+                let head = if matrix_frozen { head_weights(m) } else { 0.0 };
+                -2.0 * (freeze.blocks as f64 * block_weights(m) + head)
+            }
+            (None, None) => 0.0,
+        };
+        PerToken { causal: all.causal + more, full: all.full + more }
+    }
 }
 
 /// Weights that take part in a matrix product, per token.
 fn multiplying_weights(m: &ModelConfig) -> f64 {
+    m.num_hidden_layers as f64 * block_weights(m) + head_weights(m)
+}
+
+/// Of a block.
+fn block_weights(m: &ModelConfig) -> f64 {
     let f = |n: usize| n as f64;
-    let block = f(m.hidden_size) * (2.0 * f(m.q_dim()) + 2.0 * f(m.kv_dim()) + 3.0 * f(m.intermediate_size));
-    f(m.num_hidden_layers) * block + f(m.vocab_size) * f(m.hidden_size)
+    f(m.hidden_size) * (2.0 * f(m.q_dim()) + 2.0 * f(m.kv_dim()) + 3.0 * f(m.intermediate_size))
+}
+
+fn head_weights(m: &ModelConfig) -> f64 {
+    m.vocab_size as f64 * m.hidden_size as f64
 }
 
 /// Model FLOPs utilisation: `tokens_per_second` of one device at `per_token` FLOPs against its `peak` FLOP/s.

@@ -12,6 +12,9 @@
 //! | master weights (none in fp32) | P/g·4 | P/g·4 | P/g·4 |
 //! | moments | P/g·8 | P/g·8 | P/g·8 |
 //!
+//! Of frozen units only the parameters exist: P is then those that are trained in all other terms, and the adapters are units beside
+//! the blocks.
+//!
 //! Buffers hold units that are whole for a while: two of the blocks' length and one for embedding and head
 //! (`layout::sharding::buffers_at_once`); gradients of all blocks under a schedule that puts weight gradients off.
 //! Activations and what is short-lived are in `work`, what a CUDA device adds in `device`; in which form operations run, in [`forms`].
@@ -80,6 +83,9 @@ impl Memory {
         let (units, e) = (&plan.layout.units, plan.dtype.elt_size_in_bytes() as u128);
         let all: u128 = units.iter().map(|u| u.len as u128).sum();
         let part = all / sharding.group as u128;
+        let trained: Vec<UnitLayout> = units.iter().filter(|u| !u.frozen).cloned().collect();
+        let moving: u128 = trained.iter().map(|u| u.len as u128).sum();
+        let own = moving / sharding.group as u128;
         let puts_off =
             plan.config.parallel.schedule == PipelineSchedule::ZeroBubble && plan.topology.size(Axis::Pipeline) > 1;
         Memory {
@@ -88,9 +94,9 @@ impl Memory {
                 3 => (part + buffers(units, false)) * e,
                 _ => all * e,
             }),
-            gradients: clip(if sharding.stage < 2 { all * 4 } else { (part + buffers(units, puts_off)) * 4 }),
-            master: if plan.dtype == Kind::Float { 0 } else { clip(part * 4) },
-            moments: clip(part * 8),
+            gradients: clip(if sharding.stage < 2 { moving * 4 } else { (own + buffers(&trained, puts_off)) * 4 }),
+            master: if plan.dtype == Kind::Float { 0 } else { clip(own * 4) },
+            moments: clip(own * 8),
             ..Memory::default()
         }
     }
@@ -124,7 +130,7 @@ impl Memory {
 /// Elements of the largest unit that this rank updates at once.
 fn largest_part(plan: &Plan) -> u128 {
     let sharding = Sharding::new(&plan.config.parallel, &plan.topology);
-    plan.layout.units.iter().map(|u| u.len.div_ceil(sharding.group) as u128).max().unwrap_or(0)
+    plan.layout.units.iter().filter(|u| !u.frozen).map(|u| u.len.div_ceil(sharding.group) as u128).max().unwrap_or(0)
 }
 
 /// Whether the ranks of a copy are on one node and on the CPU: then their parts are one window.
@@ -137,7 +143,7 @@ fn shares_memory(plan: &Plan, sharding: &Sharding) -> bool {
 /// Elements of the buffers for whole units; of all blocks at a time where `all_blocks`.
 fn buffers(units: &[UnitLayout], all_blocks: bool) -> u128 {
     let lengths = buffer_lengths(units.iter().map(|u| u.len));
-    let blocks = units.iter().filter(|u| matches!(u.unit, Unit::Block(_))).count();
+    let blocks = units.iter().filter(|u| matches!(u.unit, Unit::Block(_) | Unit::Adapter(_))).count();
     let count = |&l: &usize| match buffers_at_once(units, &lengths, l) {
         2 if all_blocks => blocks,
         n => n,

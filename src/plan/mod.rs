@@ -11,8 +11,10 @@ mod numbers;
 mod resume;
 mod rules;
 mod same_data;
+mod same_part;
 mod settings;
 mod shape;
+mod trained;
 
 pub use resume::{check_resume, check_weights};
 pub use rules::check_vocabulary;
@@ -143,7 +145,7 @@ impl Plan {
         let topology = Topology::new(ranks.rank, [p.tensor, p.context, p.pipeline, data]);
         let micro_batch = config.batch.micro;
         Plan {
-            layout: own_layout(&model, &topology, &chunks),
+            layout: own_layout(&config, &model, &topology, &chunks),
             chunks,
             topology,
             device,
@@ -163,7 +165,8 @@ impl Plan {
     /// The plan of another rank.
     fn of_rank(&self, rank: usize) -> Plan {
         let topology = Topology::new(rank, self.topology.sizes);
-        Plan { layout: own_layout(&self.model, &topology, &self.chunks), topology, ..self.clone() }
+        let layout = own_layout(&self.config, &self.model, &topology, &self.chunks);
+        Plan { layout, topology, ..self.clone() }
     }
 
     /// How samples are cut from the corpora.
@@ -183,10 +186,15 @@ impl Plan {
     }
 }
 
-/// The units that the pipeline stage of `topology` holds.
-fn own_layout(model: &ModelConfig, topology: &Topology, chunks: &[Vec<Unit>]) -> Layout {
+/// The units that the pipeline stage of `topology` holds, and which of them are trained.
+fn own_layout(config: &Config, model: &ModelConfig, topology: &Topology, chunks: &[Vec<Unit>]) -> Layout {
     let own = chunks.iter().skip(topology.coord(Axis::Pipeline)).step_by(topology.size(Axis::Pipeline));
-    Layout::of(model, topology, &own.collect::<Vec<_>>())
+    let whole = Layout::of(model, topology, &own.collect::<Vec<_>>());
+    match (&config.lora, &config.model.freeze) {
+        (Some(lora), _) => whole.with_adapters(model, topology, lora),
+        (None, Some(freeze)) => whole.with_frozen(freeze),
+        (None, None) => whole,
+    }
 }
 
 pub fn dtype(precision: Precision) -> Kind {

@@ -1,7 +1,7 @@
 //! Whether a run may go on from a checkpoint: the same model, and the same samples in the same order. Whether it may start
 //! from weights: the same model.
 
-use super::Plan;
+use super::{same_part, Plan};
 use crate::checkpoint::Meta;
 use crate::config::ModelConfig;
 use crate::error::{Error, Exit, Result};
@@ -16,6 +16,7 @@ use std::path::Path;
 /// [`Exit::Config`] with every difference.
 pub fn check_resume(plan: &Plan, meta: &Meta) -> Result<()> {
     let mut problems = model(&plan.model, &meta.model);
+    problems.extend(same_part::differences(plan, meta));
     let mut differ = |key: &str, now: Value, then: Value| {
         if now != then {
             problems.push(format!("{key}: is {now}, but the checkpoint's run had {then}"));

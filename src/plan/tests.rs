@@ -113,6 +113,28 @@ fn every_clash_names_its_factors_and_what_would_work() {
         ("model.shape.hidden_size=66", 1, &["hidden_size 66", "num_attention_heads 4", "3 or 6 heads", "64 or 68"]),
         ("model.shape.head_dim=5", 1, &["model.shape.head_dim", "5 is odd", "4 or 6"]),
         ("model.shape.num_key_value_heads=3", 1, &["num_attention_heads 4", "num_key_value_heads 3", "2 or 4 works"]),
+        ("lora.rank=4 lora.alpha=8", 1, &["lora: weights", "stay random", "give model.weights"]),
+        (
+            "lora.rank=4 lora.alpha=8 model.weights=w model.freeze.blocks=1",
+            1,
+            &["model.freeze: with lora", "frozen already", "leave model.freeze out"],
+        ),
+        (
+            "lora.rank=33 lora.alpha=8 model.weights=w",
+            1,
+            &["lora.rank: rank 33", "the 32 rows", "k_proj", "at most 32"],
+        ),
+        (
+            "lora.rank=4 lora.alpha=8 lora.targets=[q_proj,q_proj] model.weights=w",
+            1,
+            &["lora.targets: q_proj is named twice"],
+        ),
+        ("model.freeze.blocks=3 model.weights=w", 1, &["model.freeze.blocks", "3 blocks", "of 2", "at most 2"]),
+        (
+            "model.freeze.embedding=true model.freeze.blocks=2 model.freeze.head=true model.weights=w",
+            1,
+            &["all 2 blocks", "nothing is trained"],
+        ),
         ("model.config=x.json", 1, &["given twice"]),
         ("model.shape=", 1, &["model: no shape is given"]),
         ("train.device=cuda", 1, &["train.device", "no CUDA device"]),

@@ -3,7 +3,7 @@
 
 use crate::data::{Mixture, Sample};
 use crate::error::Result;
-use crate::model::{positions, Documents};
+use crate::model::{dropout, positions, Documents};
 use crate::plan::Plan;
 use crate::topology::Axis;
 use tch::Tensor;
@@ -16,6 +16,8 @@ pub struct Batch {
     pub targets: Tensor,
     /// Of the whole sequences, where `data.document_mask` asks for it, and of conversations.
     pub documents: Documents,
+    /// [B·S/c] i32, what tells the tokens apart for dropout; None where there is none.
+    pub noise: Option<Tensor>,
 }
 
 /// Global sample index of row `row` of micro-batch `micro` on data rank `rank` in `step`.
@@ -32,7 +34,19 @@ pub fn train(plan: &Plan, corpus: &Mixture, step: u64, micro: usize) -> Result<B
     let rank = plan.topology.coord(Axis::Data);
     let index = |row| sample_index(plan, step, rank, micro, row);
     (0..plan.micro_batch).for_each(|row| tracing::trace!(step, sample = index(row), "read"));
-    collect(plan, (0..plan.micro_batch).map(|row| corpus.sample(index(row))))
+    let batch = collect(plan, (0..plan.micro_batch).map(|row| corpus.sample(index(row))))?;
+    let dropped = plan.config.lora.as_ref().is_some_and(|l| l.dropout > 0.0);
+    let noise = dropped.then(|| noise(plan, (0..plan.micro_batch).map(index)));
+    Ok(Batch { noise, ..batch })
+}
+
+/// Of each token of samples of S tokens, as far as this rank holds them: a word of its own.
+fn noise(plan: &Plan, samples: impl Iterator<Item = u64>) -> Tensor {
+    let (s, seed) = (plan.config.data.sequence_length, plan.config.seed);
+    let words = samples.flat_map(|i| (0..s as u64).map(move |place| dropout::token(seed, i, place)));
+    let all = Tensor::from_slice(&words.collect::<Vec<i32>>()).view([-1, s as i64]);
+    let (rank, size) = (plan.topology.coord(Axis::Context), plan.topology.size(Axis::Context));
+    positions::share(&all, rank, size).reshape([-1]).to_device(plan.device)
 }
 
 /// Stacks samples of S + 1 ids.
@@ -52,5 +66,5 @@ pub fn collect(plan: &Plan, samples: impl Iterator<Item = Result<Sample>>) -> Re
         true => Documents { starts: samples.into_iter().map(|s| s.starts).collect(), restart },
         false => Documents::whole(),
     };
-    Ok(Batch { tokens: own(&ids.narrow(1, 0, s)), targets: own(&targets), documents })
+    Ok(Batch { tokens: own(&ids.narrow(1, 0, s)), targets: own(&targets), documents, noise: None })
 }

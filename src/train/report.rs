@@ -56,7 +56,7 @@ impl Report {
         };
         Ok(Report {
             inner,
-            flops: PerToken::new(&plan.model, config.data.sequence_length),
+            flops: PerToken::of(config, &plan.model),
             peak: None,
             may_rescue: config.launch.rescue_dir.is_some(),
             gone: None,

@@ -15,7 +15,7 @@ use crate::error::{Error, Exit, Result};
 use crate::events::Events;
 use crate::layout;
 use crate::liveness::{Phase, Progress};
-use crate::model::Llama;
+use crate::model::{Llama, LoraNumbers};
 use crate::parallel::{Pipeline, Wires};
 use crate::plan::faults::FaultCost;
 use crate::plan::{self, DataChanges, Plan};
@@ -57,6 +57,9 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     let wires = Wires::new(plan, world)?;
     let mut model = Llama::new(&plan.model, config.data.sequence_length, plan.device, &wires.axes);
     model.recompute = (config.train.recompute, config.train.recompute_blocks);
+    if let Some(lora) = &config.lora {
+        model.block.set_lora(LoraNumbers { scale: lora.scale(), dropout: lora.dropout });
+    }
     let pipeline = Pipeline::new(plan, wires.pipeline);
     let mut state = State::new(plan, wires.groups)?;
     let run = identity(plan, world)?;
@@ -66,7 +69,7 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     let session = u64::from_le_bytes(session.try_into().unwrap_or_default()) >> 11;
     let mut meta = Meta { session, data: Some(data.note()), ..meta(plan, &data.tokenizer)? };
     let mut changes = DataChanges::default();
-    let mut heritage = None;
+    let (mut heritage, mut base) = (None, None);
     progress.restoring(config.launch.restore_time(bytes));
     let mut events = Vec::new();
     let mut from_store = Vec::new();
@@ -99,6 +102,7 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
         &mut |source| {
             touched = true;
             heritage = Some(Heritage::of_meta(source.meta()));
+            base = source.meta().base.clone();
             changes = resume(plan, &meta, source, &mut state)?;
             Ok(())
         },
@@ -107,17 +111,17 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
         Some(r) => {
             let from = r.path.as_ref().map_or("snapshots in memory".into(), |p| p.display().to_string());
             tracing::info!("resumed from {from}: step {}, {} tokens", state.step, state.tokens);
-            state.publish()?;
         }
         None if touched => state.clear(),
         None => {}
     }
     let mut given = None;
     if restored.is_none() {
-        changes = DataChanges::default();
+        (changes, base) = (DataChanges::default(), None);
         given = first::begin(plan, world, &mut state)?;
-        state.publish()?;
     }
+    first::base(plan, world, &mut state, base.as_ref(), given.as_ref())?;
+    state.publish()?;
     // Tokens are compared by the rank that has the tokenizer.
     (meta.special_tokens, meta.generation) = Team(Some(world)).by_first(|| {
         let heritage = match &restored {

@@ -3,9 +3,12 @@
 //! A rank makes, reads and saves only the part of each unit that it owns; what others need of it they get through
 //! [`Sharded::publish`]. So no rank ever has more of the model in memory than training itself asks for.
 
-use crate::checkpoint::{self, Group, Meta, Rules, Span, Spec, Team};
+use crate::checkpoint::base::BaseSum;
+use crate::checkpoint::{self, BaseNote, Group, Meta, Rules, Span, Spec, Team};
+use crate::convert::peft::AdapterFiles;
 use crate::convert::weights::Weights;
 use crate::error::Result;
+use crate::kernels;
 use crate::kernels::host::{floats, floats_mut};
 use crate::layout::Param;
 use crate::model::init;
@@ -34,6 +37,8 @@ pub struct State {
     pub best_validation: Option<f64>,
     /// Validation loss after this very step, if it was measured.
     pub validation: Option<f64>,
+    /// The frozen weights, where some are.
+    pub base: Option<BaseNote>,
 }
 
 impl State {
@@ -50,6 +55,7 @@ impl State {
             skipped: 0,
             best_validation: None,
             validation: None,
+            base: None,
         })
     }
 
@@ -69,9 +75,51 @@ impl State {
     pub fn initialise(&mut self, plan: &Plan) -> Result<()> {
         let std = plan.model.initializer_range;
         self.fill(Group::Param, |param, start, out| {
-            init::fill_range(param, start, out, plan.config.seed, std);
+            // Of adapters B is zero, and A has the variance that PEFT's has: uniform in ±1/√in.
+            match param.name.ends_with("lora_B.weight") {
+                true => out.fill(0.0),
+                false if param.name.ends_with("lora_A.weight") => {
+                    init::fill_range(param, start, out, plan.config.seed, 1.0 / (3.0 * param.shape[1] as f64).sqrt())
+                }
+                false => init::fill_range(param, start, out, plan.config.seed, std),
+            }
             Ok(())
         })
+    }
+
+    /// Adapters from PEFT's form; moments stay zero.
+    pub fn start_from_adapter(&mut self, files: &AdapterFiles) -> Result<()> {
+        self.fill(Group::Param, |p, start, out| files.read_range(&p.name, &p.offset, &p.extent, start, out))
+    }
+
+    /// Reads the part of the frozen weights that this rank keeps, over the replicas each element once, rounds it into the
+    /// parameters, and adds it up. [`State::publish_frozen`] must follow.
+    pub fn fill_frozen(&mut self, weights: &Weights) -> Result<BaseSum> {
+        let mut sum = BaseSum::default();
+        let mut values = Vec::new();
+        for o in self.units.frozen() {
+            for (p, range) in o.layout.pieces(&o.counted) {
+                for start in range.clone().step_by(BATCH) {
+                    values.resize(BATCH.min(range.end - start), 0f32);
+                    weights.read_range(&p.name, &p.offset, &p.extent, start, &mut values)?;
+                    if p.owner {
+                        sum.add(p, start, &values);
+                    }
+                    let part = o.part(&o.param, &(p.start + start..p.start + start + values.len()));
+                    kernels::cast(&part, &Tensor::from_slice(&values).to_device(part.device()));
+                }
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Lets every rank have the frozen weights. Collective over the replicas.
+    pub fn publish_frozen(&mut self) -> Result<()> {
+        let across = self.units.groups().across.clone();
+        for o in self.units.frozen().iter().filter(|_| across.size() > 1) {
+            across.all_gather(&o.part(&o.param, &o.counted), &o.param)?.wait()?;
+        }
+        self.units.publish_all()
     }
 
     /// Weights from a model on disk; moments stay zero.
@@ -119,6 +167,7 @@ impl State {
             next_sample: self.step * plan.config.batch.global as u64,
             best_validation: self.best_validation,
             validation: self.validation,
+            base: self.base.clone(),
             ..meta.clone()
         }
     }

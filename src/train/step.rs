@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::kernels::{clock, LossSums};
 use crate::liveness::inject::Inject;
 use crate::liveness::{Phase, Progress};
-use crate::model::{Accumulate, Llama, StepOptions};
+use crate::model::{Accumulate, Llama, Micro, StepOptions};
 use crate::optim::{clip_factor, learning_rate};
 use crate::parallel::pipeline::{Pipeline, Work};
 use crate::parallel::CommTiming;
@@ -68,7 +68,8 @@ pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
         progress.at(Phase::Data);
         let batch = batch::train(plan, corpus, now, micro)?;
         inject.begin_work(progress);
-        Ok(model.micro(&batch.tokens, &batch.targets, &batch.documents))
+        let micro = model.micro(&batch.tokens, &batch.targets, &batch.documents);
+        Ok(Micro { noise: batch.noise, ..micro })
     };
     let sequences = |_| plan.micro_batch;
     let work = Work { model, units: &mut state.units, load: &mut load, sequences: &sequences, progress };

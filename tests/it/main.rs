@@ -21,6 +21,7 @@ mod http;
 mod inputs;
 mod layout;
 mod liveness;
+mod lora;
 mod memory;
 mod meta;
 mod metrics;

@@ -7,6 +7,8 @@ use herd::plan::{memory::Memory, Plan, Ranks};
 use herd::world::World;
 use std::path::{Path, PathBuf};
 
+const LORA: &str = "lora={rank: 16, alpha: 16}";
+
 /// What the formula promises.
 const BAND: f64 = 0.10;
 
@@ -32,7 +34,7 @@ liveness: {{enabled: false}}
 /// Peak of a run's last steps on this rank, as its formula has it and as it was.
 fn run(dir: &Path, name: &str, sets: &[&str], world: &World) -> (Memory, u64) {
     let ranks = Ranks::of(world, 0, 1);
-    let run_dir = format!("run_dir={}/{}", dir.display(), name.replace(' ', "-"));
+    let run_dir = format!("run_dir={}/{}", dir.display(), name.replace([' ', '/', '{', '}', ':', ','], "-"));
     let sets: Vec<String> = sets.iter().map(|s| s.to_string()).chain([run_dir]).collect();
     let plan = Plan::read(&dir.join("run.yaml"), &sets, &ranks).unwrap();
     // Windows of earlier runs stay mapped.
@@ -56,6 +58,9 @@ fn memory_of_every_stage_and_recompute_on_4_ranks() {
         std::fs::write(dir.join("run.yaml"), config(&dir)).unwrap();
     }
     world.barrier().unwrap();
+    // What adapters lie beside.
+    run(&dir, "base", &["checkpoint.every=3"], &world);
+    let weights = format!("model.weights={}/base", dir.display());
     let mut stages = Vec::new();
     for recompute in ["none", "selective", "full"] {
         let recompute = format!("train.recompute={recompute}");
@@ -70,6 +75,9 @@ fn memory_of_every_stage_and_recompute_on_4_ranks() {
             &["parallel.pipeline=2", "parallel.zero=1"],
             &["parallel.pipeline=2", "parallel.zero=3", "parallel.schedule=zero_bubble"],
             &["parallel.pipeline=2", "parallel.zero=2", "parallel.schedule=gpipe"],
+            &[LORA, &weights, "parallel.zero=1"],
+            &[LORA, &weights, "parallel.tensor=2", "parallel.zero=3"],
+            &["model.freeze.blocks=4", &weights, "parallel.zero=1"],
         ];
         for cell in cells {
             let sets: Vec<&str> = cell.iter().copied().chain([recompute.as_str()]).collect();

@@ -8,19 +8,23 @@ use crate::error::Result;
 use serde_json::json;
 use std::path::PathBuf;
 
-/// Write a model in Hugging Face's layout (config.json, safetensors, tokenizer).
+/// Write a model in Hugging Face's layout (config.json, safetensors, tokenizer), adapters merged in fp32 and rounded once; or adapters
+/// alone in PEFT's form.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  herd checkpoint export runs/demo hf/demo --dtype bf16\n  herd checkpoint export runs/demo/checkpoints/step-00000200 hf/step200 --dtype fp32 --max-shard-size 2GB"
+    after_help = "Examples:\n  herd checkpoint export runs/demo hf/demo --dtype bf16\n  herd checkpoint export runs/demo/checkpoints/step-00000200 hf/step200 --dtype fp32 --max-shard-size 2GB\n  herd checkpoint export runs/lora hf/adapter --adapter"
 )]
 pub struct Args {
-    /// A step directory, a run directory (its newest whole checkpoint), or a Hugging Face or Meta directory to convert.
+    /// A step directory, a run directory (its newest whole checkpoint), or a Hugging Face, Meta or PEFT directory to convert.
     from: PathBuf,
     /// Directory to write; must be absent or empty.
     to: PathBuf,
-    /// Type of the weights.
-    #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
-    dtype: Dtype,
+    /// Type of the weights. Default: bf16; of adapters fp32.
+    #[arg(long, value_enum)]
+    dtype: Option<Dtype>,
+    /// Write the adapters alone (adapter_config.json, adapter_model.safetensors).
+    #[arg(long, conflicts_with_all = ["tokenizer", "max_shard_size"])]
+    adapter: bool,
     /// Largest size of one safetensors file: a number with KB, MB or GB (powers of 1000).
     #[arg(long, alias = "shard-size", default_value = "5GB", value_parser = size)]
     max_shard_size: u64,
@@ -34,12 +38,18 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let (dtype, shard_size, tokenizer) = (args.dtype, args.max_shard_size, args.tokenizer.clone());
+    let dtype = args.dtype.unwrap_or(if args.adapter { Dtype::Fp32 } else { Dtype::Bf16 });
+    let (shard_size, tokenizer) = (args.max_shard_size, args.tokenizer.clone());
     let done = shown(|meter| {
         let weights = weights::open_metered(&args.from, meter)?;
-        hf::export(&weights, &args.to, &ExportOptions { dtype, shard_size, tokenizer, meter: meter.clone() })
+        let options = ExportOptions { dtype, shard_size, tokenizer, meter: meter.clone() };
+        match args.adapter {
+            true => hf::export_adapter(&weights, &args.to, &options),
+            false => hf::export(&weights, &args.to, &options),
+        }
     })?;
     let tokenizer = match &done.no_tokenizer {
+        None if args.adapter => "in PEFT's form".into(),
         Some(why) => format!("no tokenizer: {why} (pass --tokenizer)"),
         None => done.tokenizer.join(", "),
     };

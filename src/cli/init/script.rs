@@ -49,8 +49,8 @@ fn module() -> Option<String> {
     let is_name = |l: &&str| {
         l.split('/').next() == Some("herd") && l.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+".contains(c))
     };
-    let names = said.out.lines().map(|l| l.trim().trim_end_matches("(default)").trim_end_matches("(D)").trim());
-    names.filter(is_name).next_back().map(String::from)
+    let mut names = said.out.lines().map(|l| l.trim().trim_end_matches("(default)").trim_end_matches("(D)").trim());
+    names.rfind(is_name).map(String::from)
 }
 
 /// The script that starts `config`.

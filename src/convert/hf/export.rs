@@ -4,11 +4,11 @@ use crate::checkpoint::disk;
 use crate::convert::hf::shards::{Dtype, INDEX, SINGLE};
 use crate::convert::hf::{config, generation};
 use crate::convert::weights::Weights;
-use crate::convert::{foreign, Own};
+use crate::convert::{foreign, peft, Own};
 use crate::data::tokenizer::Bos;
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
-use crate::layout::units;
+use crate::layout::{adapter_shapes, units};
 use crate::progress::Meter;
 use half::slice::HalfFloatSliceExt;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -53,6 +53,27 @@ type Tensor = (String, Vec<usize>);
 /// Errors: [`Exit::Usage`] when `out` holds something, [`Exit::Storage`] from the filesystem, [`Exit::Model`] when a
 /// value does not fit fp16. On an error nothing is left behind.
 pub fn export(weights: &Weights, out: &Path, options: &ExportOptions) -> Result<Exported> {
+    written(out, |temporary| write_all(weights, temporary, options))
+}
+
+/// Writes the adapters of `weights` in PEFT's form, under the same rules. Errors: [`Exit::Usage`] where it has none.
+pub fn export_adapter(weights: &Weights, out: &Path, options: &ExportOptions) -> Result<Exported> {
+    let Some((lora, base)) = weights.adapters() else {
+        return Err(Error::new(Exit::Usage, "these weights have no adapters").hint("leave --adapter out"));
+    };
+    written(out, |directory| {
+        let model = weights.model();
+        let names: Vec<Tensor> = (0..model.num_hidden_layers).flat_map(|i| adapter_shapes(model, lora, i)).collect();
+        let bytes = names.iter().map(|(_, s)| s.iter().product::<usize>() * options.dtype.size()).sum::<usize>() as u64;
+        options.meter.begin("export", bytes);
+        write_shard(weights, &directory.join(peft::TENSORS), &names, &peft::peft_name, options)?;
+        write_json(&directory.join(peft::CONFIG), &peft::config(lora, base))?;
+        Ok(Exported { path: directory.into(), shards: 1, bytes, tokenizer: Vec::new(), no_tokenizer: None })
+    })
+}
+
+/// What `write` makes in a directory of another name becomes `out`.
+fn written(out: &Path, write: impl FnOnce(&Path) -> Result<Exported>) -> Result<Exported> {
     if out.exists() && std::fs::read_dir(out).map(|mut d| d.next().is_some()).unwrap_or(true) {
         return Err(Error::new(Exit::Usage, format!("{} exists and is not an empty directory", out.display()))
             .hint("export to a new directory"));
@@ -70,7 +91,7 @@ pub fn export(weights: &Weights, out: &Path, options: &ExportOptions) -> Result<
         written.path = out.into();
         Ok(written)
     };
-    let done = write_all(weights, &temporary, options).and_then(finish);
+    let done = write(&temporary).and_then(finish);
     if done.is_err() {
         let _ = disk::remove_dir(&temporary);
     }
@@ -92,7 +113,7 @@ fn write_all(weights: &Weights, directory: &Path, options: &ExportOptions) -> Re
             1 => SINGLE.to_string(),
             n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
         };
-        bytes += write_shard(weights, &directory.join(&name), shard, options)?;
+        bytes += write_shard(weights, &directory.join(&name), shard, &|name| name.to_string(), options)?;
         map.extend(shard.iter().map(|(tensor, _)| (tensor.clone(), json!(name))));
     }
     if shards.len() > 1 {
@@ -126,15 +147,17 @@ fn split(tensors: Vec<Tensor>, options: &ExportOptions) -> Vec<Vec<Tensor>> {
     shards
 }
 
-/// One safetensors file; returns its bytes of data.
-fn write_shard(weights: &Weights, path: &Path, tensors: &[Tensor], options: &ExportOptions) -> Result<u64> {
+/// One safetensors file with the tensors' names as `named`; returns its bytes of data.
+fn write_shard(
+    weights: &Weights, path: &Path, tensors: &[Tensor], named: &dyn Fn(&str) -> String, options: &ExportOptions,
+) -> Result<u64> {
     let (mut at, dtype) = (0, options.dtype);
     let infos = tensors
         .iter()
         .map(|(name, shape)| {
             let from = at;
             at += shape.iter().product::<usize>() * dtype.size();
-            (name.clone(), TensorInfo { dtype: dtype.tag(), shape: shape.clone(), data_offsets: (from, at) })
+            (named(name), TensorInfo { dtype: dtype.tag(), shape: shape.clone(), data_offsets: (from, at) })
         })
         .collect();
     let internal = |e: String| Error::new(Exit::Internal, format!("the header of {}: {e}", path.display()));

@@ -14,7 +14,7 @@ mod shards;
 #[cfg(test)]
 mod tests;
 
-pub use export::{export, ExportOptions, Exported};
+pub use export::{export, export_adapter, ExportOptions, Exported};
 pub use import::import;
 pub use periodic::{ExportEvent, Exporter};
 pub(super) use shards::read_as_f32;

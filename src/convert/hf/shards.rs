@@ -103,6 +103,17 @@ impl Shards {
         Ok(s)
     }
 
+    /// One file of a directory.
+    pub fn of_file(directory: &Path, name: &str) -> Result<Shards> {
+        let path = directory.join(name);
+        if !path.is_file() {
+            return Err(wrong(format!("there is no {}", path.display())));
+        }
+        let mut s = Shards { files: Vec::new(), tensors: HashMap::new() };
+        s.add(directory, name, false)?;
+        Ok(s)
+    }
+
     fn add(&mut self, directory: &Path, name: &str, indexed: bool) -> Result<()> {
         if name.contains('/') {
             return Err(wrong(format!(

@@ -1,11 +1,13 @@
 //! Opening weights: what a path is, and who looks at it.
 
+use super::adapted::Adapted;
 use super::{Shared, Source, Weights};
 use crate::checkpoint::restore::{newest_opened, open_step};
-use crate::checkpoint::{newest_valid_alone, Checkpoint, Event, SpecialTokens, Team};
+use crate::checkpoint::{newest_valid_alone, BaseNote, Checkpoint, Event, SpecialTokens, Team};
 use crate::convert::gguf::{is_gguf, Gguf};
 use crate::convert::hf::{self, Shards};
 use crate::convert::meta_llama::{is_meta, Original};
+use crate::convert::peft::{self, AdapterFiles};
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
 use crate::progress::Meter;
@@ -22,10 +24,13 @@ enum Place {
     /// A directory of steps.
     Run(PathBuf),
     Model(Box<Weights>),
+    /// An adapter in PEFT's form.
+    Adapter(Box<AdapterFiles>),
 }
 
 /// Opens any of: a step directory, a run directory or its `checkpoints` (the newest whole one), a Hugging Face directory, a
-/// directory of Meta's (params.json, consolidated.*.pth), a GGUF file.
+/// directory of Meta's (params.json, consolidated.*.pth), a GGUF file, an adapter in PEFT's form. What holds a part of a model only
+/// is read over its base, whose checksum is compared where one is known.
 /// Checksums of a herd checkpoint are verified; every tensor of the model is there in its shape. What was guessed or is
 /// left unread is logged, a line each.
 ///
@@ -38,9 +43,28 @@ pub fn open(path: &Path) -> Result<Weights> {
 pub fn open_metered(path: &Path, meter: &Meter) -> Result<Weights> {
     match find(path)? {
         Place::Model(weights) => Ok(*weights),
-        Place::Step => Weights::of_checkpoint(verified(path, meter)?).checked(path),
-        Place::Run(checkpoints) => Weights::of_checkpoint(newest(&checkpoints, meter)?).checked(path),
+        Place::Step => alone(verified(path, meter)?, path, meter),
+        Place::Run(checkpoints) => alone(newest(&checkpoints, meter)?, path, meter),
+        Place::Adapter(files) => {
+            let base = files.base()?;
+            Weights::over(*files, open_metered(&base, meter)?, base)?.checked(path)
+        }
     }
+}
+
+/// A checkpoint, over its base where it has one.
+fn alone(checkpoint: Checkpoint, path: &Path, meter: &Meter) -> Result<Weights> {
+    let Some(note) = checkpoint.meta().base.clone() else { return Weights::of_checkpoint(checkpoint).checked(path) };
+    let base = open_metered(&note.weights, meter).map_err(|e| baseless(path, e))?;
+    let weights = Weights::of_checkpoint(checkpoint).beside(base, &note)?.checked(path)?;
+    if let Source::Adapted(all) = &weights.source {
+        all.verify()?;
+    }
+    Ok(weights)
+}
+
+fn baseless(path: &Path, e: Error) -> Error {
+    e.context(format!("{} holds a part of a model only, and its base cannot be read", path.display()))
 }
 
 /// As [`open`], for the ranks of a run: rank 0 looks at headers and manifest and tells the others, a rank opens the files that
@@ -49,16 +73,30 @@ pub fn open_metered(path: &Path, meter: &Meter) -> Result<Weights> {
 pub fn open_together(path: &Path, passed: &[PathBuf], team: Team) -> Result<Weights> {
     let (checkpoint, of_run) = match team.by_first(|| find(path))? {
         Place::Model(weights) => return Ok(*weights),
+        Place::Adapter(files) => {
+            let base = team.by_first(|| files.base())?;
+            return Weights::over(*files, open_together(&base, &[], team)?, base)?.checked(path);
+        }
         Place::Step => (open_step(path, team)?, false),
         Place::Run(checkpoints) => {
             let found = newest_opened(&checkpoints, passed, team, &mut told)?;
             (found.ok_or_else(|| none_whole(&checkpoints))?, true)
         }
     };
+    let note = checkpoint.meta().base.clone();
     let mut weights = Weights::of_checkpoint(checkpoint);
     if let Source::Herd(checkpoint) = weights.source {
         let compared = Mutex::default();
         weights.source = Source::Shared(Box::new(Shared { checkpoint: *checkpoint, compared, of_run }));
+    }
+    if let Some(note) = note {
+        let base = open_together(&note.weights, &[], team).map_err(|e| baseless(path, e))?;
+        tracing::info!(
+            "{}: over the weights in {}, whose checksum is not compared",
+            path.display(),
+            note.weights.display()
+        );
+        weights = weights.beside(base, &note)?;
     }
     weights.checked(path)
 }
@@ -70,6 +108,8 @@ fn find(path: &Path) -> Result<Place> {
         model(Weights::of_gguf(path)?)
     } else if path.join("manifest.json").is_file() {
         Ok(Place::Step)
+    } else if path.join(peft::CONFIG).is_file() && !path.join("config.json").is_file() {
+        AdapterFiles::open(path).map(|files| Place::Adapter(Box::new(files)))
     } else if path.join("config.json").is_file() {
         model(Weights::of_hugging_face(path)?)
     } else if is_meta(path) {
@@ -120,6 +160,26 @@ fn newest(checkpoints: &Path, meter: &Meter) -> Result<Checkpoint> {
 }
 
 impl Weights {
+    /// Tensors of a checkpoint over the base that it names.
+    fn beside(self, base: Weights, note: &BaseNote) -> Result<Weights> {
+        let about = self.facts();
+        Ok(about(Source::Adapted(Box::new(Adapted::of_note(self, base, note)?))))
+    }
+
+    /// An adapter over its base.
+    fn over(files: AdapterFiles, base: Weights, place: PathBuf) -> Result<Weights> {
+        let about = base.facts();
+        Ok(about(Source::Adapted(Box::new(Adapted::of_peft(files, base, place)?))))
+    }
+
+    /// The same of another source.
+    fn facts(&self) -> impl FnOnce(Source) -> Weights {
+        let (model, tokenizer) = (self.model.clone(), self.tokenizer.clone());
+        let (tokenizer_fingerprint, special_tokens) = (self.tokenizer_fingerprint.clone(), self.special_tokens.clone());
+        let generation = self.generation.clone();
+        move |source| Weights { model, tokenizer, tokenizer_fingerprint, special_tokens, generation, source }
+    }
+
     fn of_checkpoint(checkpoint: Checkpoint) -> Weights {
         let meta = checkpoint.meta();
         Weights {

@@ -1,6 +1,7 @@
 //! Layers and the whole model against libtorch's autograd.
 
 mod layers;
+mod lora;
 mod oracle;
 mod positions;
 mod rope;

@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn buffers_are_made_once_and_shared_by_units_of_one_size() {
-        let unit = |unit, len| Arc::new(UnitLayout { unit, params: Vec::new(), used: len, len });
+        let unit = |unit, len| Arc::new(UnitLayout { unit, frozen: false, params: Vec::new(), used: len, len });
         let mut units = vec![unit(Unit::Embedding, 1000), unit(Unit::Head, 1016)];
         units.extend((0..4).map(|i| unit(Unit::Block(i), 320)));
         let mut pool = Pool::new(&units);

@@ -115,7 +115,8 @@ impl ZeroShards {
         };
         let grad = buffer.tensor.shallow_clone();
         // A schedule may have come to the norms of a micro-batch but not to its matrices.
-        u.written.clear_rest(&Flat { layout: u.layout.clone(), param: Tensor::new(), grad: grad.shallow_clone() });
+        let layout = u.layout.clone();
+        u.written.clear_rest(&Flat { layout, param: Tensor::new(), grad: grad.shallow_clone(), adapter: None });
         let add = u.completed > 1;
         let into = match add {
             true => part(&grad, &u.range),

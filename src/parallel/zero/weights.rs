@@ -139,14 +139,14 @@ impl UnitWeights {
         }
     }
 
-    /// The owners have written: starts what it takes until every rank reads the new parameters.
-    pub fn publish(&mut self, spent: &mut CommTiming) -> Result<()> {
+    /// The owners have written, of frozen units too where `all`: starts what it takes until every rank reads the new parameters.
+    pub fn publish(&mut self, all: bool, spent: &mut CommTiming) -> Result<()> {
         if self.wire.size() == 1 {
             return Ok(());
         }
         match self.lie {
             Placement::Whole => {
-                for u in &mut self.units {
+                for u in self.units.iter_mut().filter(|u| all || !u.layout.frozen) {
                     if let Some(whole) = &u.whole {
                         u.gather = Some(self.wire.all_gather(&u.own, whole)?);
                         spent.moved(whole);
@@ -162,7 +162,7 @@ impl UnitWeights {
             // What was gathered ahead of the update would be old.
             Placement::Parts => {
                 for i in 0..self.units.len() {
-                    if self.units[i].holds == 0 {
+                    if self.units[i].holds == 0 && (all || !self.units[i].layout.frozen) {
                         if let Some(work) = self.units[i].gather.take() {
                             spent.wait(work)?;
                         }

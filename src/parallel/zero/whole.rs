@@ -48,8 +48,8 @@ impl Whole {
         let Groups { shard, across, .. } = groups.clone();
         let total: usize = layouts.iter().map(|u| u.len).sum();
         let all = match how.device {
-            Device::Cpu if shard.size() > 1 => shard.tensor(total, Kind::Float)?,
-            Device::Cpu if across.size() > 1 => across.tensor(total, Kind::Float)?,
+            Device::Cpu if total > 0 && shard.size() > 1 => shard.tensor(total, Kind::Float)?,
+            Device::Cpu if total > 0 && across.size() > 1 => across.tensor(total, Kind::Float)?,
             device => Tensor::zeros([total as i64], (Kind::Float, device)),
         };
         let mut at = 0;

@@ -156,7 +156,7 @@ pub fn estimate(
 fn speed(plan: &Plan, shape: &StepShape, hardware: &Hardware, tokens_per_s: f64) -> SpeedEstimate {
     let share = shape.share(hardware);
     let device = tokens_per_s / plan.topology.world() as f64;
-    let per_token = flops::PerToken::new(&plan.model, plan.config.data.sequence_length);
+    let per_token = flops::PerToken::of(&plan.config, &plan.model);
     let peak = hardware.peak(plan.dtype == Kind::BFloat16) * share.speed / share.crowd.max(1.0);
     SpeedEstimate {
         tokens_per_s,

@@ -45,3 +45,28 @@ fn fused_attention_has_no_term_of_the_length_squared() {
     assert!(cpu.total() == cpu.tensors() && short.total() > short.tensors());
     assert_eq!(cpu.terms().len(), 5);
 }
+
+/// 70B with adapters on one node of 8 cards of 80 GB; all weights do not fit there.
+#[test]
+fn adapters_of_70b_fit_one_node_and_all_weights_do_not() {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/llama3_70b.yaml");
+    let of = |lora: &[&str]| {
+        let sets = [
+            "parallel.tensor=8",
+            "parallel.pipeline=1",
+            "parallel.context=1",
+            "parallel.data=1",
+            "batch.micro=1",
+            "train.recompute=full",
+            "parallel.schedule=1f1b",
+            "parallel.chunks=1",
+        ];
+        let sets: Vec<String> = sets.iter().chain(lora).map(|s| s.to_string()).collect();
+        let ranks = Ranks { rank: 0, size: 8, local_rank: 0, local_size: 8, cuda_devices: 8, cores: 8 };
+        Memory::peak(&Plan::from_draft(load::draft(&file, &sets).unwrap(), &ranks).unwrap())
+    };
+    let (all, lora) = (of(&[]), of(&["lora.rank=16", "lora.alpha=32", "model.weights=w"]));
+    assert!(lora.total() <= CARD && all.total() > CARD, "{lora:?} {all:?}");
+    assert_eq!(lora.parameters, all.parameters + lora.gradients / 2);
+    assert!(lora.gradients * 40 < all.gradients && lora.moments == lora.gradients * 2);
+}

@@ -23,7 +23,7 @@
 //! what they read is about the whole list too, until they are made.
 
 use super::device;
-use crate::config::{ModelConfig, Recompute};
+use crate::config::{LoraTarget, ModelConfig, Recompute};
 use crate::kernels;
 use crate::layout::Unit;
 use crate::model::{block, head};
@@ -175,7 +175,21 @@ impl ActivationWork<'_> {
 
     /// What one block keeps.
     fn block(&self, mode: Recompute) -> u128 {
-        self.n * block::kept_bytes(self.model(), self.e as usize, mode, self.tensor as usize) as u128
+        let adapters = match mode {
+            Recompute::Full => 0,
+            _ => self.low_bytes(),
+        };
+        self.n * block::kept_bytes(self.model(), self.e as usize, mode, self.tensor as usize) as u128 + adapters
+    }
+
+    /// The adapters' products of A that one block keeps: those of o and down of this rank's tokens, the others of all.
+    fn low_bytes(&self) -> u128 {
+        let Some(lora) = &self.plan.config.lora else { return 0 };
+        let of = |t: &LoraTarget| match t {
+            LoraTarget::OProj | LoraTarget::DownProj => self.share,
+            _ => self.n,
+        };
+        lora.targets.iter().map(of).sum::<u128>() * lora.rank as u128 * self.e
     }
 
     fn model(&self) -> &ModelConfig {
@@ -184,7 +198,7 @@ impl ActivationWork<'_> {
 
     fn head(&self) -> u128 {
         let ActivationWork { e, share, h, v, rows: c, .. } = *self;
-        let product = if self.in_place { 0 } else { v * h };
+        let product = if self.in_place || self.plan.partial() { 0 } else { v * h };
         let own_rows = if self.tensor > 1 { 2 * c.div_ceil(self.tensor) * h } else { 0 };
         (share * 2 * h + c * (v + h) + product.max(c * h) + own_rows) * e
     }

@@ -1,0 +1,65 @@
+//! Runs that train a part of the model: whether adapters and frozen layers fit the model.
+
+use super::shape::Shape;
+use super::Plan;
+use crate::config::{Config, FreezeSection, LoraSection, Problem};
+use crate::layout::adapter_shapes;
+
+/// All clashes of `lora` and `model.freeze` with each other and the model.
+pub fn check(config: &Config, shape: Option<&Shape>, out: &mut Vec<Problem>) {
+    let freeze = config.model.freeze.filter(|f| *f != FreezeSection::default());
+    if let (Some(_), Some(_)) = (&config.lora, freeze) {
+        let fact = "with lora every weight of the model is frozen already";
+        out.push(Problem::new(["model.freeze", "lora"], fact).hint("leave model.freeze out"));
+    }
+    let key = if config.lora.is_some() { "lora" } else { "model.freeze" };
+    if (config.lora.is_some() || freeze.is_some()) && config.model.weights.is_none() {
+        let fact = "weights are to be frozen, but the run has none to start from: they would stay random";
+        out.push(Problem::new([key, "model.weights"], fact).hint("give model.weights"));
+    }
+    if let Some(lora) = &config.lora {
+        adapters(lora, shape, out);
+    }
+    if let (Some(freeze), Some(shape)) = (freeze, shape) {
+        let layers = shape.model.num_hidden_layers;
+        let key = "model.freeze.blocks";
+        if freeze.blocks > layers {
+            let mut problem = Problem::new([key], format!("{} blocks are to be frozen of {layers}", freeze.blocks));
+            problem.keys.extend(shape.problem(&["num_hidden_layers"], String::new()).keys);
+            out.push(problem.hint(format!("at most {layers}")));
+        } else if freeze.blocks == layers && freeze.embedding && freeze.head {
+            let fact = format!("all {layers} blocks, the embedding and the head are frozen: nothing is trained");
+            out.push(Problem::new(["model.freeze"], fact).hint("leave something to train"));
+        }
+    }
+}
+
+fn adapters(lora: &LoraSection, shape: Option<&Shape>, out: &mut Vec<Problem>) {
+    for (i, target) in lora.targets.iter().enumerate() {
+        if lora.targets[..i].contains(target) {
+            let fact = format!("{} is named twice", target.name());
+            out.push(Problem::new(["lora.targets"], fact).hint("name each matrix once"));
+        }
+    }
+    let Some(shape) = shape else { return };
+    // A has [r,in], B [out,r].
+    let other = |name: &str, s: &[usize]| if name.ends_with("lora_A.weight") { s[1] } else { s[0] };
+    let sides = adapter_shapes(&shape.model, lora, 0).into_iter().map(|(name, s)| (other(&name, &s), name));
+    if let Some((least, name)) = sides.min().filter(|(least, _)| *least < lora.rank) {
+        let module = name.split('.').rev().nth(2).unwrap_or_default();
+        let fact = format!("rank {} is more than the {least} rows or columns of {module}", lora.rank);
+        out.push(Problem::new(["lora.rank"], fact).hint(format!("at most {least}; 8 to 64 is usual")));
+    }
+}
+
+impl Plan {
+    /// Whether some weights of the model are not trained.
+    pub fn partial(&self) -> bool {
+        self.layout.units.iter().any(|u| u.frozen) || self.config.lora.is_some() || self.frozen_layers().is_some()
+    }
+
+    /// The layers that are frozen, if any are.
+    pub fn frozen_layers(&self) -> Option<FreezeSection> {
+        self.config.model.freeze.filter(|f| *f != FreezeSection::default())
+    }
+}
