@@ -115,7 +115,7 @@ impl UnitLayout {
             Param { start, ..p.clone() }
         };
         let params: Vec<Param> = self.params.iter().filter(|p| stays(p)).map(&mut place).collect();
-        UnitLayout { unit: self.unit, params, used, len: used.next_multiple_of(PAD) }
+        UnitLayout { params, used, len: used.next_multiple_of(PAD), ..*self }
     }
 }
 

@@ -214,7 +214,7 @@ mod tests {
                         let embeds = unit.unit == Unit::Embedding && rank == 0;
                         let matrix = param.extent.len() == 2 && format.is_some();
                         assert_eq!(kept, embeds || !matrix, "{what} {}", param.name);
-                        let head = tied && axes[2] == 1 || tied && rank == 3;
+                        let head = tied && (axes[2] == 1 || rank == 3);
                         let want = matrix && (unit.unit != Unit::Embedding || head);
                         assert_eq!(placed, want, "{what} {}", param.name);
                     }

@@ -51,10 +51,13 @@ impl Lab {
         (value, code)
     }
 
-    /// The red and amber rows: light, name, who.
+    /// The red and amber rows: light, name, who; of what is timed only the red ones, since the nodes share this machine's cores.
     fn found(&self) -> Vec<(String, String, String)> {
         let (d, code) = self.examine();
-        let bad = |c: &&Value| c["light"] == "red" || c["light"] == "amber";
+        let timed = |c: &Value| {
+            ["links", "cpu speed", "memory speed", "storage speed", "start"].contains(&c["name"].as_str().unwrap())
+        };
+        let bad = |c: &&Value| c["light"] == "red" || (c["light"] == "amber" && !timed(c));
         let rows: Vec<&Value> = d["checks"].as_array().unwrap().iter().filter(bad).collect();
         rows.iter().for_each(|c| eprintln!("  {c}"));
         let red = rows.iter().any(|c| c["light"] == "red");
