@@ -11,7 +11,7 @@ use tch::Device;
 
 /// What the formula promises.
 const BAND: f64 = 0.10;
-/// Of stages of a pipeline, whose formula is too low since the kernels are our own: docs/limits.md.
+/// Of stages of a pipeline, whose formula is too high since the kernels are our own: docs/limits.md.
 const PIPELINE_BAND: f64 = 0.16;
 
 /// Shapes of the 8B model scaled down, so that each term is the large one somewhere.
