@@ -66,14 +66,6 @@ impl Memory {
         let worst = work.worst();
         let inputs = clip(work.inputs(worst.alive));
         let state = Memory { inputs, beside: BesideTensors::of(plan), ..Memory::state(plan) };
-        let update = match plan.device.is_cuda() {
-            true => device::update(largest_part(plan)),
-            false => 0,
-        };
-        // Of the passes and the update, whichever holds more.
-        if worst.activations + worst.working < update as u128 {
-            return Memory { working: update, ..state };
-        }
         Memory { activations: clip(worst.activations), working: clip(worst.working), ..state }
     }
 
@@ -125,12 +117,6 @@ impl Memory {
         out.extend(beside.into_iter().filter(|term| term.1 > 0));
         out
     }
-}
-
-/// Elements of the largest unit that this rank updates at once.
-fn largest_part(plan: &Plan) -> u128 {
-    let sharding = Sharding::new(&plan.config.parallel, &plan.topology);
-    plan.layout.units.iter().filter(|u| !u.frozen).map(|u| u.len.div_ceil(sharding.group) as u128).max().unwrap_or(0)
 }
 
 /// Whether the ranks of a copy are on one node and on the CPU: then their parts are one window.

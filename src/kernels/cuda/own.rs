@@ -40,6 +40,11 @@ fn width(kind: Kind) -> Option<i64> {
     }
 }
 
+/// Whether the kernels take rows of so many columns.
+pub fn takes_rows(kind: Kind, columns: i64) -> bool {
+    width(kind).is_some_and(|vector| columns > 0 && columns % vector == 0 && columns <= i32::MAX as i64 / 2)
+}
+
 /// `$name_bf16` or `$name_f32`, by dtype.
 macro_rules! of_kind {
     ($kind:expr, $name:literal) => {
@@ -60,14 +65,7 @@ fn threads(vectors: i64, most: i64) -> i64 {
 fn rows(x: &Tensor) -> Option<(&'static OwnKernels, i64, i64, i64)> {
     let vector = width(x.kind())?;
     let (n, w) = x.size2().ok()?;
-    if !x.device().is_cuda()
-        || n == 0
-        || w == 0
-        || w % vector != 0
-        || w > i32::MAX as i64 / 2
-        || n > i32::MAX as i64
-        || !dense(x)
-    {
+    if !x.device().is_cuda() || n == 0 || n > i32::MAX as i64 || !takes_rows(x.kind(), w) || !dense(x) {
         return None;
     }
     Some((OwnKernels::of(x.device())?, n, w, vector))

@@ -1,11 +1,11 @@
 //! The CUDA column: what a device's kernels hold that a CPU's do not, and what lies on the card beside tensors.
 //!
 //! Attention that is fused has no S² term: its backward pass holds the three gradients, the queries' once more in fp32, and, where
-//! heads share keys, those of keys and values once for each query head. Row-wise operations run over pieces
-//! (`kernels::cuda::pieces`), so their temporaries are bounded.
+//! heads share keys, those of keys and values once for each query head. Row-wise operations
+//! are herd's own kernels, which hold nothing beside their results; rows that those do not take (`own::takes_rows`) run over pieces
+//! (`kernels::cuda::pieces`), so their temporaries are bounded. On a card without NVRTC all of them do: not counted here.
 
-use super::clip;
-use crate::kernels::cuda::{attend, pieces, unfused_bytes};
+use crate::kernels::cuda::{attend, own, pieces, unfused_bytes};
 use crate::layout::Sharding;
 use crate::plan::Plan;
 use crate::topology::Axis;
@@ -79,21 +79,35 @@ pub(super) fn attention(plan: &Plan, [n, q, a]: [u128; 3], heads: u128) -> u128 
     unfused_bytes(length, sequences * heads as usize) as u128 + keys * 4 + n * q * 16
 }
 
-/// Bytes of the temporaries of the hungriest row-wise operation on N tokens of width H, F and V' of a chunk of `rows`.
-pub(super) fn temporaries(plan: &Plan, [n, h, f]: [u128; 3], [rows, v]: [u128; 2]) -> u128 {
+/// Bytes of the temporaries of the hungriest row-wise operation on N tokens of width H and of F, in the blocks.
+pub(super) fn temporaries(plan: &Plan, [n, h, f]: [u128; 3]) -> u128 {
     let narrow = plan.dtype.elt_size_in_bytes() < 4;
-    let piece = |rows: u128, width: u128| {
-        let most = (pieces::ELEMENTS as u128 / width.max(1)).max(1);
-        rows.min(most) * width
+    let swiglu = match takes(plan, f) {
+        true => 0,
+        false => piece(n, 2 * f) * if narrow { 22 } else { 16 },
     };
-    // fp32 copies of a piece that live at once, and in bf16 those of the arguments (kernels::reference).
-    let swiglu = piece(n, 2 * f) * if narrow { 22 } else { 16 };
-    let norm = piece(n, h) * if narrow { 36 } else { 24 };
-    let loss = piece(rows, v) * if narrow { 16 } else { 12 };
-    swiglu.max(norm).max(loss)
+    swiglu.max(pieces_of(plan, [n, h], if narrow { 36 } else { 24 }))
 }
 
-/// Bytes of AdamW's temporaries on flat buffers of which this rank updates `part` elements at most at a time.
-pub(super) fn update(part: u128) -> u64 {
-    clip(part.min(pieces::ELEMENTS as u128) * 28)
+/// Bytes of the loss's temporaries on a chunk of `rows` of V' logits.
+pub(super) fn loss_temporaries(plan: &Plan, chunk: [u128; 2]) -> u128 {
+    pieces_of(plan, chunk, if plan.dtype.elt_size_in_bytes() < 4 { 16 } else { 12 })
+}
+
+/// Of an operation that holds `each` bytes an element of a piece: fp32 copies that live at once, and in bf16 those of the arguments
+/// (`kernels::reference`). herd's own kernels hold none.
+fn pieces_of(plan: &Plan, [n, width]: [u128; 2], each: u128) -> u128 {
+    match takes(plan, width) {
+        true => 0,
+        false => piece(n, width) * each,
+    }
+}
+
+fn takes(plan: &Plan, columns: u128) -> bool {
+    own::takes_rows(plan.dtype, i64::try_from(columns).unwrap_or(i64::MAX))
+}
+
+/// Elements of one piece of N rows.
+fn piece(n: u128, width: u128) -> u128 {
+    n.min((pieces::ELEMENTS as u128 / width.max(1)).max(1)) * width
 }

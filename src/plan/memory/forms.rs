@@ -2,9 +2,9 @@
 //! largest unknown of memory and speed, so it is one value that formulas are given.
 //!
 //! On the CPU both are fused (`kernels::cpu`). On CUDA attention is (`kernels::cuda::attend`; in fp32 over pieces of the scores, which
-//! `device` counts), and row-wise operations are libtorch's over pieces. Unfused attention, which makes the scores of all pairs in
-//! fp32, three at a time at its highest point, is what other programs do and what herd did. When a kernel lands on CUDA,
-//! [`KernelForms::of`] is the line to change.
+//! `device` counts), and row-wise operations count as libtorch's over pieces: in time, since no card has shown what herd's own take;
+//! in memory only for rows that those do not take (`device`). Unfused attention, which makes the scores of all pairs in fp32, three at
+//! a time at its highest point, is what other programs do and what herd did.
 
 use crate::config::ModelConfig;
 use serde::Serialize;

@@ -60,8 +60,9 @@ pub(super) struct ActivationWork<'a> {
     tensor: u128,
     /// Weight gradients are added where they are summed.
     in_place: bool,
-    /// Temporaries of row-wise operations that are no kernel of their own.
+    /// Temporaries of row-wise operations in the blocks that are no kernel of their own, and of the loss.
     temporaries: u128,
+    loss: u128,
     forms: KernelForms,
 }
 
@@ -76,6 +77,7 @@ impl ActivationWork<'_> {
         let tokens = n.min(usize::MAX as u128) as usize;
         let rows = (head::chunk_rows(tokens, v, e, head::CHUNK_BYTES, plan.device) as u128).min(n);
         let (h, f) = (m.hidden_size as u128, m.intermediate_size.div_ceil(tensor) as u128);
+        let in_pieces = forms.elementwise == KernelForm::Unfused;
         ActivationWork {
             plan,
             e: e as u128,
@@ -90,10 +92,8 @@ impl ActivationWork<'_> {
             rows,
             tensor: tensor as u128,
             in_place: kernels::weight_gradients_in_place(plan.dtype, plan.device),
-            temporaries: match forms.elementwise {
-                KernelForm::Unfused => device::temporaries(plan, [n, h, f], [rows, v as u128]),
-                KernelForm::Fused => 0,
-            },
+            temporaries: if in_pieces { device::temporaries(plan, [n, h, f]) } else { 0 },
+            loss: if in_pieces { device::loss_temporaries(plan, [rows, v as u128]) } else { 0 },
             forms,
         }
     }
@@ -136,7 +136,10 @@ impl ActivationWork<'_> {
                         _ => 0,
                     };
                     let back = back + waiting;
-                    now.working = self.temporaries + if chunk.head { back.max(self.head()) } else { back };
+                    now.working = match chunk.head {
+                        true => self.temporaries.max(self.loss) + back.max(self.head()),
+                        false => self.temporaries + back,
+                    };
                     if now.activations + now.working > worst.activations + worst.working {
                         worst = now;
                     }
