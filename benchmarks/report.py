@@ -6,7 +6,7 @@ import sys
 import common
 
 PAGE = common.ROOT / "docs" / "benchmarks.md"
-FILES = ["train", "axes", "checkpoint", "recovery", "stacks", "inputs", "scale", "simulate", "serve", "gpu", "plan", "finetune", "report"]
+FILES = ["train", "axes", "checkpoint", "recovery", "stacks", "inputs", "scale", "simulate", "serve", "gpu", "plan", "finetune"]
 
 
 def marks(name):
@@ -55,9 +55,10 @@ def write():
 
 
 def record(entries, path, quick):
-    """Prints the entries of a benchmark, each with its goal, and keeps them unless the run was a quick one."""
+    """Prints the entries of a benchmark, each with its goal or its unit, and keeps them unless the run was a quick one."""
     for e in entries:
-        print(f"{e['name']:26} {e['value']:10.4g}   {e['goal']}: {'reached' if e['reached'] else 'NOT reached'}")
+        told = f"{e['goal']}: {'reached' if e['reached'] else 'NOT reached'}" if "goal" in e else e["unit"]
+        print(f"{e['name']:28} {e['value']:10.5g}   {told}", flush=True)
     if not quick:
         common.write_results(entries, path)
         write()

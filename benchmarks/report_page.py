@@ -1,4 +1,4 @@
-"""How long the page of a run of a million steps takes: results/report.json.
+"""How long the page of a run of a million steps takes: results/plan.json.
 
     python benchmarks/report_page.py            # about a minute
     python benchmarks/report_page.py --quick    # ten thousand steps, records nothing
@@ -22,7 +22,7 @@ from common import Failed, Run
 sys.path.insert(0, str(common.ROOT / "tests" / "page"))
 import chromium  # noqa: E402
 
-RESULTS = common.RESULTS.with_name("report.json")
+RESULTS = common.RESULTS.with_name("plan.json")
 
 
 def stamp(seconds):
@@ -105,11 +105,7 @@ def main():
         entries = measure(common.herd_binary(args.herd), folder, 10**4 if args.quick else 10**6)
     except Failed as e:
         sys.exit(f"bench: {e}")
-    for e in entries:
-        print(f"{e['name']:28} {e['value']:>12} {e['unit']}", flush=True)
-    if not args.quick:
-        common.write_results(entries, RESULTS)
-        report.write()
+    report.record(entries, RESULTS, args.quick)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import common
 import quantized
+import report
 
 SCRATCH = common.SCRATCH / "serve"
 RESULTS = common.RESULTS.with_name("serve.json")
@@ -351,15 +352,9 @@ def main():
     try:
         for name, part in parts.items():
             if args.only in (None, name):
-                entries = part(herd)
-                common.write_results(entries, RESULTS)
-                for e in entries:
-                    print(f"{e['name']}: {e['value']} {e['unit']}", flush=True)
+                report.record(part(herd), RESULTS, False)
     except common.Failed as e:
         sys.exit(f"serve: {e}")
-    import report
-
-    report.write()
 
 
 if __name__ == "__main__":

@@ -65,11 +65,7 @@ def main():
         entry("sim_bugs_planted", bugs["planted"], "mistakes put into the shipped code", "none"),
         entry("sim_bugs_found", bugs["found"], "of them found", "none", goal="all", reached=bugs["planted"] == bugs["found"]),
     ]  # fmt: skip
-    for e in entries:
-        print(f"{e['name']:20} {e['value']:>12.5g} {e['unit']}", flush=True)
-    if not args.quick:
-        common.write_results(entries, RESULTS)
-        report.write()
+    report.record(entries, RESULTS, args.quick)
 
 
 if __name__ == "__main__":

@@ -12,22 +12,7 @@ python=${HERD_PYTHON:-python3}
 export HERD_CLUSTER=$PWD/$demo/cluster
 nodes=2
 
-title() { printf '\n\033[1m%s\033[0m\n' "$*"; }
-show() {
-    local word line='$'
-    for word in "$@"; do
-        if [[ $word == *" "* ]]; then line+=" '$word'"; else line+=" $word"; fi
-    done
-    echo "$line"
-    "$@"
-}
-finish() {
-    if [ "${KEEP:-}" = 1 ]; then
-        echo "The cluster stays up: HERD_CLUSTER=$HERD_CLUSTER $cluster status"
-    else
-        "$cluster" down
-    fi
-}
+. tests/demo_steps.sh
 
 title "1. Install herd, as on a cluster"
 rm -rf "$demo"
@@ -40,7 +25,7 @@ show module load herd
 show herd --version
 
 title "2. Bring up a private Slurm with $nodes nodes"
-trap finish EXIT
+trap leave EXIT
 trap 'exit 130' INT TERM
 show $cluster up --nodes $nodes
 show $cluster run sinfo

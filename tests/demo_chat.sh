@@ -14,23 +14,11 @@ export HERD_CLUSTER=$PWD/$demo/cluster
 nodes=2
 began=$SECONDS
 
-title() { printf '\n\033[1m%s\033[0m\n' "$*"; }
-show() {
-    local word line='$'
-    for word in "$@"; do
-        if [[ $word == *" "* ]]; then line+=" '$word'"; else line+=" $word"; fi
-    done
-    echo "$line"
-    "$@"
-}
+. tests/demo_steps.sh
 job=
 finish() {
     if [ -n "$job" ]; then $cluster run scancel "$job" || true; fi
-    if [ "${KEEP:-}" = 1 ]; then
-        echo "The cluster stays up: HERD_CLUSTER=$HERD_CLUSTER $cluster status"
-    else
-        "$cluster" down
-    fi
+    leave
 }
 
 title "1. Install herd, and a model: SmolLM2-135M-Instruct as llama.cpp quantized it"

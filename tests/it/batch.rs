@@ -31,13 +31,13 @@ fn run(dir: &Path, n: usize, args: &[&str]) -> Output {
     batch(dir, n, args).output().unwrap()
 }
 
-fn ok(dir: &Path, n: usize, args: &[&str]) -> String {
+pub fn ok(dir: &Path, n: usize, args: &[&str]) -> String {
     let out = run(dir, n, args);
     assert!(out.status.success(), "{args:?}: {}", text(&out));
     text(&out)
 }
 
-fn fails(dir: &Path, args: &[&str], exit: i32, words: &[&str]) {
+pub fn fails(dir: &Path, args: &[&str], exit: i32, words: &[&str]) {
     let out = run(dir, 1, args);
     let told = text(&out);
     assert_eq!(out.status.code(), Some(exit), "{told}");

@@ -1,5 +1,6 @@
 //! `--quantize`: near the model in fp32, the same over every topology, in any company; bad options; GGUF's blocks kept as they are.
 
+use crate::batch::{fails, ok};
 use crate::model::ask_oracle;
 use crate::models_in_out::{json_file, put};
 use crate::support::{herd, mpirun, python, text};
@@ -8,31 +9,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
-
-fn run(dir: &Path, ranks: usize, args: &[&str]) -> Output {
-    let mut c = match ranks {
-        1 => herd(),
-        _ => {
-            let mut c: Command = mpirun(ranks);
-            c.arg(env!("CARGO_BIN_EXE_herd"));
-            c
-        }
-    };
-    c.current_dir(dir).args(["batch", "--threads", "1", "--cache-gb", "0.1"]).args(args).output().unwrap()
-}
-
-fn ok(dir: &Path, ranks: usize, args: &[&str]) -> String {
-    let out = run(dir, ranks, args);
-    assert!(out.status.success(), "{args:?}: {}", text(&out));
-    text(&out)
-}
-
-fn refused(dir: &Path, args: &[&str], exit: i32, words: &[&str]) {
-    let out = run(dir, 1, args);
-    let told = text(&out);
-    assert_eq!(out.status.code(), Some(exit), "{told}");
-    assert!(words.iter().all(|w| told.contains(w)), "{words:?}: {told}");
-}
 
 /// Answers by their ids.
 fn answers(path: &Path) -> BTreeMap<String, Value> {
@@ -133,12 +109,12 @@ fn options_that_cannot_be_are_refused_and_another_format_is_another_file() {
     let d = dir.path();
     crate::batch::small(d);
     put(&d.join("in.jsonl"), &json!({"id": 1, "prompt": "abc", "max_tokens": 3}));
-    refused(d, &["--model", "m", "--quantize", "int5", "in.jsonl", "o.jsonl"], 2, &["int5", "int8", "int4"]);
+    fails(d, &["--model", "m", "--quantize", "int5", "in.jsonl", "o.jsonl"], 2, &["int5", "int8", "int4"]);
     let out = herd().current_dir(d).args(["generate", "--model", "m", "--quantize", "q8", "-p", "x"]).output().unwrap();
     assert!(out.status.code() == Some(2) && text(&out).contains("int8"), "{}", text(&out));
     ok(d, 1, &["--model", "m", "in.jsonl", "o.jsonl"]);
     let words = ["quantize was null, now \"int8\"", "name another file"];
-    refused(d, &["--model", "m", "--quantize", "int8", "in.jsonl", "o.jsonl"], 11, &words);
+    fails(d, &["--model", "m", "--quantize", "int8", "in.jsonl", "o.jsonl"], 11, &words);
     // 64 and 160 columns cut in two: said, not refused.
     let told = ok(d, 2, &["--model", "m", "--tensor", "2", "--quantize", "int4", "in.jsonl", "two.jsonl"]);
     assert!(told.contains("32 of 64 columns a rank are no multiple of 128"), "{told}");

@@ -83,10 +83,7 @@ fn tile8<L: IntLanes, const R: usize, const P: usize>(
 ) -> usize {
     let (x, f) = (p.x, l.floats());
     assert!(row + R <= x.rows && x.ints.len() >= x.rows * x.cols);
-    let mut w = [p.w.panel(panel); P];
-    for (i, w) in w.iter_mut().enumerate() {
-        *w = p.w.panel(panel + i);
-    }
+    let w: [_; P] = std::array::from_fn(|i| p.w.panel(panel + i));
     let mut out = [[f.splat(0.0); P]; R];
     let mut line = 0;
     for group in 0..x.groups {
@@ -142,10 +139,7 @@ fn tile4<L: IntLanes, const R: usize, const P: usize>(
 ) -> usize {
     let (x, f) = (p.x, l.floats());
     assert!(row + R <= x.rows && x.ints.len() >= x.rows * x.cols);
-    let mut w = [p.w.panel(panel); P];
-    for (i, w) in w.iter_mut().enumerate() {
-        *w = p.w.panel(panel + i);
-    }
+    let w: [_; P] = std::array::from_fn(|i| p.w.panel(panel + i));
     let mut out = [[f.splat(0.0); P]; R];
     let mut part = 0;
     for group in 0..x.groups {
