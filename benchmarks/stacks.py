@@ -29,7 +29,7 @@ import faults  # noqa: E402
 RESULTS = common.ROOT / "benchmarks" / "results" / "stacks.json"
 PAGE = common.ROOT / "docs" / "cluster.md"
 TOOL = common.ROOT / "tests" / "stacks" / "stack"
-STAGES = ("build", "unit", "mpirun", "slurm", "drill")
+STAGES = ("build", "unit", "mpirun", "slurm", "fence", "drill")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,10 @@ class Lane:
 
     @property
     def stages(self):
-        return STAGES if self.plugin else ("build", "unit", "mpirun")
+        if not self.plugin:
+            return ("build", "unit", "mpirun")
+        # how nodes are joined is PMIx's business
+        return tuple(s for s in STAGES if s != "fence" or self.plugin == "pmix")
 
 
 LANES = [
@@ -121,6 +124,15 @@ def drill(place, only):
     return [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
 
 
+def fence(place):
+    """Starts that failed by each way of joining nodes, as tests/stacks/fence.py writes it."""
+    rows = place.outside / "build" / "fence.jsonl"
+    rows.parent.mkdir(exist_ok=True)
+    rows.unlink(missing_ok=True)
+    place.run(f"{place.env['HERD_PYTHON']} tests/stacks/fence.py --rows {place.root}/build/fence.jsonl", check=True)
+    return [json.loads(line) for line in rows.read_text().splitlines()]
+
+
 def run(lane, args, before):
     """What was found about a lane, with what `before` had found in stages that are not run now."""
     place = Place(lane, args.here)
@@ -144,6 +156,8 @@ def run(lane, args, before):
         found["mpirun"] = tests(place, "--test it -- wire:: liveness:: tensor:: pipeline::")
     if "slurm" in stages:
         found["slurm_tests"] = tests(place, "--test it -- slurm::")
+    if "fence" in stages:
+        found["fence"] = fence(place)
     if "drill" in stages:
         rows = drill(place, args.cases)
         kept = {r["case"]: r for r in before.get("rows", [])} if args.cases else {}
@@ -181,8 +195,8 @@ def entries(lanes):
 
 def table(lanes):
     head = [
-        "| Debian | Slurm | MPI | ranks start by | unit tests | ranks under mpirun | tests on Slurm | faults drilled | blamed wrongly | noticed (silent, death) | back on a spare | herd |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | ---: | --- | ---: | --- |",
+        "| Debian | Slurm | MPI | ranks start by | unit tests | ranks under mpirun | tests on Slurm | starts that failed (ring, tree, mixed) | faults drilled | blamed wrongly | noticed (silent, death) | back on a spare | herd |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | ---: | --- | ---: | --- |",
     ]
     return head + [line(lane) for lane in lanes]
 
@@ -192,6 +206,7 @@ def line(lane):
         p, f = lane.get(key, (None, None))
         return "–" if p is None else f"{p} passed" + (f", **{f} failed**" if f else "")
 
+    joined = ", ".join(f"{row['failed']} of {row['starts']}" for row in lane.get("fence", [])) or "–"
     rows = lane.get("rows", [])
     most = lambda key, pick: max((r[key] for r in rows if pick(r) and r[key] is not None), default=None)  # noqa: E731
     span = lambda t: "–" if t is None else f"{t:.1f} s"  # noqa: E731
@@ -201,7 +216,7 @@ def line(lane):
     drilled = f"{len(rows)}" + (f", **failed: {'; '.join(bad)}**" if bad else ", none failed") if rows else "–"
     noticed = f"{span(most('detect', lambda r: r['kind'] == 'silent'))}, {span(most('detect', lambda r: r['kind'] == 'death'))}" if rows else "–"
     wrong = len([r for r in rows if r["wrong"]]) if rows else "–"
-    cells = [lane["release"], lane["slurm"], mpi, start, count("unit"), count("mpirun"), count("slurm_tests"), drilled, wrong, noticed,
+    cells = [lane["release"], lane["slurm"], mpi, start, count("unit"), count("mpirun"), count("slurm_tests"), joined, drilled, wrong, noticed,
              span(most("recover", lambda r: r["spare"])), f"{lane['herd']}, {lane['date']}"]
     return "| " + " | ".join(str(c) for c in cells) + " |"
 
