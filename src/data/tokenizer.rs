@@ -7,6 +7,7 @@ mod bytes;
 mod front;
 mod huggingface;
 mod tiktoken;
+mod words;
 
 use crate::error::{Error, Exit, Result};
 use crate::text::unmarked;

@@ -1,6 +1,7 @@
 //! A Hugging Face `tokenizer.json`, by the `tokenizers` crate. Which token begins and ends a text the file itself does not
 //! say: `tokenizer_config.json` or `special_tokens_map.json` beside it do, else the usual names are looked for.
 
+use super::words::WordEncoder;
 use super::{beside, NamedFile};
 use crate::error::{Error, Exit, Result};
 use crate::foreign::guarded;
@@ -17,6 +18,8 @@ const COMPANIONS: &[&str] = &["tokenizer_config.json", "special_tokens_map.json"
 
 pub struct HuggingFace {
     inner: tokenizers::Tokenizer,
+    /// Where it is plain byte-level BPE.
+    words: Option<WordEncoder>,
     pub bos: Option<u32>,
     pub eos: Option<u32>,
     pub files: Vec<NamedFile>,
@@ -47,8 +50,10 @@ impl HuggingFace {
         let eos = special(&inner, &files, "eos_token", EOS_NAMES);
         files.insert(0, ("tokenizer.json".into(), content));
         let (front, behind) = around(&inner, path)?;
+        let only_special = inner.get_added_tokens_decoder().values().all(|t| t.special);
+        let words = serde_json::from_slice(&files[0].1).ok().and_then(|json| WordEncoder::of(&json, only_special));
         let specials = inner.get_added_tokens_decoder().iter().filter(|(_, t)| t.special).map(|(&id, _)| id).collect();
-        Ok(HuggingFace { inner, bos, eos, files, front, behind, special: OnceLock::new(), specials })
+        Ok(HuggingFace { inner, words, bos, eos, files, front, behind, special: OnceLock::new(), specials })
     }
 
     pub fn vocab_size(&self) -> usize {
@@ -61,7 +66,10 @@ impl HuggingFace {
     }
 
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        encode(&self.inner, text)
+        match &self.words {
+            Some(words) => words.encode(text, |word| encode(&self.inner, word)),
+            None => encode(&self.inner, text),
+        }
     }
 
     /// As [`HuggingFace::encode`], but the name of a special token is the token.
@@ -143,4 +151,52 @@ fn special(t: &tokenizers::Tokenizer, files: &[NamedFile], key: &str, usual: &[&
         t.token_to_id(name)
     });
     named.or_else(|| usual.iter().find_map(|name| t.token_to_id(name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// The tokenizer of `tests::tiny_bpe` with another way to cut text.
+    fn with_cuts(pre: &Value) -> HuggingFace {
+        let dir = tempfile::tempdir().unwrap();
+        let path = super::super::tests::tiny_bpe(dir.path());
+        let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        json["pre_tokenizer"] = pre.clone();
+        HuggingFace::open(Path::new(&path), json.to_string().into_bytes()).unwrap()
+    }
+
+    /// Texts in which patterns may go different ways, with every `step`th character of Unicode in each role.
+    fn nasty(step: usize) -> Vec<String> {
+        let chars: Vec<char> = (0..0x110000).step_by(step).filter_map(char::from_u32).collect();
+        let each = |c: &char| format!("a{c}b {c}{c} 1{c}\n {c}\t'{c}'S  {c}\r\n\n {c}");
+        let mut texts: Vec<String> = chars.chunks(64).map(|some| some.iter().map(each).collect()).collect();
+        texts.extend(["", " ", "  ", "\n", "x  ", "  x", " \n x\n \n", "it's IT'S 'ſ 'llll don'T", "1234567890 ½²٣", "a\u{85}\u{a0}\u{3000} b"].map(String::from));
+        texts
+    }
+
+    #[test]
+    fn words_give_the_librarys_ids() {
+        let bytes = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
+        let split = json!({"type": "Split", "pattern": {"Regex": super::super::tiktoken::SPLIT}, "behavior": "Isolated", "invert": false});
+        let digits = |each: bool| json!({"type": "Digits", "individual_digits": each});
+        let all = |parts: &[Value]| json!({"type": "Sequence", "pretokenizers": parts});
+        for pre in [bytes(true), all(&[split, bytes(false)]), all(&[digits(true), bytes(true)]), all(&[digits(false), bytes(true)])] {
+            let t = with_cuts(&pre);
+            assert!(t.words.is_some(), "{pre}");
+            for text in nasty(23) {
+                assert_eq!(t.encode(&text).unwrap(), encode(&t.inner, &text).unwrap(), "{pre}: {text:?}");
+            }
+        }
+    }
+
+    /// What the words do not know goes to the library.
+    #[test]
+    fn other_tokenizers_are_the_librarys() {
+        let other = json!({"type": "Split", "pattern": {"Regex": "\\w+"}, "behavior": "Isolated", "invert": false});
+        for pre in [other, json!({"type": "Whitespace"}), json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true})] {
+            assert!(with_cuts(&pre).words.is_none(), "{pre}");
+        }
+    }
 }

@@ -2,7 +2,7 @@ use super::*;
 use std::path::Path;
 
 /// A BPE over bytes that learns a few merges, saved as tokenizer.json.
-fn tiny_bpe(dir: &Path) -> String {
+pub fn tiny_bpe(dir: &Path) -> String {
     use tokenizers::models::bpe::{BpeTrainerBuilder, BPE};
     use tokenizers::pre_tokenizers::byte_level::ByteLevel;
     use tokenizers::AddedToken;

@@ -1,6 +1,7 @@
 //! A tiktoken `tokenizer.model` as Llama 3 ships it: one token a line, base64, a space, its rank (= id). The 256 special
 //! tokens follow the highest rank, named as in Llama 3.1's own tokenizer.json.
 
+use super::words::WordEncoder;
 use super::{beside, NamedFile};
 use crate::error::{Error, Exit, Result};
 use base64::{engine::general_purpose::STANDARD, Engine};
@@ -19,6 +20,7 @@ const MAX_RUN: usize = 25_000;
 
 pub struct Tiktoken {
     bpe: CoreBPE,
+    words: Option<WordEncoder>,
     base: u32,
     files: Vec<NamedFile>,
 }
@@ -46,7 +48,7 @@ impl Tiktoken {
             .map_err(|e| Error::new(Exit::Internal, format!("the Llama 3 split pattern does not compile: {e}")))?;
         let mut files = beside(path, &["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"])?;
         files.insert(0, ("tokenizer.model".into(), content));
-        Ok(Tiktoken { bpe, base, files })
+        Ok(Tiktoken { bpe, words: WordEncoder::llama3(), base, files })
     }
 
     pub fn vocab_size(&self) -> usize {
@@ -76,7 +78,12 @@ impl Tiktoken {
     }
 
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        self.encode_allowing(text, &HashSet::new())
+        let Some(words) = &self.words else { return self.encode_allowing(text, &HashSet::new()) };
+        let mut ids = Vec::with_capacity(text.len() / 3);
+        for piece in pieces(text) {
+            ids.extend(words.encode(piece, |word| Ok(self.bpe.encode_ordinary(word)))?);
+        }
+        Ok(ids)
     }
 
     /// As [`Tiktoken::encode`], but the name of a special token is the token.
