@@ -5,7 +5,7 @@
 //! and takes a code for herd's where a record in it says the same. An error that merely follows from another rank's
 //! ([`Exit::Peer`], [`Exit::Fenced`]) leaves none; of one that all ranks share the first rank's is the only one.
 //!
-//! One file a node and code, the first: `code-CODE-NODE.json`.
+//! One file a node and code, the first: `code-CODE-NODE.json`. Who was gone without a record, neighbours write down ([`Lost`]).
 
 use crate::error::{Error, Exit, Result};
 use serde::{Deserialize, Serialize};
@@ -46,8 +46,7 @@ pub fn write(e: &Error) {
     let record = ExitRecord {
         code: e.exit.code(),
         rank,
-        node: std::env::var("SLURMD_NODENAME")
-            .unwrap_or_else(|_| rustix::system::uname().nodename().to_string_lossy().into_owned()),
+        node: node(),
         agreed: e.agreed,
         fact: e.to_string().split_whitespace().collect::<Vec<_>>().join(" "),
     };
@@ -61,6 +60,12 @@ pub fn write(e: &Error) {
     }
 }
 
+/// The name that Slurm has for this node, else the host's.
+pub fn node() -> String {
+    let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+    std::env::var("SLURMD_NODENAME").unwrap_or_else(|_| host())
+}
+
 /// Whether a rank leaves a record. Of an error that all share the first does: else there would be a file a node.
 fn speaks(e: &Error, rank: Option<usize>) -> bool {
     !(matches!(e.exit, Exit::Ok | Exit::Peer | Exit::Fenced) || e.agreed && rank.is_some_and(|r| r > 0))
@@ -72,6 +77,41 @@ impl ExitRecord {
         let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(folder.join(name))?;
         // one write: a reader that comes meanwhile finds nothing, or all of it
         file.write_all(format!("{}\n", serde_json::to_string(self)?).as_bytes())
+    }
+}
+
+/// A node whose leader was gone without a word, as a neighbour saw (`liveness`, its witnesses).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lost {
+    pub node: String,
+    /// The node that saw it.
+    pub by: String,
+    /// When, by that node's clock.
+    pub time: jiff::Timestamp,
+}
+
+/// How many of them a start has at most: the first few say all there is to say.
+pub const SLOTS: usize = 3;
+
+impl Lost {
+    /// Takes the next free place: `lost-1.json` is whose end was seen first. Nothing is written where all are taken, or where
+    /// the folder takes nothing.
+    pub fn write(&self, folder: &Path) {
+        let Ok(text) = serde_json::to_string(self) else { return };
+        for slot in 1..=SLOTS {
+            let place = folder.join(format!("lost-{slot}.json"));
+            match std::fs::OpenOptions::new().write(true).create_new(true).open(place) {
+                Ok(mut file) => return drop(file.write_all(text.as_bytes())),
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Those in `folder`, the first first.
+    pub fn all(folder: &Path) -> Vec<Lost> {
+        let read = |slot| std::fs::read(folder.join(format!("lost-{slot}.json"))).ok();
+        (1..=SLOTS).filter_map(read).filter_map(|text| serde_json::from_slice(&text).ok()).collect()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::folder::VerdictFolder;
 use super::verdict::{Evidence, Reason, Verdict};
-use super::{Phase, Progress};
+use super::{witness, Phase, Progress};
 use crate::attempt;
 use crate::error::{Error, Exit};
 use crate::events::Events;
@@ -18,6 +18,7 @@ const CONFESSION: Duration = Duration::from_secs(2);
 
 /// Ends the process: no destructor, no exit handler, no lock, no word to MPI.
 pub fn hard(code: i32) -> ! {
+    witness::goodbye();
     // SAFETY: _exit only ends the process.
     unsafe { libc::_exit(code) }
 }
@@ -103,6 +104,7 @@ pub(super) static MYSELF: OnceLock<Myself> = OnceLock::new();
 /// Writes this process's own failure down as a verdict, waiting for a slow filesystem only so long. Does nothing before
 /// the run directory is known, or when another rank's verdict is why the process ends.
 pub fn confess(reason: Reason, fact: &str, exit: Exit) {
+    witness::goodbye();
     let Some(me) = MYSELF.get() else { return };
     if me.condemned.load(SeqCst) != 0 || exit == Exit::Fenced {
         return;
@@ -115,6 +117,7 @@ pub fn confess(reason: Reason, fact: &str, exit: Exit) {
 
 /// [`confess`] for an error that ends this rank's run. One that all ranks share is written down by the first of them.
 pub fn confess_error(e: &Error) {
+    witness::goodbye();
     let Some(me) = MYSELF.get() else { return };
     let reason = Reason::of(e.exit);
     if e.exit == Exit::Fenced || me.condemned.load(SeqCst) != 0 || (e.agreed && me.rank != 0) {

@@ -3,6 +3,7 @@
 //! Every message carries the attempt: one of another attempt is not decoded, so nothing answers it. Times are durations by
 //! the sender's own clock; no wall clock is in it.
 
+use super::witness::Invitation;
 use super::{Phase, Verdict};
 use crate::world::WIRES;
 use bytemuck::{Pod, Zeroable};
@@ -62,6 +63,8 @@ pub enum Message {
     Silent { rank: usize, age_ms: u64 },
     /// A process on the sender's node ended.
     Died { rank: usize },
+    /// To the leader of the next node: a connection by which each sees the other's end.
+    Witness(Invitation),
     /// Leave. `written`: the verdict is in the run directory.
     Stop { verdict: Box<Verdict>, written: bool },
 }
@@ -76,6 +79,7 @@ impl Message {
             Message::Pong { pid, pid_space } => words(2, [*pid as u64, *pid_space]),
             Message::Silent { rank, age_ms } => words(3, [*rank as u64, *age_ms]),
             Message::Died { rank } => [head(4), (*rank as u64).to_le_bytes().to_vec()].concat(),
+            Message::Witness(Invitation { port, word }) => words(7, [*port as u64, *word]),
             Message::Stop { verdict, written } => {
                 let text = serde_json::to_vec(verdict).unwrap_or_default();
                 [head(5 + *written as u64), text].concat()
@@ -102,6 +106,7 @@ impl Message {
             2 => Message::Pong { pid: word(2)? as u32, pid_space: word(3)? },
             3 => Message::Silent { rank: word(2)? as usize, age_ms: word(3)? },
             4 => Message::Died { rank: word(2)? as usize },
+            7 => Message::Witness(Invitation { port: word(2)? as u16, word: word(3)? }),
             kind @ (5 | 6) => Message::Stop { verdict: serde_json::from_slice(body).ok()?, written: kind == 6 },
             _ => return None,
         })
@@ -124,6 +129,7 @@ mod tests {
             Message::Pong { pid: 77, pid_space: 4026531836 },
             Message::Silent { rank: 3, age_ms: 15_400 },
             Message::Died { rank: 2 },
+            Message::Witness(Invitation { port: 65535, word: u64::MAX }),
             Message::Stop { verdict: Box::new(verdict(0, Reason::MissedProbes, &[1, 2])), written: true },
         ] {
             let bytes = m.encode(7);

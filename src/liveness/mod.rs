@@ -3,7 +3,7 @@
 //! Pure parts: `roster` (who speaks to whom), `watch` (one rank's part, as a function of time and messages), `monitor` (the
 //! judges), `stuck` and `slow` (what they judge; `groups`: who shares a wire), `verdict` (what comes of it), `tree` (how all hear
 //! of it). `folder` has verdicts on disk, `progress` is what the training loop says, `thread` carries the messages, `process`
-//! sees local processes end, `exit` ends this one. `inject` has faults on order.
+//! sees local processes end, `witness` a neighbour's, `exit` ends this one. `inject` has faults on order.
 
 mod exit;
 mod folder;
@@ -26,6 +26,7 @@ mod tree;
 pub mod verdict;
 mod view;
 mod watch;
+mod witness;
 
 pub use exit::{confess, confess_error, hard};
 pub use folder::VerdictFolder;
@@ -96,6 +97,8 @@ impl Liveness {
             attempt: number,
             rank: world.rank(),
             deputy: roster.deputy() == Some(world.rank()),
+            nodes: roster.nodes.clone(),
+            witness: None,
             watch: watch::Watch::new(roster, timing, Duration::ZERO),
             post: Mailbox::open(world)?,
             processes: process::Processes::new(),
@@ -148,6 +151,7 @@ impl Liveness {
 
     /// Ends the thread, unless it hangs in MPI.
     fn close(&mut self) -> Option<Mailbox> {
+        witness::goodbye();
         self.closing.store(true, SeqCst);
         let thread = self.thread.take()?;
         thread.thread().unpark();

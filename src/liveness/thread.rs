@@ -5,7 +5,9 @@ use super::exit::{self, Reaper};
 use super::message::{Message, Probe};
 use super::process::Processes;
 use super::view::WatchAction;
+use super::roster::RosterNode;
 use super::watch::Watch;
+use super::witness::Witness;
 use super::{slow, Progress, Verdict};
 use crate::config::LivenessSection;
 use crate::error::{Exit, Result};
@@ -38,6 +40,9 @@ pub(super) struct Thread {
     pub closing: Arc<AtomicBool>,
     /// Whether this rank writes a verdict that its judge could not.
     pub deputy: bool,
+    pub nodes: Arc<Vec<RosterNode>>,
+    /// Of a node's leader.
+    pub witness: Option<Witness>,
 }
 
 impl Thread {
@@ -48,6 +53,7 @@ impl Thread {
         let poll = (interval / 5).min(Duration::from_millis(50));
         let nap = (interval / 2).max(Duration::from_millis(250));
         let mut last = Duration::ZERO;
+        self.invite();
         while !self.closing.load(SeqCst) {
             let mut now = origin.elapsed();
             if now - last > nap {
@@ -69,12 +75,25 @@ impl Thread {
         self.post
     }
 
+    /// Asks the leader of the next node for a connection.
+    fn invite(&mut self) {
+        if let Some((witness, next, invitation)) = Witness::start(&self.nodes, self.rank) {
+            let _ = self.post.send(next, Message::Witness(invitation).encode(self.attempt));
+            self.witness = Some(witness);
+        }
+    }
+
     fn round(&mut self, now: Duration) -> Vec<WatchAction> {
         self.watch.learn(|known| self.meters.tables(known));
         let mut actions = Vec::new();
         // A letter box that fails is like a silent network: the watch will say so.
         while let Ok(Some((from, bytes))) = self.post.receive() {
             let Some(message) = Message::decode(self.attempt, &bytes) else { continue };
+            if let Message::Witness(invitation) = message {
+                let host = self.nodes.iter().find(|n| n.ranks[0] == from).map(|n| &n.name);
+                self.witness.iter().zip(host).for_each(|(witness, host)| witness.accept(host, invitation));
+                continue;
+            }
             self.processes.learn(from, &message);
             actions.extend(self.watch.hear(now, from, message));
         }

@@ -96,6 +96,8 @@ impl Watch {
                 Vec::new()
             }
             Message::Died { rank } => self.died(now, rank),
+            // the thread's own business
+            Message::Witness(_) => Vec::new(),
             Message::Stop { verdict, written } => {
                 self.done = true;
                 vec![WatchAction::Leave { verdict, written }]
