@@ -2,11 +2,10 @@
 
 mod opened;
 
-use super::engine::EngineArgs;
+use super::engine::{EngineArgs, ToldModel};
 use super::progress::shown_by;
 use super::tell::{of_json, to_json, tokenizer_of_leaders};
 use super::{logging, outcome};
-use crate::config::ModelConfig;
 use crate::convert::weights;
 use crate::error::{Error, Exit, Result};
 use crate::kernels::memory;
@@ -17,7 +16,6 @@ use crate::topology::Topology;
 use crate::train::StopFlag;
 use crate::world::{Mailbox, World};
 use opened::{Opened, Others};
-use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use tch::{Device, Kind};
 
@@ -69,13 +67,6 @@ pub fn run(args: Args) -> Result<()> {
     }
 }
 
-/// What the first rank tells the others.
-#[derive(Serialize, Deserialize)]
-struct Told {
-    model: ModelConfig,
-    longest: usize,
-}
-
 fn batch(args: &Args, world: &World) -> Result<Finish> {
     logging::init(world.rank() == 0, None)?;
     let stop =
@@ -93,10 +84,10 @@ fn work(args: &Args, world: &World, options: (Kind, Device), meter: &Meter, stop
     let first = world.rank() == 0;
     let opened = world.agree(first.then(|| Opened::new(args, meter)).transpose())?;
     let told = match &opened {
-        Some(o) => to_json(&Told { model: o.model.weights.model().clone(), longest: o.model.longest })?,
+        Some(o) => to_json(&ToldModel { model: o.model.weights.model().clone(), longest: o.model.longest })?,
         None => vec![],
     };
-    let told: Told = of_json(&world.broadcast_bytes(told, 0)?)?;
+    let told: ToldModel = of_json(&world.broadcast_bytes(told, 0)?)?;
     let engine = &args.engine;
     let sizes = start::axes(&told.model, world.size(), engine.tensor, engine.pipeline);
     let sizes = sizes.map_err(|e| Error { agreed: true, ..e })?;

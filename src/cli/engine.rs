@@ -1,7 +1,9 @@
-//! How a model is held by the ranks of `herd batch` and `herd serve`: the options that say so, and what they open.
+//! How a model is held by the ranks of `herd batch`, `herd serve` and `herd eval`: the options that say so, and what they open.
 
 use super::generate::{choose_device, dtype, open_tokenizer, quantize};
+use super::tell::{of_json, to_json};
 use super::train::cores;
+use crate::config::ModelConfig;
 use crate::convert::weights::{self, Weights};
 use crate::data::chat::ChatTemplate;
 use crate::data::tokenizer::{Bos, Tokenizer};
@@ -10,8 +12,11 @@ use crate::kernels::quantized::WeightFormat;
 use crate::progress::Meter;
 use crate::serve::batch::request::{Defaults, RequestRules};
 use crate::serve::scheduler::Limits;
-use crate::serve::start::{cache_blocks, Holding};
+use crate::serve::replica::Replica;
+use crate::serve::start::{self, cache_blocks, Holding};
+use crate::topology::Topology;
 use crate::world::{Op, World};
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use tch::{Device, Kind};
 
@@ -67,6 +72,13 @@ pub fn positive(text: &str) -> std::result::Result<usize, String> {
         Ok(0) | Err(_) => Err("must be a whole number from 1 on".into()),
         Ok(n) => Ok(n),
     }
+}
+
+/// What the first rank tells the others of its model.
+#[derive(Serialize, Deserialize)]
+pub struct ToldModel {
+    pub model: ModelConfig,
+    pub longest: usize,
 }
 
 /// What the first rank has open.
@@ -128,6 +140,36 @@ impl EngineArgs {
             tracing::info!("texts may have {longest} tokens, of the model's {most} (--max-length)");
         }
         Ok(OpenedModel { weights, tokenizer, longest })
+    }
+
+    /// The one replica that all ranks of `world` are, with what the first rank has open. Collective.
+    ///
+    /// # Errors
+    /// [`Exit::Usage`], on all ranks: there are more ranks, or fewer; those of reading.
+    pub fn hold(
+        &self, world: &World, opened: Option<&OpenedModel>, (kind, device): (Kind, Device), meter: &Meter,
+    ) -> Result<(Holding<'static>, Replica)> {
+        let told = match opened {
+            Some(o) => to_json(&ToldModel { model: o.weights.model().clone(), longest: o.longest })?,
+            None => vec![],
+        };
+        let told: ToldModel = of_json(&world.broadcast_bytes(told, 0)?)?;
+        let agreed = |e: Error| Error { agreed: true, ..e };
+        let sizes = start::axes(&told.model, world.size(), self.tensor, self.pipeline).map_err(agreed)?;
+        if world.size() != self.each() {
+            let fact = format!("{} ranks, but one replica has --tensor × --pipeline = {}", world.size(), self.each());
+            return Err(agreed(Error::new(Exit::Usage, fact).hint("this command runs one replica: start it once for each")));
+        }
+        let topology = Topology::new(world.rank(), sizes);
+        let others = world.agree(opened.is_none().then(|| weights::open(&self.model)).transpose())?;
+        // It lives as long as the process.
+        let model: &'static ModelConfig = Box::leak(Box::new(told.model));
+        let quantize = self.format();
+        let mut holding = Holding { model, topology, kind, device, quantize, longest: told.longest, blocks: 0 };
+        holding.blocks = self.same_blocks(world, &holding)?;
+        let weights = opened.map(|o| &o.weights).or(others.as_ref());
+        let replica = holding.replica(weights, world, meter)?;
+        Ok((holding, replica))
     }
 
     /// Blocks of the cache: as many as the rank with the least memory can have.

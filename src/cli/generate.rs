@@ -117,7 +117,7 @@ pub fn run(args: Args) -> Result<()> {
         super::print(&shown)?;
         let mut printed = Printed(TextStream::new(|ids: &[u32]| tokenizer.decode(ids)));
         let (max_tokens, sample, stop) = (args.max_new_tokens, index as u64, stop.clone());
-        engine.submit(Asked { prompt, max_tokens, sampling, sample, stop, logprobs: None, score_prompt: false })?;
+        engine.submit(Asked { prompt, max_tokens, sampling, sample, stop, logprobs: None, score_from: None })?;
         while engine.pending() > 0 {
             engine.step(&mut printed)?;
         }

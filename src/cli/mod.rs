@@ -12,6 +12,7 @@ mod devices;
 mod doctor;
 mod drill;
 mod engine;
+mod eval;
 mod exit_codes;
 mod flush;
 mod generate;
@@ -69,6 +70,7 @@ enum Command {
     Data(data::Args),
     Generate(generate::Args),
     Batch(batch::Args),
+    Eval(eval::Args),
     Serve(serve::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -113,6 +115,7 @@ pub fn run() -> ExitCode {
         Command::Data(a) => data::run(a),
         Command::Generate(a) => generate::run(a),
         Command::Batch(a) => batch::run(a),
+        Command::Eval(a) => eval::run(a),
         Command::Serve(a) => serve::run(a),
         Command::Completions(a) => completions::run(a),
         Command::Man(a) => man::run(a),

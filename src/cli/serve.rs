@@ -2,10 +2,7 @@
 
 use super::engine::{positive, EngineArgs};
 use super::progress::shown_by;
-use super::tell::{of_json, to_json};
 use super::{logging, outcome};
-use crate::config::ModelConfig;
-use crate::convert::weights;
 use crate::durable::write_atomic;
 use crate::error::{Error, Exit, Result};
 use crate::kernels::memory;
@@ -17,12 +14,10 @@ use crate::serve::http::front::FrontDesk;
 use crate::serve::http::gate::Gate;
 use crate::serve::http::journal::SharedJournal;
 use crate::serve::http::server::RunningServer;
-use crate::serve::start::{self, Holding};
+use crate::serve::start::Holding;
 use crate::serve::{Engine, Sampling};
-use crate::topology::Topology;
 use crate::train::StopFlag;
 use crate::world::{listen_for_nobody_when_alone, World};
-use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -87,19 +82,12 @@ pub fn run(args: Args) -> Result<()> {
     }
 }
 
-/// What the first rank tells the others.
-#[derive(Serialize, Deserialize)]
-struct ServedModel {
-    model: ModelConfig,
-    longest: usize,
-}
-
 fn serve(args: &Args, world: &World) -> Result<()> {
     let (first, engine) = (world.rank() == 0, &args.engine);
     logging::init(first, None)?;
     let stop =
         world.agree(StopFlag::install().map_err(|e| Error::new(Exit::Internal, format!("signal handlers: {e}"))))?;
-    let (kind, device) = engine.compute(world)?;
+    let compute = engine.compute(world)?;
     let meter = Meter::default();
     let (mut opened, mut replica) = (None, None);
     let mut door = None;
@@ -107,28 +95,8 @@ fn serve(args: &Args, world: &World) -> Result<()> {
         // A door that cannot be had is told before gigabytes are read.
         door = world.agree(first.then(|| open_door(args)).transpose())?;
         opened = world.agree(first.then(|| engine.open(&meter)).transpose())?;
-        let told = match &opened {
-            Some(o) => to_json(&ServedModel { model: o.weights.model().clone(), longest: o.longest })?,
-            None => vec![],
-        };
-        let told: ServedModel = of_json(&world.broadcast_bytes(told, 0)?)?;
-        let agreed = |e: Error| Error { agreed: true, ..e };
-        let sizes = start::axes(&told.model, world.size(), engine.tensor, engine.pipeline).map_err(agreed)?;
-        if world.size() != engine.each() {
-            let fact = format!("{} ranks, but one replica has --tensor × --pipeline = {}", world.size(), engine.each());
-            return Err(agreed(
-                Error::new(Exit::Usage, fact).hint("one server runs one replica: start further servers"),
-            ));
-        }
-        let topology = Topology::new(world.rank(), sizes);
-        let others = world.agree((!first).then(|| weights::open(&engine.model)).transpose())?;
-        // Both live as long as the process.
-        let model: &'static ModelConfig = Box::leak(Box::new(told.model));
-        let quantize = engine.format();
-        let mut holding = Holding { model, topology, kind, device, quantize, longest: told.longest, blocks: 0 };
-        holding.blocks = engine.same_blocks(world, &holding)?;
-        let weights = opened.as_ref().map(|o| &o.weights).or(others.as_ref());
-        replica = Some(holding.replica(weights, world, &meter)?);
+        let (holding, made) = engine.hold(world, opened.as_ref(), compute, &meter)?;
+        replica = Some(made);
         Ok(holding)
     };
     let holding = match first {

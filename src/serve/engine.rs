@@ -27,9 +27,10 @@ pub struct Asked {
     pub stop: Vec<u32>,
     /// How many of the likeliest tokens to report at each place besides the chosen one.
     pub logprobs: Option<usize>,
-    /// The prompt's own tokens, from the second on, are scored too ([`Reader::scored`]); as many likeliest tokens as `logprobs` says.
+    /// The prompt's own tokens from this one on, 1 at least, are scored too ([`Reader::scored`]); as many likeliest tokens as
+    /// `logprobs` says.
     #[serde(default)]
-    pub score_prompt: bool,
+    pub score_from: Option<usize>,
 }
 
 /// A token that was chosen.
@@ -58,7 +59,7 @@ pub enum Stop {
 pub trait Reader {
     /// Takes a token; true where that is enough.
     fn token(&mut self, ticket: u64, token: Chosen) -> Result<bool>;
-    /// Takes the score of the prompt's next token, in order ([`Asked::score_prompt`]); all come before the first of the text.
+    /// Takes the score of the prompt's next token, in order ([`Asked::score_from`]); all come before the first of the text.
     fn scored(&mut self, _ticket: u64, _own: Scored, _top: Vec<Scored>) -> Result<()> {
         Ok(())
     }
@@ -103,20 +104,20 @@ struct Sequence {
     /// Blocks that are whole and known, and what stands for them.
     known: usize,
     chain: Chain,
-    /// Tokens of the prompt whose scores are out, the first counted, which has none.
+    /// Tokens of the prompt whose scores are out, those counted that are not to be scored.
     scored: usize,
 }
 
 impl Sequence {
     /// Whether prompt tokens are still to be scored.
     fn scores(&self) -> bool {
-        self.asked.score_prompt && self.scored < self.asked.prompt.len()
+        self.asked.score_from.is_some() && self.scored < self.asked.prompt.len()
     }
 
-    /// What is in the cache of one that waits: where the prompt is to be scored nothing is of use.
+    /// What is in the cache of one that waits, of use where no more of the prompt is there than stands before what is to be scored.
     fn prefix(&self, pool: &BlockPool) -> Prefix {
         match self.scores() {
-            true => Prefix::default(),
+            true => pool.find(&self.tokens[..self.scored]),
             false => pool.find(&self.tokens),
         }
     }
@@ -179,7 +180,7 @@ impl Engine {
         self.check(&asked)?;
         let (ticket, tokens) = (self.next, [&asked.prompt, text].concat());
         self.next += 1;
-        let scored = if text.is_empty() { 1 } else { asked.prompt.len() };
+        let scored = if text.is_empty() { asked.score_from.unwrap_or(1).max(1) } else { asked.prompt.len() };
         self.waiting.push_back(Sequence { ticket, asked, tokens, read: 0, blocks: vec![], known: 0, chain: 0, scored });
         Ok(ticket)
     }

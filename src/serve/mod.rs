@@ -8,10 +8,11 @@
 //! - [`sample`], [`logprobs`]: one token from logits
 //! - [`stream`], [`text`]: tokens to text as they come; stop strings
 //! - [`start`], [`load`]: from weights on disk to a replica
-//! - [`batch`]: files of requests; [`http`]: requests over HTTP
+//! - [`batch`]: files of requests; [`http`]: requests over HTTP; [`eval`]: tasks that score a model
 
 pub mod batch;
 pub mod engine;
+pub mod eval;
 pub mod http;
 pub mod iteration;
 pub mod load;

@@ -114,7 +114,7 @@ fn holding(m: &ModelConfig, (kind, quantize): Held, limits: Limits, cached: usiz
 }
 
 fn asked(prompt: &[u32], max_tokens: usize, sampling: Sampling) -> Asked {
-    Asked { prompt: prompt.into(), max_tokens, sampling, sample: 0, stop: vec![], logprobs: None, score_prompt: false }
+    Asked { prompt: prompt.into(), max_tokens, sampling, sample: 0, stop: vec![], logprobs: None, score_from: None }
 }
 
 const ALONE: Limits = Limits { tokens: 64, sequences: 1 };
@@ -254,7 +254,7 @@ pub fn various(n: usize, vocab: usize, longest: usize) -> Vec<Asked> {
             sample: i as u64,
             stop,
             logprobs,
-            score_prompt: i.is_multiple_of(5),
+            score_from: i.is_multiple_of(5).then_some(1),
         }
     };
     (0..n).map(&mut one).collect()
@@ -273,7 +273,7 @@ fn company_changes_no_bit() {
         let alone: Vec<(Vec<Chosen>, Stop, Scores)> =
             requests.iter().map(|a| run_scored(&mut one, a.clone())).collect();
         for (a, (.., scores)) in requests.iter().zip(&alone) {
-            assert_eq!(scores.len(), if a.score_prompt { a.prompt.len() - 1 } else { 0 });
+            assert_eq!(scores.len(), if a.score_from.is_some() { a.prompt.len() - 1 } else { 0 });
         }
         for (tokens, sequences, cached) in [(1, 3, 400), (16, 8, 330), (61, 32, 4000), (512, 150, 20_000), (9, 4, 130)]
         {
@@ -306,7 +306,7 @@ fn a_prompt_is_scored_as_the_full_forward_pass_and_needs_no_text() {
     let full = full.log_softmax(-1, Kind::Float).squeeze_dim(0);
     for tokens in [1, 7, 64] {
         let mut e = sharing(&m, Kind::Float, Limits { tokens, sequences: 4 }, 200, true);
-        let scoring = Asked { logprobs: Some(1), score_prompt: true, ..asked(&prompt, 0, Sampling::greedy()) };
+        let scoring = Asked { logprobs: Some(1), score_from: Some(1), ..asked(&prompt, 0, Sampling::greedy()) };
         for _ in 0..2 {
             let (text, why, scores) = run_scored(&mut e, scoring.clone());
             assert_eq!((text.len(), why, scores.len()), (0, Stop::Length, 39));

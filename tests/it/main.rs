@@ -14,6 +14,7 @@ mod data;
 mod data_parallel;
 mod doctor;
 mod errors;
+mod eval;
 mod first_weights;
 mod generate;
 mod gguf;

@@ -44,6 +44,20 @@ pub struct Task {
     pub ids: bool,
 }
 
+/// Where a text ends, and what is told of it.
+pub(in crate::serve) struct Wanted {
+    /// How many likeliest tokens the answer shows, if it shows log-probabilities.
+    pub logprobs: Option<usize>,
+    /// Strings that end a text.
+    pub stops: Vec<String>,
+    /// Ids that end a text.
+    pub stop: Vec<u32>,
+    /// The tokens that are asked for at most.
+    pub tokens: Option<usize>,
+    /// Whether the answer has the tokens' ids.
+    pub ids: bool,
+}
+
 /// What holds for every line.
 pub struct RequestRules<'a> {
     pub tokenizer: &'a Tokenizer,
@@ -134,11 +148,8 @@ impl RequestRules<'_> {
         };
         let sampling = self.sampling(&mut body, &custom_id)?;
         let n = within(&mut body, "n", 1, TEXTS)?.unwrap_or(1);
-        let logprobs = logprobs(&mut body, form)?;
-        let stops = stops(&mut body)?;
-        let stop = self.stop_ids(&mut body)?;
-        let max_tokens = self.tokens_for(self.asked_tokens(&mut body, form)?, form, prompt.len());
-        let ids = body.flag("return_token_ids")?.unwrap_or(false);
+        let Wanted { logprobs, stops, stop, tokens, ids } = self.wanted(&mut body, form)?;
+        let max_tokens = self.tokens_for(tokens, form, prompt.len());
         for (name, value) in [("stream", json!(false)), ("echo", json!(false)), ("best_of", json!(n))] {
             body.neutral(name, &[value])?;
         }
@@ -154,7 +165,7 @@ impl RequestRules<'_> {
             sample,
             stop: stop.clone(),
             logprobs,
-            score_prompt: false,
+            score_from: None,
         };
         Ok(Task { line, custom_id, form, model, asked: (0..n).map(asked).collect(), stops, ids })
     }
@@ -251,7 +262,17 @@ impl RequestRules<'_> {
         }
     }
 
-    pub(in crate::serve) fn stop_ids(&self, body: &mut Fields) -> Result<Vec<u32>, Refusal> {
+    pub(in crate::serve) fn wanted(&self, body: &mut Fields, form: Form) -> Result<Wanted, Refusal> {
+        Ok(Wanted {
+            logprobs: logprobs(body, form)?,
+            stops: stops(body)?,
+            stop: self.stop_ids(body)?,
+            tokens: self.asked_tokens(body, form)?,
+            ids: body.flag("return_token_ids")?.unwrap_or(false),
+        })
+    }
+
+    fn stop_ids(&self, body: &mut Fields) -> Result<Vec<u32>, Refusal> {
         let ids = body.typed("stop_token_ids", "a list of token ids", |v| {
             v.as_array()?.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect::<Option<Vec<u32>>>()
         })?;
@@ -267,7 +288,7 @@ impl RequestRules<'_> {
     }
 
     /// The tokens that a request asks for at most.
-    pub(in crate::serve) fn asked_tokens(&self, body: &mut Fields, form: Form) -> Result<Option<usize>, Refusal> {
+    fn asked_tokens(&self, body: &mut Fields, form: Form) -> Result<Option<usize>, Refusal> {
         let old = body.count("max_tokens")?;
         let new = if form == Form::Chat { body.count("max_completion_tokens")? } else { None };
         Ok(new.or(old).map(|n| usize::try_from(n).unwrap_or(usize::MAX)).or(self.defaults.max_tokens))
@@ -294,7 +315,7 @@ pub(in crate::serve) fn within(body: &mut Fields, name: &str, low: u64, high: u6
 }
 
 /// Completions say how many, conversations whether and how many.
-pub(in crate::serve) fn logprobs(body: &mut Fields, form: Form) -> Result<Option<usize>, Refusal> {
+fn logprobs(body: &mut Fields, form: Form) -> Result<Option<usize>, Refusal> {
     if form == Form::Completion {
         return Ok(within(body, "logprobs", 0, TOP)?.map(|n| n as usize));
     }
@@ -307,7 +328,7 @@ pub(in crate::serve) fn logprobs(body: &mut Fields, form: Form) -> Result<Option
     }
 }
 
-pub(in crate::serve) fn stops(body: &mut Fields) -> Result<Vec<String>, Refusal> {
+fn stops(body: &mut Fields) -> Result<Vec<String>, Refusal> {
     let stops = body.texts("stop")?;
     if stops.len() > STOPS {
         let fact = format!("stop has {} strings, at most {STOPS} are allowed", stops.len());

@@ -2,7 +2,7 @@
 //! `best_of`, `echo`, streams.
 
 use crate::serve::batch::fields::{Fields, Refusal};
-use crate::serve::batch::request::{logprobs, nothing_else, stops, within, Form, RequestRules, TEXTS};
+use crate::serve::batch::request::{nothing_else, within, Form, RequestRules, Wanted, TEXTS};
 use crate::serve::engine::Asked;
 use serde_json::{json, Map, Value};
 
@@ -66,11 +66,7 @@ impl ServedCall {
             return Err(Refusal::new("invalid_value", "best_of", "best_of is above n, which no stream can be"));
         }
         let echo = form == Form::Completion && body.flag("echo")?.unwrap_or(false);
-        let shown = logprobs(&mut body, form)?;
-        let stops = stops(&mut body)?;
-        let stop = rules.stop_ids(&mut body)?;
-        let wish = rules.asked_tokens(&mut body, form)?;
-        let ids = body.flag("return_token_ids")?.unwrap_or(false);
+        let Wanted { logprobs: shown, stops, stop, tokens, ids } = rules.wanted(&mut body, form)?;
         nothing_else(&mut body)?;
         body.end()?;
         if prompts.len() * best_of > ALL_TEXTS {
@@ -80,11 +76,11 @@ impl ServedCall {
         }
         let mut asked = Vec::new();
         for (prompt, _) in &prompts {
-            let max_tokens = rules.tokens_for(wish, form, prompt.len());
+            let max_tokens = rules.tokens_for(tokens, form, prompt.len());
             rules.fits(field, prompt, max_tokens)?;
             // The best of several are found by their log-probabilities.
             let logprobs = shown.or((best_of > n).then_some(0));
-            let score_prompt = echo && shown.is_some();
+            let score_from = (echo && shown.is_some()).then_some(1);
             asked.extend((0..best_of as u64).map(|sample| Asked {
                 prompt: prompt.clone(),
                 max_tokens,
@@ -92,7 +88,7 @@ impl ServedCall {
                 sample,
                 stop: stop.clone(),
                 logprobs,
-                score_prompt,
+                score_from,
             }));
         }
         let before = prompts.into_iter().map(|(_, shown)| shown).collect();
