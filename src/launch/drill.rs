@@ -4,7 +4,7 @@
 //! All times are by this process's monotonic clock, from the moment at which the fault was seen to happen.
 
 use super::history::History;
-use super::watch::{last_step, Tail};
+use super::run_log::{last_step, Tail};
 use crate::checkpoint;
 use crate::durable::write_atomic;
 use crate::error::{Error, Exit, Result};

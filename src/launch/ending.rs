@@ -1,9 +1,13 @@
 //! How a supervisor leaves: done, given up, requeued, or followed by a successor.
 
+use super::flush::empty_memory;
 use super::history::{Class, Record};
+use super::policy::Decision;
+use super::records::begun;
+use super::run_log;
 use super::supervise::Supervisor;
 use crate::config::AlertKind;
-use crate::error::{Error, Exit, Result};
+use crate::error::{Exit, Result};
 use crate::host;
 use crate::slurm::control;
 use serde_json::{json, Value};
@@ -15,18 +19,18 @@ impl Supervisor {
         self.empty_memory(&absent);
         self.give_back(&absent);
         // the next start by a person has a budget of its own
-        self.history.counted_from = self.history.attempts.len();
-        self.write_history()?;
+        self.records.history.counted_from = self.records.history.attempts.len();
+        self.records.write_history()?;
         self.say("launch_ended", json!({ "exit": exit.code(), "why": why }))?;
         match exit {
             Exit::Ok => {
                 tracing::info!("{why}");
-                self.alerts.tell(AlertKind::Finished, "", why, Value::Null);
+                self.records.alerts.tell(AlertKind::Finished, "", why, Value::Null);
             }
             Exit::Requeue => tracing::info!("{why}"),
             _ => {
                 tracing::error!("the run has stopped: {why}");
-                self.alerts.tell(
+                self.records.alerts.tell(
                     AlertKind::Stopped,
                     "",
                     &format!("the run has stopped: {why}"),
@@ -34,17 +38,17 @@ impl Supervisor {
                 );
             }
         }
-        self.finish_alerts();
+        self.records.finish_alerts();
         Ok(exit)
     }
 
     /// Back into the queue, if the job is still one that runs. A job that is being cancelled stays cancelled, and one that
     /// Slurm has itself put back needs nothing from us.
     pub(super) fn requeue(&mut self, why: &str, for_want_of_nodes: bool) -> Result<Exit> {
-        if !self.launch.config.launch.requeue {
+        if !self.context.launch.config.launch.requeue {
             return self.leave(Exit::Requeue, &format!("{why}; launch.requeue is false"));
         }
-        let state = match control::job_state(&self.job.address()) {
+        let state = match control::job_state(&self.context.job.address()) {
             Ok(state) => state.unwrap_or_else(|| "UNKNOWN".into()),
             Err(e) => {
                 tracing::error!("the job is not requeued, since its state is not known: {e}");
@@ -53,93 +57,73 @@ impl Supervisor {
         };
         // SIGNALING: a signal is on its way to some of its processes
         if state != "RUNNING" && state != "SIGNALING" {
-            self.say("not_requeued", json!({ "job": self.job.address(), "state": state, "why": why }))?;
+            self.say("not_requeued", json!({ "job": self.context.job.address(), "state": state, "why": why }))?;
             tracing::info!("{why}; the job is {state}, which is Slurm's doing: nothing more from here");
-            self.finish_alerts();
+            self.records.finish_alerts();
             return Ok(Exit::Requeue);
         }
         let absent = self.absent_at_the_end();
         self.empty_memory(&absent);
         self.give_back(&absent);
-        if self.site.requeues_preempted() && control::is_preempted_for_requeue(&self.job) {
+        if self.context.site.requeues_preempted() && control::is_preempted_for_requeue(&self.context.job) {
             let why = format!(
                 "{why}; the job is preempted, and Slurm {} puts it back into the queue itself",
-                self.site.version
+                self.context.site.version
             );
-            self.say("requeue", json!({ "job": self.job.address(), "why": why, "by": "slurm" }))?;
+            self.say("requeue", json!({ "job": self.context.job.address(), "why": why, "by": "slurm" }))?;
             tracing::info!("{why}");
-            self.finish_alerts();
+            self.records.finish_alerts();
             return Ok(Exit::Requeue);
         }
         if for_want_of_nodes {
-            self.alerts.tell(
+            self.records.alerts.tell(
                 AlertKind::Requeued,
-                &self.number.to_string(),
+                &self.state.number.to_string(),
                 &format!("back in the queue: {why}"),
                 Value::Null,
             );
         }
-        self.say("requeue", json!({ "job": self.job.address(), "why": why }))?;
-        self.finish_alerts();
-        tracing::info!("{why}: job {} goes back into the queue", self.job.address());
-        match control::requeue(&self.job) {
+        self.say("requeue", json!({ "job": self.context.job.address(), "why": why }))?;
+        self.records.finish_alerts();
+        tracing::info!("{why}: job {} goes back into the queue", self.context.job.address());
+        match control::requeue(&self.context.job) {
             Ok(()) => Ok(Exit::Requeue),
             Err(e) => self.leave(Exit::Requeue, &format!("{why}; and the requeue failed: {e}")),
         }
     }
 
-    /// The end of a run whose directory is gone: nothing can be written down, so it is said, and the operators are told.
-    pub(super) fn without_run_dir(&mut self, e: Error) -> Error {
-        self.alerts.tell(
-            AlertKind::Stopped,
-            "",
-            &format!("the run has stopped: {}", e.fact),
-            json!({ "exit": e.exit.code() }),
-        );
-        for sent in self.alerts.finish() {
-            if let Some(why) = &sent.failure {
-                tracing::warn!("alert {:?} by {} failed: {why}", sent.kind, sent.channel);
-            }
-        }
-        e
-    }
-
     /// Not enough nodes are left for the plan.
     pub(super) fn too_few(&mut self, alive: &[String]) -> Result<Exit> {
-        let need = self.launch.nodes_for(self.shrunk_to);
-        let avoid = self.book.ledger.avoided(host::wall());
+        let need = self.context.launch.nodes_for(self.state.shrunk_to);
+        let avoid = self.records.book.ledger.avoided(host::wall());
         let why = format!("the plan needs {need} nodes, and {} of this job's are left", alive.len());
         let now = host::wall();
         // counted like an attempt, so that a job that never gets good nodes ends some day
-        self.history.attempts.push(Record {
-            attempt: self.number,
-            job: self.job.id,
-            restarts: self.job.restarts,
-            nodes: vec![],
-            shrunk_to: self.shrunk_to,
-            started: now,
-            srun: None,
+        let record = Record {
             ended: Some(now),
-            last_step: super::watch::last_step(&self.run_dir),
+            last_step: run_log::last_step(&self.context.run_dir),
             class: Some(Class::Node),
             reason: "too_few_nodes".into(),
             fact: why.clone(),
-            blamed: vec![],
-        });
-        self.write_history()?;
-        if let super::policy::Decision::Stop { exit, why } = self.consider(Exit::GaveUp) {
+            started: now,
+            ..begun(&self.context, &self.state, &[], None)
+        };
+        self.records.history.attempts.push(record);
+        self.records.write_history()?;
+        if let Decision::Stop { exit, why } = self.consider(Exit::GaveUp) {
             return self.leave(exit, &why);
         }
-        if self.launch.config.launch.successor {
-            self.empty_memory(&self.absent_at_the_end());
+        if self.context.launch.config.launch.successor {
+            let absent = self.absent_at_the_end();
+            self.empty_memory(&absent);
             let program = self.program.current()?;
-            match control::submit_successor(&self.job, &avoid, &self.launch.own_command(program)) {
+            match control::submit_successor(&self.context.job, &avoid, &self.context.launch.own_command(program)) {
                 Ok(next) => {
                     let text = format!("{why}; job {next} follows without {}", avoid.join(", "));
                     self.say("successor", json!({ "job": next, "exclude": avoid, "why": why }))?;
-                    self.alerts.tell(AlertKind::Requeued, &next, &text, Value::Null);
+                    self.records.alerts.tell(AlertKind::Requeued, &next, &text, Value::Null);
                     tracing::warn!("{text}");
-                    self.finish_alerts();
+                    self.records.finish_alerts();
                     return Ok(Exit::Requeue);
                 }
                 Err(e) => tracing::error!("no successor: {e}; the job is requeued instead"),
@@ -148,11 +132,15 @@ impl Supervisor {
         self.requeue(&why, true)
     }
 
+    fn empty_memory(&mut self, absent: &[String]) {
+        empty_memory(&self.context, &mut self.records, &mut self.program, absent);
+    }
+
     /// Nodes of the job that do not answer; asked only where one has failed, or where snapshots are to be fetched.
     fn absent_at_the_end(&self) -> Vec<String> {
-        let failed = self.job.nodes.iter().any(|n| self.book.ledger.nodes.contains_key(n));
-        match failed || self.launch.config.checkpoint.snapshot_every > 0 {
-            true => self.roll_call(&self.job.nodes),
+        let failed = self.context.job.nodes.iter().any(|n| self.records.book.ledger.nodes.contains_key(n));
+        match failed || self.context.launch.config.checkpoint.snapshot_every > 0 {
+            true => self.context.roll_call(&self.context.job.nodes),
             false => Vec::new(),
         }
     }
@@ -160,22 +148,16 @@ impl Supervisor {
     /// Dead nodes leave the job, so that it neither stays COMPLETING until Slurm gives them up, nor, if it goes back into the
     /// queue, comes out of that as one that Slurm 22.05 never starts again (BadConstraints, for a job with `--exclusive`).
     fn give_back(&mut self, absent: &[String]) {
-        let kept: Vec<String> = self.job.nodes.iter().filter(|n| !absent.contains(n)).cloned().collect();
+        let kept: Vec<String> = self.context.job.nodes.iter().filter(|n| !absent.contains(n)).cloned().collect();
         // a job without its first node is ending anyway
-        if absent.is_empty() || self.job.nodes.first().is_none_or(|first| absent.contains(first)) {
+        if absent.is_empty() || self.context.job.nodes.first().is_none_or(|first| absent.contains(first)) {
             return;
         }
-        let result = match control::shrink(&self.job, &kept, &self.run_dir.join("launch")) {
+        let result = match control::shrink(&self.context.job, &kept, &self.context.run_dir.join("launch")) {
             Ok(()) => "given back".to_string(),
             Err(e) => e.to_string(),
         };
         tracing::info!("dead nodes {}: {result}", absent.join(", "));
         let _ = self.say("gave_back", json!({ "nodes": absent, "result": result }));
-    }
-
-    fn finish_alerts(&mut self) {
-        for sent in self.alerts.finish() {
-            self.note_alert(sent);
-        }
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::durable::write_atomic;
 use crate::error::{Error, Exit, Result};
+use crate::slurm::Job;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -80,6 +81,13 @@ pub struct Record {
     pub fact: String,
     #[serde(default, with = "hosts")]
     pub blamed: Vec<String>,
+}
+
+impl Record {
+    /// Whether it is one of this start of this job.
+    pub fn is_of(&self, job: &Job) -> bool {
+        self.job == job.id && self.restarts == job.restarts
+    }
 }
 
 /// Names of nodes as one string: `n[001-512]`.

@@ -1,18 +1,23 @@
 //! The supervisor behind `herd launch`: starts the ranks, watches them, starts them again.
 //!
-//! `parent` starts a supervisor again that was killed, `supervise` is the loop, `ranks` one start of the ranks, `ending` how it leaves, `standby` who goes on when its node is lost, `preflight` the doctor's step before a run. What they decide by is pure:
+//! `parent` starts a supervisor again that was killed, `supervise` is the loop, `inherited` what it finds of the one before it, `ranks`
+//! one start of the ranks, `ending` how it leaves, `standby` who goes on when its node is lost, `preflight` the doctor's step before a
+//! run. The loop has three records: `context` (what it is given, and where the run stands), `records` (what it writes down), its
+//! processes. What stands beside it takes of these what it needs: `nodes` (who runs next), `flush` (memory to disk). What they decide
+//! by is pure:
 //! `classify` and `tasks` (what was seen → what it means), `policy` (whether to start again), `place` (on which nodes). What they
 //! remember is in the run directory: `ledger` (nodes), `history` (attempts), `submitted` (the configuration).
 
 mod alert;
-mod books;
 mod classify;
+mod context;
 pub mod drill;
 mod ending;
+mod flush;
 pub mod follow;
 pub mod history;
+mod inherited;
 pub mod ledger;
-mod memory;
 mod nodes;
 mod overtaken;
 mod parent;
@@ -21,8 +26,10 @@ mod policy;
 pub mod preflight;
 mod program;
 mod ranks;
+mod records;
 mod relay;
 mod rollcall;
+pub mod run_log;
 mod seen;
 pub mod standby;
 pub mod status;
@@ -30,7 +37,6 @@ pub mod submitted;
 mod supervise;
 mod takeover;
 mod tasks;
-pub mod watch;
 
 pub use parent::Parent;
 pub use supervise::Supervisor;

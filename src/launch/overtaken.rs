@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// A newer attempt is under way elsewhere: nothing may be written any more.
 pub(super) fn overtaken(run_dir: &Path, job: &Job, asked: &AtomicBool) -> Result<Exit> {
     let last = History::read(run_dir)?.attempts.pop();
-    if last.is_some_and(|r| r.job == job.id && r.restarts == job.restarts) {
+    if last.is_some_and(|r| r.is_of(job)) {
         // the end of the batch script would end the job, and with it what the standby has started
         tracing::error!("the standby has taken over the run; this one is silent until Slurm ends it");
         while !asked.load(Ordering::Relaxed) {

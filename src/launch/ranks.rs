@@ -3,8 +3,8 @@
 use super::parent::{Parent, Srun};
 use super::relay::Relay;
 use super::rollcall::drain;
+use super::run_log::{Signs, Tail};
 use super::seen::Seen;
-use super::watch::{Signs, Tail};
 use crate::appended::{gone, is_gone};
 use crate::config::LaunchSection;
 use crate::error::{Error, Exit, Result};

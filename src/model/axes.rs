@@ -1,7 +1,7 @@
 //! The wires that layers use: the two axes that cut a layer itself, and what the layers spend on them.
 
 use crate::error::Result;
-use crate::wire::{MpiWire, Timing, Wire, Work};
+use crate::wire::{CommTiming, MpiWire, Wire, Work};
 use std::sync::{Arc, Mutex};
 use tch::Tensor;
 
@@ -12,16 +12,9 @@ pub struct Axes {
     pub tensor: Arc<dyn Wire>,
     /// Sequences are split over it.
     pub context: Arc<dyn Wire>,
-    spent: Arc<Mutex<Spent>>,
-}
-
-/// What the layers' collectives cost since they were last asked.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Spent {
-    pub timing: Timing,
-    /// Bytes of the larger tensor of each collective: what is gathered, or what is reduced.
-    pub bytes: u64,
-    pub collectives: u64,
+    /// What the layers' collectives cost since they were last asked; of each the bytes of its larger tensor: what is gathered, or
+    /// what is reduced.
+    spent: Arc<Mutex<CommTiming>>,
 }
 
 /// Rows under way. The tensors that they come from must not be written before [`Coming::rows`].
@@ -29,7 +22,7 @@ pub struct Spent {
 pub struct Coming {
     rows: Tensor,
     work: Work,
-    spent: Arc<Mutex<Spent>>,
+    spent: Arc<Mutex<CommTiming>>,
 }
 
 impl Axes {
@@ -70,7 +63,7 @@ impl Axes {
     }
 
     /// Counts from zero again, and says what has been spent until now. Shared by all clones of these axes.
-    pub fn take_spent(&self) -> Spent {
+    pub fn take_spent(&self) -> CommTiming {
         std::mem::take(&mut self.spent.lock().unwrap_or_else(|e| e.into_inner()))
     }
 }
@@ -79,14 +72,12 @@ impl Coming {
     /// Waits for the rows.
     pub fn rows(self) -> Result<Tensor> {
         let t = self.work.wait()?;
-        let mut spent = self.spent.lock().unwrap_or_else(|e| e.into_inner());
-        spent.timing.busy += t.busy;
-        spent.timing.exposed += t.exposed;
+        self.spent.lock().unwrap_or_else(|e| e.into_inner()).took(t);
         Ok(self.rows)
     }
 }
 
-fn gather(wire: &dyn Wire, local: &Tensor, spent: &Arc<Mutex<Spent>>) -> Result<Coming> {
+fn gather(wire: &dyn Wire, local: &Tensor, spent: &Arc<Mutex<CommTiming>>) -> Result<Coming> {
     if wire.size() == 1 {
         return Ok(Coming { rows: local.shallow_clone(), work: Work::ready(), spent: spent.clone() });
     }
@@ -98,7 +89,7 @@ fn gather(wire: &dyn Wire, local: &Tensor, spent: &Arc<Mutex<Spent>>) -> Result<
     Ok(Coming { rows, work, spent: spent.clone() })
 }
 
-fn reduce(wire: &dyn Wire, partial: Tensor, spent: &Arc<Mutex<Spent>>) -> Result<Coming> {
+fn reduce(wire: &dyn Wire, partial: Tensor, spent: &Arc<Mutex<CommTiming>>) -> Result<Coming> {
     if wire.size() == 1 {
         return Ok(Coming { rows: partial, work: Work::ready(), spent: spent.clone() });
     }
@@ -110,10 +101,10 @@ fn reduce(wire: &dyn Wire, partial: Tensor, spent: &Arc<Mutex<Spent>>) -> Result
     Ok(Coming { rows, work, spent: spent.clone() })
 }
 
-fn count(spent: &Mutex<Spent>, whole: &Tensor) {
+fn count(spent: &Mutex<CommTiming>, whole: &Tensor) {
     let mut spent = spent.lock().unwrap_or_else(|e| e.into_inner());
-    spent.bytes += (whole.numel() * whole.kind().elt_size_in_bytes()) as u64;
-    spent.collectives += 1;
+    spent.moved(whole);
+    spent.buckets += 1;
 }
 
 impl std::fmt::Debug for Axes {

@@ -6,14 +6,12 @@
 //! the owned ranges alone: these are the same elements on all ranks concerned. Sums are fp32 in rank order, so that the
 //! copies get the same bits.
 
-use super::CommTiming;
 use crate::error::Result;
 use crate::layout::{Param, Sharding, Unit};
 use crate::model::{Axes, Owned};
 use crate::plan::Plan;
 use crate::topology::Axis;
-use crate::wire::MakeWires;
-use crate::wire::{MpiWire, Wire};
+use crate::wire::{CommTiming, MakeWires, MpiWire, Wire};
 use crate::world::{Op, World};
 use std::sync::Arc;
 use tch::Tensor;

@@ -19,12 +19,13 @@ mod shards;
 mod weights;
 mod whole;
 
-use super::{CommTiming, Groups};
+use super::Groups;
 use crate::error::{Error, Exit, Result};
 use crate::layout::{Layout, Sharding, Unit};
 use crate::model::units::adapter_of;
 use crate::model::{Accumulate, Flat, Held, Owned, Units, Use};
 use crate::plan::Plan;
+use crate::wire::CommTiming;
 use shards::ZeroShards;
 use std::collections::HashMap;
 use tch::{Device, Kind, Tensor};

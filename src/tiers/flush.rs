@@ -8,8 +8,9 @@ use crate::checkpoint::restore::list;
 use crate::checkpoint::Team;
 use crate::checkpoint::{directory, save_by, Rules};
 use crate::error::{Error, Exit, Result};
+use crate::tiers::choice::{RestoreAction, RestoreView};
 use crate::tiers::snapshot::image::SnapshotReader;
-use crate::tiers::snapshot::inventory::{agreed_place, Inventory, Set, SnapshotEntry};
+use crate::tiers::snapshot::inventory::{agreed_place, Inventory, SnapshotEntry};
 use crate::tiers::snapshot::nodes::Nodes;
 use crate::tiers::snapshot::place::known_run_id;
 use crate::world::World;
@@ -48,23 +49,19 @@ pub fn flush(run_dir: &Path, snapshot_dir: &Path, rules: &Rules, world: &World) 
     let mut inventory = Inventory::take(&place, nodes, world)?;
     let checkpoints = run_dir.join("checkpoints");
     let on_disk = newest_on_disk(&checkpoints, world)?;
-    let mut passed_over = Vec::new();
+    let began_with = inventory.sets();
     loop {
         let sets = inventory.sets();
-        let Some(set) = sets.iter().find(|s| {
-            let whole = s.is_whole();
-            if !whole && !passed_over.contains(&s.step) {
-                passed_over.push(s.step);
-            }
-            whole
-        }) else {
+        let RestoreAction::Memory { set, .. } = RestoreView::of_memory(&sets).next() else {
             return Err(none(&format!(
                 "of {} snapshots in memory of {} nodes no step is whole",
                 inventory.entries.len(),
                 inventory.nodes.leaders().len()
             )));
         };
-        passed_over.retain(|&s| s > set.step);
+        let set = &sets[set];
+        let mut passed_over: Vec<u64> = began_with.iter().map(|s| s.step).filter(|&step| step > set.step).collect();
+        passed_over.dedup();
         if let Some(step) = on_disk.filter(|&d| d >= set.step) {
             let path = checkpoints.join(directory(step));
             return Ok(Flushed { step, path, written: false, bytes: 0, seconds: 0.0, from_partners: 0, passed_over });
@@ -77,11 +74,9 @@ pub fn flush(run_dir: &Path, snapshot_dir: &Path, rules: &Rules, world: &World) 
                 return Ok(Flushed { step: set.step, path, written: true, bytes, seconds, from_partners, passed_over });
             }
             Err(e) if e.exit == Exit::Checkpoint => {
-                let set: Set = set.clone();
                 if inventory.drop_damaged(&damaged, world)? == 0 {
-                    inventory.drop_set(&set);
+                    inventory.drop_set(set);
                 }
-                passed_over.push(set.step);
             }
             Err(e) => return Err(e),
         }

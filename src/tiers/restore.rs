@@ -1,22 +1,20 @@
 //! Restore over all tiers: memory of this node, of the others, second copies, disk, object store.
 //!
-//! The newest step that is whole anywhere wins; at one step memory is nearer than disk. What turns out damaged on the way is
-//! left out and the choice made again, so a restore falls back copy by copy, step by step and tier by tier.
+//! What comes next is chosen in `choice`, from what is known. What turns out damaged on the way is left out and the choice made
+//! again, so a restore falls back copy by copy, step by step and tier by tier.
 
 use crate::checkpoint::read::{Checkpoint, Compared};
 use crate::checkpoint::restore::{agree, candidates, check, newest_opened, Event};
 use crate::checkpoint::Team;
 use crate::error::{Error, Exit, Result};
+use crate::tiers::choice::{NewestOnDisk, RestoreAction, RestoreView};
+use crate::tiers::server::Server;
 use crate::tiers::snapshot::collect;
 use crate::tiers::snapshot::inventory::{agreed_place, Inventory, Set};
 use crate::tiers::snapshot::nodes::Nodes;
 use crate::tiers::source::{Source, Tally};
-use crate::world::{Request, World};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use crate::world::World;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 /// Brings the newest step of the object store that is newer than the given one into the `checkpoints` directory; whether
@@ -57,93 +55,176 @@ pub fn restore(
     tiers: &mut Tiers, world: &World, report: &mut dyn FnMut(&Event), apply: &mut dyn FnMut(&Source) -> Result<()>,
 ) -> Result<Option<Restored>> {
     let began = Instant::now();
-    let checkpoints = tiers.run_dir.join("checkpoints");
-    let nodes = Nodes::find(tiers.snapshot_dir, world)?;
-    let place = agreed_place(tiers.snapshot_dir, tiers.run_dir, tiers.run, world)?;
-    let mut inventory = Inventory::take(&place, nodes, world)?;
-    let mut on_disk = disk_steps(&checkpoints, world)?;
-    // Memory is served while it may be of use; the ranks of a run without snapshots start nothing.
-    let server = match inventory.entries.is_empty() {
-        true => None,
-        false => Some(Server::start(&inventory, world)?),
-    };
-    // The newest checkpoint on disk, once somebody has looked. Its bytes are compared as they are read, or before they fill in
-    // for memory; what was damaged is passed over.
-    let mut disk: Option<Option<Checkpoint>> = None;
-    let (mut checked, mut passed, mut rejected) = (false, Vec::new(), Vec::new());
-    let mut asked = tiers.fetch.is_none();
+    let mut search = Search::begin(tiers, world)?;
     let restored = loop {
-        let sets = inventory.sets();
-        let set = Inventory::first(&sets, &on_disk);
-        let newer_on_disk = |s: &Set| !s.is_whole() || on_disk.iter().any(|&d| d > s.step);
-        if disk.is_none() && set.is_none_or(newer_on_disk) {
-            (disk, checked) = (Some(newest_opened(&checkpoints, &passed, Team(Some(world)), report)?), false);
-        }
-        let checkpoint = disk.iter().flatten().next();
-        // Where it is of the very step and start, the disk fills in what a set lacks.
-        let fills = |s: &Set| checkpoint.filter(|c| (c.meta().step, c.meta().session) == (s.step, s.session));
-        if let Some(s) = set.filter(|s| !s.is_whole() && fills(s).is_none()).cloned() {
-            if checkpoint.is_none_or(|c| c.meta().step < s.step) {
-                report(&Event::SnapshotRejected { step: s.step, reason: "not every rank's part is there".into() });
-            }
-            inventory.drop_set(&s);
-            continue;
-        }
-        let set = set.filter(|s| checkpoint.is_none_or(|c| c.meta().step <= s.step));
-        if !asked {
-            asked = true;
-            let near = set.map(|s| s.step).max(checkpoint.map(|c| c.meta().step));
-            let came = match &mut tiers.fetch {
-                Some(fetch) => fetch(near, world)?,
-                None => false,
-            };
-            if came {
-                (disk, on_disk) = (None, disk_steps(&checkpoints, world)?);
-                passed.clear();
-                continue;
-            }
-        }
-        let mut why = None;
-        if let Some(c) = set.and_then(&fills).filter(|_| !checked) {
-            why = damage(check(c, &Compared::default(), Team(Some(world))))?;
-            checked = true;
-        }
-        if let (Some(set), Some(server), None) = (set, &server, &why) {
-            match from_memory(set, &inventory, server, fills(set), world, apply)? {
-                Attempt::Done(restored) => break Some(restored),
-                Attempt::Damaged(ids, why) => {
-                    report(&Event::SnapshotRejected { step: set.step, reason: why });
-                    let set = set.clone();
-                    if inventory.drop_damaged(&ids, world)? == 0 {
-                        inventory.drop_set(&set);
-                    }
-                    asked = tiers.fetch.is_none();
-                    continue;
-                }
-            }
-        }
-        let Some(c) = checkpoint else { break None };
-        if why.is_none() {
-            match from_disk(c, world, apply)? {
-                Ok(restored) => {
-                    report(&Event::chosen(c));
+        let sets = search.inventory.sets();
+        match search.view(&sets).next() {
+            RestoreAction::Open => search.open(report)?,
+            RestoreAction::Fetch { newer_than } => search.fetch(newer_than)?,
+            RestoreAction::Compare => search.compare(report)?,
+            RestoreAction::Drop { set, is_loss } => search.leave_out(&sets[set], is_loss, report),
+            RestoreAction::Memory { set, with_disk } => {
+                if let Some(restored) = search.read_memory(&sets[set], with_disk, report, apply)? {
                     break Some(restored);
                 }
-                Err(found) => why = Some(found),
+            }
+            RestoreAction::Disk => {
+                if let Some(restored) = search.read_disk(report, apply)? {
+                    break Some(restored);
+                }
+            }
+            RestoreAction::Nothing => break None,
+        }
+    };
+    search.end()?;
+    Ok(restored.map(|r| Restored { seconds: began.elapsed().as_secs_f64(), ..r }))
+}
+
+/// What is known so far, the same on every rank, and what it takes to know more.
+struct Search<'a, 'b> {
+    world: &'a World,
+    fetch: &'a mut Option<Fetch<'b>>,
+    checkpoints: PathBuf,
+    inventory: Inventory,
+    /// Memory is served while it may be of use; the ranks of a run without snapshots start nothing.
+    server: Option<Server>,
+    /// Steps that have a directory on disk, whole or not.
+    directories: Vec<u64>,
+    disk: NewestOnDisk,
+    /// The one that `disk` says is opened.
+    checkpoint: Option<Checkpoint>,
+    /// Whether the object store may be of use.
+    may_fetch: bool,
+    /// Checkpoints that turned out damaged: since the last fetch, and ever.
+    passed: Vec<PathBuf>,
+    rejected: Vec<PathBuf>,
+}
+
+impl<'a, 'b> Search<'a, 'b> {
+    fn begin(tiers: &'a mut Tiers<'b>, world: &'a World) -> Result<Search<'a, 'b>> {
+        let checkpoints = tiers.run_dir.join("checkpoints");
+        let nodes = Nodes::find(tiers.snapshot_dir, world)?;
+        let place = agreed_place(tiers.snapshot_dir, tiers.run_dir, tiers.run, world)?;
+        let inventory = Inventory::take(&place, nodes, world)?;
+        let directories = disk_steps(&checkpoints, world)?;
+        let server = match inventory.entries.is_empty() {
+            true => None,
+            false => Some(Server::start(&inventory, world)?),
+        };
+        let may_fetch = tiers.fetch.is_some();
+        Ok(Search {
+            world,
+            fetch: &mut tiers.fetch,
+            checkpoints,
+            inventory,
+            server,
+            directories,
+            disk: NewestOnDisk::Unopened,
+            checkpoint: None,
+            may_fetch,
+            passed: Vec::new(),
+            rejected: Vec::new(),
+        })
+    }
+
+    fn view<'s>(&'s self, sets: &'s [Set]) -> RestoreView<'s> {
+        RestoreView { sets, directories: &self.directories, disk: self.disk, may_fetch: self.may_fetch }
+    }
+
+    fn open(&mut self, report: &mut dyn FnMut(&Event)) -> Result<()> {
+        self.checkpoint = newest_opened(&self.checkpoints, &self.passed, Team(Some(self.world)), report)?;
+        self.disk = NewestOnDisk::of(self.checkpoint.as_ref().map(Checkpoint::meta), false);
+        Ok(())
+    }
+
+    fn fetch(&mut self, newer_than: Option<u64>) -> Result<()> {
+        self.may_fetch = false;
+        let came = match &mut self.fetch {
+            Some(fetch) => fetch(newer_than, self.world)?,
+            None => false,
+        };
+        if came {
+            (self.disk, self.directories) = (NewestOnDisk::Unopened, disk_steps(&self.checkpoints, self.world)?);
+            self.passed.clear();
+        }
+        Ok(())
+    }
+
+    fn compare(&mut self, report: &mut dyn FnMut(&Event)) -> Result<()> {
+        let Some(checkpoint) = &self.checkpoint else { return Ok(()) };
+        match damage(check(checkpoint, &Compared::default(), Team(Some(self.world))))? {
+            None => self.disk = NewestOnDisk::of(Some(checkpoint.meta()), true),
+            Some(why) => self.reject(why, report),
+        }
+        Ok(())
+    }
+
+    fn leave_out(&mut self, set: &Set, is_loss: bool, report: &mut dyn FnMut(&Event)) {
+        if is_loss {
+            report(&Event::SnapshotRejected { step: set.step, reason: "not every rank's part is there".into() });
+        }
+        self.inventory.drop_set(set);
+    }
+
+    /// `None`: a part is damaged, and is left out now.
+    fn read_memory(
+        &mut self, set: &Set, with_disk: bool, report: &mut dyn FnMut(&Event),
+        apply: &mut dyn FnMut(&Source) -> Result<()>,
+    ) -> Result<Option<Restored>> {
+        let Some(server) = &self.server else {
+            return Err(Error::new(Exit::Internal, "snapshots that nobody serves"));
+        };
+        let disk = self.checkpoint.as_ref().filter(|_| with_disk);
+        match from_memory(set, &self.inventory, server, disk, self.world, apply)? {
+            Attempt::Done(restored) => Ok(Some(restored)),
+            Attempt::Damaged(ids, reason) => {
+                report(&Event::SnapshotRejected { step: set.step, reason });
+                if self.inventory.drop_damaged(&ids, self.world)? == 0 {
+                    self.inventory.drop_set(set);
+                }
+                self.may_fetch = self.fetch.is_some();
+                Ok(None)
             }
         }
-        // The store may have a whole one of this step; but what came from there and is damaged again is left.
-        asked = tiers.fetch.is_none() || rejected.iter().any(|p| p == c.path());
-        report(&Event::CheckpointRejected { path: c.path().into(), reason: why.unwrap_or_default() });
-        passed.push(c.path().to_path_buf());
-        rejected.push(c.path().to_path_buf());
-        on_disk.retain(|&step| step != c.meta().step);
-        disk = None;
-    };
-    if let Some(server) = server {
-        server.end(world)?;
     }
-    Ok(restored.map(|r| Restored { seconds: began.elapsed().as_secs_f64(), ..r }))
+
+    /// `None`: it is damaged, and is left out now.
+    fn read_disk(
+        &mut self, report: &mut dyn FnMut(&Event), apply: &mut dyn FnMut(&Source) -> Result<()>,
+    ) -> Result<Option<Restored>> {
+        let Some(checkpoint) = &self.checkpoint else { return Ok(None) };
+        match from_disk(checkpoint, self.world, apply)? {
+            Ok(restored) => {
+                report(&Event::chosen(checkpoint));
+                Ok(Some(restored))
+            }
+            Err(why) => {
+                self.reject(why, report);
+                Ok(None)
+            }
+        }
+    }
+
+    /// The checkpoint on disk is damaged: an older one is looked for, and a whole one of this step in the store. But what came from
+    /// there and is damaged again is left.
+    fn reject(&mut self, reason: String, report: &mut dyn FnMut(&Event)) {
+        let Some(checkpoint) = self.checkpoint.take() else { return };
+        self.disk = NewestOnDisk::Unopened;
+        let path = checkpoint.path().to_path_buf();
+        self.may_fetch = self.fetch.is_some() && !self.rejected.contains(&path);
+        report(&Event::CheckpointRejected { path: path.clone(), reason });
+        self.directories.retain(|&step| step != checkpoint.meta().step);
+        self.passed.push(path.clone());
+        self.rejected.push(path);
+    }
+
+    /// Collective.
+    fn end(self) -> Result<()> {
+        match self.server {
+            Some(server) => server.end(self.world),
+            None => Ok(()),
+        }
+    }
 }
 
 enum Attempt {
@@ -232,40 +313,4 @@ fn disk_steps(checkpoints: &Path, world: &World) -> Result<Vec<u64>> {
     let steps: Vec<u64> = world.agree(mine)?;
     let bytes = world.broadcast_bytes(bytemuck::cast_slice(&steps).to_vec(), 0)?;
     Ok(collect(&bytes))
-}
-
-/// A thread on every node that hands out bytes of its snapshots.
-pub struct Server {
-    pub world: Arc<World>,
-    thread: Option<JoinHandle<Result<()>>>,
-}
-
-impl Server {
-    /// Collective.
-    pub fn start(inventory: &Inventory, world: &World) -> Result<Server> {
-        let own = Arc::new(world.duplicate()?);
-        if inventory.nodes.leader[world.rank()] != world.rank() {
-            return Ok(Server { world: own, thread: None });
-        }
-        let (files, served) = (inventory.files.clone(), own.clone());
-        let mut read = move |r: Request, out: &mut [u8]| {
-            let path = files.get(r.item as usize).ok_or(std::io::ErrorKind::NotFound)?;
-            File::open(path)?.read_exact_at(out, r.at)
-        };
-        let thread = std::thread::Builder::new()
-            .name("herd-serve".into())
-            .spawn(move || served.serve(&mut read))
-            .map_err(|e| Error::new(Exit::Internal, format!("cannot start a thread that serves snapshots: {e}")))?;
-        Ok(Server { world: own, thread: Some(thread) })
-    }
-
-    /// Collective: nobody asks any more.
-    pub fn end(self, world: &World) -> Result<()> {
-        world.barrier()?;
-        if let Some(thread) = self.thread {
-            self.world.end_serving()?;
-            thread.join().unwrap_or_else(|_| Err(Error::new(Exit::Internal, "the serving thread panicked")))?;
-        }
-        Ok(())
-    }
 }

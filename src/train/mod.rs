@@ -1,8 +1,9 @@
 //! Training: the step, the loop around it, and what a person sees of both.
 //!
-//! Read `step` first: it is the paper's equations in order. `run` is the loop, `start` what comes before it, `heritage`
-//! what it takes over from the model it starts from, `first` its first weights, `corpora` what it reads, `rescue` where its last state goes when the run directory is gone, `state` what a
-//! checkpoint holds, `report` what is written down.
+//! Read `step` first: it is the paper's equations in order. `run` is the loop, `start` what comes before it, `origin` where
+//! its state comes from, `first` its first weights, `heritage` what it takes over from the model it starts from, `corpora`
+//! what it reads, `rescue` where its last state goes when the run directory is gone, `state` what a checkpoint holds,
+//! `report` what is written down.
 
 mod batch;
 mod behind;
@@ -11,6 +12,7 @@ pub mod device_failure;
 mod first;
 mod heritage;
 pub mod metrics;
+mod origin;
 pub mod progress;
 pub mod prometheus;
 pub mod records;

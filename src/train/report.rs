@@ -227,6 +227,14 @@ fn cpu_peak(dtype: Kind) -> f64 {
     (0..5).map(|_| once()).fold(0.0, f64::max)
 }
 
+/// An event of rank 0 before the run's report is open.
+pub fn say(plan: &Plan, world: &World, kind: &str, fields: Value) -> Result<()> {
+    match world.rank() {
+        0 => Events::open(&plan.config.run_dir)?.event(kind, fields),
+        _ => Ok(()),
+    }
+}
+
 /// Creates the run directory and writes down what was resolved, on one rank: `config.yaml` and `plan.json`.
 pub fn open_run_directory(plan: &Plan, world: &World) -> Result<()> {
     if world.rank() > 0 {

@@ -11,9 +11,9 @@ use crate::liveness::{Phase, Progress};
 use crate::model::{Accumulate, Llama, Micro, StepOptions};
 use crate::optim::{clip_factor, learning_rate};
 use crate::parallel::pipeline::{Pipeline, Work};
-use crate::parallel::CommTiming;
 use crate::plan::Plan;
 use crate::topology::Axis;
+use crate::wire::CommTiming;
 use crate::world::{Op, World};
 use std::time::Duration;
 
@@ -105,7 +105,7 @@ pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
     state.tokens += tokens as u64;
     state.skipped += skipped as u64;
     let mut comm = state.units.spent();
-    comm += model.axes.take_spent().into();
+    comm += model.axes.take_spent();
     let matmul = clock::matmul() - products;
     let pipeline_wait = passes.waited;
     Ok(Outcome { loss, lr, grad_norm, skipped, stop, z, comm, pipeline_wait, matmul, spread, validation_loss: None })

@@ -7,6 +7,7 @@
 mod backend;
 mod buffer;
 mod combine;
+mod comm_timing;
 mod futex;
 mod groups;
 mod lanes;
@@ -24,6 +25,7 @@ mod work;
 pub use self::mpi::MpiWire;
 pub use self::nccl::NcclWire;
 pub use backend::{chosen, use_device, Backend};
+pub use comm_timing::CommTiming;
 pub use groups::MakeWires;
 pub use route::Route;
 pub use shared::shared_bytes;

@@ -71,16 +71,6 @@ impl Inventory {
         Ok(Inventory { nodes, entries, files: found.into_iter().map(|f| f.path).collect() })
     }
 
-    /// Of two sources the first that a restore looks at: the newest step that is whole, in memory or with what is on disk.
-    pub fn first<'a>(sets: &'a [Set], on_disk: &[u64]) -> Option<&'a Set> {
-        let good = |s: &&Set| s.is_whole() || on_disk.contains(&s.step);
-        #[cfg(test)]
-        if crate::host::planted() == Some(crate::host::Planted::OlderCopy) {
-            return sets.iter().rfind(good);
-        }
-        sets.iter().find(good)
-    }
-
     /// Marks entries as damaged, which some rank found them to be. Collective: every rank passes what it found.
     pub fn drop_damaged(&mut self, mine: &[(u64, u64)], world: &World) -> Result<usize> {
         let flat: Vec<u64> = mine.iter().flat_map(|&(a, b)| [a, b]).collect();

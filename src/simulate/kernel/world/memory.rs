@@ -3,6 +3,7 @@
 
 use super::Cluster;
 use crate::config::Partner;
+use crate::tiers::choice::{NewestOnDisk, RestoreAction, RestoreView};
 use crate::tiers::snapshot::inventory::{Inventory, Set, SnapshotEntry};
 use crate::tiers::snapshot::nodes::Nodes;
 use crate::tiers::snapshot::slot::Header;
@@ -93,23 +94,34 @@ impl Cluster {
         Inventory { nodes: Nodes::single(vec![String::new(); nodes.len()]), entries, files: Vec::new() }.sets()
     }
 
-    /// What the ranks on `nodes` go on from: the real choice.
+    /// What the ranks on `nodes` go on from: the real choice. What it asks for is well here: no byte is damaged, every checkpoint opens,
+    /// and none is of a snapshot's own start.
     pub(in crate::simulate) fn choose(&self, nodes: &[usize]) -> RestoreChoice {
-        let sets = self.sets(nodes);
-        let disk: Vec<u64> = self.disk.iter().copied().collect();
-        let first = Inventory::first(&sets, &disk);
+        let mut sets = self.sets(nodes);
+        let directories: Vec<u64> = self.disk.iter().copied().collect();
         let newest = self.disk.last().copied();
-        match (first.filter(|s| s.is_whole()).map(|s| s.step), newest) {
-            (Some(memory), disk) if disk.is_none_or(|d| d <= memory) => RestoreChoice::Memory(memory),
-            (_, Some(disk)) => RestoreChoice::Disk(disk),
-            _ => RestoreChoice::Beginning,
+        let mut disk = NewestOnDisk::Unopened;
+        loop {
+            match (RestoreView { sets: &sets, directories: &directories, disk, may_fetch: false }).next() {
+                RestoreAction::Drop { set, .. } => drop(sets.remove(set)),
+                RestoreAction::Memory { set, .. } => return RestoreChoice::Memory(sets[set].step),
+                RestoreAction::Disk => return newest.map_or(RestoreChoice::Beginning, RestoreChoice::Disk),
+                RestoreAction::Nothing => return RestoreChoice::Beginning,
+                RestoreAction::Open | RestoreAction::Compare | RestoreAction::Fetch { .. } => {
+                    let opened = |step| NewestOnDisk::Opened { step, session: u64::MAX, compared: true };
+                    disk = newest.map_or(NewestOnDisk::Nothing, opened);
+                }
+            }
         }
     }
 
     /// `herd checkpoint flush` on these nodes: the newest whole step goes to disk where it is newer. None: no step is whole.
     pub(in crate::simulate) fn flush(&mut self, nodes: &[usize], remove: bool) -> Option<u64> {
         let sets = self.sets(nodes);
-        let whole = sets.iter().find(|s| s.is_whole()).map(|s| s.step);
+        let whole = match RestoreView::of_memory(&sets).next() {
+            RestoreAction::Memory { set, .. } => Some(sets[set].step),
+            _ => None,
+        };
         let newer = whole.filter(|step| self.disk.last().is_none_or(|d| d < step));
         self.disk.extend(newer);
         if remove {

@@ -1,16 +1,12 @@
-//! The data axis: replicas that each see a part of the batch, and what their communication costs.
-//!
-//! Each replica's loss is scaled by 1 / tokens of the global batch, so sums of gradients are all there is to do. ZeroOptions much
-//! of its state a replica keeps is the business of `zero`; what ranks of other axes owe each other is summed by `groups`.
+//! What communication costs, added up over many collectives.
 
+use super::{Timing, Work};
 use crate::error::Result;
-use crate::model::axes::Spent;
-use crate::wire::Work;
 use std::ops::AddAssign;
 use std::time::Duration;
 use tch::Tensor;
 
-/// What communication of one step cost.
+/// What communication of one step, or of a part of it, cost.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CommTiming {
     /// Time the wires were busy, waiting for slower ranks included.
@@ -27,26 +23,21 @@ pub struct CommTiming {
 
 impl CommTiming {
     /// Waits for `work` and counts its time.
-    pub(super) fn wait(&mut self, work: Work) -> Result<()> {
-        let t = work.wait()?;
-        self.busy += t.busy;
-        self.exposed += t.exposed;
-        self.hidden = self.busy.saturating_sub(self.exposed);
+    pub fn wait(&mut self, work: Work) -> Result<()> {
+        self.took(work.wait()?);
         Ok(())
     }
 
-    /// Counts the bytes of a tensor that is reduced, or that is gathered whole.
-    pub(super) fn moved(&mut self, t: &Tensor) {
-        self.bytes += (t.numel() * t.kind().elt_size_in_bytes()) as u64;
+    /// Counts the time of something that has been waited for.
+    pub fn took(&mut self, t: Timing) {
+        self.busy += t.busy;
+        self.exposed += t.exposed;
+        self.hidden = self.busy.saturating_sub(self.exposed);
     }
-}
 
-/// What the layers' own collectives cost.
-impl From<Spent> for CommTiming {
-    fn from(s: Spent) -> CommTiming {
-        let (busy, exposed) = (s.timing.busy, s.timing.exposed);
-        let hidden = busy.saturating_sub(exposed);
-        CommTiming { busy, exposed, hidden, bytes: s.bytes, buckets: s.collectives as usize }
+    /// Counts the bytes of a tensor that is reduced, or that is gathered whole.
+    pub fn moved(&mut self, t: &Tensor) {
+        self.bytes += (t.numel() * t.kind().elt_size_in_bytes()) as u64;
     }
 }
 

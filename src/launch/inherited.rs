@@ -1,0 +1,105 @@
+//! What a supervisor finds of the one before it: ranks that have gone on, or an attempt that nobody has closed.
+
+use super::context::{step_name, Fault};
+use super::history::{Class, Record};
+use super::ledger::Standing;
+use super::place::Placement;
+use super::policy::Decision;
+use super::ranks::RunningRanks;
+use super::supervise::Supervisor;
+use super::{run_log, standby};
+use crate::config::AlertKind;
+use crate::error::{Error, Exit, Result};
+use crate::host;
+use crate::slurm::control;
+use serde_json::json;
+use std::time::Duration;
+
+impl Supervisor {
+    /// The ranks of a supervisor that a signal has ended, under the same parent: they have gone on, and this one goes on with them.
+    pub(super) fn adopted(&mut self) -> Result<Option<(RunningRanks, Placement)>> {
+        let Some(parent) = self.parent.as_ref().filter(|p| p.starts > 0) else { return Ok(None) };
+        let (context, number) = (&self.context, self.state.number);
+        let is_open = |r: &&Record| r.ended.is_none() && r.is_of(&context.job) && r.attempt == number;
+        let open = self.records.history.attempts.last().filter(is_open);
+        let held = open.and_then(|r| Some((r.nodes.clone(), parent.holds(r.srun?)?)));
+        parent.end_others(held.as_ref().map(|(_, srun)| srun.pid()));
+        let (signal, starts) = (parent.ended_by, parent.starts);
+        let Some((active, srun)) = held else { return Ok(None) };
+        let (pid, reader) = (srun.pid(), parent.reader());
+        let reader = reader.map_err(|e| Error::new(Exit::Internal, format!("the parent's pipe: {e}")))?;
+        let name = step_name(number);
+        let ranks = RunningRanks::adopt(&context.rank_start(number, &name, &active), srun, reader);
+        let text = format!(
+            "the supervisor was ended by signal {signal} and is there again; attempt {number} has gone on meanwhile"
+        );
+        tracing::warn!("{text}");
+        let here = standby::here(&context.job);
+        let value = json!({ "signal": signal, "starts": starts, "attempt": number, "srun": pid, "node": here });
+        self.say("supervisor_restarted", value.clone())?;
+        self.records.alerts.tell(AlertKind::Fault, &format!("supervisor-{starts}"), &text, value);
+        let standing = |n: &String| self.records.book.ledger.standing(n, host::wall());
+        let left = self.context.job.nodes.iter().filter(|n| !active.contains(n) && standing(n) == Standing::Good);
+        let spares = left.cloned().collect();
+        Ok(Some((ranks, Placement { active, spares })))
+    }
+
+    /// The first decision: an attempt that nobody has closed was left by a supervisor that is lost.
+    pub(super) fn after_the_last_supervisor(&mut self) -> Result<Decision> {
+        let step = run_log::last_step(&self.context.run_dir);
+        let again = Decision::Again { wait: Duration::ZERO, skip: None };
+        if let Some(lost) = self.context.lost.clone() {
+            self.state.fault = Some(Fault::at(step));
+            self.say(
+                "taken_over",
+                json!({ "job": self.context.job.id, "lost": lost, "by": standby::here(&self.context.job) }),
+            )?;
+            // what is left of its ranks leaves by itself within a moment; nobody waits for it
+            control::kill_step_beside(&self.context.job, &step_name(self.state.number));
+        }
+        // Slurm may start a job once more whose run was done, where somebody asked for that before
+        let is_done = |r: &&Record| r.job == self.context.job.id && r.class == Some(Class::Done);
+        if self
+            .records
+            .history
+            .attempts
+            .last()
+            .filter(is_done)
+            .is_some_and(|r| r.last_step >= self.context.launch.config.train.steps)
+        {
+            tracing::info!("the run was done before Slurm started the job again");
+            return Ok(Decision::Done);
+        }
+        // what was started again after a signal says nothing about its node
+        let started_again = self.parent.as_ref().is_some_and(|p| p.starts > 0);
+        let Some(record) = self.records.history.attempts.last_mut().filter(|r| r.ended.is_none()) else {
+            return Ok(again);
+        };
+        record.ended = Some(host::wall());
+        record.last_step = step;
+        record.class = Some(Class::Supervisor);
+        record.reason = "supervisor_lost".into();
+        record.fact = match &self.context.lost {
+            Some(node) => format!("node {node} is lost, and the supervisor of attempt {} with it", record.attempt),
+            None => format!("the supervisor of attempt {} left no word", record.attempt),
+        };
+        let first = record.nodes.first().filter(|_| record.job == self.context.job.id && !started_again);
+        let host = self.context.lost.clone().or_else(|| first.cloned());
+        let (attempt, fact) = (record.attempt, record.fact.clone());
+        self.records.write_history()?;
+        let value = json!({
+            "attempt": attempt, "step": step, "class": Class::Supervisor, "reason": "supervisor_lost", "fact": fact,
+            "nodes": host.iter().collect::<Vec<_>>(), "ranks": [],
+        });
+        self.say("fault", value)?;
+        // Slurm starts a job again by itself when the node of its batch script is lost.
+        self.records.blame(
+            self.state.number,
+            &host.into_iter().collect::<Vec<_>>(),
+            "supervisor_lost",
+            self.context.lost.is_some(),
+        )?;
+        self.state.fault = Some(Fault::at(step));
+        Ok(self.consider(Exit::GaveUp))
+    }
+}
