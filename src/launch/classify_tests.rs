@@ -1,7 +1,7 @@
 //! What each kind of end means.
 
 use super::*;
-use crate::exit_record::ExitRecord;
+use crate::exit_record::{ExitRecord, Lost};
 use crate::liveness::{verdict::Evidence, Phase};
 use crate::slurm::messages;
 
@@ -38,6 +38,41 @@ fn record(exit: Exit, rank: usize, agreed: bool) -> ExitRecord {
 }
 
 const ABORTED: &str = "srun: Job step aborted: Waiting up to 7 seconds for job step to finish.";
+
+fn lost(all: &[(&str, i64)]) -> Vec<Lost> {
+    let one = |&(node, ms): &(&str, i64)| Lost {
+        node: node.into(),
+        by: "n9".into(),
+        time: jiff::Timestamp::from_millisecond(1_000_000 + ms).unwrap(),
+    };
+    all.iter().map(one).collect()
+}
+
+/// Where Slurm ends the step, who saw the first end says whose it was, whatever srun says first.
+#[test]
+fn who_was_seen_to_end_first_is_to_blame() {
+    let mixed = &[ABORTED, "n1: task 0: Killed", "n2: task 1: Killed", "n3: task 2: Exited with exit code 14"][..];
+    let together = &[ABORTED, "n[1-3]: tasks 0-2: Killed"][..];
+    let before = &["n1: task 0: Killed", ABORTED, "n2: task 1: Killed"][..];
+    let table: &[(&[&str], &[(&str, i64)], &str)] = &[
+        (mixed, &[("n2", 0), ("n1", 120), ("n3", 121)], "n2"),
+        (before, &[("n2", 0)], "n2"),
+        (before, &[("n1", 0), ("n2", 30)], "n1 n2"),
+        (together, &[("n3", 0), ("n1", 200)], "n3"),
+        (&[ABORTED], &[("n2", 0)], "n2"),
+        (mixed, &[], "n1"),
+    ];
+    for (lines, seen, blamed) in table {
+        let found = classify(&Seen { lost: lost(seen), ..said(lines) });
+        assert_eq!((found.class, found.nodes.join(" ").as_str()), (Class::Process, *blamed), "{lines:?} {seen:?}");
+    }
+    // a stop that was asked for, a rank's own word, and a Slurm that leaves steps alone come before it
+    let seen = Seen { lost: lost(&[("n2", 0)]), ..said(&["n1: task 0: Killed"]) };
+    assert_eq!(classify(&Seen { leaves_steps: true, ..seen.clone() }).nodes, ["n1"]);
+    let with_record = Seen { records: vec![record(Exit::Storage, 0, false)], ..seen.clone() };
+    assert_eq!(classify(&with_record).class, Class::Storage);
+    assert_ne!(classify(&Seen { asked: true, ..seen }).nodes, ["n2"]);
+}
 
 #[test]
 fn good_ends() {

@@ -232,6 +232,7 @@ impl RunningRanks {
             self.look();
         }
         self.seen.records = exit_record::read_all(&self.records).unwrap_or_default();
+        self.seen.lost = exit_record::Lost::all(&self.records);
         if let Ok(all) = self.verdicts.all() {
             self.seen.verdicts = all.to_vec();
         }

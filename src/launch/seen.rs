@@ -2,7 +2,7 @@
 
 use super::history::Class;
 use crate::error::Exit;
-use crate::exit_record::ExitRecord;
+use crate::exit_record::{ExitRecord, Lost};
 use crate::liveness::Verdict;
 use crate::slurm::messages::SlurmMessage;
 
@@ -35,6 +35,8 @@ pub struct Seen {
     pub verdicts: Vec<Verdict>,
     /// Errors that ranks wrote down as they left.
     pub records: Vec<ExitRecord>,
+    /// Nodes with a process that was gone without a word, in the order in which others saw it.
+    pub lost: Vec<Lost>,
     /// The ranks did not meet within this many seconds.
     pub no_start_s: Option<f64>,
     /// The ranks met, but had no state to go on from within this many seconds, of which one had so many bytes to read.

@@ -3,12 +3,15 @@
 use super::history::{Class, UNFIT};
 use super::seen::{exit_of, Finding, Seen, FROM_OUTSIDE};
 use crate::error::Exit;
-use crate::exit_record::ExitRecord;
+use crate::exit_record::{ExitRecord, Lost};
 use crate::liveness::Reason;
 use crate::slurm::messages::{How, SlurmMessage};
+use std::time::Duration;
 
 /// Codes that Slurm or the supervisor ask for, or that follow from another rank's failure.
 const NO_CAUSE: &[Exit] = &[Exit::Requeue, Exit::Peer, Exit::Fenced];
+/// Ends this close to the first were not Slurm's doing, which kills the others 0.1 s later at the earliest.
+const AT_ONCE: Duration = Duration::from_millis(50);
 /// How Open MPI 5 leaves when its node's slurmstepd, which is its PMIx server, ends the step (seen with 5.0.7 and Slurm 24.11).
 const PMIX_GONE: i32 = 14;
 
@@ -161,7 +164,13 @@ pub(super) fn of_deaths(seen: &Seen) -> Option<Finding> {
     let complained = |rank: &usize| seen.verdicts.iter().any(|v| v.reason == Reason::PeerLost && v.accuser == *rank);
     // srun kills the step when it gets the signal that this supervisor got
     let with_srun = |d: &Death| seen.asked && d.killed();
-    let mut dead = deaths(seen);
+    let first = first_lost(seen);
+    let lost: Vec<Death> = seen.said.iter().filter_map(death_of).filter(|d| d.nodes.iter().all(|n| first.contains(&n.as_str()))).collect();
+    let witnessed = !first.is_empty();
+    let mut dead = if lost.is_empty() { deaths(seen) } else { lost };
+    if witnessed && !dead.iter().any(|d| d.nodes.iter().all(|n| first.contains(&n.as_str()))) {
+        return Some(of_witness(seen, &first));
+    }
     dead.retain(|d| d.may_be_first() && !with_srun(d) && !d.ranks.iter().all(complained));
     let first = dead.iter().position(|d| d.killed()).unwrap_or(0);
     let death = dead.get(first)?;
@@ -171,6 +180,27 @@ pub(super) fn of_deaths(seen: &Seen) -> Option<Finding> {
         found.ranks.extend(other.ranks);
     }
     Some(found)
+}
+
+/// Nodes with a process that was gone before Slurm and PMIx ended the others, where anybody saw it. Only where they do end them: else
+/// what srun says in its order is as good.
+fn first_lost(seen: &Seen) -> Vec<&str> {
+    let Some(first) = seen.lost.first().filter(|_| !seen.leaves_steps && !seen.asked) else { return Vec::new() };
+    let soon = |l: &&Lost| l.time.duration_since(first.time).unsigned_abs() < AT_ONCE;
+    seen.lost.iter().filter(soon).map(|l| l.node.as_str()).collect()
+}
+
+/// What neighbours saw, where srun tells of those nodes only together with others, or not at all.
+fn of_witness(seen: &Seen, nodes: &[&str]) -> Finding {
+    let by = seen.lost.first().map_or("", |l| &l.by);
+    Finding {
+        class: Class::Process,
+        reason: "signal".into(),
+        fact: format!("a process on {} ended without a word, as {by} saw before the step was ended", nodes.join(", ")),
+        nodes: nodes.iter().map(|n| n.to_string()).collect(),
+        ranks: vec![],
+        exit: Exit::Peer,
+    }
 }
 
 fn of_death(seen: &Seen, death: &Death) -> Finding {

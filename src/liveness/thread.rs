@@ -98,6 +98,7 @@ impl Thread {
             actions.extend(self.watch.hear(now, from, message));
         }
         for rank in self.processes.ended() {
+            self.witness.iter().for_each(|witness| witness.ended(rank));
             actions.extend(self.watch.died(now, rank));
         }
         let probe = self.probe();

@@ -1,6 +1,6 @@
 //! Who ended first. Where Slurm and PMIx end a step for the death of one rank, all others are killed 0.1 to 0.3 s later, and srun may
 //! tell of them in any order. So the leaders of neighbouring nodes hold a connection, which the kernel closes with the process at
-//! its end; the neighbour writes down whose it was, before it is killed itself.
+//! its end; the neighbour writes down whose it was, before it is killed itself. Of a node's other ranks its leader sees the end.
 //!
 //! One connection to the next node and one from the node before, in a ring: two descriptors and three threads on each node's leader. Files are
 //! made in the folder that the supervisor has named for this start, [`SLOTS`] at most whatever the number of nodes: who makes the
@@ -38,6 +38,8 @@ pub struct Invitation {
 pub(super) struct Witness {
     folder: PathBuf,
     node: String,
+    /// Ranks of this node.
+    ranks: Vec<usize>,
 }
 
 impl Witness {
@@ -46,7 +48,7 @@ impl Witness {
         let folder = PathBuf::from(std::env::var_os(exit_record::FOLDER)?);
         let mine = all.iter().position(|n| n.ranks[0] == rank).filter(|_| all.len() > 1)?;
         let next = &all[(mine + 1) % all.len()];
-        let witness = Witness { folder, node: exit_record::node() };
+        let witness = Witness { folder, node: exit_record::node(), ranks: all[mine].ranks.clone() };
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
         let (port, word) = (listener.local_addr().ok()?.port(), RandomState::new().build_hasher().finish());
         let line = witness.line(0, &next.name);
@@ -67,6 +69,14 @@ impl Witness {
                 line.watch(stream);
             }
         });
+    }
+
+    /// The process of this rank has ended: of one on this node that is written down, beside, since storage may block.
+    pub(super) fn ended(&self, rank: usize) {
+        if self.ranks.contains(&rank) && !LEAVING.load(SeqCst) {
+            let (folder, node) = (self.folder.clone(), self.node.clone());
+            let _ = spawn("herd-witness", move || Lost { node: node.clone(), by: node, time: jiff::Timestamp::now() }.write(&folder));
+        }
     }
 
     fn line(&self, number: usize, neighbour: &str) -> Line {
