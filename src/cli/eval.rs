@@ -6,7 +6,7 @@ use super::{logging, outcome};
 use crate::data::chat::ChatTemplate;
 use crate::data::tokenizer::Bos;
 use crate::durable::write_atomic;
-use crate::error::{Error, Exit, Result};
+use crate::error::Result;
 use crate::kernels::memory;
 use crate::progress::Meter;
 use crate::serve::eval::{EvalTask, PutTask, TaskKind, TaskRules, TaskScore};

@@ -19,7 +19,7 @@ use std::time::Duration;
 /// To resolve a name, to connect, to hear the first word.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The last word of a process that ends in order, or says itself why it does not.
-const GOODBYE: u8 = b'.';
+static GOODBYE: u8 = b'.';
 
 /// This process is leaving by its own word.
 static LEAVING: AtomicBool = AtomicBool::new(false);
