@@ -13,7 +13,7 @@ use herd::liveness::{inject::Inject, Progress};
 use herd::model::{init, Axes, Chunk, Documents, Llama, Params, Resident};
 use herd::model::{Accumulate, StepOptions};
 use herd::parallel::pipeline::executor::{Compute, Executor, PassReport};
-use herd::parallel::pipeline::passes::{Between, PipelineStage, Training, Work};
+use herd::parallel::pipeline::passes::{Between, PipelineStage, StageWork, Training};
 use herd::schedules::simulate::{play, Costs};
 use herd::schedules::{self, Action, Parcel};
 use herd::topology::{Axis, Topology};
@@ -170,7 +170,7 @@ fn real(
             Ok(model.micro(&ids, &ids, &Documents::whole()))
         };
         let work =
-            Work { model: &model, units: &mut units, load: &mut load, sequences: &sequences, progress: &progress };
+            StageWork { model: &model, units: &mut units, load: &mut load, sequences: &sequences, progress: &progress };
         let stage = PipelineStage { work, chunks: &own, stages, between };
         let step = StepOptions { grad_scale: 1.0 / sequence as f64, z_loss: 0.0, grads: Accumulate::Replace };
         executor.run(&mut Training::new(stage, step, &inject))

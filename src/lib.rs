@@ -27,9 +27,9 @@
 //! - [`kernels`]: fused operations, each with its libtorch reference
 //! - [`wire`]: tensors between ranks: collectives and messages over MPI, NCCL, and MPI with host staging
 //! - [`world`]: the MPI world: ranks, small host messages, meters
-//! - [`appended`], [`attempt`], [`durable`], `dynamic`, [`events`], [`exit_record`], [`foreign`], [`json_lines`], [`lazy_file`]: small files and how a process
+//! - [`appended`], [`attempt`], [`durable`], `dynamic`, [`events`], [`exit_record`], [`foreign`], [`json_lines`], [`lazy_file`], `threads`: small files and how a process
 //!   leaves: the number that fences old processes, files that survive a crash or are rotated, libraries found while the program runs, what happened, why a process
-//!   left, panics of other people's code, lines read in bounded memory, files that are opened when they are first read
+//!   left, panics of other people's code, lines read in bounded memory, files that are opened when they are first read, threads
 //! - [`host`]: the host that a supervisor runs on: clock, processes, files; the real one, or one that is simulated
 //! - [`config`], [`error`], [`layout`], [`progress`], [`text`], [`topology`]: values and pure functions
 
@@ -66,6 +66,7 @@ pub mod simulate;
 pub mod slurm;
 pub mod store;
 pub mod text;
+mod threads;
 pub mod tiers;
 pub mod topology;
 pub mod train;

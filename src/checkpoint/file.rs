@@ -18,7 +18,7 @@ const BLOCK: usize = 1 << 20;
 const EARLY: u64 = 16 << 20;
 
 /// A file being written. Dropping it leaves an incomplete file, which no manifest names.
-pub struct Writer {
+pub struct FileWriter {
     path: PathBuf,
     file: File,
     map: Map,
@@ -30,10 +30,10 @@ pub struct Writer {
     cached: u64,
 }
 
-impl Writer {
+impl FileWriter {
     /// Starts the file `path`, which will hold `specs`; `meta` (JSON) goes with it for whoever finds the file alone. What is
     /// there is written over, to the last byte.
-    pub fn create(path: &Path, specs: Vec<Spec>, meta: &str) -> Result<Writer> {
+    pub fn create(path: &Path, specs: Vec<Spec>, meta: &str) -> Result<FileWriter> {
         if let Some((spec, fault)) = specs.iter().find_map(|s| s.span.fault().map(|f| (s, f))) {
             return Err(Error::new(Exit::Internal, format!("{} {} cannot be saved: {fault}", spec.group, spec.name)));
         }
@@ -45,7 +45,16 @@ impl Writer {
         let opened = File::options().write(true).create(true).truncate(false).open(path);
         let file = opened.map_err(refused(path, "create"))?;
         let sums = specs.iter().map(|_| Sum::default()).collect();
-        Ok(Writer { path: path.into(), file, map, sums, written: vec![0; specs.len()], specs, direct: None, cached: 0 })
+        Ok(FileWriter {
+            path: path.into(),
+            file,
+            map,
+            sums,
+            written: vec![0; specs.len()],
+            specs,
+            direct: None,
+            cached: 0,
+        })
     }
 
     /// From now on data goes around the page cache, where the filesystem lets it.
@@ -83,7 +92,7 @@ impl Writer {
 
     /// Writes HDF5's own bytes around the data, syncs and closes.
     pub fn finish(self) -> Result<FileTable> {
-        let Writer { path, file, map, specs, sums, written, direct, .. } = self;
+        let FileWriter { path, file, map, specs, sums, written, direct, .. } = self;
         direct.map_or(Ok(()), Direct::finish).map_err(refused(&path, "write"))?;
         if let Some((i, spec)) = specs.iter().enumerate().find(|(i, s)| written[*i] != s.span.len) {
             let (n, len) = (written[i], spec.span.len);

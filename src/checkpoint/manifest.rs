@@ -5,7 +5,7 @@
 //! the closing brace. The checksum covers the bytes between the first and the last line break.
 
 use super::meta::{hex, Group, Meta};
-use super::slice::Span;
+use super::slice::Slice;
 use crate::error::{Error, Exit, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -94,9 +94,9 @@ impl Dataset {
         self.at + 4 * self.len as u64
     }
 
-    pub fn span(&self, shape: &[usize]) -> Span {
+    pub fn span(&self, shape: &[usize]) -> Slice {
         let (offset, extent) = (self.offset.clone(), self.extent.clone());
-        Span { shape: shape.to_vec(), offset, extent, start: self.start, len: self.len }
+        Slice { shape: shape.to_vec(), offset, extent, start: self.start, len: self.len }
     }
 }
 

@@ -7,7 +7,7 @@
 //! HDF5 is built without its own thread safety; the crate holds one lock around every call.
 
 use super::meta::{hex, Group, Piece};
-use super::slice::Span;
+use super::slice::Slice;
 use crate::error::{Error, Exit, Result};
 use hdf5::file::LibraryVersion;
 use hdf5::plist::dataset_create::{AllocTime, FillTime, Layout};
@@ -27,12 +27,12 @@ pub const ALIGNMENT: u64 = 4096;
 pub struct Spec {
     pub group: Group,
     pub name: String,
-    pub span: Span,
+    pub span: Slice,
 }
 
 impl Spec {
     pub fn of(p: &Piece) -> Spec {
-        Spec { group: p.group, name: p.name.into(), span: Span::of(p) }
+        Spec { group: p.group, name: p.name.into(), span: Slice::of(p) }
     }
 }
 

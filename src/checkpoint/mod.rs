@@ -42,5 +42,5 @@ pub use prune::{prune, prune_if, Keep, Pruned};
 pub use read::{Checkpoint, FileReport};
 pub use restore::{list, newest_valid, newest_valid_alone, Event};
 pub use save::{save, save_by, Rules};
-pub use slice::Span;
+pub use slice::Slice;
 pub use team::Team;

@@ -2,7 +2,7 @@
 
 use crate::checkpoint::manifest::{self, Dataset, FileEntry, Manifest, TensorEntry};
 use crate::checkpoint::meta::{hex, Group, Meta};
-use crate::checkpoint::slice::{copy_runs, cover, runs, Span};
+use crate::checkpoint::slice::{copy_runs, cover, runs, Slice};
 use crate::error::{Error, Exit, Result};
 use crate::kernels::sum::Sum;
 use crate::progress::Meter;
@@ -174,7 +174,7 @@ impl Checkpoint {
             return Err(broken("no such tensor is stored".into()));
         };
         let shape = &self.manifest.tensors[*t].shape;
-        let want = Span { offset: offset.into(), extent: extent.into(), start, len: out.len(), ..Span::whole(shape) };
+        let want = Slice { offset: offset.into(), extent: extent.into(), start, len: out.len(), ..Slice::whole(shape) };
         if let Some(why) = want.fault() {
             return Err(broken(why));
         }

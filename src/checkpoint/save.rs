@@ -5,7 +5,7 @@
 
 use super::direct;
 use super::disk::{self, directory, file_name};
-use super::file::Writer;
+use super::file::FileWriter;
 use super::lustre::Stripes;
 use super::manifest::{self, FileTable, Manifest};
 use super::map::Spec;
@@ -63,7 +63,7 @@ impl Default for Rules {
     }
 }
 
-fn append_all(file: &mut Writer, pieces: &[Piece]) -> Result<()> {
+fn append_all(file: &mut FileWriter, pieces: &[Piece]) -> Result<()> {
     pieces.iter().enumerate().try_for_each(|(i, p)| file.append(i, p.data))
 }
 
@@ -76,7 +76,7 @@ pub fn save_alone(checkpoints: &Path, pieces: &[Piece], meta: &Meta) -> Result<S
 
 /// As [`save`], for data that is not in memory: `fill` appends every dataset of `specs` to the file it is given.
 pub fn save_with(
-    checkpoints: &Path, specs: Vec<Spec>, meta: &Meta, team: Team, fill: &mut dyn FnMut(&mut Writer) -> Result<()>,
+    checkpoints: &Path, specs: Vec<Spec>, meta: &Meta, team: Team, fill: &mut dyn FnMut(&mut FileWriter) -> Result<()>,
 ) -> Result<Saved> {
     save_by(&Rules::default(), checkpoints, specs, meta, team, fill)
 }
@@ -84,7 +84,7 @@ pub fn save_with(
 /// As [`save_with`], under `rules`.
 pub fn save_by(
     rules: &Rules, checkpoints: &Path, specs: Vec<Spec>, meta: &Meta, team: Team,
-    fill: &mut dyn FnMut(&mut Writer) -> Result<()>,
+    fill: &mut dyn FnMut(&mut FileWriter) -> Result<()>,
 ) -> Result<Saved> {
     let start = Instant::now();
     let names = Names::new(checkpoints, meta);
@@ -121,7 +121,7 @@ impl Names {
 
 fn write_all(
     rules: &Rules, names: &Names, specs: Vec<Spec>, meta: &Meta, team: Team,
-    fill: &mut dyn FnMut(&mut Writer) -> Result<()>,
+    fill: &mut dyn FnMut(&mut FileWriter) -> Result<()>,
 ) -> Result<u64> {
     team.agree(if team.rank() == 0 { prepare(names, rules, team.size()) } else { Ok(()) })?;
     let (mut specs, mut table) = (Some(specs), Ok(FileTable::default()));
@@ -165,11 +165,11 @@ fn prepare(names: &Names, rules: &Rules, ranks: usize) -> Result<()> {
 
 fn write_file(
     names: &Names, rules: &Rules, specs: Vec<Spec>, meta: &Meta, rank: usize,
-    fill: &mut dyn FnMut(&mut Writer) -> Result<()>,
+    fill: &mut dyn FnMut(&mut FileWriter) -> Result<()>,
 ) -> Result<FileTable> {
     let text = serde_json::to_string(meta)
         .map_err(|e| Error::new(Exit::Internal, format!("the checkpoint's description cannot be written: {e}")))?;
-    let mut file = Writer::create(&names.temporary.join(file_name(rank)), specs, &text)?;
+    let mut file = FileWriter::create(&names.temporary.join(file_name(rank)), specs, &text)?;
     if rules.direct || direct::on_local_disk(&names.temporary) {
         file.go_direct()?;
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// Elements `[start, start + len)`, in row-major order of the rectangle (`offset`, `extent`), of a tensor of `shape`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Span {
+pub struct Slice {
     pub shape: Vec<usize>,
     pub offset: Vec<usize>,
     pub extent: Vec<usize>,
@@ -26,10 +26,10 @@ pub struct Run {
     pub len: usize,
 }
 
-impl Span {
+impl Slice {
     /// A tensor as a whole.
-    pub fn whole(shape: &[usize]) -> Span {
-        Span {
+    pub fn whole(shape: &[usize]) -> Slice {
+        Slice {
             shape: shape.to_vec(),
             offset: vec![0; shape.len()],
             extent: shape.to_vec(),
@@ -38,8 +38,8 @@ impl Span {
         }
     }
 
-    pub fn of(piece: &Piece) -> Span {
-        Span {
+    pub fn of(piece: &Piece) -> Slice {
+        Slice {
             shape: piece.shape.to_vec(),
             offset: piece.offset.to_vec(),
             extent: piece.extent.to_vec(),
@@ -88,7 +88,7 @@ impl Span {
 }
 
 /// The elements of `want` that `have` holds, as runs in order of `want`. Both are slices of one tensor.
-pub fn runs(have: &Span, want: &Span) -> Vec<Run> {
+pub fn runs(have: &Slice, want: &Slice) -> Vec<Run> {
     let mut out: Vec<Run> = Vec::new();
     if have.len == 0 || want.len == 0 {
         return out;
@@ -189,12 +189,12 @@ mod tests {
     use super::*;
     use crate::checkpoint::tests::random;
 
-    fn span(shape: &[usize], offset: &[usize], extent: &[usize], start: usize, len: usize) -> Span {
-        Span { shape: shape.to_vec(), offset: offset.to_vec(), extent: extent.to_vec(), start, len }
+    fn span(shape: &[usize], offset: &[usize], extent: &[usize], start: usize, len: usize) -> Slice {
+        Slice { shape: shape.to_vec(), offset: offset.to_vec(), extent: extent.to_vec(), start, len }
     }
 
     /// Global flat indices of a span's elements, the slow way.
-    fn elements(s: &Span) -> Vec<usize> {
+    fn elements(s: &Slice) -> Vec<usize> {
         let n = s.shape.len();
         let mut all = Vec::new();
         let bounds: Vec<_> = s.offset.iter().zip(&s.extent).map(|(&o, &e)| (o, o + e)).collect();
@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn whole_rows_make_one_run() {
         let have = span(&[8, 4], &[0, 0], &[8, 4], 8, 16);
-        assert_eq!(runs(&have, &Span::whole(&[8, 4])), vec![Run { from: 0, to: 8, len: 16 }]);
+        assert_eq!(runs(&have, &Slice::whole(&[8, 4])), vec![Run { from: 0, to: 8, len: 16 }]);
     }
 
     #[test]

@@ -100,18 +100,8 @@ pub fn from_text(text: &str, place: String, sets: &[String]) -> Result<Draft> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::SAMPLE as GOOD;
     use super::*;
-
-    pub const GOOD: &str = "
-name: t
-run_dir: runs/t
-model:
-  shape: {vocab_size: 256, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4,
-    num_key_value_heads: 2}
-data: {sequence_length: 32, train: [{path: data/a}]}
-batch: {global: 8, micro: 2}
-train: {steps: 1e3}
-";
 
     fn problems(text: &str, sets: &[&str]) -> Vec<String> {
         let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();

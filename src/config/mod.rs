@@ -32,6 +32,24 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
+/// A configuration for tests.
+#[cfg(test)]
+pub(crate) const SAMPLE: &str = "
+name: t
+run_dir: runs/t
+model:
+  shape: {vocab_size: 256, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4,
+    num_key_value_heads: 2}
+data: {sequence_length: 32, train: [{path: data/a}]}
+batch: {global: 8, micro: 2}
+train: {steps: 1e3}
+";
+
+/// Whether step `step` is one of every `every`, as keys called `every` say it; 0: none is.
+pub fn due(step: u64, every: u64) -> bool {
+    every > 0 && step.is_multiple_of(every)
+}
+
 /// A training run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -45,7 +45,7 @@ impl Hosts {
     fn of(world: &World) -> Result<Hosts> {
         let mut h = Hosts { names: vec![], leaders: vec![], ranks: vec![], mine: 0, leads: false };
         let mut known: BTreeMap<String, usize> = BTreeMap::new();
-        for (rank, (_, name)) in world.places()?.into_iter().enumerate() {
+        for (rank, (_, name)) in world.node_of_each()?.into_iter().enumerate() {
             let i = *known.entry(name.clone()).or_insert(h.names.len());
             if i == h.names.len() {
                 h.names.push(name);

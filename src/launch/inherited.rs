@@ -58,23 +58,16 @@ impl Supervisor {
             control::kill_step_beside(&self.context.job, &step_name(self.state.number));
         }
         // Slurm may start a job once more whose run was done, where somebody asked for that before
-        let is_done = |r: &&Record| r.job == self.context.job.id && r.class == Some(Class::Done);
-        if self
-            .records
-            .history
-            .attempts
-            .last()
-            .filter(is_done)
-            .is_some_and(|r| r.last_step >= self.context.launch.config.train.steps)
-        {
+        let (id, steps) = (self.context.job.id, self.context.launch.config.train.steps);
+        let is_done = |r: &Record| r.job == id && r.class == Some(Class::Done) && r.last_step >= steps;
+        let attempts = &mut self.records.history.attempts;
+        if attempts.last().is_some_and(is_done) {
             tracing::info!("the run was done before Slurm started the job again");
             return Ok(Decision::Done);
         }
         // what was started again after a signal says nothing about its node
         let started_again = self.parent.as_ref().is_some_and(|p| p.starts > 0);
-        let Some(record) = self.records.history.attempts.last_mut().filter(|r| r.ended.is_none()) else {
-            return Ok(again);
-        };
+        let Some(record) = attempts.last_mut().filter(|r| r.ended.is_none()) else { return Ok(again) };
         record.ended = Some(host::wall());
         record.last_step = step;
         record.class = Some(Class::Supervisor);
@@ -83,7 +76,7 @@ impl Supervisor {
             Some(node) => format!("node {node} is lost, and the supervisor of attempt {} with it", record.attempt),
             None => format!("the supervisor of attempt {} left no word", record.attempt),
         };
-        let first = record.nodes.first().filter(|_| record.job == self.context.job.id && !started_again);
+        let first = record.nodes.first().filter(|_| record.job == id && !started_again);
         let host = self.context.lost.clone().or_else(|| first.cloned());
         let (attempt, fact) = (record.attempt, record.fact.clone());
         self.records.write_history()?;
@@ -93,12 +86,8 @@ impl Supervisor {
         });
         self.say("fault", value)?;
         // Slurm starts a job again by itself when the node of its batch script is lost.
-        self.records.blame(
-            self.state.number,
-            &host.into_iter().collect::<Vec<_>>(),
-            "supervisor_lost",
-            self.context.lost.is_some(),
-        )?;
+        let (host, pause) = (host.into_iter().collect::<Vec<_>>(), self.context.lost.is_some());
+        self.records.blame(self.state.number, &host, "supervisor_lost", pause)?;
         self.state.fault = Some(Fault::at(step));
         Ok(self.consider(Exit::GaveUp))
     }

@@ -179,17 +179,6 @@ fn with_configuration(arguments: impl Iterator<Item = String>, path: &str) -> im
 mod tests {
     use super::*;
 
-    const GOOD: &str = "
-name: t
-run_dir: runs/t
-model:
-  shape: {vocab_size: 256, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4,
-    num_key_value_heads: 2}
-data: {sequence_length: 32, train: [{path: data/a}]}
-batch: {global: 8, micro: 2}
-train: {steps: 1000}
-";
-
     fn launch(sets: &[&str], nodes: &str, spares: Option<usize>) -> Result<Launch> {
         let job = Job::read(|k| match k {
             "SLURM_JOB_ID" => Some("7".into()),
@@ -199,7 +188,7 @@ train: {steps: 1000}
         });
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.yaml");
-        std::fs::write(&path, GOOD).unwrap();
+        std::fs::write(&path, crate::config::SAMPLE).unwrap();
         let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
         Launch::new(crate::config::load(&path, &sets)?, path.clone(), vec![], spares, &job.job.unwrap())
     }

@@ -117,17 +117,10 @@ fn compare(key: &str, a: &Value, b: &Value, found: &mut Vec<String>) {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "
-name: t
-run_dir: RUN
-model:
-  shape: {vocab_size: 256, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4,
-    num_key_value_heads: 2}
-data: {sequence_length: 32, train: [{path: data/a$$b, weight: 0.1}]}
-batch: {global: 8, micro: 2}
-train: {steps: 1000}
-optim: {lr: 3.3e-4}
-";
+    fn sample(run: &Path) -> String {
+        let text = crate::config::SAMPLE.replace("runs/t", &run.display().to_string());
+        text.replace("data/a", "data/a$$b, weight: 0.1") + "optim: {lr: 3.3e-4}\n"
+    }
 
     fn job(id: &str) -> Job {
         let told = Job::read(|k| match k {
@@ -142,7 +135,7 @@ optim: {lr: 3.3e-4}
     fn an_edited_file_changes_no_start_of_the_job_and_is_said() {
         let dir = tempfile::tempdir().unwrap();
         let (file, run) = (dir.path().join("c.yaml"), dir.path().join("run"));
-        let text = GOOD.replace("RUN", &run.display().to_string());
+        let text = sample(&run);
         std::fs::write(&file, &text).unwrap();
         let sets = ["train.steps=500".to_string()];
         let first = settle(&file, &sets, &job("7")).unwrap();
@@ -163,7 +156,7 @@ optim: {lr: 3.3e-4}
         let dir = tempfile::tempdir().unwrap();
         let (file, run) = (dir.path().join("c.yaml"), dir.path().join("run"));
         assert_eq!(change(&run, &[]).unwrap_err().exit, Exit::Usage);
-        std::fs::write(&file, GOOD.replace("RUN", &run.display().to_string())).unwrap();
+        std::fs::write(&file, sample(&run)).unwrap();
         settle(&file, &[], &job("7")).unwrap();
         let set = |s: &str| change(&run, &[s.to_string()]);
         assert_eq!(set("optim.lr=1e-4").unwrap(), ["optim.lr: 0.00033 → 0.0001"]);

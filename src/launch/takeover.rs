@@ -7,6 +7,7 @@ use super::Launch;
 use crate::error::{Error, Exit, Result};
 use crate::host;
 use crate::slurm::{control, Job};
+use crate::threads;
 use std::fs::OpenOptions;
 use std::io::Read;
 use std::os::fd::AsRawFd;
@@ -119,8 +120,7 @@ fn listen() -> Result<Receiver<()>> {
             }
         }
     };
-    let thread = std::thread::Builder::new().name("herd-listen".into()).spawn(read);
-    thread.map_err(|e| Error::new(Exit::Internal, format!("cannot start a thread: {e}")))?;
+    threads::start("herd-listen", "a thread", read)?;
     Ok(receive)
 }
 

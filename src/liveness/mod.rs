@@ -71,7 +71,7 @@ impl Liveness {
         attempt::adopt(number);
         let progress = Arc::new(Progress::new(world.meters()));
         let closing = Arc::new(AtomicBool::new(false));
-        let places = if config.enabled { world.places()? } else { Vec::new() };
+        let places = if config.enabled { world.node_of_each()? } else { Vec::new() };
         let _ = MYSELF.set(Myself {
             run_dir: run_dir.to_path_buf(),
             rank: world.rank(),

@@ -38,8 +38,20 @@ struct Sim {
     cut: BTreeSet<usize>,
     now: u64,
     sent: u64,
+    /// The seed of this run, and the generator's state.
     seed: u64,
+    random: u64,
     verdicts: Vec<(u64, Verdict)>,
+}
+
+/// Whatever fails around a run, its seed is said.
+impl Drop for Sim {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let nodes = self.processes.len() / self.per_node;
+            eprintln!("seed {} of {nodes} nodes × {} ranks", self.seed, self.per_node);
+        }
+    }
 }
 
 impl Sim {
@@ -53,7 +65,8 @@ impl Sim {
             cut: BTreeSet::new(),
             now: 0,
             sent: 0,
-            seed: seed * 2 + 1,
+            seed,
+            random: seed * 2 + 1,
             verdicts: Vec::new(),
         };
         for _ in 0..nodes * per_node {
@@ -66,10 +79,10 @@ impl Sim {
     }
 
     fn random(&mut self, below: u64) -> u64 {
-        self.seed ^= self.seed << 13;
-        self.seed ^= self.seed >> 7;
-        self.seed ^= self.seed << 17;
-        self.seed % below
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % below
     }
 
     fn roster(&self, rank: usize) -> Roster {
@@ -154,7 +167,7 @@ impl Sim {
     fn outcome(&mut self) -> (u64, Verdict) {
         let fault = self.now;
         self.run(10 * self.interval());
-        let first = self.verdicts.first().unwrap_or_else(|| panic!("no verdict, seed {}", self.seed)).0;
+        let first = self.verdicts.first().expect("a verdict").0;
         let all: Vec<Verdict> = self.verdicts.iter().map(|(_, v)| v.clone()).collect();
         (first - fault, choose(&all).unwrap())
     }

@@ -35,7 +35,7 @@ pub struct Attention {
 }
 
 /// What the backward pass reads, kept by the forward pass. The list with its bytes is in [`crate::model::block`].
-pub struct Saved {
+pub struct AttentionSaved {
     /// [N/t,H] T, the input (shared with whoever made it).
     pub x: Tensor,
     /// [N/t] f32.
@@ -58,7 +58,7 @@ pub struct Mixed {
 }
 
 /// What the weight gradients read, left by [`Attention::backward_products`].
-pub struct Pending {
+pub struct AttentionPending {
     /// [N,H] T; of a frozen block this rank's tokens.
     dy: Tensor,
     out: Tensor,
@@ -81,13 +81,13 @@ impl Attention {
     }
 
     /// x → y, both [N/t,H]. `at` has this rank's S positions of each sequence; N is a multiple of S.
-    pub fn forward(&self, w: &Flat, x: &Tensor, at: &Positions) -> Result<(Tensor, Saved)> {
+    pub fn forward(&self, w: &Flat, x: &Tensor, at: &Positions) -> Result<(Tensor, AttentionSaved)> {
         let (normed, rstd, qkv, inputs) = self.project(w, x, at)?;
         let (out, lse) = attend::forward(&self.axes, at, &self.parts(&qkv, at.len()))?;
         let y = self.output(w, &out, x)?;
         let outputs = self.outputs(w).map(|branch| branch.low_added(&self.rows(&out), &y)).transpose()?;
         let low = LowRank { inputs, outputs };
-        Ok((y, Saved { x: x.shallow_clone(), rstd, normed, mixed: Mixed { qkv, out, lse, low } }))
+        Ok((y, AttentionSaved { x: x.shallow_clone(), rstd, normed, mixed: Mixed { qkv, out, lse, low } }))
     }
 
     /// Norm, q|k|v and rotation: x [N/t,H] → (normed [N/t,H], rstd [N/t] f32, q|k|v [N,A], what its adapters keep).
@@ -107,9 +107,9 @@ impl Attention {
     }
 
     /// What [`Attention::forward`] kept, from its input and the part that norms cannot bring back.
-    pub fn restore(&self, w: &Flat, x: Tensor, mixed: Mixed) -> Saved {
+    pub fn restore(&self, w: &Flat, x: Tensor, mixed: Mixed) -> AttentionSaved {
         let (normed, rstd) = kernels::rms_norm(&x, &w.param(NORM), self.eps);
-        Saved { x, rstd, normed, mixed }
+        AttentionSaved { x, rstd, normed, mixed }
     }
 
     /// Views of q|k|v [N,A]: q [B,S,Hq,D], k and v [B,S,Hkv,D].
@@ -128,9 +128,9 @@ impl Attention {
     /// dy [N/t,H] → the gradient of the normed input, on its way, and what the weight gradients need. With `soon` the normed
     /// inputs of all ranks are fetched meanwhile, since [`Attention::backward_weight`] comes next.
     pub fn backward_products(
-        &self, w: &Flat, saved: Saved, dy: Tensor, at: &Positions, soon: bool,
-    ) -> Result<(Returning, Pending)> {
-        let Saved { x, rstd, normed, mixed: Mixed { qkv, out, lse, low } } = saved;
+        &self, w: &Flat, saved: AttentionSaved, dy: Tensor, at: &Positions, soon: bool,
+    ) -> Result<(Returning, AttentionPending)> {
+        let AttentionSaved { x, rstd, normed, mixed: Mixed { qkv, out, lse, low } } = saved;
         let dy_all = self.axes.gather(&dy)?;
         let normed = Normed::new(&self.axes, normed, soon && !w.frozen())?;
         let dy_all = dy_all.rows()?;
@@ -149,7 +149,7 @@ impl Attention {
         let dy_all = if w.frozen() { dy.shallow_clone() } else { dy_all };
         let du = LowRank { inputs, outputs };
         let more = more.flatten();
-        Ok((Returning { dnormed, more, x, rstd, dy }, Pending { dy: dy_all, out, dqkv, normed, low, du }))
+        Ok((Returning { dnormed, more, x, rstd, dy }, AttentionPending { dy: dy_all, out, dqkv, normed, low, du }))
     }
 
     /// dx [N/t,H], the residual's part included. Writes the norm's weight gradient, this rank's tokens only.
@@ -158,7 +158,7 @@ impl Attention {
     }
 
     /// Writes the gradients of Wo and Wqkv, or those of their adapters.
-    pub fn backward_weight(&self, w: &Flat, p: Pending, grads: Accumulate) -> Result<()> {
+    pub fn backward_weight(&self, w: &Flat, p: AttentionPending, grads: Accumulate) -> Result<()> {
         if w.frozen() {
             if let (Some(b), Some((low, du))) = (self.outputs(w), p.low.outputs.zip(p.du.outputs)) {
                 b.backward_weight(grads, &p.dy, &low, &du, &self.rows(&p.out));

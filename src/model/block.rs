@@ -51,7 +51,7 @@ pub struct Block {
 pub struct Kept(Keep);
 
 enum Keep {
-    All(Saved),
+    All(BlockSaved),
     /// What products and attention gave.
     Products {
         x: Tensor,
@@ -65,16 +65,16 @@ enum Keep {
 }
 
 /// Activations of one block.
-struct Saved {
-    attention: attention::Saved,
-    mlp: mlp::Saved,
+struct BlockSaved {
+    attention: attention::AttentionSaved,
+    mlp: mlp::MlpSaved,
 }
 
 impl Kept {
     /// Bytes of the tensors kept, the block's input counted.
     pub fn bytes(&self) -> usize {
         let kept = match &self.0 {
-            Keep::All(Saved { attention: a, mlp: f }) => {
+            Keep::All(BlockSaved { attention: a, mlp: f }) => {
                 let Mixed { qkv, out, lse, .. } = &a.mixed;
                 vec![&a.x, &a.rstd, &a.normed, qkv, out, lse, &f.x, &f.rstd, &f.normed, &f.gate_up, &f.act]
             }
@@ -84,7 +84,7 @@ impl Kept {
             Keep::Input(x) => vec![x],
         };
         let low = match &self.0 {
-            Keep::All(Saved { attention: a, mlp: f }) => vec![&a.mixed.low, &f.low],
+            Keep::All(BlockSaved { attention: a, mlp: f }) => vec![&a.mixed.low, &f.low],
             Keep::Products { mixed, low, .. } => vec![&mixed.low, low],
             Keep::Input(_) => Vec::new(),
         };
@@ -94,9 +94,9 @@ impl Kept {
 }
 
 /// What the weight gradients of one block read.
-pub struct Pending {
-    attention: attention::Pending,
-    mlp: mlp::Pending,
+pub struct BlockPending {
+    attention: attention::AttentionPending,
+    mlp: mlp::MlpPending,
 }
 
 impl Block {
@@ -115,11 +115,11 @@ impl Block {
         match mode {
             Recompute::None => {
                 let (y, mlp) = self.mlp.forward(w, &mid)?;
-                Ok((y, Kept(Keep::All(Saved { attention, mlp }))))
+                Ok((y, Kept(Keep::All(BlockSaved { attention, mlp }))))
             }
             Recompute::Selective => {
-                let attention::Saved { x, mixed, .. } = attention;
-                let (y, mlp::Saved { gate_up, low, .. }) = self.mlp.forward(w, &mid)?;
+                let attention::AttentionSaved { x, mixed, .. } = attention;
+                let (y, mlp::MlpSaved { gate_up, low, .. }) = self.mlp.forward(w, &mid)?;
                 Ok((y, Kept(Keep::Products { x, mixed, mid, gate_up, low })))
             }
             Recompute::Full => {
@@ -136,16 +136,16 @@ impl Block {
     }
 
     /// All activations from those kept. The block's last product is left out.
-    fn recompute(&self, w: &Flat, kept: Kept, at: &Positions) -> Result<Saved> {
+    fn recompute(&self, w: &Flat, kept: Kept, at: &Positions) -> Result<BlockSaved> {
         match kept.0 {
             Keep::All(saved) => Ok(saved),
             Keep::Products { x, mixed, mid, gate_up, low } => {
                 let attention = self.attention.restore(w, x, mixed);
-                Ok(Saved { attention, mlp: self.mlp.restore(w, mid, gate_up, low) })
+                Ok(BlockSaved { attention, mlp: self.mlp.restore(w, mid, gate_up, low) })
             }
             Keep::Input(x) => {
                 let (mid, attention) = self.attention.forward(w, &x, at)?;
-                Ok(Saved { attention, mlp: self.mlp.activations(w, &mid)? })
+                Ok(BlockSaved { attention, mlp: self.mlp.activations(w, &mid)? })
             }
         }
     }
@@ -180,17 +180,17 @@ impl Block {
     /// on every rank of the tensor axis.
     pub fn backward_input(
         &self, w: &Flat, kept: Kept, dy: Tensor, at: &Positions, grads: Accumulate,
-    ) -> Result<(Tensor, Pending)> {
+    ) -> Result<(Tensor, BlockPending)> {
         let saved = self.recompute(w, kept, at)?;
         let (back, mlp) = self.mlp.backward_products(w, saved.mlp, dy, false)?;
         let dmid = self.mlp.backward_norm(w, back, grads)?;
         let (back, attention) = self.attention.backward_products(w, saved.attention, dmid, at, false)?;
         let dx = self.attention.backward_norm(w, back, grads)?;
-        Ok((dx, Pending { attention, mlp }))
+        Ok((dx, BlockPending { attention, mlp }))
     }
 
     /// Writes the matrices' gradients.
-    pub fn backward_weight(&self, w: &Flat, pending: Pending, grads: Accumulate) -> Result<()> {
+    pub fn backward_weight(&self, w: &Flat, pending: BlockPending, grads: Accumulate) -> Result<()> {
         self.mlp.backward_weight(w, pending.mlp, grads)?;
         self.attention.backward_weight(w, pending.attention, grads)
     }

@@ -25,7 +25,7 @@ pub struct Mlp {
 }
 
 /// What the backward pass reads, kept by the forward pass. The list with its bytes is in [`crate::model::block`].
-pub struct Saved {
+pub struct MlpSaved {
     /// [N/t,H] T, the input (shared with whoever made it).
     pub x: Tensor,
     /// [N/t] f32.
@@ -41,7 +41,7 @@ pub struct Saved {
 }
 
 /// What the weight gradients read, left by [`Mlp::backward_products`].
-pub struct Pending {
+pub struct MlpPending {
     /// [N,H] T; of a frozen block this rank's tokens.
     dy: Tensor,
     act: Tensor,
@@ -57,7 +57,7 @@ impl Mlp {
     }
 
     /// x → y, both [N/t,H].
-    pub fn forward(&self, w: &Flat, x: &Tensor) -> Result<(Tensor, Saved)> {
+    pub fn forward(&self, w: &Flat, x: &Tensor) -> Result<(Tensor, MlpSaved)> {
         let saved = self.activations(w, x)?;
         let y = project_back(&self.axes, &saved.act, &w.param(DOWN), x)?;
         if let (Some(branch), Some(low)) = (self.outputs(w), &saved.low.outputs) {
@@ -67,7 +67,7 @@ impl Mlp {
     }
 
     /// [`Mlp::forward`] up to the down projection: all that a recomputing backward pass needs.
-    pub fn activations(&self, w: &Flat, x: &Tensor) -> Result<Saved> {
+    pub fn activations(&self, w: &Flat, x: &Tensor) -> Result<MlpSaved> {
         let (normed, rstd) = kernels::rms_norm(x, &w.param(NORM), self.eps);
         let all = self.axes.gather(&normed)?.rows()?;
         let gate_up = kernels::linear(&all, &w.fused_param(GATE, UP), None);
@@ -76,20 +76,22 @@ impl Mlp {
         let act = kernels::swiglu(&gate_up);
         let outputs = self.outputs(w).map(|branch| branch.low(&act)).transpose()?;
         let low = LowRank { inputs, outputs };
-        Ok(Saved { x: x.shallow_clone(), rstd, normed, gate_up, act, low })
+        Ok(MlpSaved { x: x.shallow_clone(), rstd, normed, gate_up, act, low })
     }
 
     /// The same activations from those of them that matrix products gave.
-    pub fn restore(&self, w: &Flat, x: Tensor, gate_up: Tensor, low: LowRank) -> Saved {
+    pub fn restore(&self, w: &Flat, x: Tensor, gate_up: Tensor, low: LowRank) -> MlpSaved {
         let (normed, rstd) = kernels::rms_norm(&x, &w.param(NORM), self.eps);
         let act = kernels::swiglu(&gate_up);
-        Saved { x, rstd, normed, gate_up, act, low }
+        MlpSaved { x, rstd, normed, gate_up, act, low }
     }
 
     /// dy [N/t,H] → the gradient of the normed input, on its way, and what the weight gradients need. With `soon` the normed
     /// inputs of all ranks are fetched meanwhile, since [`Mlp::backward_weight`] comes next.
-    pub fn backward_products(&self, w: &Flat, saved: Saved, dy: Tensor, soon: bool) -> Result<(Returning, Pending)> {
-        let Saved { x, rstd, normed, gate_up, act, low } = saved;
+    pub fn backward_products(
+        &self, w: &Flat, saved: MlpSaved, dy: Tensor, soon: bool,
+    ) -> Result<(Returning, MlpPending)> {
+        let MlpSaved { x, rstd, normed, gate_up, act, low } = saved;
         let dy_all = self.axes.gather(&dy)?;
         let normed = Normed::new(&self.axes, normed, soon && !w.frozen())?;
         let dy_all = dy_all.rows()?;
@@ -103,7 +105,7 @@ impl Mlp {
         let dy_all = if w.frozen() { dy.shallow_clone() } else { dy_all };
         let du = LowRank { inputs, outputs };
         let more = more.flatten();
-        Ok((Returning { dnormed, more, x, rstd, dy }, Pending { dy: dy_all, act, dgate_up, normed, low, du }))
+        Ok((Returning { dnormed, more, x, rstd, dy }, MlpPending { dy: dy_all, act, dgate_up, normed, low, du }))
     }
 
     /// dx [N/t,H], the residual's part included. Writes the norm's weight gradient, this rank's tokens only.
@@ -112,7 +114,7 @@ impl Mlp {
     }
 
     /// Writes the gradients of Wd and of gate|up, or those of their adapters.
-    pub fn backward_weight(&self, w: &Flat, p: Pending, grads: Accumulate) -> Result<()> {
+    pub fn backward_weight(&self, w: &Flat, p: MlpPending, grads: Accumulate) -> Result<()> {
         if w.frozen() {
             if let (Some(b), Some((low, du))) = (self.outputs(w), p.low.outputs.zip(p.du.outputs)) {
                 b.backward_weight(grads, &p.dy, &low, &du, &p.act);

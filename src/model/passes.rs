@@ -24,7 +24,7 @@ pub struct Activations {
 /// What [`Llama::backward_input`] leaves for [`Llama::backward_weight`].
 pub struct Deferred {
     /// From the last block to the first.
-    blocks: Vec<block::Pending>,
+    blocks: Vec<block::BlockPending>,
     /// Gradient of the embedding's output.
     first: Option<Tensor>,
 }

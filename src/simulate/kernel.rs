@@ -2,114 +2,34 @@
 //! of which one runs at a time: a thread that sleeps hands on, in its own stack, to the next event, until that is another thread's.
 //! So a blocking loop runs as it is, nothing waits in real time, and a seed gives the same events each time.
 
+mod agenda;
+mod hosts;
+mod news;
 pub(super) mod truth;
 mod watches;
 pub(super) mod world;
 
-use crate::host::{self, FileAccess, Host, SimulatedProcess, StdStream};
-use jiff::{SignedDuration, Timestamp};
-use std::collections::BTreeMap;
-use std::io;
+use crate::host;
+pub(super) use agenda::Agenda;
+use agenda::{SimEvent, TaskBody};
+use hosts::{Moment, SimulatedHost};
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
-use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use world::{Cluster, FileAnswer};
+use world::Cluster;
 
 /// Microseconds of simulated time.
 pub(super) type Micros = u64;
 
 pub(super) const SECOND: Micros = 1_000_000;
 
-pub(super) fn micros(seconds: f64) -> Micros {
-    (seconds.max(0.0) * 1e6) as Micros
-}
-
 /// A process or a thread of one, by number.
 pub(super) type SimTask = usize;
 
-/// What becomes of a task's thread.
-pub(super) type Work = Box<dyn FnOnce() + Send>;
-
-/// What happens at a moment.
-pub(super) enum SimEvent {
-    Wake { task: SimTask, turn: u64 },
-    Cluster(world::Happening),
-}
-
-struct TaskState {
-    turn: u64,
-    killed: bool,
-    ended: bool,
-    /// It sleeps until something happens.
-    listens: bool,
-    wakes: Arc<Condvar>,
-}
-
-/// What the world may ask for while it handles an event.
-pub(super) struct Agenda {
-    pub now: Micros,
-    number: u64,
-    events: BTreeMap<(Micros, u64), SimEvent>,
-    tasks: Vec<TaskState>,
-    begun: Vec<(SimTask, Work)>,
-    running: Option<SimTask>,
-}
-
-impl Agenda {
-    pub fn at(&mut self, at: Micros, what: world::Happening) {
-        self.put(at, SimEvent::Cluster(what));
-    }
-
-    pub fn after(&mut self, seconds: f64, what: world::Happening) {
-        self.at(self.now + micros(seconds), what);
-    }
-
-    fn put(&mut self, at: Micros, event: SimEvent) {
-        self.number += 1;
-        self.events.insert((at.max(self.now), self.number), event);
-    }
-
-    /// A new task, which begins now.
-    pub fn begin(&mut self, work: Work) -> SimTask {
-        let task = self.tasks.len();
-        self.tasks.push(TaskState { turn: 0, killed: false, ended: false, listens: false, wakes: Arc::default() });
-        self.put(self.now, SimEvent::Wake { task, turn: 0 });
-        self.begun.push((task, work));
-        task
-    }
-
-    /// FileAnswer a task where it stands.
-    pub fn kill(&mut self, task: SimTask) {
-        if self.tasks[task].ended || std::mem::replace(&mut self.tasks[task].killed, true) {
-            return;
-        }
-        self.wake(task);
-    }
-
-    pub fn lives(&self, task: SimTask) -> bool {
-        !(self.tasks[task].ended || self.tasks[task].killed)
-    }
-
-    /// Wakes a task that listens.
-    pub fn tell(&mut self, task: SimTask) {
-        if self.tasks[task].listens {
-            self.wake(task);
-        }
-    }
-
-    pub fn tell_all(&mut self) {
-        (0..self.tasks.len()).for_each(|task| self.tell(task));
-    }
-
-    /// Wakes a task at this moment, whatever it waits for.
-    pub fn wake(&mut self, task: SimTask) {
-        let turn = self.tasks[task].turn;
-        self.put(self.now, SimEvent::Wake { task, turn });
-    }
+pub(super) fn micros(seconds: f64) -> Micros {
+    (seconds.max(0.0) * 1e6) as Micros
 }
 
 struct Core {
@@ -136,9 +56,8 @@ struct Killed;
 impl Kernel {
     /// Runs `world` for `limit`, and gives it back.
     pub fn run(world: Cluster, limit: Micros) -> Cluster {
-        let agenda = Agenda { now: 0, number: 0, events: BTreeMap::new(), tasks: vec![], begun: vec![], running: None };
         let kernel = Arc::new(Kernel {
-            core: Mutex::new(Core { agenda, world, over: false, threads: Vec::new() }),
+            core: Mutex::new(Core { agenda: Agenda::default(), world, over: false, threads: Vec::new() }),
             now: AtomicU64::new(0),
             origin: Instant::now(),
             done: Condvar::new(),
@@ -240,7 +159,7 @@ impl Kernel {
     }
 
     /// A task's thread.
-    fn live(self: Arc<Self>, task: SimTask, work: Work) {
+    fn live(self: Arc<Self>, task: SimTask, work: TaskBody) {
         #[cfg(test)]
         host::plant(self.planted);
         let core = self.wait_for_turn(self.lock(), Some(task));
@@ -314,127 +233,5 @@ impl Kernel {
                 Some(true)
             }
         }
-    }
-}
-
-/// The clock of one moment: what handles an event takes no time.
-struct Moment {
-    origin: Instant,
-    now: Micros,
-}
-
-/// When simulated time begins.
-fn wall(now: Micros) -> Timestamp {
-    let began = Timestamp::from_second(1_893_456_000).unwrap_or_default();
-    began.checked_add(SignedDuration::from_micros(now as i64)).unwrap_or(began)
-}
-
-impl Host for Moment {
-    fn now(&self) -> Instant {
-        self.origin + Duration::from_micros(self.now)
-    }
-    fn wall(&self) -> Timestamp {
-        wall(self.now)
-    }
-    fn sleep(&self, _: Duration) {}
-    fn wait(&self, _: Duration) {}
-    fn spawn(&self, _: &Command) -> io::Result<Arc<dyn SimulatedProcess>> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-    fn beside(&self, _: Box<dyn FnOnce() + Send>) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-    fn at_file(&self, _: &Path, _: FileAccess) -> io::Result<()> {
-        Ok(())
-    }
-    fn variable(&self, _: &str) -> Option<String> {
-        None
-    }
-}
-
-/// The host of one task.
-struct SimulatedHost {
-    kernel: Arc<Kernel>,
-    task: SimTask,
-}
-
-impl Host for SimulatedHost {
-    fn now(&self) -> Instant {
-        self.kernel.origin + Duration::from_micros(self.kernel.now.load(SeqCst))
-    }
-
-    fn wall(&self) -> Timestamp {
-        wall(self.kernel.now.load(SeqCst))
-    }
-
-    fn sleep(&self, length: Duration) {
-        self.kernel.sleep(self.task, length, false);
-    }
-
-    fn wait(&self, most: Duration) {
-        self.kernel.sleep(self.task, most, true);
-    }
-
-    fn spawn(&self, command: &Command) -> io::Result<Arc<dyn SimulatedProcess>> {
-        if std::thread::panicking() {
-            return Err(io::ErrorKind::Interrupted.into());
-        }
-        let id = self.kernel.ask(self.task, |world, agenda, task| world.spawn(agenda, task, command));
-        Ok(Arc::new(Spawned { kernel: self.kernel.clone(), id, task: self.task }))
-    }
-
-    fn beside(&self, work: Box<dyn FnOnce() + Send>) -> io::Result<()> {
-        self.kernel.ask(self.task, |world, agenda, task| {
-            let thread = agenda.begin(work);
-            world.is_thread_of(thread, task);
-        });
-        Ok(())
-    }
-
-    fn at_file(&self, path: &Path, access: FileAccess) -> io::Result<()> {
-        loop {
-            match self.kernel.ask(self.task, |world, agenda, _| world.at_file(agenda, path, access)) {
-                FileAnswer::Well => return Ok(()),
-                FileAnswer::Refused(e) => return Err(e.into()),
-                FileAnswer::Later(wait) => self.kernel.sleep(self.task, Duration::from_micros(wait), false),
-            }
-            if std::thread::panicking() {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
-        }
-    }
-
-    fn variable(&self, name: &str) -> Option<String> {
-        self.kernel.ask(self.task, |world, _, task| (name == "SLURMD_NODENAME").then(|| world.node_of(task)))
-    }
-}
-
-/// A program that a task has started.
-struct Spawned {
-    kernel: Arc<Kernel>,
-    id: usize,
-    task: SimTask,
-}
-
-impl SimulatedProcess for Spawned {
-    fn id(&self) -> u32 {
-        self.id as u32 + 1000
-    }
-
-    fn ended(&self) -> Option<i32> {
-        match std::thread::panicking() {
-            true => Some(128 + libc::SIGKILL),
-            false => self.kernel.ask(self.task, |world, _, _| world.program_ended(self.id)),
-        }
-    }
-
-    fn signal(&self, signal: i32) {
-        if !std::thread::panicking() {
-            self.kernel.ask(self.task, |world, agenda, _| world.signal(agenda, self.id, signal));
-        }
-    }
-
-    fn read(&self, stream: StdStream, into: &mut [u8]) -> io::Result<usize> {
-        self.kernel.ask(self.task, |world, _, _| world.read_from(self.id, stream, into))
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! Real are the supervisor's loop and all that it decides by (`crate::launch`), its standby, roll calls, books and files, the watches
 //! of liveness and their verdicts, the inventory of snapshots and the choice among them, and how Slurm's commands are called and read.
-//! Modelled are the clock (`kernel`), nodes, network, filesystem and the job in Slurm's books (`world`), Slurm's commands (`programs`),
-//! the ranks (`ranks`) and what is in memory (`memory`); `watches` runs the liveness around faults. `faults` has the faults, `truth`
-//! what must never be. docs/simulation.md says more.
+//! Modelled are the clock (`kernel`, its `agenda`, and the `hosts` of its tasks), and in `world` nodes, network and filesystem (`nodes`),
+//! the job in Slurm's books (`job`), the processes of the supervisor (`supervisors`), Slurm's commands (`programs`), the ranks (`ranks`)
+//! and what is in memory (`memory`); `watches` runs the liveness around faults. `faults` has the faults, `truth` and `checks` what must
+//! never be. docs/simulation.md says more.
 
 mod kernel;
 mod random;

@@ -28,9 +28,9 @@ fn no_seed_of_some_hundred_breaks_a_rule() {
     let all = all.unwrap();
     none_breaks_a_rule(&all);
     let kinds: BTreeSet<&String> = all.runs.iter().flat_map(|r| r.faults.keys()).collect();
-    assert_eq!(kinds.len(), SimFault::ALL.len(), "every kind of fault came: {kinds:?}");
+    assert_eq!(kinds.len(), SimFault::ALL.len(), "every kind of fault came from seed {first} on: {kinds:?}");
     let attempts: u64 = all.runs.iter().map(|r| r.attempts).sum();
-    assert!(attempts > 2 * all.runs.len() as u64, "{attempts} starts");
+    assert!(attempts > 2 * all.runs.len() as u64, "{attempts} starts from seed {first} on");
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn a_seed_gives_the_same_run_each_time() {
     let s = Arc::new(settings(8, 2, 1.0));
     let text = |seed| serde_json::to_string(&run(&s, seed).unwrap()).unwrap();
     for seed in [3, 4] {
-        assert_eq!(text(seed), text(seed));
+        assert_eq!(text(seed), text(seed), "seed {seed}");
     }
     assert_ne!(text(3), text(4));
 }
@@ -70,7 +70,7 @@ fn planted_mistakes_are_found() {
     for (mistake, words) in expected {
         let v = found(mistake);
         let what = v.as_ref().map_or("", |v| &v.what);
-        assert!(what.contains(words), "{mistake:?}: {v:#?}");
+        assert!(what.contains(words), "{mistake:?}, seeds from 1 on: {v:#?}");
         count += 1;
     }
     println!("{}", serde_json::json!({ "planted": expected.len(), "found": count }));

@@ -11,7 +11,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Exit, Result};
 use crate::progress::Meter;
 use crate::store::place;
-use crate::store::sums::Sums;
+use crate::store::sums::FileChecksums;
 use futures_util::{StreamExt, TryStreamExt};
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -151,7 +151,7 @@ impl Remote {
             other => other.map_err(failed)?,
         };
         let mut stream = found.into_stream();
-        let mut sums = Sums::new(m, file);
+        let mut sums = FileChecksums::new(m, file);
         while let Some(bytes) = stream.next().await {
             let bytes = bytes.map_err(failed)?;
             meter.add(bytes.len() as u64);

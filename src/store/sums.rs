@@ -6,7 +6,7 @@ use crate::checkpoint::meta::hex;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Feed it the file's bytes from first to last.
-pub struct Sums<'a> {
+pub struct FileChecksums<'a> {
     manifest: &'a Manifest,
     file: &'a FileEntry,
     /// First byte, end, and number of the dataset (none: HDF5's structures and padding), without gap or overlap.
@@ -18,15 +18,15 @@ pub struct Sums<'a> {
     problem: Option<String>,
 }
 
-impl<'a> Sums<'a> {
-    pub fn new(manifest: &'a Manifest, file: &'a FileEntry) -> Sums<'a> {
+impl<'a> FileChecksums<'a> {
+    pub fn new(manifest: &'a Manifest, file: &'a FileEntry) -> FileChecksums<'a> {
         let mut segments: Vec<_> = file.gaps().into_iter().map(|(from, to)| (from, to, None)).collect();
         segments.extend(file.datasets.iter().enumerate().map(|(i, d)| (d.at, d.end(), Some(i))));
         segments.retain(|(from, to, _)| from < to);
         segments.sort_unstable();
         let overlap = segments.windows(2).any(|w| w[0].1 != w[1].0);
         let problem = overlap.then(|| format!("{}: the manifest lists datasets that overlap", file.name));
-        Sums { manifest, file, segments, segment: 0, at: 0, rest: Xxh3::new(), data: Xxh3::new(), problem }
+        FileChecksums { manifest, file, segments, segment: 0, at: 0, rest: Xxh3::new(), data: Xxh3::new(), problem }
     }
 
     pub fn feed(&mut self, mut bytes: &[u8]) {

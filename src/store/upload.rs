@@ -11,7 +11,7 @@ use crate::error::{Error, Exit, Result};
 use crate::progress::Meter;
 use crate::store::pace::Pace;
 use crate::store::remote::{digest, Object, Remote};
-use crate::store::sums::Sums;
+use crate::store::sums::FileChecksums;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use md5::{Digest, Md5};
 use object_store::path::Path as ObjectPath;
@@ -185,7 +185,7 @@ fn cancelled() -> Error {
 
 /// The local file against the manifest, and its tag, without sending anything.
 fn read_parts(path: &Path, local: &File, m: &Manifest, file: &FileEntry, way: &Way) -> Result<String> {
-    let (mut sums, mut md5s) = (Sums::new(m, file), Vec::new());
+    let (mut sums, mut md5s) = (FileChecksums::new(m, file), Vec::new());
     let size = part_size(file.size);
     for at in (0..file.size).step_by(size as usize) {
         if way.cancel.load(Ordering::Relaxed) {
@@ -209,7 +209,7 @@ async fn send_whole(
         return Err(cancelled());
     }
     let part = read_part(path, local, 0, file)?;
-    let mut sums = Sums::new(m, file);
+    let mut sums = FileChecksums::new(m, file);
     sums.feed(&part);
     if let Some(problem) = sums.finish() {
         return Err(Error::new(Exit::Checkpoint, format!("{}: {problem}", path.display())));
@@ -227,7 +227,7 @@ async fn send_parts(
     let failed = |e: object_store::Error| remote.refused("write", key.as_ref(), &e);
     let mut upload = remote.store.put_multipart(key).await.map_err(failed)?;
     let sent = async {
-        let (mut sums, mut md5s, mut under_way) = (Sums::new(m, file), Vec::new(), FuturesUnordered::new());
+        let (mut sums, mut md5s, mut under_way) = (FileChecksums::new(m, file), Vec::new(), FuturesUnordered::new());
         for at in (0..file.size).step_by(part_size(file.size) as usize) {
             while under_way.len() >= way.parallel.max(1) {
                 under_way.next().await.transpose().map_err(failed)?;

@@ -4,13 +4,14 @@
 //! one that is saved while another is under way takes the place of one that waits, and that is said.
 
 use crate::config::StoreSection;
-use crate::error::{Error, Exit, Result};
+use crate::error::{Exit, Result};
 use crate::progress::Meter;
 use crate::store::event::StoreEvent;
 use crate::store::ledger::UploadLedger;
 use crate::store::pace::{pause, Pace};
 use crate::store::remote::Remote;
 use crate::store::upload::{retain, upload, Uploaded, Way};
+use crate::threads;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -66,11 +67,10 @@ impl Uploader {
         let shared =
             Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), cancel: AtomicBool::new(false) });
         let (theirs, section, its_run) = (shared.clone(), section.clone(), run.to_path_buf());
-        let thread = std::thread::Builder::new().name("herd-upload".into()).spawn(move || {
+        let thread = threads::start("herd-upload", "the upload thread", move || {
             lower_priority();
             work(&theirs, &remote, &section, &its_run)
-        });
-        let thread = thread.map_err(|e| Error::new(Exit::Internal, format!("cannot start the upload thread: {e}")))?;
+        })?;
         Ok(Uploader { run: run.into(), shared, thread: Some(thread) })
     }
 

@@ -5,6 +5,7 @@ use crate::checkpoint::save::{save_by, Rules};
 use crate::checkpoint::Team;
 use crate::checkpoint::{prune, Keep};
 use crate::error::{Error, Exit, Result};
+use crate::threads;
 use crate::tiers::snapshot::slot::Slot;
 use crate::world::World;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// The writer of one run; at most one save is under way.
-pub struct Writer {
+pub struct BackgroundWriter {
     /// `None` once no more will come.
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
@@ -46,17 +47,17 @@ pub struct Ended {
     pub result: Result<Saved>,
 }
 
-impl Writer {
+impl BackgroundWriter {
     /// `world` is the thread's own; every rank has a writer. `on_cores`: the steps are computed on the cores, which a save
     /// must then leave to them.
-    pub fn start(world: World, checkpoints: PathBuf, rules: Rules, on_cores: bool) -> Result<Writer> {
+    pub fn start(world: World, checkpoints: PathBuf, rules: Rules, on_cores: bool) -> Result<BackgroundWriter> {
         let rules = Rules { direct: on_cores, ..rules };
         let hurry = Arc::new(AtomicBool::new(false));
         let asked = hurry.clone();
         let (jobs, queue) = channel();
         let (report, done) = channel();
         let (complain, prune_failed) = channel();
-        let thread = std::thread::Builder::new().name("herd-save".into()).spawn(move || {
+        let thread = threads::start("herd-save", "a thread that saves", move || {
             polite();
             for job in queue {
                 match job {
@@ -73,10 +74,8 @@ impl Writer {
                     }
                 }
             }
-        });
-        let thread =
-            thread.map_err(|e| Error::new(Exit::Internal, format!("cannot start a thread that saves: {e}")))?;
-        Ok(Writer { jobs: Some(jobs), thread: Some(thread), done, prune_failed, running: None, hurry })
+        })?;
+        Ok(BackgroundWriter { jobs: Some(jobs), thread: Some(thread), done, prune_failed, running: None, hurry })
     }
 
     /// Starts a save. All ranks do, none while one is under way anywhere.

@@ -44,7 +44,7 @@ pub fn flush(run_dir: &Path, snapshot_dir: &Path, rules: &Rules, world: &World) 
             .hint("the run goes on from its newest checkpoint on disk")
     };
     let run = world.agree(known_run_id(run_dir))?.ok_or_else(|| none("the run has kept no snapshots"))?;
-    let nodes = Nodes::find(snapshot_dir, world)?;
+    let nodes = Nodes::by_snapshot_dir(snapshot_dir, world)?;
     let place = agreed_place(snapshot_dir, run_dir, run, world)?;
     let mut inventory = Inventory::take(&place, nodes, world)?;
     let checkpoints = run_dir.join("checkpoints");

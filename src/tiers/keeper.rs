@@ -12,10 +12,10 @@ use crate::checkpoint::restore::candidates;
 use crate::checkpoint::save::Rules;
 use crate::checkpoint::Stripes;
 use crate::checkpoint::{prune, Keep};
-use crate::config::CheckpointSection;
+use crate::config::{due, CheckpointSection};
 use crate::error::{Exit, Result};
-use crate::tiers::background::{Ended, Writer};
-use crate::tiers::snapshot::partner::Partner;
+use crate::tiers::background::{BackgroundWriter, Ended};
+use crate::tiers::snapshot::partner::PartnerCopies;
 use crate::tiers::snapshot::place::SnapshotDir;
 use crate::tiers::snapshot::slot::{Owner, Slot};
 use crate::tiers::snapshot::table::Table;
@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::xxh3_64;
 
 pub use crate::tiers::snapshot::slot::Give;
-pub use setup::{From, Happened, Setup};
+pub use setup::{Happened, ResumePoint, Setup};
 
 /// Everything that a run keeps of its state.
 pub struct StateKeeper {
@@ -37,8 +37,8 @@ pub struct StateKeeper {
     owner: Owner,
     place: Option<SnapshotDir>,
     shelf: Option<SlotRing>,
-    partner: Option<Partner>,
-    writer: Option<Writer>,
+    partner: Option<PartnerCopies>,
+    writer: Option<BackgroundWriter>,
     rules: Rules,
     /// Slot of the snapshot whose copy is under way.
     sending: Option<usize>,
@@ -88,7 +88,9 @@ impl StateKeeper {
             ..Rules::default()
         };
         let writer = match periodic(&config) && config.background {
-            true => Some(Writer::start(world.duplicate()?, checkpoints.clone(), rules.clone(), setup.on_cores)?),
+            true => {
+                Some(BackgroundWriter::start(world.duplicate()?, checkpoints.clone(), rules.clone(), setup.on_cores)?)
+            }
             false => None,
         };
         let now = Instant::now();
@@ -166,10 +168,10 @@ impl StateKeeper {
             self.report(Ended { step, result }, true, &mut out)?;
             return Ok(out);
         }
-        if let Some(ended) = self.writer.as_mut().and_then(Writer::poll) {
+        if let Some(ended) = self.writer.as_mut().and_then(BackgroundWriter::poll) {
             self.report(ended, false, &mut out)?;
         }
-        let complaint = self.writer.as_ref().and_then(Writer::prune_failed);
+        let complaint = self.writer.as_ref().and_then(BackgroundWriter::prune_failed);
         out.extend(complaint.map(|error| Happened::PruneFailed { error }));
         let Some(Agreed { copying, saving, late }) = self.agreed.take() else { return Ok(out) };
         let snapshot = due(step, self.config.snapshot_every);
@@ -187,8 +189,8 @@ impl StateKeeper {
         }
         let behind = save && self.writer.is_some();
         if behind && saving {
-            let (running, took) = self.writer.as_ref().and_then(Writer::running).unwrap_or_default();
-            self.writer.iter().for_each(Writer::hurry);
+            let (running, took) = self.writer.as_ref().and_then(BackgroundWriter::running).unwrap_or_default();
+            self.writer.iter().for_each(BackgroundWriter::hurry);
             out.push(Happened::SaveSlow { step, running, took, since_due: self.last_due.elapsed() });
         }
         if behind {
@@ -230,9 +232,9 @@ impl StateKeeper {
 
     /// What is under way on any rank. A copy that has arrived everywhere makes its snapshot the safe one.
     fn agree(&mut self, late: bool, out: &mut Vec<Happened>) -> Result<Agreed> {
-        let (copying, copied) = self.partner.as_mut().map_or((false, None), Partner::poll);
+        let (copying, copied) = self.partner.as_mut().map_or((false, None), PartnerCopies::poll);
         let failed = self.note_copy(copied, out)?;
-        if let Some(ended) = self.writer.as_mut().and_then(Writer::poll) {
+        if let Some(ended) = self.writer.as_mut().and_then(BackgroundWriter::poll) {
             self.report(ended, false, out)?;
         }
         let saving = self.writer.as_ref().is_some_and(|w| w.running().is_some());
@@ -302,9 +304,9 @@ impl StateKeeper {
 
     /// Waits for what is under way.
     fn settle(&mut self, out: &mut Vec<Happened>) -> Result<()> {
-        let copied = self.partner.as_mut().and_then(Partner::wait);
+        let copied = self.partner.as_mut().and_then(PartnerCopies::wait);
         self.note_copy(copied, out)?;
-        if let Some(ended) = self.writer.as_mut().and_then(Writer::wait) {
+        if let Some(ended) = self.writer.as_mut().and_then(BackgroundWriter::wait) {
             self.report(ended, false, out)?;
         }
         Ok(())
@@ -323,7 +325,7 @@ impl StateKeeper {
 
     /// What nobody has heard of when the last step is done: old checkpoints that could not be removed.
     pub fn last_words(&mut self) -> Vec<Happened> {
-        let failed = self.writer.as_mut().map(Writer::finish).unwrap_or_default();
+        let failed = self.writer.as_mut().map(BackgroundWriter::finish).unwrap_or_default();
         self.pending.extend(failed.into_iter().map(|error| Happened::PruneFailed { error }));
         std::mem::take(&mut self.pending)
     }
@@ -349,9 +351,4 @@ struct Agreed {
 
 fn periodic(config: &CheckpointSection) -> bool {
     config.every > 0 || config.every_minutes > 0.0
-}
-
-/// Whether step `step` is one of every `every`.
-fn due(step: u64, every: u64) -> bool {
-    every > 0 && step.is_multiple_of(every)
 }

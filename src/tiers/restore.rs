@@ -103,7 +103,7 @@ struct Search<'a, 'b> {
 impl<'a, 'b> Search<'a, 'b> {
     fn begin(tiers: &'a mut Tiers<'b>, world: &'a World) -> Result<Search<'a, 'b>> {
         let checkpoints = tiers.run_dir.join("checkpoints");
-        let nodes = Nodes::find(tiers.snapshot_dir, world)?;
+        let nodes = Nodes::by_snapshot_dir(tiers.snapshot_dir, world)?;
         let place = agreed_place(tiers.snapshot_dir, tiers.run_dir, tiers.run, world)?;
         let inventory = Inventory::take(&place, nodes, world)?;
         let directories = disk_steps(&checkpoints, world)?;

@@ -1,6 +1,7 @@
 //! Snapshots of a node, handed out to ranks of other nodes.
 
 use crate::error::{Error, Exit, Result};
+use crate::threads;
 use crate::tiers::snapshot::inventory::Inventory;
 use crate::world::{Request, World};
 use std::fs::File;
@@ -26,10 +27,8 @@ impl Server {
             let path = files.get(r.item as usize).ok_or(std::io::ErrorKind::NotFound)?;
             File::open(path)?.read_exact_at(out, r.at)
         };
-        let thread = std::thread::Builder::new()
-            .name("herd-serve".into())
-            .spawn(move || served.serve(&mut read))
-            .map_err(|e| Error::new(Exit::Internal, format!("cannot start a thread that serves snapshots: {e}")))?;
+        let serve = move || served.serve_reads(&mut read);
+        let thread = threads::start("herd-serve", "a thread that serves snapshots", serve)?;
         Ok(Server { world: own, thread: Some(thread) })
     }
 

@@ -2,7 +2,7 @@
 
 use crate::checkpoint::meta::{Group, Meta};
 use crate::checkpoint::read::{Checkpoint, Compared};
-use crate::checkpoint::slice::{cover, Span};
+use crate::checkpoint::slice::{cover, Slice};
 use crate::error::{Error, Exit, Result};
 use crate::tiers::search::SearchOrder;
 use crate::tiers::snapshot::image::SnapshotReader;
@@ -145,7 +145,7 @@ impl<'a> Source<'a> {
         if let Some(memory) = &self.memory {
             let len = out.len();
             let want =
-                |s: &[usize]| Span { offset: offset.into(), extent: extent.into(), start, len, ..Span::whole(s) };
+                |s: &[usize]| Slice { offset: offset.into(), extent: extent.into(), start, len, ..Slice::whole(s) };
             if memory.borrow_mut().read(group, name, &want, out, &mut tally)? {
                 return Ok(());
             }
@@ -196,7 +196,7 @@ impl Memory<'_> {
 
     /// Whether all of it was found.
     fn read(
-        &mut self, group: Group, name: &str, want: &dyn Fn(&[usize]) -> Span, out: &mut [f32], tally: &mut Tally,
+        &mut self, group: Group, name: &str, want: &dyn Fn(&[usize]) -> Slice, out: &mut [f32], tally: &mut Tally,
     ) -> Result<bool> {
         let key = (group, name.to_string());
         let (mut looked, mut filled) = (0, Vec::new());

@@ -1,7 +1,7 @@
 //! Slots in memory: whole or visibly not, whatever happens to the process or to the bytes.
 
 use crate::checkpoint::tests::{meta, names, random};
-use crate::checkpoint::{Group, Span, Spec};
+use crate::checkpoint::{Group, Slice, Spec};
 use crate::error::{Exit, Result};
 use crate::tiers::snapshot::image::SnapshotReader;
 use crate::tiers::snapshot::inventory::SnapshotEntry;
@@ -24,7 +24,7 @@ const OWNER: Owner = Owner { run: 3, session: 5, attempt: 1, rank: 0, world: 1, 
 fn table() -> Arc<Table> {
     let shapes: [(&str, Vec<usize>); 3] = [("a", vec![3, 11]), ("b", vec![5 * BLOCK / 8 + 3]), ("c", vec![1])];
     let specs = shapes.iter().flat_map(|(name, shape)| {
-        Group::ALL.map(|group| Spec { group, name: name.to_string(), span: Span::whole(shape) })
+        Group::ALL.map(|group| Spec { group, name: name.to_string(), span: Slice::whole(shape) })
     });
     Arc::new(Table::new(specs.collect()).unwrap())
 }

@@ -12,7 +12,7 @@ use crate::layout;
 use crate::liveness::Progress;
 use crate::plan::{self, DataChanges, Plan};
 use crate::store::StoreEvent;
-use crate::tiers::keeper::From;
+use crate::tiers::keeper::ResumePoint;
 use crate::tiers::{self, Restored, Source, Tiers};
 use crate::world::World;
 use serde_json::json;
@@ -106,8 +106,8 @@ impl Origin {
     }
 
     /// The step that the run goes on from, for those who keep its state.
-    pub fn from(&self) -> Option<From> {
-        self.restored.as_ref().map(|r| From { session: r.session, step: r.step })
+    pub fn from(&self) -> Option<ResumePoint> {
+        self.restored.as_ref().map(|r| ResumePoint { session: r.session, step: r.step })
     }
 
     /// Special tokens and generation settings of the model that the run goes on from or begins with become those of `meta`. Tokens

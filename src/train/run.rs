@@ -7,6 +7,7 @@ use super::signals::StopFlag;
 use super::start::{self, Started};
 use super::step::{self, Outcome, Stage};
 use super::validate::validate;
+use crate::config::due;
 use crate::error::{Error, Exit, Result};
 use crate::kernels::{device, memory};
 use crate::liveness::inject::Inject;
@@ -149,11 +150,6 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
         keeper.finish()?;
     }
     Ok(end)
-}
-
-/// Whether step `step` is one of every `every`.
-fn due(step: u64, every: u64) -> bool {
-    every > 0 && step.is_multiple_of(every)
 }
 
 fn stop_if_hopeless(plan: &Plan, found: &Outcome, in_a_row: u64, step: u64) -> Result<()> {

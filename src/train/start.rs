@@ -16,7 +16,7 @@ use crate::parallel::{Pipeline, Wires};
 use crate::plan::faults::FaultCost;
 use crate::plan::Plan;
 use crate::slurm::{compress, Job};
-use crate::tiers::keeper::{From, Setup, StateKeeper};
+use crate::tiers::keeper::{ResumePoint, Setup, StateKeeper};
 use crate::tiers::snapshot::place::{random, run_id};
 use crate::tiers::snapshot::table::Table;
 use crate::topology::Topology;
@@ -98,7 +98,7 @@ fn open_report(plan: &Plan, world: &World, step: u64) -> Result<Report> {
 
 /// Who keeps the state between two steps. Collective.
 fn open_keeper(
-    plan: &Plan, world: &World, run: u64, from: Option<From>, meta: &Meta, state: &State,
+    plan: &Plan, world: &World, run: u64, from: Option<ResumePoint>, meta: &Meta, state: &State,
 ) -> Result<StateKeeper> {
     let config = &plan.config;
     let run_dir = config.run_dir.clone();

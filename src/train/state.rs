@@ -4,7 +4,7 @@
 //! [`Sharded::publish`]. So no rank ever has more of the model in memory than training itself asks for.
 
 use crate::checkpoint::base::BaseSum;
-use crate::checkpoint::{self, BaseNote, Group, Meta, Rules, Span, Spec, Team};
+use crate::checkpoint::{self, BaseNote, Group, Meta, Rules, Slice, Spec, Team};
 use crate::convert::peft::AdapterFiles;
 use crate::convert::weights::Weights;
 use crate::error::Result;
@@ -134,7 +134,7 @@ impl State {
             Spec {
                 group: s.group,
                 name,
-                span: Span { shape, offset, extent, start: s.range.start, len: s.range.len() },
+                span: Slice { shape, offset, extent, start: s.range.start, len: s.range.len() },
             }
         };
         self.saved().iter().map(spec).collect()

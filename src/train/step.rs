@@ -10,7 +10,7 @@ use crate::liveness::inject::Inject;
 use crate::liveness::{Phase, Progress};
 use crate::model::{Accumulate, Llama, Micro, StepOptions};
 use crate::optim::{clip_factor, learning_rate};
-use crate::parallel::pipeline::{Pipeline, Work};
+use crate::parallel::pipeline::{Pipeline, StageWork};
 use crate::plan::Plan;
 use crate::topology::Axis;
 use crate::wire::CommTiming;
@@ -72,7 +72,7 @@ pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
         Ok(Micro { noise: batch.noise, ..micro })
     };
     let sequences = |_| plan.micro_batch;
-    let work = Work { model, units: &mut state.units, load: &mut load, sequences: &sequences, progress };
+    let work = StageWork { model, units: &mut state.units, load: &mut load, sequences: &sequences, progress };
     let (sums, passes) = pipeline.train(work, options, inject)?;
     progress.at(Phase::Reduce);
     state.units.finish()?;

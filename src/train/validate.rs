@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::kernels::LossSums;
 use crate::liveness::Progress;
 use crate::model::Llama;
-use crate::parallel::pipeline::{Pipeline, Work};
+use crate::parallel::pipeline::{Pipeline, StageWork};
 use crate::plan::Plan;
 use crate::topology::Axis;
 use crate::world::{Op, World};
@@ -33,7 +33,7 @@ pub fn validate(
         Ok(model.micro(&batch.tokens, &batch.targets, &batch.documents))
     };
     let sequences = |pass| samples(pass).len().max(1);
-    let work = Work { model, units: &mut state.units, load: &mut load, sequences: &sequences, progress };
+    let work = StageWork { model, units: &mut state.units, load: &mut load, sequences: &sequences, progress };
     let sums = pipeline.evaluate(work, passes)?;
     // Tensor ranks know the same loss, stages before the last know none.
     let sums = if plan.topology.coord(Axis::Tensor) == 0 { sums } else { LossSums::default() };

@@ -3,7 +3,8 @@
 //! The thread sleeps on a bell where lanes carry the message. MPI has no bell, so there it must look: often while a
 //! caller waits, seldom while all compute, because looking takes the core of a rank that computes.
 
-use crate::error::{Error, Exit, Result};
+use crate::error::{Error, Result};
+use crate::threads::{self, lock};
 use crate::wire::buffer::TensorBuf;
 use crate::wire::futex;
 use crate::wire::lanes::{ring, CmaRings, SLICE};
@@ -15,7 +16,7 @@ use crate::world::ffi::{stopped, Backoff};
 use crate::world::requests::MpiMessage;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tch::Tensor;
 
@@ -31,9 +32,9 @@ const PATIENCE: u32 = 50;
 const SHORT: usize = 64 << 10;
 
 /// The messages of one wire.
-pub(super) struct PointToPoint(Arc<Desk>);
+pub(super) struct PointToPoint(Arc<MessageExchange>);
 
-struct Desk {
+struct MessageExchange {
     new: Mutex<Vec<TensorMessage>>,
     state: Mutex<State>,
     bell: &'static AtomicU32,
@@ -74,7 +75,7 @@ impl PointToPoint {
         // Segments are mapped for ever, so a word of four bytes may be as well.
         let bell = lanes.as_ref().map_or_else(|| &*Box::leak(Box::new(AtomicU32::new(0))), CmaRings::bell);
         let state = State { comm: comm.duplicate()?, stop, lanes, messages: Vec::new(), broken: None, resting: false };
-        Ok(PointToPoint(Arc::new(Desk {
+        Ok(PointToPoint(Arc::new(MessageExchange {
             new: Mutex::default(),
             state: Mutex::new(state),
             bell,
@@ -86,29 +87,26 @@ impl PointToPoint {
 
     /// Starts a message of a contiguous host tensor; never blocks.
     pub(super) fn start(&self, tensor: &Tensor, send: bool, peer: usize) -> Result<Work> {
-        let desk = &self.0;
-        if !desk.thread.swap(true, Ordering::SeqCst) {
-            let desk = desk.clone();
-            std::thread::Builder::new()
-                .name("herd-mail".into())
-                .spawn(move || serve(&desk))
-                .map_err(|e| Error::new(Exit::Internal, format!("cannot start a communication thread: {e}")))?;
+        let exchange = &self.0;
+        if !exchange.thread.swap(true, Ordering::SeqCst) {
+            let exchange = exchange.clone();
+            threads::start("herd-mail", "a communication thread", move || serve(&exchange))?;
         }
         let (done, rx) = channel();
         let job = TensorMessage { tensor: tensor.shallow_clone(), send, peer, started: Instant::now(), done };
-        lock(&desk.new).push(job);
+        lock(&exchange.new).push(job);
         // At once and here if nobody is moving bytes right now; else the thread does it next.
-        let left_over = match desk.state.try_lock() {
+        let left_over = match exchange.state.try_lock() {
             Err(_) => true,
             Ok(mut state) => {
-                state.accept(&desk.new);
+                state.accept(&exchange.new);
                 state.resting || !state.messages.is_empty() || state.lanes.as_ref().is_some_and(CmaRings::is_ready)
             }
         };
-        if left_over || !lock(&desk.new).is_empty() {
-            ring(desk.bell);
+        if left_over || !lock(&exchange.new).is_empty() {
+            ring(exchange.bell);
         }
-        Ok(Work::urgent(rx, desk.clone()))
+        Ok(Work::urgent(rx, exchange.clone()))
     }
 }
 
@@ -119,7 +117,7 @@ impl Drop for PointToPoint {
     }
 }
 
-impl Urgency for Desk {
+impl Urgency for MessageExchange {
     fn help(&self) {
         match self.state.try_lock() {
             Ok(mut state) => drop(state.step()),
@@ -140,14 +138,14 @@ impl Urgency for Desk {
 }
 
 /// Until the wire is dropped and nothing is under way.
-fn serve(desk: &Desk) {
+fn serve(exchange: &MessageExchange) {
     let mut backoff = Backoff::default();
     let mut idle = 0;
     loop {
-        let seen = desk.bell.load(Ordering::SeqCst);
+        let seen = exchange.bell.load(Ordering::SeqCst);
         let next = {
-            let mut state = lock(&desk.state);
-            state.accept(&desk.new);
+            let mut state = lock(&exchange.state);
+            state.accept(&exchange.new);
             let next = state.step();
             idle = if next == Next::Idle { idle + 1 } else { 0 };
             state.resting = idle > PATIENCE;
@@ -155,12 +153,12 @@ fn serve(desk: &Desk) {
         };
         match next {
             Next::Again => backoff = Backoff::default(),
-            Next::Look if desk.waiting.load(Ordering::SeqCst) > 0 => backoff.step(),
-            Next::Look => futex::sleep(desk.bell, seen, SELDOM),
-            Next::Bell => futex::sleep(desk.bell, seen, LOOK),
-            Next::Idle if desk.closed.load(Ordering::SeqCst) => return,
-            Next::Idle if idle > PATIENCE => futex::sleep(desk.bell, seen, Duration::from_secs(60)),
-            Next::Idle => futex::sleep(desk.bell, seen, LOOK),
+            Next::Look if exchange.waiting.load(Ordering::SeqCst) > 0 => backoff.step(),
+            Next::Look => futex::sleep(exchange.bell, seen, SELDOM),
+            Next::Bell => futex::sleep(exchange.bell, seen, LOOK),
+            Next::Idle if exchange.closed.load(Ordering::SeqCst) => return,
+            Next::Idle if idle > PATIENCE => futex::sleep(exchange.bell, seen, Duration::from_secs(60)),
+            Next::Idle => futex::sleep(exchange.bell, seen, LOOK),
         }
     }
 }
@@ -246,8 +244,4 @@ impl State {
         }
         self.broken.get_or_insert(e);
     }
-}
-
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(|e| e.into_inner())
 }

@@ -3,13 +3,14 @@
 //!
 //! The thread, not MPI's progress, is what lets communication go on while the caller computes.
 
-use crate::error::{Error, Exit, Result};
+use crate::error::{Error, Result};
+use crate::threads;
 use crate::wire::buffer::{fits, is_peer, is_root, usable, TensorBuf};
 use crate::wire::combine::element_size;
 use crate::wire::mail::PointToPoint;
 use crate::wire::messages::MpiCollectives;
 use crate::wire::route::Route;
-use crate::wire::shared::{Shared, ShmMemory};
+use crate::wire::shared::{ShmCollectives, ShmMemory};
 use crate::wire::{Wire, Work};
 use crate::world::comm::Comm;
 use crate::world::meters::WireMeter;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
-enum What {
+enum Collective {
     AllReduce(Op),
     ReduceScatter,
     AllGather,
@@ -29,7 +30,7 @@ enum What {
 
 /// A queued collective; it holds its tensors, so that their memory outlives it.
 struct Job {
-    what: What,
+    what: Collective,
     input: Tensor,
     output: Option<Tensor>,
     done: Sender<Result<Duration>>,
@@ -54,7 +55,7 @@ pub struct MpiWire {
 
 /// How the bytes of this axis move.
 enum Path {
-    Shared(Shared),
+    Shared(ShmCollectives),
     MpiCollectives(MpiCollectives),
 }
 
@@ -72,7 +73,7 @@ impl MpiWire {
         let one_node = via == Route::Fastest && node.size() == size;
         let mail = PointToPoint::new(&comm, (via == Route::Fastest).then_some(&node), stop.clone())?;
         let path = match one_node {
-            true => match Shared::new(comm, stop.clone())? {
+            true => match ShmCollectives::new(comm, stop.clone())? {
                 Ok(shared) => Path::Shared(shared),
                 Err(comm) => Path::MpiCollectives(MpiCollectives::new(comm, stop)?),
             },
@@ -84,14 +85,11 @@ impl MpiWire {
         };
         let (queue, jobs) = channel();
         let (watched, stop) = (meter.clone(), flag);
-        std::thread::Builder::new()
-            .name("herd-wire".into())
-            .spawn(move || serve(path, jobs, &watched, &stop))
-            .map_err(|e| Error::new(Exit::Internal, format!("cannot start a communication thread: {e}")))?;
+        threads::start("herd-wire", "a communication thread", move || serve(path, jobs, &watched, &stop))?;
         Ok(MpiWire { rank, size, queue: Some(queue), memory, mail: Some(mail), meter: Some(meter) })
     }
 
-    fn start(&self, what: What, input: &Tensor, output: Option<&Tensor>) -> Result<Work> {
+    fn start(&self, what: Collective, input: &Tensor, output: Option<&Tensor>) -> Result<Work> {
         for t in [Some(input), output].into_iter().flatten() {
             // Alone, a rank has nothing to move: any device will do.
             usable(t, if self.size == 1 { t.device() } else { Device::Cpu })?;
@@ -164,22 +162,22 @@ impl Wire for MpiWire {
     }
 
     fn all_reduce(&self, tensor: &Tensor, op: Op) -> Result<Work> {
-        self.start(What::AllReduce(op), tensor, None)
+        self.start(Collective::AllReduce(op), tensor, None)
     }
 
     fn reduce_scatter(&self, input: &Tensor, output: &Tensor) -> Result<Work> {
         fits("reduce-scatter", self.size, output, input)?;
-        self.start(What::ReduceScatter, input, Some(output))
+        self.start(Collective::ReduceScatter, input, Some(output))
     }
 
     fn all_gather(&self, input: &Tensor, output: &Tensor) -> Result<Work> {
         fits("all-gather", self.size, input, output)?;
-        self.start(What::AllGather, input, Some(output))
+        self.start(Collective::AllGather, input, Some(output))
     }
 
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Work> {
         is_root(self.size, root)?;
-        self.start(What::Broadcast(root), tensor, None)
+        self.start(Collective::Broadcast(root), tensor, None)
     }
 
     fn send(&self, tensor: &Tensor, to: usize) -> Result<Work> {
@@ -223,14 +221,14 @@ fn run(path: &mut Path, job: &Job) -> Result<()> {
     // SAFETY: the job holds the tensors, whose users wait for the Work; `serve` leaks them after an error.
     unsafe {
         match (path, &job.what) {
-            (Path::Shared(p), What::AllReduce(op)) => p.all_reduce(kind, *op, input),
-            (Path::Shared(p), What::ReduceScatter) => p.reduce_scatter(kind, Op::Sum, input, output),
-            (Path::Shared(p), What::AllGather) => p.all_gather(kind, input, output),
-            (Path::Shared(p), What::Broadcast(root)) => p.broadcast(kind, input, *root),
-            (Path::MpiCollectives(p), What::AllReduce(op)) => p.all_reduce(kind, *op, input),
-            (Path::MpiCollectives(p), What::ReduceScatter) => p.reduce_scatter(kind, Op::Sum, input, output),
-            (Path::MpiCollectives(p), What::AllGather) => p.all_gather(input, output),
-            (Path::MpiCollectives(p), What::Broadcast(root)) => p.broadcast(input, *root),
+            (Path::Shared(p), Collective::AllReduce(op)) => p.all_reduce(kind, *op, input),
+            (Path::Shared(p), Collective::ReduceScatter) => p.reduce_scatter(kind, Op::Sum, input, output),
+            (Path::Shared(p), Collective::AllGather) => p.all_gather(kind, input, output),
+            (Path::Shared(p), Collective::Broadcast(root)) => p.broadcast(kind, input, *root),
+            (Path::MpiCollectives(p), Collective::AllReduce(op)) => p.all_reduce(kind, *op, input),
+            (Path::MpiCollectives(p), Collective::ReduceScatter) => p.reduce_scatter(kind, Op::Sum, input, output),
+            (Path::MpiCollectives(p), Collective::AllGather) => p.all_gather(input, output),
+            (Path::MpiCollectives(p), Collective::Broadcast(root)) => p.broadcast(input, *root),
         }
     }
 }

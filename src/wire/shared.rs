@@ -96,7 +96,7 @@ struct Slot {
 }
 
 /// The ranks of one axis on one node.
-pub(super) struct Shared {
+pub(super) struct ShmCollectives {
     rank: usize,
     size: usize,
     stop: Arc<AtomicBool>,
@@ -105,9 +105,9 @@ pub(super) struct Shared {
     meetings: u32,
 }
 
-impl Shared {
+impl ShmCollectives {
     /// Collective over `comm`, whose ranks are on one node. `None` when they cannot share memory.
-    pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>) -> Result<std::result::Result<Shared, Comm>> {
+    pub(super) fn new(comm: Comm, stop: Arc<AtomicBool>) -> Result<std::result::Result<ShmCollectives, Comm>> {
         let Some(control) =
             ShmSegment::create(&comm, std::mem::size_of::<Slot>() + 2 * STAGE, SegmentParts::OnPages, &stop)?
         else {
@@ -115,7 +115,7 @@ impl Shared {
         };
         let (rank, size) = (comm.rank()?, comm.size());
         let memory = Arc::new(ShmMemory { comm, stop: stop.clone(), segments: Mutex::default() });
-        Ok(Ok(Shared { rank, size, stop, control, memory, meetings: 0 }))
+        Ok(Ok(ShmCollectives { rank, size, stop, control, memory, meetings: 0 }))
     }
 
     pub(super) fn memory(&self) -> Arc<ShmMemory> {
@@ -148,7 +148,7 @@ impl Shared {
     /// `output` gets this rank's chunk of the sum of all `input`s; it may be that chunk of `input`.
     ///
     /// # Safety
-    /// See [`Shared::all_reduce`].
+    /// See [`ShmCollectives::all_reduce`].
     pub(super) unsafe fn reduce_scatter(
         &mut self, kind: Kind, op: Op, input: TensorBuf, output: TensorBuf,
     ) -> Result<()> {
@@ -178,7 +178,7 @@ impl Shared {
     /// `input` may be this rank's chunk of `output`.
     ///
     /// # Safety
-    /// See [`Shared::all_reduce`].
+    /// See [`ShmCollectives::all_reduce`].
     pub(super) unsafe fn all_gather(&mut self, kind: Kind, input: TensorBuf, output: TensorBuf) -> Result<()> {
         let call = Call::new(2, kind, input, 0);
         if let Some(all) = self.direct(call, input)? {
@@ -202,7 +202,7 @@ impl Shared {
     }
 
     /// # Safety
-    /// See [`Shared::all_reduce`].
+    /// See [`ShmCollectives::all_reduce`].
     pub(super) unsafe fn broadcast(&mut self, kind: Kind, t: TensorBuf, root: usize) -> Result<()> {
         let call = Call::new(3, kind, t, root);
         if let Some(all) = self.direct(call, t)? {

@@ -6,7 +6,8 @@
 //! the host wire's: the same bits as on the CPU.
 
 use crate::error::libtorch::first_words;
-use crate::error::{Error, Exit, Result};
+use crate::error::{Error, Result};
+use crate::threads;
 use crate::wire::buffer::{fits, is_peer, is_root, usable};
 use crate::wire::mpi::MpiWire;
 use crate::wire::work::{orphaned, Later};
@@ -25,7 +26,7 @@ pub struct StagedWire {
     queue: Sender<Job>,
 }
 
-enum What {
+enum StagedOperation {
     AllReduce(Op),
     ReduceScatter,
     AllGather,
@@ -34,7 +35,7 @@ enum What {
 }
 
 struct Job {
-    what: What,
+    what: StagedOperation,
     input: Tensor,
     output: Option<Tensor>,
     done: Sender<Result<Started>>,
@@ -54,11 +55,8 @@ impl StagedWire {
     pub(super) fn new(host: MpiWire, device: Device) -> Result<StagedWire> {
         let (host, pool) = (Arc::new(host), Arc::new(Pool { device, free: Mutex::default() }));
         let (queue, jobs) = channel();
-        let desk = Desk { host: host.clone(), device, pool: pool.clone() };
-        std::thread::Builder::new()
-            .name("herd-staged".into())
-            .spawn(move || desk.serve(jobs))
-            .map_err(|e| Error::new(Exit::Internal, format!("cannot start a communication thread: {e}")))?;
+        let thread = StagingThread { host: host.clone(), device, pool: pool.clone() };
+        threads::start("herd-staged", "a communication thread", move || thread.serve(jobs))?;
         Ok(StagedWire { host, device, pool, queue })
     }
 
@@ -66,7 +64,7 @@ impl StagedWire {
         usable(t, if t.device() == Device::Cpu { Device::Cpu } else { self.device })
     }
 
-    fn start(&self, what: What, input: &Tensor, output: Option<&Tensor>) -> Result<Work> {
+    fn start(&self, what: StagedOperation, input: &Tensor, output: Option<&Tensor>) -> Result<Work> {
         for t in [Some(input), output].into_iter().flatten() {
             self.check(t)?;
         }
@@ -74,7 +72,7 @@ impl StagedWire {
         let job = Job { what, input: input.shallow_clone(), output: output.map(Tensor::shallow_clone), done };
         // A thread that is gone shows when the work is waited for.
         let _ = self.queue.send(job);
-        Ok(Work::later(Box::new(Staged { from: From::Thread(rx), pool: self.pool.clone() })))
+        Ok(Work::later(Box::new(Staged { from: StagedStart::Thread(rx), pool: self.pool.clone() })))
     }
 }
 
@@ -102,27 +100,27 @@ impl Wire for StagedWire {
     }
 
     fn all_reduce(&self, tensor: &Tensor, op: Op) -> Result<Work> {
-        self.start(What::AllReduce(op), tensor, None)
+        self.start(StagedOperation::AllReduce(op), tensor, None)
     }
 
     fn reduce_scatter(&self, input: &Tensor, output: &Tensor) -> Result<Work> {
         fits("reduce-scatter", self.size(), output, input)?;
-        self.start(What::ReduceScatter, input, Some(output))
+        self.start(StagedOperation::ReduceScatter, input, Some(output))
     }
 
     fn all_gather(&self, input: &Tensor, output: &Tensor) -> Result<Work> {
         fits("all-gather", self.size(), input, output)?;
-        self.start(What::AllGather, input, Some(output))
+        self.start(StagedOperation::AllGather, input, Some(output))
     }
 
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Work> {
         is_root(self.size(), root)?;
-        self.start(What::Broadcast(root), tensor, None)
+        self.start(StagedOperation::Broadcast(root), tensor, None)
     }
 
     fn send(&self, tensor: &Tensor, to: usize) -> Result<Work> {
         is_peer(true, self.rank(), self.size(), to)?;
-        self.start(What::Send(to), tensor, None)
+        self.start(StagedOperation::Send(to), tensor, None)
     }
 
     fn recv(&self, tensor: &Tensor, from: usize) -> Result<Work> {
@@ -135,18 +133,18 @@ impl Wire for StagedWire {
         let work = self.host.recv(&stage, from)?;
         let back = Some((stage, tensor.shallow_clone()));
         let started = Started { work, back, stages: vec![whole], copying: Duration::ZERO };
-        Ok(Work::later(Box::new(Staged { from: From::Here(started), pool: self.pool.clone() })))
+        Ok(Work::later(Box::new(Staged { from: StagedStart::Here(started), pool: self.pool.clone() })))
     }
 }
 
 /// What the thread works with.
-struct Desk {
+struct StagingThread {
     host: Arc<MpiWire>,
     device: Device,
     pool: Arc<Pool>,
 }
 
-impl Desk {
+impl StagingThread {
     /// Until the wire is dropped. It never waits for another rank.
     fn serve(&self, jobs: Receiver<Job>) {
         let mut broken: Option<Error> = None;
@@ -179,56 +177,56 @@ impl Desk {
             Ok(view)
         };
         let is_root = |root| self.host.rank() == root;
-        let input = stage(&job.input, !matches!(job.what, What::Broadcast(r) if !is_root(r)))?;
+        let input = stage(&job.input, !matches!(job.what, StagedOperation::Broadcast(r) if !is_root(r)))?;
         let output = job.output.as_ref().map(|t| stage(t, false)).transpose()?;
         let out = output.as_ref().unwrap_or(&input);
         let copying = start.elapsed();
         let work = match job.what {
-            What::AllReduce(op) => self.host.all_reduce(&input, op),
-            What::ReduceScatter => self.host.reduce_scatter(&input, out),
-            What::AllGather => self.host.all_gather(&input, out),
-            What::Broadcast(root) => self.host.broadcast(&input, root),
-            What::Send(to) => self.host.send(&input, to),
+            StagedOperation::AllReduce(op) => self.host.all_reduce(&input, op),
+            StagedOperation::ReduceScatter => self.host.reduce_scatter(&input, out),
+            StagedOperation::AllGather => self.host.all_gather(&input, out),
+            StagedOperation::Broadcast(root) => self.host.broadcast(&input, root),
+            StagedOperation::Send(to) => self.host.send(&input, to),
         }?;
         let device = job.output.as_ref().unwrap_or(&job.input);
-        let unchanged = matches!(job.what, What::Send(_)) || device.device() != self.device;
+        let unchanged = matches!(job.what, StagedOperation::Send(_)) || device.device() != self.device;
         let back = (!unchanged).then(|| (out.shallow_clone(), device.shallow_clone()));
         Ok(Started { work, back, stages, copying })
     }
 }
 
-enum From {
+enum StagedStart {
     Thread(Receiver<Result<Started>>),
     Here(Started),
     Failed(Error),
 }
 
 struct Staged {
-    from: From,
+    from: StagedStart,
     pool: Arc<Pool>,
 }
 
 impl Later for Staged {
     fn is_done(&mut self) -> bool {
-        if let From::Thread(rx) = &self.from {
+        if let StagedStart::Thread(rx) = &self.from {
             self.from = match rx.try_recv() {
-                Ok(Ok(started)) => From::Here(started),
-                Ok(Err(e)) => From::Failed(e),
-                Err(TryRecvError::Disconnected) => From::Failed(orphaned()),
+                Ok(Ok(started)) => StagedStart::Here(started),
+                Ok(Err(e)) => StagedStart::Failed(e),
+                Err(TryRecvError::Disconnected) => StagedStart::Failed(orphaned()),
                 Err(TryRecvError::Empty) => return false,
             };
         }
         match &mut self.from {
-            From::Here(started) => started.work.is_done(),
+            StagedStart::Here(started) => started.work.is_done(),
             _ => true,
         }
     }
 
     fn wait(self: Box<Self>) -> Result<Duration> {
         let mut started = match self.from {
-            From::Thread(rx) => rx.recv().unwrap_or_else(|_| Err(orphaned()))?,
-            From::Here(started) => started,
-            From::Failed(e) => return Err(e),
+            StagedStart::Thread(rx) => rx.recv().unwrap_or_else(|_| Err(orphaned()))?,
+            StagedStart::Here(started) => started,
+            StagedStart::Failed(e) => return Err(e),
         };
         // After an error MPI may still use the stages: they do not go back to the pool, and the host wire leaks them.
         let busy = started.work.wait()?.busy;

@@ -1,7 +1,7 @@
 //! The MPI process world: who am I, who is on my node, small host messages between all ranks (the control plane).
 //!
 //! - [`World`]: ranks, how a process starts and leaves; `control`: collectives of small host messages
-//! - [`Mailbox`], [`Incoming`], `serve`: messages outside the order of collectives, for threads beside the training loop
+//! - [`Mailbox`], [`Incoming`], `remote_read`: messages outside the order of collectives, for threads beside the training loop
 //! - [`CollectiveCounters`]: what this rank's wires are doing, for liveness to read
 //! - `in_flight`: what must never be freed while MPI may work on it; `comm`: where messages go to MPI;
 //!   `requests`: what is under way; `tree` and `collect`: collectives of the control plane; `pair`: two ranks that measure their link
@@ -15,8 +15,8 @@ pub(crate) mod meters;
 mod op;
 mod pair;
 mod post;
+mod remote_read;
 pub(crate) mod requests;
-mod serve;
 mod stream;
 pub(crate) mod traffic;
 mod tree;
@@ -27,7 +27,7 @@ pub use in_flight::{leak, or_leak};
 pub use meters::{CollectiveCounters, MeterReading, WireMembers, WIRES};
 pub use op::Op;
 pub use post::Mailbox;
-pub use serve::Request;
+pub use remote_read::Request;
 pub use stream::Incoming;
 pub use traffic::Traffic;
 pub use world::{is_step, leave, library, listen_for_nobody_when_alone, World};

@@ -97,8 +97,9 @@ fn see_off(queue: &mut VecDeque<InFlight<Vec<u8>>>) {
 }
 
 impl World {
-    /// Leader (lowest rank of the node) and node name of every rank. Collective.
-    pub fn places(&self) -> Result<Vec<(usize, String)>> {
+    /// Leader (lowest rank of the node) and node name of every rank, by whose memory MPI shares. Who shares a directory of snapshots
+    /// is another question, which `tiers` asks. Collective.
+    pub fn node_of_each(&self) -> Result<Vec<(usize, String)>> {
         let node = self.comm.split_node()?;
         let ranks = node.all_gather(&[self.rank() as u64], &self.stop)?;
         let mut place = Place { leader: ranks.into_iter().min().unwrap_or_default(), name: [0; 64] };

@@ -10,7 +10,7 @@ use herd::layout::{stages, Layout, Unit};
 use herd::liveness::{inject::Inject, Progress};
 use herd::model::{init, Accumulate, Axes, Chunk, Documents, Llama, Params, Resident, StepOptions};
 use herd::parallel::pipeline::executor::{Compute, Executor};
-use herd::parallel::pipeline::passes::{Between, Evaluation, PipelineStage, Training, Work};
+use herd::parallel::pipeline::passes::{Between, Evaluation, PipelineStage, StageWork, Training};
 use herd::schedules::{self, Action, Parcel};
 use herd::topology::{Axis, Topology};
 use herd::wire::MakeWires;
@@ -201,12 +201,14 @@ fn equals_one_rank(
     let (training, evaluation) =
         (Executor::new(wire.clone(), cut.len(), list), Executor::new(wire.clone(), cut.len(), forward));
 
-    let work = Work { model: &model, units: &mut units, load: &mut load, sequences: &sequences, progress: &progress };
+    let work =
+        StageWork { model: &model, units: &mut units, load: &mut load, sequences: &sequences, progress: &progress };
     let mut passes = Training::new(PipelineStage { work, chunks: &own, stages: n, between }, STEP, &inject);
     training.run(&mut passes).unwrap();
     let last = stage + 1 == n;
     assert_eq!(passes.sums, if last { want.0 } else { LossSums::default() }, "{what}");
-    let work = Work { model: &model, units: &mut units, load: &mut load, sequences: &sequences, progress: &progress };
+    let work =
+        StageWork { model: &model, units: &mut units, load: &mut load, sequences: &sequences, progress: &progress };
     let mut passes =
         Evaluation { stage: PipelineStage { work, chunks: &own, stages: n, between }, sums: LossSums::default() };
     evaluation.run(&mut passes).unwrap();

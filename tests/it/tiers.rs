@@ -83,7 +83,7 @@ fn events(run: &Path, kind: &str) -> Vec<Value> {
 
 const STEPS: &str = "train.steps=60";
 
-/// Issue 4: killed ranks go on from memory with the losses of a run that nobody disturbed, to the last bit, and lose at most
+/// Killed ranks go on from memory with the losses of a run that nobody disturbed, to the last bit, and lose at most
 /// the step under way; on another number of ranks within the band.
 #[test]
 fn a_killed_run_goes_on_from_memory() {

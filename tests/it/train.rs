@@ -163,7 +163,7 @@ pub fn herd_pids(pid: u32) -> Vec<i32> {
     out
 }
 
-/// Issue 2: 1, 2 and 4 ranks with the same global batch give the same curve, whatever the accumulation.
+/// 1, 2 and 4 ranks with the same global batch give the same curve, whatever the accumulation.
 #[test]
 fn ranks_and_accumulation_do_not_change_the_curve() {
     let run = Run::new();
@@ -183,7 +183,7 @@ fn ranks_and_accumulation_do_not_change_the_curve() {
     }
 }
 
-/// Issue 2: the losses after a kill -9 and resume equal the uninterrupted run's to the last bit.
+/// The losses after a kill -9 and resume equal the uninterrupted run's to the last bit.
 #[test]
 fn kill_and_resume_is_bitwise() {
     let run = Run::new();

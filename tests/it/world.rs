@@ -50,7 +50,7 @@ fn every_call() {
     assert_eq!(world.from_first(|| Ok((me, "word".to_string()))).unwrap(), (0, "word".to_string()));
     let e = world.from_first::<()>(|| Err(Error::new(Exit::Data, format!("rank {me} found nothing")))).unwrap_err();
     assert!(e.exit == Exit::Data && e.agreed && e.rank.is_none() && e.fact == "rank 0 found nothing", "{e}");
-    let places = world.places().unwrap();
+    let places = world.node_of_each().unwrap();
     assert!(places.iter().all(|(leader, name)| *leader == 0 && name == world.host()), "{places:?}");
     world.finalize().unwrap();
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::checkpoint::manifest::{self, Manifest};
 use crate::checkpoint::map::Spec;
-use crate::checkpoint::slice::Span;
+use crate::checkpoint::slice::Slice;
 
 /// Cuts `0..n` into `parts` ranges, some perhaps empty.
 fn cut(seed: &mut u64, n: usize, parts: usize) -> Vec<(usize, usize)> {
@@ -14,7 +14,7 @@ fn cut(seed: &mut u64, n: usize, parts: usize) -> Vec<(usize, usize)> {
 }
 
 /// The elements of the global tensor that `span` names.
-fn pick(span: &Span, all: &[f32]) -> Vec<f32> {
+fn pick(span: &Slice, all: &[f32]) -> Vec<f32> {
     let (cols, width) = (span.shape[1], span.extent[1]);
     let place = |i: usize| (span.offset[0] + i / width) * cols + span.offset[1] + i % width;
     (span.start..span.start + span.len).map(|i| all[place(i)]).collect()
@@ -37,7 +37,7 @@ fn two_level_slices_of_several_writers_read_back_as_any_other_slice() {
                 let extent = vec![r1 - r0, c1 - c0];
                 for (start, end) in cut(&mut seed, extent[0] * extent[1], 1 + round % 5) {
                     let (shape, offset, extent) = (shape.clone(), vec![r0, c0], extent.clone());
-                    spans.push(Span { shape, offset, extent, start, len: end - start });
+                    spans.push(Slice { shape, offset, extent, start, len: end - start });
                 }
             }
         }
@@ -51,7 +51,7 @@ fn two_level_slices_of_several_writers_read_back_as_any_other_slice() {
                 .map(|span| Spec { group: Group::ExpAvg, name: "a.weight".into(), span: span.clone() })
                 .collect();
             let data: Vec<Vec<f32>> = specs.iter().map(|s| pick(&s.span, &all)).collect();
-            let mut file = super::file::Writer::create(&path.join(format!("rank-{w:05}.h5")), specs, "{}").unwrap();
+            let mut file = super::file::FileWriter::create(&path.join(format!("rank-{w:05}.h5")), specs, "{}").unwrap();
             for (i, d) in data.iter().enumerate() {
                 // In two appends, the way a streaming writer would.
                 let (a, b) = d.split_at(d.len() / 3);
@@ -69,7 +69,7 @@ fn two_level_slices_of_several_writers_read_back_as_any_other_slice() {
             let extent = vec![1 + random(&mut seed, shape[0] - offset[0]), 1 + random(&mut seed, shape[1] - offset[1])];
             let n = extent[0] * extent[1];
             let start = random(&mut seed, n);
-            let span = Span { shape: shape.clone(), offset, extent, start, len: random(&mut seed, n - start + 1) };
+            let span = Slice { shape: shape.clone(), offset, extent, start, len: random(&mut seed, n - start + 1) };
             let mut out = vec![-1.0; span.len];
             c.read(Group::ExpAvg, "a.weight", &span.offset, &span.extent, start, &mut out).unwrap();
             assert_eq!(out, pick(&span, &all), "{span:?}");

@@ -13,7 +13,7 @@ mod tests;
 
 pub use vocabulary::files as tokenizer_files;
 
-use crate::checkpoint::slice::Span;
+use crate::checkpoint::slice::Slice;
 use crate::checkpoint::SpecialTokens;
 use crate::config::ModelConfig;
 use crate::data::tokenizer::NamedFile;
@@ -89,8 +89,13 @@ impl Gguf {
     /// of rows.
     pub fn read(&self, name: &str, offset: &[usize], extent: &[usize], start: usize, out: &mut [f32]) -> Result<()> {
         let tensor = self.tensors.get(name).ok_or_else(|| wrong(format!("no tensor {name} among the weights")))?;
-        let want =
-            Span { offset: offset.into(), extent: extent.into(), start, len: out.len(), ..Span::whole(&tensor.shape) };
+        let want = Slice {
+            offset: offset.into(),
+            extent: extent.into(),
+            start,
+            len: out.len(),
+            ..Slice::whole(&tensor.shape)
+        };
         if let Some(why) = want.fault() {
             return Err(wrong(format!("{name}: {why}")));
         }

@@ -46,7 +46,7 @@ pub struct Exported {
     pub no_tokenizer: Option<String>,
 }
 
-type Tensor = (String, Vec<usize>);
+type NamedShape = (String, Vec<usize>);
 
 /// Writes `weights` to the directory `out`, which must be absent or empty. Streams: a few megabytes are in memory.
 ///
@@ -63,7 +63,8 @@ pub fn export_adapter(weights: &Weights, out: &Path, options: &ExportOptions) ->
     };
     written(out, |directory| {
         let model = weights.model();
-        let names: Vec<Tensor> = (0..model.num_hidden_layers).flat_map(|i| adapter_shapes(model, lora, i)).collect();
+        let names: Vec<NamedShape> =
+            (0..model.num_hidden_layers).flat_map(|i| adapter_shapes(model, lora, i)).collect();
         let bytes = names.iter().map(|(_, s)| s.iter().product::<usize>() * options.dtype.size()).sum::<usize>() as u64;
         options.meter.begin("export", bytes);
         write_shard(weights, &directory.join(peft::TENSORS), &names, &peft::peft_name, options)?;
@@ -102,7 +103,7 @@ fn write_all(weights: &Weights, directory: &Path, options: &ExportOptions) -> Re
     // First: what cannot be had is told before gigabytes are written.
     let tokenizer = tokenizer(weights, options)?;
     let generation = generation(weights, &tokenizer)?;
-    let tensors: Vec<Tensor> = units(weights.model()).into_iter().flat_map(|(_, params)| params).collect();
+    let tensors: Vec<NamedShape> = units(weights.model()).into_iter().flat_map(|(_, params)| params).collect();
     let all: usize = tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     let shards = split(tensors, options);
     options.meter.begin("export", (all * options.dtype.size()) as u64);
@@ -130,8 +131,8 @@ fn write_all(weights: &Weights, directory: &Path, options: &ExportOptions) -> Re
 }
 
 /// Consecutive tensors up to the shard size.
-fn split(tensors: Vec<Tensor>, options: &ExportOptions) -> Vec<Vec<Tensor>> {
-    let mut shards: Vec<Vec<Tensor>> = Vec::new();
+fn split(tensors: Vec<NamedShape>, options: &ExportOptions) -> Vec<Vec<NamedShape>> {
+    let mut shards: Vec<Vec<NamedShape>> = Vec::new();
     let mut room = 0;
     for tensor in tensors {
         let size = (tensor.1.iter().product::<usize>() * options.dtype.size()) as u64;
@@ -149,7 +150,7 @@ fn split(tensors: Vec<Tensor>, options: &ExportOptions) -> Vec<Vec<Tensor>> {
 
 /// One safetensors file with the tensors' names as `named`; returns its bytes of data.
 fn write_shard(
-    weights: &Weights, path: &Path, tensors: &[Tensor], named: &dyn Fn(&str) -> String, options: &ExportOptions,
+    weights: &Weights, path: &Path, tensors: &[NamedShape], named: &dyn Fn(&str) -> String, options: &ExportOptions,
 ) -> Result<u64> {
     let (mut at, dtype) = (0, options.dtype);
     let infos = tensors

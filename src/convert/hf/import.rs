@@ -2,7 +2,7 @@
 
 use crate::checkpoint::map::Spec;
 use crate::checkpoint::save::save_with;
-use crate::checkpoint::slice::Span;
+use crate::checkpoint::slice::Slice;
 use crate::checkpoint::Team;
 use crate::checkpoint::{Group, Meta, Saved};
 use crate::convert::weights::Weights;
@@ -21,7 +21,7 @@ pub fn import(weights: &Weights, checkpoints: &Path, meter: &Meter) -> Result<Sa
     let params: Vec<(String, Vec<usize>)> = units(weights.model()).into_iter().flat_map(|(_, params)| params).collect();
     let specs = params
         .iter()
-        .map(|(name, shape)| Spec { group: Group::Param, name: name.clone(), span: Span::whole(shape) })
+        .map(|(name, shape)| Spec { group: Group::Param, name: name.clone(), span: Slice::whole(shape) })
         .collect();
     let (tokenizer, tokenizer_fingerprint) = tokenizer(weights);
     let meta = Meta {

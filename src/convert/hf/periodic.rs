@@ -7,7 +7,8 @@ use crate::checkpoint::disk;
 use crate::checkpoint::disk::directory;
 use crate::convert::hf::{export, Dtype, ExportOptions};
 use crate::convert::weights;
-use crate::error::{Error, Exit, Result};
+use crate::error::Result;
+use crate::threads;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -49,7 +50,7 @@ impl Exporter {
         let (tell, from) = channel();
         let waiting = Arc::new(Mutex::new(Queue::default()));
         let (theirs, directory) = (waiting.clone(), directory.to_path_buf());
-        let thread = std::thread::Builder::new().name("herd-export".into()).spawn(move || {
+        let thread = threads::start("herd-export", "the export thread", move || {
             while wake.recv().is_ok() {
                 let next = {
                     let mut q = theirs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -61,8 +62,7 @@ impl Exporter {
                 theirs.lock().unwrap_or_else(PoisonError::into_inner).under_way = None;
                 let _ = tell.send(event);
             }
-        });
-        let thread = thread.map_err(|e| Error::new(Exit::Internal, format!("cannot start the export thread: {e}")))?;
+        })?;
         Ok(Exporter { to: Some(to), waiting, thread: Some(thread), from })
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The format: u64 length of the header, JSON header (`name` → dtype, shape, byte range), data.
 
-use crate::checkpoint::slice::{copy_runs, runs, Span};
+use crate::checkpoint::slice::{copy_runs, runs, Slice};
 use crate::error::{Error, Exit, Result};
 use crate::lazy_file::LazyFile;
 use half::slice::HalfFloatSliceExt;
@@ -168,8 +168,8 @@ impl Shards {
         let Some(t) = self.tensors.get(name) else {
             return Err(wrong(format!("no tensor {name} among the weights")));
         };
-        let all = Span::whole(&t.shape);
-        let want = Span { offset: offset.into(), extent: extent.into(), start, len: out.len(), ..all.clone() };
+        let all = Slice::whole(&t.shape);
+        let want = Slice { offset: offset.into(), extent: extent.into(), start, len: out.len(), ..all.clone() };
         if let Some(why) = want.fault() {
             return Err(wrong(format!("{name}: {why}")));
         }

@@ -12,7 +12,7 @@ mod zip;
 #[cfg(test)]
 mod tests;
 
-use crate::checkpoint::slice::{copy_runs, runs, Span};
+use crate::checkpoint::slice::{copy_runs, runs, Slice};
 use crate::config::ModelConfig;
 use crate::error::{Error, Exit, Result};
 use crate::layout::units;
@@ -51,7 +51,7 @@ struct Cut {
     name: String,
     shape: Vec<usize>,
     /// File and the rectangle that it holds.
-    slices: Vec<(usize, Span)>,
+    slices: Vec<(usize, Slice)>,
     /// Rows of one head, where rows are in Meta's order.
     head: Option<usize>,
 }
@@ -111,7 +111,7 @@ impl Original {
     pub fn read(&self, name: &str, offset: &[usize], extent: &[usize], start: usize, out: &mut [f32]) -> Result<()> {
         let cut = self.tensors.get(name).ok_or_else(|| wrong(format!("no tensor {name} among the weights")))?;
         let want =
-            Span { offset: offset.into(), extent: extent.into(), start, len: out.len(), ..Span::whole(&cut.shape) };
+            Slice { offset: offset.into(), extent: extent.into(), start, len: out.len(), ..Slice::whole(&cut.shape) };
         if let Some(why) = want.fault() {
             return Err(wrong(format!("{name}: {why}")));
         }
@@ -124,7 +124,7 @@ impl Original {
             let n = (width - first).min(out.len() - done);
             let theirs = theirs(offset[0] + row, head);
             let want =
-                Span { offset: vec![theirs, offset[1]], extent: vec![1, width], start: first, len: n, ..want.clone() };
+                Slice { offset: vec![theirs, offset[1]], extent: vec![1, width], start: first, len: n, ..want.clone() };
             self.gather(cut, &want, &mut out[done..done + n])?;
             done += n;
         }
@@ -132,7 +132,7 @@ impl Original {
     }
 
     /// `want`, in Meta's order, from the files that hold parts of it.
-    fn gather(&self, cut: &Cut, want: &Span, out: &mut [f32]) -> Result<()> {
+    fn gather(&self, cut: &Cut, want: &Slice, out: &mut [f32]) -> Result<()> {
         for (file, have) in &cut.slices {
             let found = runs(have, want);
             if !found.is_empty() {
@@ -213,13 +213,13 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>> {
 
 /// The rectangles of `shape` that files with tensors of the shapes `held` have: whole copies, or equal parts along one
 /// dim. More files than key/value heads: neighbours hold copies of one head.
-fn slices(shape: &[usize], held: &[Vec<usize>]) -> Option<Vec<(usize, Span)>> {
+fn slices(shape: &[usize], held: &[Vec<usize>]) -> Option<Vec<(usize, Slice)>> {
     let n = held.len();
     if held.iter().any(|h| *h != held[0] || h.len() != shape.len()) {
         return None;
     }
     if held[0] == shape {
-        return Some(vec![(0, Span::whole(shape))]);
+        return Some(vec![(0, Slice::whole(shape))]);
     }
     let dim = (0..shape.len()).find(|&d| held[0][d] != shape[d])?;
     let rest_fits = (0..shape.len()).all(|d| d == dim || held[0][d] == shape[d]);
@@ -231,7 +231,10 @@ fn slices(shape: &[usize], held: &[Vec<usize>]) -> Option<Vec<(usize, Span)>> {
     let slice = |i: usize| {
         let mut offset = vec![0; shape.len()];
         offset[dim] = i * part;
-        (i * (n / parts), Span { offset, extent: held[0].clone(), len: held[0].iter().product(), ..Span::whole(shape) })
+        (
+            i * (n / parts),
+            Slice { offset, extent: held[0].clone(), len: held[0].iter().product(), ..Slice::whole(shape) },
+        )
     };
     Some((0..parts).map(slice).collect())
 }

@@ -13,7 +13,7 @@ const MAX_VALUES: usize = 50_000_000;
 
 /// A tensor as the pickle describes it; its numbers lie in a storage, an entry of the archive.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Tensor {
+pub struct PickledTensor {
     pub storage: Rc<Storage>,
     /// First element in the storage.
     pub offset: usize,
@@ -43,7 +43,7 @@ enum Value {
     List(usize),
     Callable(Rc<str>),
     Storage(Rc<Storage>),
-    Tensor(Rc<Tensor>),
+    Tensor(Rc<PickledTensor>),
     /// None, truth values, floats: nothing that describes a tensor.
     Other,
 }
@@ -59,7 +59,7 @@ struct Machine {
 type Step<T> = Result<T, String>;
 
 /// The tensors of a pickled dictionary, by key; other values in it are passed over.
-pub fn tensors(bytes: &[u8]) -> Result<Vec<(String, Tensor)>, String> {
+pub fn tensors(bytes: &[u8]) -> Result<Vec<(String, PickledTensor)>, String> {
     let mut machine = Machine::default();
     let top = machine.run(&mut Input(bytes))?;
     let Value::Dict(top) = top else { return Err("it holds no dictionary of tensors".into()) };
@@ -295,7 +295,7 @@ impl Machine {
             ("torch._utils._rebuild_tensor_v2", [Value::Storage(storage), Value::Int(offset), shape, strides, ..]) => {
                 let offset = usize::try_from(*offset).map_err(|_| "a tensor has a negative offset")?;
                 let (shape, strides) = (sizes(shape)?, sizes(strides)?);
-                let tensor = Tensor { storage: storage.clone(), offset, shape, strides };
+                let tensor = PickledTensor { storage: storage.clone(), offset, shape, strides };
                 tensor.check()?;
                 self.push(Value::Tensor(Rc::new(tensor)));
             }
@@ -343,7 +343,7 @@ fn sizes(value: &Value) -> Step<Vec<usize>> {
     items.iter().map(one).collect()
 }
 
-impl Tensor {
+impl PickledTensor {
     /// Everything that it names lies in its storage, so that reading it needs no further checks.
     fn check(&self) -> Step<()> {
         if self.shape.len() != self.strides.len() {

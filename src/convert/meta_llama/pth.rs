@@ -1,7 +1,7 @@
 //! One `.pth` file: tensors by name, read a piece at a time.
 
 use crate::convert::hf::{read_as_f32, Dtype};
-use crate::convert::meta_llama::pickle::{tensors, Tensor};
+use crate::convert::meta_llama::pickle::{tensors, PickledTensor};
 use crate::convert::meta_llama::zip::{entries, ZipEntry};
 use crate::error::{Error, Exit, Result};
 use crate::lazy_file::LazyFile;
@@ -57,7 +57,9 @@ impl Pth {
             }
         }
         let mut placed = HashMap::new();
-        for (name, Tensor { storage, offset, shape, strides }) in tensors(&content(&all[pickle])?).map_err(wrong)? {
+        for (name, PickledTensor { storage, offset, shape, strides }) in
+            tensors(&content(&all[pickle])?).map_err(wrong)?
+        {
             // rope.freqs is complex in some files, and follows from the configuration.
             let Ok(dtype) = storage.dtype else { continue };
             let key = &storage.key;

@@ -7,21 +7,21 @@ use std::marker::PhantomData;
 use tch::{Device, Kind, Tensor};
 
 /// The dtype that an element type stands for.
-pub trait Dtype: Copy + Send + Sync + 'static {
+pub trait TensorElement: Copy + Send + Sync + 'static {
     const KIND: Kind;
 }
-impl Dtype for f32 {
+impl TensorElement for f32 {
     const KIND: Kind = Kind::Float;
 }
-impl Dtype for bf16 {
+impl TensorElement for bf16 {
     const KIND: Kind = Kind::BFloat16;
 }
-impl Dtype for i64 {
+impl TensorElement for i64 {
     const KIND: Kind = Kind::Int64;
 }
 
 /// An element type that kernels compute with and that tensors can hold.
-pub trait Real: Element + Dtype {}
+pub trait Real: Element + TensorElement {}
 impl Real for f32 {}
 impl Real for bf16 {}
 
@@ -40,7 +40,7 @@ unsafe impl<E: Send> Send for Rows<'_, E> {}
 // SAFETY: as above.
 unsafe impl<E: Sync> Sync for Rows<'_, E> {}
 
-impl<'a, E: Dtype> Rows<'a, E> {
+impl<'a, E: TensorElement> Rows<'a, E> {
     /// A 2-D CPU tensor with adjacent elements in its rows.
     pub fn matrix(t: &'a Tensor) -> Option<Self> {
         let (ptr, size, stride) = parts::<E>(t)?;
@@ -118,7 +118,7 @@ unsafe impl<E: Send> Send for Heads<'_, E> {}
 // SAFETY: as for Rows.
 unsafe impl<E: Sync> Sync for Heads<'_, E> {}
 
-impl<'a, E: Dtype> Heads<'a, E> {
+impl<'a, E: TensorElement> Heads<'a, E> {
     pub fn of(t: &'a Tensor) -> Option<Self> {
         let (ptr, size, stride) = parts::<E>(t)?;
         let [batch, tokens, heads, width] = size[..].try_into().ok()?;
@@ -161,7 +161,7 @@ impl<'a, E: Copy> Heads<'a, E> {
 }
 
 /// Pointer, sizes and strides of a dense CPU tensor of dtype E with elements.
-fn parts<E: Dtype>(t: &Tensor) -> Option<(*mut E, Vec<usize>, Vec<usize>)> {
+fn parts<E: TensorElement>(t: &Tensor) -> Option<(*mut E, Vec<usize>, Vec<usize>)> {
     if t.kind() != E::KIND || t.device() != Device::Cpu || t.is_sparse() || t.numel() == 0 {
         return None;
     }

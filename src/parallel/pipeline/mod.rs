@@ -19,7 +19,7 @@ use crate::schedules;
 use crate::topology::Axis;
 use crate::wire::Wire;
 use executor::{Executor, PassReport};
-pub use passes::Work;
+pub use passes::StageWork;
 use passes::{Between, Evaluation, PipelineStage, Training};
 use std::sync::Arc;
 
@@ -58,7 +58,7 @@ impl Pipeline {
     /// Forward and backward passes of a step's micro-batches. Gradients go to the units; the loss is summed on the last stage
     /// and zero on the others.
     pub fn train<'a>(
-        &'a self, work: Work<'a>, step: StepOptions, inject: &'a Inject,
+        &'a self, work: StageWork<'a>, step: StepOptions, inject: &'a Inject,
     ) -> Result<(LossSums, PassReport)> {
         let mut training = Training::new(self.stage(work), step, inject);
         let report = self.training.run(&mut training)?;
@@ -66,7 +66,7 @@ impl Pipeline {
     }
 
     /// Forward passes of `micros` micro-batches: the loss, on the last stage.
-    pub fn evaluate<'a>(&'a self, work: Work<'a>, micros: usize) -> Result<LossSums> {
+    pub fn evaluate<'a>(&'a self, work: StageWork<'a>, micros: usize) -> Result<LossSums> {
         let stages = self.wire.size();
         let list = |stage| schedules::forward_only(stage, stages, micros, self.per_stage);
         let executor = Executor::new(self.wire.clone(), stages * self.per_stage, list);
@@ -75,7 +75,7 @@ impl Pipeline {
         Ok(evaluation.sums)
     }
 
-    fn stage<'a>(&'a self, work: Work<'a>) -> PipelineStage<'a> {
+    fn stage<'a>(&'a self, work: StageWork<'a>) -> PipelineStage<'a> {
         PipelineStage { work, chunks: &self.own, stages: self.wire.size(), between: self.between }
     }
 }

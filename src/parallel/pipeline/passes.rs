@@ -22,7 +22,7 @@ pub struct Between {
 }
 
 /// What the passes of a step work on.
-pub struct Work<'a> {
+pub struct StageWork<'a> {
     pub model: &'a Llama,
     pub units: &'a mut dyn Units,
     /// Makes a micro-batch, when a stage first needs it.
@@ -35,7 +35,7 @@ pub struct Work<'a> {
 
 /// The chunks of one stage at work.
 pub struct PipelineStage<'a> {
-    pub work: Work<'a>,
+    pub work: StageWork<'a>,
     /// Of this stage alone, in forward order.
     pub chunks: &'a [Chunk],
     pub stages: usize,
@@ -91,7 +91,7 @@ impl Compute for Training<'_> {
             entry.insert((self.stage.work.load)(key.1)?);
         }
         let Some(micro) = self.micros.get(&key.1) else { return Err(lost(action)) };
-        let Work { model, progress, .. } = self.stage.work;
+        let StageWork { model, progress, .. } = self.stage.work;
         progress.at(if let Action::Forward { .. } = action { Phase::Forward } else { Phase::Backward });
         let output = match action {
             Action::Forward { .. } => {

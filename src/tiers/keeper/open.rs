@@ -4,7 +4,7 @@ use crate::config;
 use crate::error::{Exit, Result};
 use crate::tiers::keeper::{Happened, Setup, StateKeeper};
 use crate::tiers::snapshot::nodes::{check_room, Nodes};
-use crate::tiers::snapshot::partner::{Pairs, Partner, PartnerSlots};
+use crate::tiers::snapshot::partner::{Pairs, PartnerCopies, PartnerSlots};
 use crate::tiers::snapshot::place::SnapshotDir;
 use crate::tiers::snapshot::slot::{Header, Slot};
 use crate::tiers::snapshot::table::Table;
@@ -17,7 +17,7 @@ impl StateKeeper {
     /// The slots of this rank and of those that it keeps copies for. Collective.
     pub(super) fn open(&mut self, setup: &Setup, table: Arc<Table>, meta: usize, world: &World) -> Result<()> {
         let dir = &self.config.snapshot_dir;
-        let nodes = Nodes::find(dir, world)?;
+        let nodes = Nodes::by_snapshot_dir(dir, world)?;
         let place = world.agree(SnapshotDir::of(dir, setup.run_dir, setup.run))?;
         world.agree(place.create())?;
         // Two that alternate; a save under way holds a third.
@@ -52,7 +52,7 @@ impl StateKeeper {
             let near = |r: usize| (nodes.leader[r] == nodes.leader[world.rank()]).then_some(count);
             let open = |&(r, size): &(usize, usize)| PartnerSlots::open(&place, r, size, near(r), &stays);
             let kept = world.agree(from.iter().map(open).collect::<Result<Vec<PartnerSlots>>>())?;
-            self.partner = Some(Partner::start(world.duplicate()?, to, kept)?);
+            self.partner = Some(PartnerCopies::start(world.duplicate()?, to, kept)?);
         }
         self.place = Some(place);
         Ok(())

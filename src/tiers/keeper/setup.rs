@@ -52,7 +52,7 @@ pub enum Happened {
 
 /// Where the run came from: its snapshot must not be overwritten before there is another.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct From {
+pub struct ResumePoint {
     pub session: u64,
     pub step: u64,
 }
@@ -68,7 +68,7 @@ pub struct Setup<'a> {
     /// A description as long as those to come.
     pub meta: &'a Meta,
     /// Snapshot that the state was restored from.
-    pub from: Option<From>,
+    pub from: Option<ResumePoint>,
     /// Asked before a checkpoint takes its name.
     pub fence: Arc<dyn Fn() -> Result<()> + Send + Sync>,
     /// Whether steps are computed on the cores that a save behind them needs too.

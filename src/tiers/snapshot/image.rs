@@ -1,7 +1,7 @@
 //! Reading one snapshot, on this node or on another, block by block with its checksum.
 
 use crate::checkpoint::meta::Meta;
-use crate::checkpoint::slice::{copy_runs, runs, Span};
+use crate::checkpoint::slice::{copy_runs, runs, Slice};
 use crate::error::{Error, Exit, Result};
 use crate::kernels::sum;
 use crate::tiers::snapshot::collect;
@@ -63,7 +63,7 @@ impl<'a> SnapshotReader<'a> {
     }
 
     /// Copies what slice `i` holds of `want` to `out`; returns the ranges of `out` that it filled.
-    pub fn read(&mut self, i: usize, want: &Span, out: &mut [f32]) -> Result<Vec<(usize, usize)>> {
+    pub fn read(&mut self, i: usize, want: &Slice, out: &mut [f32]) -> Result<Vec<(usize, usize)>> {
         let found = runs(&self.table.specs[i].span, want);
         copy_runs(&found, out, |from, part| self.elements(i, from, part))?;
         Ok(found.iter().map(|r| (r.to, r.to + r.len)).collect())
@@ -103,7 +103,7 @@ impl Bytes<'_> {
                 read.map_err(|e| damaged(entry, e.to_string()))?;
                 Ok(bytes)
             }
-            Bytes::There(world) => world.ask(Request { item: entry.item, at, len }, entry.leader as usize),
+            Bytes::There(world) => world.remote_read(Request { item: entry.item, at, len }, entry.leader as usize),
         }
     }
 }

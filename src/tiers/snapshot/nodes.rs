@@ -18,7 +18,7 @@ pub struct Nodes {
 
 impl Nodes {
     /// Ranks are of one node when they see one host name and one `snapshot_dir`. Collective.
-    pub fn find(snapshot_dir: &Path, world: &World) -> Result<Nodes> {
+    pub fn by_snapshot_dir(snapshot_dir: &Path, world: &World) -> Result<Nodes> {
         let seen = std::fs::metadata(snapshot_dir).map(|m| format!("{}:{}", m.dev(), m.ino())).unwrap_or_default();
         // srun(1): SLURM_TOPOLOGY_ADDR is the path of names from the top switch down to the node.
         let address = std::env::var("SLURM_TOPOLOGY_ADDR").unwrap_or_default();

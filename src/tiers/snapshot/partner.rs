@@ -6,6 +6,7 @@
 use crate::config::Partner as Rule;
 use crate::error::{Error, Exit, Result};
 use crate::kernels::sum::{self, Sum};
+use crate::threads;
 use crate::tiers::snapshot::near::LocalPartner;
 use crate::tiers::snapshot::nodes::Nodes;
 use crate::tiers::snapshot::place::SnapshotDir;
@@ -26,7 +27,7 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_millis(20);
 
 /// The copies that this rank sends and receives.
-pub struct Partner {
+pub struct PartnerCopies {
     jobs: Sender<Arc<Slot>>,
     done: Receiver<Result<Duration>>,
     under_way: bool,
@@ -89,12 +90,12 @@ impl Pairs {
     }
 }
 
-impl Partner {
+impl PartnerCopies {
     /// `world` is the thread's own.
-    pub fn start(world: World, to: To, mut kept: Vec<PartnerSlots>) -> Result<Partner> {
+    pub fn start(world: World, to: To, mut kept: Vec<PartnerSlots>) -> Result<PartnerCopies> {
         let (jobs, queue) = channel::<Arc<Slot>>();
         let (report, done) = channel();
-        let thread = std::thread::Builder::new().name("herd-partner".into()).spawn(move || {
+        threads::start("herd-partner", "a thread for partner copies", move || {
             for slot in queue {
                 let began = Instant::now();
                 let result = copy(&world, to, &slot, &mut kept);
@@ -106,9 +107,8 @@ impl Partner {
                 drop(slot);
                 let _ = report.send(result.map(|()| began.elapsed()));
             }
-        });
-        thread.map_err(|e| Error::new(Exit::Internal, format!("cannot start a thread for partner copies: {e}")))?;
-        Ok(Partner { jobs, done, under_way: false })
+        })?;
+        Ok(PartnerCopies { jobs, done, under_way: false })
     }
 
     /// Starts the copy of a snapshot. All ranks do, none while a copy is under way anywhere.

@@ -126,7 +126,7 @@ fn content(meta: &[u8], table: &[u8], sums: &[u8]) -> u64 {
 pub struct Slot {
     map: MmapMut,
     /// Holds the lock that says somebody lives; none for private memory.
-    file: Option<File>,
+    _file: Option<File>,
     table: Arc<Table>,
     header: Header,
     meta_room: usize,
@@ -162,7 +162,7 @@ impl Slot {
         let (header, size) = Slot::parts(&table, meta);
         let map = MmapOptions::new().len(size).populate().map_anon();
         let map = map.map_err(|e| no_memory(size, &e))?;
-        Ok(Slot { map, file: None, table, header, meta_room: room(meta) })
+        Ok(Slot { map, _file: None, table, header, meta_room: room(meta) })
     }
 
     /// The slot at `path` on tmpfs, its pages allocated and touched. A file of the right size that nobody else holds is
@@ -170,7 +170,7 @@ impl Slot {
     pub fn open(path: &Path, table: Arc<Table>, meta: usize) -> Result<Slot> {
         let (header, size) = Slot::parts(&table, meta);
         let (file, map) = take(path, size)?;
-        Ok(Slot { map, file: Some(file), table, header, meta_room: room(meta) })
+        Ok(Slot { map, _file: Some(file), table, header, meta_room: room(meta) })
     }
 
     pub fn table(&self) -> &Arc<Table> {
@@ -225,11 +225,6 @@ impl Slot {
     pub fn slice(&self, i: usize) -> &[f32] {
         let at = self.header.data.at as usize + self.table.at[i];
         bytemuck::cast_slice(&self.map[at..at + 4 * self.table.specs[i].span.len])
-    }
-
-    /// Whether this is a file that other processes can find.
-    pub fn is_shared(&self) -> bool {
-        self.file.is_some()
     }
 }
 

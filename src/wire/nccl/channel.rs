@@ -1,6 +1,7 @@
 //! One communicator with its stream and the thread that gives it work.
 
 use crate::error::{Error, Exit, Result};
+use crate::threads;
 use crate::wire::nccl::clock::Clock;
 use crate::wire::nccl::cuda::{CudaEvent, Gpu};
 use crate::wire::nccl::ffi::{Call, NcclComm, UniqueId, ID};
@@ -50,15 +51,12 @@ impl Channel {
         let comm = Arc::new(NcclComm::new()?);
         let (queue, jobs) = channel();
         let own = comm.clone();
-        std::thread::Builder::new()
-            .name("herd-nccl".into())
-            .spawn(move || {
-                if let Err(e) = serve(&common, &own, party, &jobs) {
-                    own.abort(e.clone());
-                    jobs.into_iter().for_each(|job: Job| _ = job.done.send(Err(e.clone())));
-                }
-            })
-            .map_err(|e| Error::new(Exit::Internal, format!("cannot start a communication thread: {e}")))?;
+        threads::start("herd-nccl", "a communication thread", move || {
+            if let Err(e) = serve(&common, &own, party, &jobs) {
+                own.abort(e.clone());
+                jobs.into_iter().for_each(|job: Job| _ = job.done.send(Err(e.clone())));
+            }
+        })?;
         Ok(Channel { queue, comm })
     }
 

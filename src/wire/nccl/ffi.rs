@@ -162,14 +162,18 @@ impl NcclComm {
                 State::Broken(e) => return Err(e.clone()),
             };
             let code = match what {
-                What::AllReduce(op) => (n.ncclAllReduce)(input, output, count, dtype, operation(op), comm, stream),
-                What::ReduceScatter => {
+                NcclOperation::AllReduce(op) => {
+                    (n.ncclAllReduce)(input, output, count, dtype, operation(op), comm, stream)
+                }
+                NcclOperation::ReduceScatter => {
                     (n.ncclReduceScatter)(input, output, count, dtype, operation(Op::Sum), comm, stream)
                 }
-                What::AllGather => (n.ncclAllGather)(input, output, count, dtype, comm, stream),
-                What::Broadcast(root) => (n.ncclBroadcast)(input, output, count, dtype, root as c_int, comm, stream),
-                What::Send(to) => (n.ncclSend)(input, count, dtype, to as c_int, comm, stream),
-                What::Recv(from) => (n.ncclRecv)(output, count, dtype, from as c_int, comm, stream),
+                NcclOperation::AllGather => (n.ncclAllGather)(input, output, count, dtype, comm, stream),
+                NcclOperation::Broadcast(root) => {
+                    (n.ncclBroadcast)(input, output, count, dtype, root as c_int, comm, stream)
+                }
+                NcclOperation::Send(to) => (n.ncclSend)(input, count, dtype, to as c_int, comm, stream),
+                NcclOperation::Recv(from) => (n.ncclRecv)(output, count, dtype, from as c_int, comm, stream),
             };
             if code != IN_PROGRESS {
                 check(n, code, what.name(), comm)?;
@@ -236,7 +240,7 @@ impl NcclComm {
 /// An operation on addresses of the device.
 #[derive(Clone, Copy)]
 pub(super) struct Call {
-    pub(super) what: What,
+    pub(super) what: NcclOperation,
     pub(super) input: *mut c_void,
     pub(super) output: *mut c_void,
     /// As NCCL counts it: the elements of the smaller tensor.
@@ -248,7 +252,7 @@ pub(super) struct Call {
 unsafe impl Send for Call {}
 
 #[derive(Clone, Copy)]
-pub(super) enum What {
+pub(super) enum NcclOperation {
     AllReduce(Op),
     ReduceScatter,
     AllGather,
@@ -257,15 +261,15 @@ pub(super) enum What {
     Recv(usize),
 }
 
-impl What {
+impl NcclOperation {
     fn name(&self) -> &'static str {
         match self {
-            What::AllReduce(_) => "ncclAllReduce",
-            What::ReduceScatter => "ncclReduceScatter",
-            What::AllGather => "ncclAllGather",
-            What::Broadcast(_) => "ncclBroadcast",
-            What::Send(_) => "ncclSend",
-            What::Recv(_) => "ncclRecv",
+            NcclOperation::AllReduce(_) => "ncclAllReduce",
+            NcclOperation::ReduceScatter => "ncclReduceScatter",
+            NcclOperation::AllGather => "ncclAllGather",
+            NcclOperation::Broadcast(_) => "ncclBroadcast",
+            NcclOperation::Send(_) => "ncclSend",
+            NcclOperation::Recv(_) => "ncclRecv",
         }
     }
 }

@@ -17,6 +17,7 @@ pub(super) use cuda::bus_id;
 pub(super) use ffi::version;
 
 use crate::error::{Error, Exit, Result};
+use crate::threads::{self, lock};
 use crate::wire::buffer::{fits, is_peer, is_root, usable};
 use crate::wire::mpi::MpiWire;
 use crate::wire::work::{orphaned, Later};
@@ -26,11 +27,11 @@ use crate::world::{leak, Op};
 use channel::{Channel, Common, Party};
 use clock::Clock;
 use cuda::{CudaEvent, Gpu, COMPUTE};
-use ffi::{unique_id, Call, NcclComm, What, ID};
+use ffi::{unique_id, Call, NcclComm, NcclOperation, ID};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 
@@ -71,10 +72,7 @@ impl NcclWire {
         let common = Common { gpu, stop, clock: Arc::default(), meter: host.meter() };
         let comms = Arc::default();
         let (watched, shared) = (Arc::downgrade(&comms), common.clone());
-        std::thread::Builder::new()
-            .name("herd-nccl-watch".into())
-            .spawn(move || watch(&watched, &shared))
-            .map_err(|e| Error::new(Exit::Internal, format!("cannot start a communication thread: {e}")))?;
+        threads::start("herd-nccl-watch", "a communication thread", move || watch(&watched, &shared))?;
         Ok(NcclWire { host, device, common, channels: Mutex::default(), comms })
     }
 
@@ -83,7 +81,7 @@ impl NcclWire {
         usable(t, if here || t.device() != Device::Cpu { self.device } else { Device::Cpu }).map(|()| here)
     }
 
-    fn start(&self, lane: Lane, what: What, input: &Tensor, output: &Tensor, count: usize) -> Result<Work> {
+    fn start(&self, lane: Lane, what: NcclOperation, input: &Tensor, output: &Tensor, count: usize) -> Result<Work> {
         let Common { gpu, stop, clock, .. } = &self.common;
         if stop.load(Ordering::Relaxed) {
             return Err(stopped("operation on a device"));
@@ -137,7 +135,7 @@ impl NcclWire {
         Ok(channel)
     }
 
-    fn collective(&self, what: What, input: &Tensor, output: &Tensor, count: usize) -> Result<Work> {
+    fn collective(&self, what: NcclOperation, input: &Tensor, output: &Tensor, count: usize) -> Result<Work> {
         self.start(Lane::Collectives, what, input, output, count)
     }
 }
@@ -161,7 +159,7 @@ impl Wire for NcclWire {
 
     fn all_reduce(&self, tensor: &Tensor, op: Op) -> Result<Work> {
         match self.is_here(tensor)? {
-            true => self.collective(What::AllReduce(op), tensor, tensor, tensor.numel()),
+            true => self.collective(NcclOperation::AllReduce(op), tensor, tensor, tensor.numel()),
             false => self.host.all_reduce(tensor, op),
         }
     }
@@ -169,7 +167,7 @@ impl Wire for NcclWire {
     fn reduce_scatter(&self, input: &Tensor, output: &Tensor) -> Result<Work> {
         fits("reduce-scatter", self.size(), output, input)?;
         match self.is_here(input)? && self.is_here(output)? {
-            true => self.collective(What::ReduceScatter, input, output, output.numel()),
+            true => self.collective(NcclOperation::ReduceScatter, input, output, output.numel()),
             false => self.host.reduce_scatter(input, output),
         }
     }
@@ -177,7 +175,7 @@ impl Wire for NcclWire {
     fn all_gather(&self, input: &Tensor, output: &Tensor) -> Result<Work> {
         fits("all-gather", self.size(), input, output)?;
         match self.is_here(input)? && self.is_here(output)? {
-            true => self.collective(What::AllGather, input, output, input.numel()),
+            true => self.collective(NcclOperation::AllGather, input, output, input.numel()),
             false => self.host.all_gather(input, output),
         }
     }
@@ -185,7 +183,7 @@ impl Wire for NcclWire {
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Work> {
         is_root(self.size(), root)?;
         match self.is_here(tensor)? {
-            true => self.collective(What::Broadcast(root), tensor, tensor, tensor.numel()),
+            true => self.collective(NcclOperation::Broadcast(root), tensor, tensor, tensor.numel()),
             false => self.host.broadcast(tensor, root),
         }
     }
@@ -194,7 +192,7 @@ impl Wire for NcclWire {
         is_peer(true, self.rank(), self.size(), to)?;
         match self.is_here(tensor)? {
             // In a communicator of two the sender is rank 0.
-            true => self.start(Lane::To(to), What::Send(1), tensor, tensor, tensor.numel()),
+            true => self.start(Lane::To(to), NcclOperation::Send(1), tensor, tensor, tensor.numel()),
             false => self.host.send(tensor, to),
         }
     }
@@ -202,7 +200,7 @@ impl Wire for NcclWire {
     fn recv(&self, tensor: &Tensor, from: usize) -> Result<Work> {
         is_peer(false, self.rank(), self.size(), from)?;
         match self.is_here(tensor)? {
-            true => self.start(Lane::From(from), What::Recv(0), tensor, tensor, tensor.numel()),
+            true => self.start(Lane::From(from), NcclOperation::Recv(0), tensor, tensor, tensor.numel()),
             false => self.host.recv(tensor, from),
         }
     }
@@ -283,8 +281,4 @@ impl Drop for Enqueued {
     fn drop(&mut self) {
         leak(self.tensors.take());
     }
-}
-
-fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(|e| e.into_inner())
 }

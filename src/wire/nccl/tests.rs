@@ -75,7 +75,9 @@ fn party(id: &[u8; ID], rank: usize, size: usize) -> Party {
     Party { rank, size, id: Work::ready(), letter }
 }
 
-fn start(channel: &Channel, common: &Common, what: What, input: &Tensor, output: &Tensor, count: usize) -> Work {
+fn start(
+    channel: &Channel, common: &Common, what: NcclOperation, input: &Tensor, output: &Tensor, count: usize,
+) -> Work {
     let call = Call { what, input: input.data_ptr(), output: output.data_ptr(), count, kind: input.kind() };
     let ready = common.gpu.record(COMPUTE).unwrap();
     Work::later(Box::new(Enqueued {
@@ -127,17 +129,17 @@ fn operations_run_behind_computation_and_before_what_follows() {
                     synchronise(&common.gpu);
                 };
                 let t = zeros(6);
-                all(What::AllReduce(Op::Sum), 6, &t, &t);
+                all(NcclOperation::AllReduce(Op::Sum), 6, &t, &t);
                 assert_eq!(floats(&t), [6.0; 6]);
-                all(What::AllReduce(Op::Max), 6, &t, &t);
+                all(NcclOperation::AllReduce(Op::Max), 6, &t, &t);
                 assert_eq!(floats(&t), [3.0; 6]);
                 let (input, output) = (zeros(6), zeros(2));
-                all(What::ReduceScatter, 2, &input, &output);
+                all(NcclOperation::ReduceScatter, 2, &input, &output);
                 assert_eq!(floats(&output), [6.0; 2]);
                 let (input, output) = (zeros(2), zeros(6));
-                all(What::AllGather, 2, &input, &output);
+                all(NcclOperation::AllGather, 2, &input, &output);
                 assert_eq!(floats(&output), [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]);
-                all(What::Broadcast(2), 6, &t, &t);
+                all(NcclOperation::Broadcast(2), 6, &t, &t);
                 assert_eq!(floats(&t), [3.0; 6]);
                 common.clock.collect(&common.gpu).unwrap();
                 let total = common.clock.take();
@@ -158,10 +160,10 @@ fn receives_started_early_hold_nothing_up() {
                 let to = Channel::open(common.clone(), party(&ids[rank], 0, 2)).unwrap();
                 let from = Channel::open(common.clone(), party(&ids[1 - rank], 1, 2)).unwrap();
                 let inbox = [zeros(3), zeros(4)];
-                let early = inbox.each_ref().map(|t| start(&from, &common, What::Recv(0), t, t, t.numel()));
+                let early = inbox.each_ref().map(|t| start(&from, &common, NcclOperation::Recv(0), t, t, t.numel()));
                 barrier.wait();
                 let mail = [3, 4].map(|n| Tensor::full([n], (10 * rank as i64) + n, (Kind::Float, Device::Cpu)));
-                let sent = mail.each_ref().map(|t| start(&to, &common, What::Send(1), t, t, t.numel()));
+                let sent = mail.each_ref().map(|t| start(&to, &common, NcclOperation::Send(1), t, t, t.numel()));
                 barrier.wait();
                 sent.into_iter().chain(early).for_each(|w| _ = w.wait().unwrap());
                 synchronise(&common.gpu);
@@ -205,9 +207,9 @@ fn the_stop_flag_and_a_lost_peer_end_every_wait() {
             move || watch(&comms, &common)
         });
         let t = zeros(5);
-        let never = start(&running, &common, What::AllReduce(Op::Sum), &t, &t, 5);
+        let never = start(&running, &common, NcclOperation::AllReduce(Op::Sum), &t, &t, 5);
         assert!(never.wait().is_ok(), "ordered on the device, which the host does not wait for");
-        let stuck = start(&waiting, &common, What::AllReduce(Op::Sum), &t, &t, 5);
+        let stuck = start(&waiting, &common, NcclOperation::AllReduce(Op::Sum), &t, &t, 5);
         let begin = std::thread::spawn({
             let stop = common.stop.clone();
             move || {
@@ -225,7 +227,7 @@ fn the_stop_flag_and_a_lost_peer_end_every_wait() {
         assert_eq!(e.exit, Exit::Peer, "{e}");
         assert!(!lost || e.fact.contains("NCCL code 6"), "{e}");
         assert!(took < Duration::from_millis(200), "left after {took:?}");
-        let later = start(&running, &common, What::AllReduce(Op::Sum), &t, &t, 5);
+        let later = start(&running, &common, NcclOperation::AllReduce(Op::Sum), &t, &t, 5);
         assert_eq!(later.wait().unwrap_err().exit, Exit::Peer);
         lose_peer(0);
         drop((comms, peer));

@@ -34,7 +34,7 @@ fn crash(cluster: &Cluster, child: &mut Child, dir: &Path, step: u64) {
     });
 }
 
-/// Issue 4: the spare has nothing, the dead node's slice lies in the memory of its partner. Bitwise as if nothing had been.
+/// The spare has nothing, the dead node's slice lies in the memory of its partner. Bitwise as if nothing had been.
 #[test]
 fn a_spare_takes_the_dead_nodes_slice_from_its_partner() {
     let cluster = Cluster::up(&["--nodes", "3"]);

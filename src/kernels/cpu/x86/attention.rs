@@ -1,7 +1,7 @@
 //! Causal grouped-query attention on the CPU, forward (FlashAttention-2, arXiv:2307.08691): blocks of 64 queries of one head
 //! pass over blocks of keys with a running maximum and sum; blocks above the diagonal are skipped.
 
-use super::dot::{dot_fn, product, Dot, Home, Left, Line, Sums, LINES, PANEL};
+use super::dot::{dot_fn, product, Dot, Home, Left, Line, SumMatrix, LINES, PANEL};
 use super::pack::{panel_across, panel_along, PackFrom, Packed};
 use super::scratch;
 use crate::kernels::cpu::simd::{Element, Simd, LANES};
@@ -149,7 +149,7 @@ dot_fn! {
         let (past, end) = (n.past(), n.past() + first + rows);
         for start in (0..end).step_by(KEYS) {
             let cols = (end - start).min(KEYS);
-            let at = Sums { ptr: scores.ptr(), stride: KEYS };
+            let at = SumMatrix { ptr: scores.ptr(), stride: KEYS };
             for c in (0..cols).step_by(PANEL) {
                 let panel = keys.add((start + c) / PANEL * key_units * LINES);
                 product::<E>(rows, (cols - c).min(PANEL), key_units, left, panel, at.at(0, c), None, Home::Cache);
@@ -169,7 +169,7 @@ dot_fn! {
             let p = Left { ptr: probabilities.ptr().cast_const(), stride: KEYS };
             for c in (0..n.width).step_by(PANEL) {
                 let panel = values.add((c / PANEL * value_units + start / E::PER_UNIT) * LINES);
-                let sums = Sums { ptr: sums.ptr(), stride }.at(0, c);
+                let sums = SumMatrix { ptr: sums.ptr(), stride }.at(0, c);
                 let units = cols.div_ceil(E::PER_UNIT);
                 product::<E>(rows, (n.width - c).min(PANEL), units, p, panel, sums, (start > 0).then_some(sums), Home::Cache);
             }

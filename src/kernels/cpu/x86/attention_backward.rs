@@ -3,7 +3,7 @@
 //! delta = Σ dout·out, then dv += p·dout, dk += ds·q, dq += dsᵀ·k.
 
 use super::attention::{AttentionShape, QUERIES};
-use super::dot::{dot_fn, product, Dot, Home, Left, Line, Sums, LINES, PANEL};
+use super::dot::{dot_fn, product, Dot, Home, Left, Line, SumMatrix, LINES, PANEL};
 use super::pack::{left_across, panel_across, panel_along, transpose, PackFrom, Packed};
 use super::scratch;
 use crate::kernels::cpu::dispatch::simd_fn;
@@ -170,10 +170,10 @@ dot_fn! {
         let panels = n.width.div_ceil(PANEL);
         let [p, ds] = [plan.p, plan.ds].map(|at| Rows::<E>::in_scratch(base.add(at).cast(), KEYS, QUERIES, QUERIES));
         let [sc, dp] = [plan.s, plan.dp].map(|at| Rows::<f32>::in_scratch(base.add(at).cast(), KEYS, QUERIES, QUERIES));
-        let [dk, dv] = [dk, dv].map(|d| Sums { ptr: d.as_mut_ptr(), stride: n.width });
-        let dq_sums = Sums { ptr: base.add(plan.dq).cast::<f32>(), stride: QUERIES };
+        let [dk, dv] = [dk, dv].map(|d| SumMatrix { ptr: d.as_mut_ptr(), stride: n.width });
+        let dq_sums = SumMatrix { ptr: base.add(plan.dq).cast::<f32>(), stride: QUERIES };
         let left = |m: &Rows<E>, row: usize| Left { ptr: m.ptr().cast_const(), stride: m.stride }.at(row, 0);
-        let square = |m: &Rows<f32>| Sums { ptr: m.ptr(), stride: QUERIES };
+        let square = |m: &Rows<f32>| SumMatrix { ptr: m.ptr(), stride: QUERIES };
         for first in (0..n.tokens).step_by(QUERIES) {
             let queries = QUERIES.min(n.tokens - first);
             let (mut lse, mut delta) = ([0.0f32; QUERIES], [0.0f32; QUERIES]);
@@ -254,7 +254,7 @@ fn score_row<S: Simd, E: Dot>(
 /// AVX-512; the rows of dq are the caller's own; `from` has `width`, rounded up to 16, rows of memory.
 #[inline(always)]
 unsafe fn store_turned<S: Simd<V = __m512>, E: Dot>(
-    s: S, from: Sums, width: usize, queries: usize, dq: &Rows<E>, first: usize,
+    s: S, from: SumMatrix, width: usize, queries: usize, dq: &Rows<E>, first: usize,
 ) {
     for q in (0..queries).step_by(16) {
         for d in (0..width).step_by(16) {

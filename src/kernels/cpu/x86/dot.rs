@@ -18,23 +18,23 @@ pub const LINES: usize = PANEL / 16;
 
 /// Proof that this CPU multiplies elements of some dtype with the instructions that [`Dot`] uses.
 #[derive(Clone, Copy)]
-pub struct Unit(pub Avx512);
+pub struct DotUnit(pub Avx512);
 
 pub trait Dot: Real {
     /// Elements of a 32-bit unit.
     const PER_UNIT: usize;
-    fn detect() -> Option<Unit>;
+    fn detect() -> Option<DotUnit>;
     /// acc + the products of 16 units.
     ///
     /// # Safety
-    /// The CPU has the features (there is a [`Unit`] from this type's `detect`).
+    /// The CPU has the features (there is a [`DotUnit`] from this type's `detect`).
     unsafe fn dot(acc: __m512, a: __m512i, b: __m512i) -> __m512;
 }
 
 impl Dot for f32 {
     const PER_UNIT: usize = 1;
-    fn detect() -> Option<Unit> {
-        level::avx512().map(Unit)
+    fn detect() -> Option<DotUnit> {
+        level::avx512().map(DotUnit)
     }
     #[inline(always)]
     unsafe fn dot(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
@@ -44,8 +44,8 @@ impl Dot for f32 {
 
 impl Dot for bf16 {
     const PER_UNIT: usize = 2;
-    fn detect() -> Option<Unit> {
-        level::avx512().filter(|_| is_x86_feature_detected!("avx512bf16")).map(Unit)
+    fn detect() -> Option<DotUnit> {
+        level::avx512().filter(|_| is_x86_feature_detected!("avx512bf16")).map(DotUnit)
     }
     #[inline(always)]
     unsafe fn dot(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
@@ -80,17 +80,17 @@ impl<E> Left<E> {
 
 /// The sums: rows of fp32, `stride` floats apart.
 #[derive(Clone, Copy)]
-pub struct Sums {
+pub struct SumMatrix {
     pub ptr: *mut f32,
     pub stride: usize,
 }
 
-impl Sums {
+impl SumMatrix {
     /// # Safety
     /// The element lies in the matrix.
     #[inline(always)]
-    pub unsafe fn at(self, row: usize, col: usize) -> Sums {
-        Sums { ptr: self.ptr.add(row * self.stride + col), ..self }
+    pub unsafe fn at(self, row: usize, col: usize) -> SumMatrix {
+        SumMatrix { ptr: self.ptr.add(row * self.stride + col), ..self }
     }
 }
 
@@ -110,7 +110,8 @@ pub enum Home {
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 pub unsafe fn product<E: Dot>(
-    rows: usize, cols: usize, k: usize, a: Left<E>, panel: *const Line, c: Sums, start: Option<Sums>, home: Home,
+    rows: usize, cols: usize, k: usize, a: Left<E>, panel: *const Line, c: SumMatrix, start: Option<SumMatrix>,
+    home: Home,
 ) {
     let mut row = 0;
     while row + TILE_ROWS <= rows {
@@ -130,7 +131,7 @@ pub unsafe fn product<E: Dot>(
 
 #[inline(always)]
 unsafe fn tile_cols<E: Dot, const R: usize>(
-    cols: usize, k: usize, a: Left<E>, panel: *const Line, c: Sums, start: Option<Sums>, home: Home,
+    cols: usize, k: usize, a: Left<E>, panel: *const Line, c: SumMatrix, start: Option<SumMatrix>, home: Home,
 ) {
     match cols.div_ceil(16) {
         4 => tile::<E, R, 4>(cols, k, a, panel, c, start, home),
@@ -144,7 +145,7 @@ unsafe fn tile_cols<E: Dot, const R: usize>(
 /// R rows, V vectors of columns, the last one perhaps in part.
 #[inline(always)]
 unsafe fn tile<E: Dot, const R: usize, const V: usize>(
-    cols: usize, k: usize, a: Left<E>, panel: *const Line, c: Sums, start: Option<Sums>, home: Home,
+    cols: usize, k: usize, a: Left<E>, panel: *const Line, c: SumMatrix, start: Option<SumMatrix>, home: Home,
 ) {
     if home == Home::Memory {
         for r in 0..R {
@@ -190,25 +191,25 @@ unsafe fn tile<E: Dot, const R: usize, const V: usize>(
     }
 }
 
-/// Makes a function over `E: Dot` that is compiled with the instructions of E. Its first argument, a [`Unit`], proves that they
+/// Makes a function over `E: Dot` that is compiled with the instructions of E. Its first argument, a [`DotUnit`], proves that they
 /// are there.
 macro_rules! dot_fn {
     ($(#[$doc:meta])* $vis:vis unsafe fn $name:ident <$e:ident>($unit:ident $(, $arg:ident : $ty:ty)* $(,)?) $body:block) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
-        $vis unsafe fn $name<$e: $crate::kernels::cpu::x86::dot::Dot>(unit: $crate::kernels::cpu::x86::dot::Unit $(, $arg: $ty)*) {
-            use $crate::kernels::cpu::x86::dot::{Dot, Unit};
+        $vis unsafe fn $name<$e: $crate::kernels::cpu::x86::dot::Dot>(unit: $crate::kernels::cpu::x86::dot::DotUnit $(, $arg: $ty)*) {
+            use $crate::kernels::cpu::x86::dot::{Dot, DotUnit};
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
-            unsafe fn generic<$e: Dot>($unit: Unit $(, $arg: $ty)*) $body
+            unsafe fn generic<$e: Dot>($unit: DotUnit $(, $arg: $ty)*) $body
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
             #[allow(clippy::too_many_arguments)]
-            unsafe fn fp32<$e: Dot>(unit: Unit $(, $arg: $ty)*) {
+            unsafe fn fp32<$e: Dot>(unit: DotUnit $(, $arg: $ty)*) {
                 generic::<$e>(unit $(, $arg)*)
             }
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
             #[allow(clippy::too_many_arguments)]
-            unsafe fn bf16<$e: Dot>(unit: Unit $(, $arg: $ty)*) {
+            unsafe fn bf16<$e: Dot>(unit: DotUnit $(, $arg: $ty)*) {
                 generic::<$e>(unit $(, $arg)*)
             }
             match $e::PER_UNIT {

@@ -1,7 +1,7 @@
 //! Matrix products of the linear layers, where they beat libtorch's: fp32 (whose library does not use AVX-512 on every CPU
 //! that has it), and gradients of weights, which here add straight into the fp32 buffer.
 
-use super::dot::{dot_fn, product, Dot, Home, Left, Line, Sums, LINES, PANEL, TILE_ROWS};
+use super::dot::{dot_fn, product, Dot, Home, Left, Line, SumMatrix, LINES, PANEL, TILE_ROWS};
 use super::pack::{left_across, panel_across, panel_along, PackFrom, Packed};
 use super::scratch;
 use crate::kernels::cpu::simd::{Simd, LANES};
@@ -87,7 +87,7 @@ dot_fn! {
                     Right::Along => panel_along(PackFrom { of: b, row: first, col: k }, units, panel.as_mut_ptr()),
                     Right::Across => panel_across(PackFrom { of: b, row: k, col: first }, units, panel.as_mut_ptr()),
                 }
-                let c = Sums { ptr: sums.ptr(), stride: PANEL }.at(base, 0);
+                let c = SumMatrix { ptr: sums.ptr(), stride: PANEL }.at(base, 0);
                 product::<E>(rows, width, units, left.at(0, k), panel.as_ptr(), c, (k > 0).then_some(c), Home::Cache);
             }
         }
@@ -142,7 +142,7 @@ dot_fn! {
     unsafe fn gradient_rows<E>(
         _unit, dy: Rows<E>, grad: Rows<f32>, row: usize, rows: usize, add: bool, panels: Packed, depth: usize, left: &mut [Line],
     ) {
-        let sums = Sums { ptr: grad.ptr(), stride: grad.stride }.at(row, 0);
+        let sums = SumMatrix { ptr: grad.ptr(), stride: grad.stride }.at(row, 0);
         for k in (0..depth).step_by(DEPTH) {
             let units = (depth - k).min(DEPTH);
             left_across(PackFrom { of: dy, row: k * E::PER_UNIT, col: row }, rows, units, DEPTH, left.as_mut_ptr());

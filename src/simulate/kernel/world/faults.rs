@@ -1,8 +1,9 @@
 //! Faults of a seed: which, where and when. Each costs one look at the nodes that it touches.
 
+use super::super::news::Happening;
 use super::super::{micros, Agenda, SECOND};
 use super::ranks::StepPhase;
-use super::{Cluster, Happening};
+use super::Cluster;
 use serde::Serialize;
 
 /// What can go wrong.

@@ -1,13 +1,13 @@
 //! Slurm's commands, as the supervisor calls them: their command lines are read here, and what they print is what the supervisor
-//! parses.
+//! parses (`commands`). `steps` is what becomes of a step that srun starts.
 
-use super::super::truth::Cause;
-use super::super::{micros, Agenda, Kernel, Micros, SimTask};
-use super::ranks::{RankStep, StepPhase};
-use super::{Cluster, Happening, JobState};
-use crate::error::Exit;
+mod commands;
+mod steps;
+
+use super::super::news::{Happening, ProgramNews};
+use super::super::{Agenda, Kernel, SimTask};
+use super::{Cluster, JobState};
 use crate::host::StdStream;
-use crate::slurm::expand;
 use std::collections::BTreeMap;
 use std::io;
 use std::process::Command;
@@ -49,18 +49,6 @@ enum Kind {
     Standby { node: usize },
 }
 
-/// What happens to a program.
-#[derive(Clone)]
-pub(in crate::simulate) enum ProgramNews {
-    /// The controller is asked.
-    Asks,
-    End(i32),
-    Prints(Vec<usize>),
-    Flushed,
-    Standby,
-    LaunchFailed(Vec<usize>),
-}
-
 impl Cluster {
     pub fn spawn(&mut self, agenda: &mut Agenda, owner: SimTask, command: &Command) -> usize {
         let text = |a: &std::ffi::OsStr| a.to_string_lossy().into_owned();
@@ -83,64 +71,6 @@ impl Cluster {
         let soon = self.random.between(0.01, 0.04);
         agenda.after(soon, Happening::Program { id, next: ProgramNews::Asks });
         id
-    }
-
-    /// What a command line asks for.
-    fn read(&mut self, agenda: &mut Agenda, program: &str, args: &[String], env: &BTreeMap<String, String>) -> Kind {
-        let answer = |code: i32, out: String| Kind::Answer { code, out };
-        let words: Vec<&str> = args.iter().map(String::as_str).collect();
-        let step = |prefix: &str| args.iter().find_map(|a| a.strip_prefix(prefix).map(str::to_string));
-        match (program, &words[..]) {
-            ("srun", ["--version"]) => answer(0, "slurm 23.02.7\n".into()),
-            ("srun", ["--mpi=list"]) => answer(0, "MPI plugin types are...\n\tnone\n\tpmi2\n\tpmix\n".into()),
-            ("srun", _) => {
-                let name = step("--job-name=").unwrap_or_default();
-                let nodes = self.nodes_of_step(args, env);
-                match name.as_str() {
-                    "herd-rollcall" => Kind::RollCall { nodes },
-                    "herd-standby" => Kind::Standby { node: nodes.first().copied().unwrap_or(0) },
-                    "herd-flush" => Kind::Flush { nodes, remove: words.contains(&"--remove") },
-                    _ => {
-                        let attempt = env.get("HERD_ATTEMPT").and_then(|a| a.parse().ok()).unwrap_or(0);
-                        Kind::Ranks { nodes, attempt }
-                    }
-                }
-            }
-            ("scontrol", ["show", "config"]) => answer(0, format!("TreeWidth = {TREE}\n")),
-            ("scontrol", ["show", "topology"]) => answer(0, self.topology()),
-            ("scontrol", ["show", "job", ..]) => answer(0, String::new()),
-            ("scontrol", ["requeue", ..]) => answer(0, "requeue".into()),
-            ("scontrol", ["update", _, list]) => answer(0, list.to_string()),
-            ("sinfo", [.., list]) => answer(0, list.to_string()),
-            ("squeue", _) => {
-                if self.truth.cause() == Some(Cause::Notice) {
-                    self.truth.mark(agenda.now, Cause::Place);
-                }
-                answer(0, "squeue".into())
-            }
-            ("scancel", [signal, step]) if signal.starts_with("--signal") => answer(0, format!("kill {step}")),
-            ("scancel", _) => answer(0, "cancel".into()),
-            _ => answer(1, String::new()),
-        }
-    }
-
-    fn nodes_of_step(&self, args: &[String], env: &BTreeMap<String, String>) -> Vec<usize> {
-        let names = match args.iter().find_map(|a| a.strip_prefix("-w")) {
-            Some(list) => expand(list).unwrap_or_default(),
-            None => {
-                let file = env.get("SLURM_HOSTFILE").and_then(|p| std::fs::read_to_string(p).ok()).unwrap_or_default();
-                let mut names: Vec<String> = file.lines().map(str::to_string).collect();
-                names.dedup();
-                names
-            }
-        };
-        names.iter().filter_map(|n| self.by_name.get(n).copied()).collect()
-    }
-
-    fn topology(&self) -> String {
-        let mut lines = BTreeMap::<usize, Vec<&str>>::new();
-        self.nodes.iter().for_each(|n| lines.entry(n.switch).or_default().push(&n.name));
-        lines.iter().map(|(s, n)| format!("SwitchName=s{s} Level=0 Nodes={}\n", crate::slurm::compress(n))).collect()
     }
 
     pub fn program_news(&mut self, agenda: &mut Agenda, id: usize, next: ProgramNews, kernel: &Arc<Kernel>) {
@@ -213,177 +143,6 @@ impl Cluster {
         }
     }
 
-    fn answer(&mut self, agenda: &mut Agenda, id: usize, code: i32, out: &str) {
-        let text = match out {
-            "requeue" => {
-                self.requeue(agenda);
-                String::new()
-            }
-            "squeue" => {
-                let name = |s: &RankStep| format!("{}.{} herd-{:04}\n", self.job.id, s.id, s.number);
-                self.steps.iter().filter(|s| s.phase != StepPhase::Ended).map(name).collect()
-            }
-            "cancel" => {
-                self.truth.tell(agenda.now, "the job is cancelled".into());
-                self.give_up_the_job(agenda);
-                String::new()
-            }
-            "" if code == 0 => {
-                let state = match self.job.state {
-                    JobState::Pending => "PENDING",
-                    JobState::Running => "RUNNING",
-                    JobState::Ended => "CANCELLED",
-                };
-                format!("JobId={} JobState={state} Restarts={} PreemptTime=None\n", self.job.id, self.job.restarts)
-            }
-            kill if kill.starts_with("kill ") => {
-                let step = kill.rsplit('.').next().and_then(|s| s.parse::<usize>().ok());
-                if let Some(step) = step.filter(|&s| s < self.steps.len()) {
-                    self.kill_step(agenda, step);
-                }
-                String::new()
-            }
-            list if list.starts_with("NodeList=") => {
-                let kept = expand(&list["NodeList=".len()..]).unwrap_or_default();
-                self.job.nodes = kept.iter().filter_map(|n| self.by_name.get(n).copied()).collect();
-                String::new()
-            }
-            list if !list.starts_with("slurm ") && !list.contains('\n') => {
-                let names = expand(list).unwrap_or_default();
-                let state = |n: &String| {
-                    if self.by_name.get(n).is_some_and(|&n| self.nodes[n].slurm_down) {
-                        "down*"
-                    } else {
-                        "alloc"
-                    }
-                };
-                names.iter().map(|n| format!("{n} {}\n", state(n))).collect()
-            }
-            other => other.to_string(),
-        };
-        self.programs[id].out.text.extend(text.as_bytes());
-        self.end_program(agenda, id, code);
-    }
-
-    /// SIGKILL of a step's tasks on the nodes that the controller reaches.
-    pub fn kill_step(&mut self, agenda: &mut Agenda, step: usize) {
-        if self.steps[step].phase == StepPhase::Ended {
-            return;
-        }
-        self.stand(agenda, step);
-        let all = self.steps[step].slots.iter().all(|&n| self.nodes[n].alive && !self.is_cut(n));
-        match all {
-            true => self.end_step(agenda, step, 128 + libc::SIGKILL),
-            false => {
-                self.steps[step].left = true;
-                let per_node = self.c.ranks_per_node;
-                let slots = self.steps[step].slots.clone();
-                let cut: Vec<bool> = slots.iter().map(|&n| self.is_cut(n)).collect();
-                self.steps[step].stopped.retain(|r| cut[r / per_node]);
-            }
-        }
-    }
-
-    fn roll_call(&mut self, agenda: &mut Agenda, id: usize, nodes: &[usize], missing: &[usize]) {
-        let size = nodes.len();
-        let first = 0.1 + 0.0004 * size as f64 + self.random.between(0.0, 0.2);
-        // a branch of the tree begins with every 50th node
-        let behind: Vec<usize> = match size > TREE {
-            true => {
-                let branch = size.div_ceil(TREE);
-                let held: Vec<usize> = (0..size).filter(|i| missing.contains(&nodes[*i])).map(|i| i / branch).collect();
-                (0..size).filter(|i| held.contains(&(i / branch))).map(|i| nodes[i]).collect()
-            }
-            false => Vec::new(),
-        };
-        let now = agenda.now;
-        let mut groups: BTreeMap<Micros, Vec<usize>> = BTreeMap::new();
-        for &n in nodes.iter().filter(|n| !missing.contains(n)) {
-            let mut at = now + micros(first);
-            if behind.contains(&n) {
-                at += micros(LAUNCH_TIMEOUT);
-            }
-            if self.nodes[n].late_until > now {
-                at += micros(20.0);
-            }
-            groups.entry(at).or_default().push(n);
-        }
-        for (at, group) in groups {
-            agenda.at(at, Happening::Program { id, next: ProgramNews::Prints(group) });
-        }
-    }
-
-    fn prints(&mut self, agenda: &mut Agenda, id: usize, nodes: Vec<usize>) {
-        let home = self.programs[id].node;
-        for n in nodes {
-            if !self.reaches(home, n) {
-                continue;
-            }
-            let line = format!("{}\n", self.nodes[n].name);
-            self.programs[id].out.text.extend(line.as_bytes());
-        }
-        let Kind::RollCall { nodes } = &self.programs[id].kind else { return };
-        let lines = self.programs[id].out.text.iter().filter(|b| **b == b'\n').count();
-        if lines == nodes.len() {
-            self.end_program(agenda, id, 0);
-        }
-    }
-
-    fn flushed(&mut self, agenda: &mut Agenda, id: usize) {
-        let Kind::Flush { nodes, remove } = self.programs[id].kind.clone() else { return };
-        if self.is_full_at(agenda.now) || self.blocked_until > agenda.now {
-            self.truth.flush_was_refused = true;
-            return self.end_program(agenda, id, Exit::Storage.code());
-        }
-        let code = match self.flush(&nodes, remove) {
-            Some(step) => {
-                self.truth.tell(agenda.now, format!("step {step} is flushed to disk"));
-                0
-            }
-            None => Exit::NoSnapshot.code(),
-        };
-        self.end_program(agenda, id, code);
-    }
-
-    fn start_ranks(&mut self, agenda: &mut Agenda, id: usize, nodes: Vec<usize>, missing: Vec<usize>, attempt: u64) {
-        self.check_books(agenda);
-        self.truth.attempts += 1;
-        self.truth.mark(agenda.now, Cause::Start);
-        let before = self.steps.last().map(|s| s.slots.clone()).unwrap_or_default();
-        if before.len() == nodes.len() {
-            self.truth.spares_used += nodes.iter().filter(|n| !before.contains(n)).count() as u64;
-        }
-        let names: Vec<&str> = nodes.iter().map(|&n| self.nodes[n].name.as_str()).collect();
-        let line = format!("attempt {attempt} starts on {}", crate::slurm::compress(&names));
-        self.truth.tell(agenda.now, line);
-        let storage =
-            self.blocked_until.max(self.full_until).max(self.away_until) + micros(self.c.roll_call_s) > agenda.now;
-        for &n in &missing {
-            if !storage && self.was_lost_long(agenda.now, n) {
-                let text = format!(
-                    "attempt {attempt} starts on {}, which had been dead before it was chosen",
-                    self.nodes[n].name
-                );
-                self.truth.violation(agenda.now, text);
-            }
-        }
-        let step = self.steps.len();
-        self.programs[id].step = Some(step);
-        self.steps.push(RankStep { id: step, program: id, number: attempt, slots: nodes, ..RankStep::none() });
-        self.newest_began = agenda.now;
-        self.overtake(agenda, attempt);
-        self.quiet_from = Micros::MAX;
-        if missing.is_empty() {
-            return self.tasks_run(agenda, step);
-        }
-        agenda.after(LAUNCH_TIMEOUT, Happening::Program { id, next: ProgramNews::LaunchFailed(missing) });
-    }
-
-    /// A node that had been out of reach for longer than any roll call takes.
-    fn was_lost_long(&self, now: Micros, node: usize) -> bool {
-        self.nodes[node].unreachable_since.is_some_and(|since| since + micros(self.c.roll_call_s) < now)
-    }
-
     /// Appends to what a program says on standard error.
     pub fn say(&mut self, agenda: &mut Agenda, id: usize, line: &str) {
         let program = &mut self.programs[id];
@@ -433,11 +192,5 @@ impl Cluster {
         into[..n].copy_from_slice(&left[..n]);
         said.read += n;
         Ok(n)
-    }
-
-    fn give_up_the_job(&mut self, agenda: &mut Agenda) {
-        if self.job.state == JobState::Running {
-            self.give_to_a_person(agenda);
-        }
     }
 }

@@ -51,7 +51,7 @@ fn recv_any<const N: usize>(comm: &Comm, tag: c_int, stop: &AtomicBool) -> Resul
 impl World {
     /// Answers requests until [`World::end_serving`] on this rank. `read` fills the answer. Runs in a thread of its own,
     /// on a `World` of its own ([`World::duplicate`]) that it shares with the rank's own questions.
-    pub fn serve(&self, read: &mut dyn FnMut(Request, &mut [u8]) -> std::io::Result<()>) -> Result<()> {
+    pub fn serve_reads(&self, read: &mut dyn FnMut(Request, &mut [u8]) -> std::io::Result<()>) -> Result<()> {
         loop {
             let (who, bytes) = recv_any::<24>(&self.comm, ASK, &self.stop)?;
             let field = |i: usize| u64::from_le_bytes(bytes[8 * i..8 * i + 8].try_into().unwrap_or_default());
@@ -71,13 +71,13 @@ impl World {
         }
     }
 
-    /// Ends this rank's [`World::serve`]. Call it when no rank has questions left, after a barrier.
+    /// Ends this rank's [`World::serve_reads`]. Call it when no rank has questions left, after a barrier.
     pub fn end_serving(&self) -> Result<()> {
         self.question(Request { item: END, at: 0, len: 0 }, self.rank())
     }
 
     /// Bytes of `rank`, which serves. Errors: [`Exit::Peer`]; [`Exit::Checkpoint`] when that rank cannot read them.
-    pub fn ask(&self, request: Request, rank: usize) -> Result<Vec<u8>> {
+    pub fn remote_read(&self, request: Request, rank: usize) -> Result<Vec<u8>> {
         let coming = InFlight::start(vec![0u8; request.len as usize + 1], |answer, req| {
             // SAFETY: the buffer is in flight until the wait has ended, or for ever.
             unsafe { req.recv(&self.comm, answer.as_mut_ptr(), answer.len(), rank, ANSWER) }
