@@ -4,6 +4,7 @@ use crate::appended::Appended;
 use crate::attempt;
 use crate::error::Result;
 use crate::host;
+use crate::run_dir::RunDir;
 use serde_json::{json, Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -17,7 +18,7 @@ impl Events {
     /// # Errors
     /// [`Exit::Storage`](crate::error::Exit::Storage).
     pub fn open(dir: &Path) -> Result<Events> {
-        Ok(Events { file: Appended::open(&dir.join("events.jsonl"))?, dir: dir.to_path_buf() })
+        Ok(Events { file: Appended::open(&RunDir::new(dir).events())?, dir: dir.to_path_buf() })
     }
 
     /// Appends `{"time": RFC 3339, "kind": kind, "attempt": n, …fields}`; `fields` is a JSON object or null.

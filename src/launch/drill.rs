@@ -8,7 +8,8 @@ use super::watch::{last_step, Tail};
 use crate::checkpoint;
 use crate::durable::write_atomic;
 use crate::error::{Error, Exit, Result};
-use crate::liveness::inject::{self, InjectedFault, Order};
+use crate::liveness::inject::{InjectedFault, Order};
+use crate::run_dir::RunDir;
 use crate::slurm::{control, process};
 use serde::Serialize;
 use serde_json::Value;
@@ -104,7 +105,7 @@ impl Drill {
             return Err(Error::new(Exit::Usage, format!("--rank {rank}: the run has ranks 0 to {}", world - 1)));
         }
         let mut before = last_step(&self.run_dir);
-        let mut events = Tail::from_end(self.run_dir.join("events.jsonl"));
+        let mut events = Tail::from_end(RunDir::new(&self.run_dir).events());
         let node = rank / per_node * per_node..(rank / per_node + 1) * per_node;
         let order = |fault: InjectedFault| self.order(rank, &fault);
         let all = |fault: InjectedFault| node.clone().try_for_each(|r| self.order(r, &fault));
@@ -121,7 +122,7 @@ impl Drill {
             DrillKind::NanGradient => order(InjectedFault::NanGradient)?,
             DrillKind::BlockIo => order(InjectedFault::SleepIo { seconds })?,
             DrillKind::CorruptCheckpoint => {
-                corrupt_newest(&self.run_dir.join("checkpoints"))?;
+                corrupt_newest(&RunDir::new(&self.run_dir).checkpoints())?;
                 order(InjectedFault::Kill)?
             }
             DrillKind::FillDisk => {
@@ -200,7 +201,7 @@ impl Drill {
     }
 
     fn order(&self, rank: usize, fault: &InjectedFault) -> Result<()> {
-        let path = inject::path(&self.run_dir, rank);
+        let path = RunDir::new(&self.run_dir).drill_order(rank);
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", &e, Exit::Storage))?;
         }
@@ -212,7 +213,7 @@ impl Drill {
     /// Ranks of an attempt, as its start says.
     fn world(&self, attempt: u64) -> Result<usize> {
         let started = |e: &Value| e["kind"] == "attempt_started" && e["attempt"].as_u64() == Some(attempt);
-        let world = json_lines(&self.run_dir.join("events.jsonl"))?
+        let world = json_lines(&RunDir::new(&self.run_dir).events())?
             .iter()
             .rev()
             .find(|e| started(e))
@@ -228,8 +229,9 @@ impl Drill {
     /// Steps that were done twice: (how many, how many whose losses differ).
     fn redone(&self) -> Result<(usize, usize)> {
         let bits = |v: &Value| Some((v["step"].as_u64()?, v["loss"].as_f64()?.to_bits()));
-        let now: HashMap<u64, u64> = json_lines(&self.run_dir.join("metrics.jsonl"))?.iter().filter_map(bits).collect();
-        let then = json_lines(&self.run_dir.join("metrics.superseded.jsonl"))?;
+        let now: HashMap<u64, u64> =
+            json_lines(&RunDir::new(&self.run_dir).metrics())?.iter().filter_map(bits).collect();
+        let then = json_lines(&RunDir::new(&self.run_dir).superseded_metrics())?;
         let pairs: Vec<(u64, u64)> =
             then.iter().filter_map(bits).filter_map(|(s, l)| Some((l, *now.get(&s)?))).collect();
         Ok((pairs.len(), pairs.iter().filter(|(a, b)| a != b).count()))
@@ -297,7 +299,7 @@ fn fill(run_dir: &Path, limit: u64) -> Result<Ballast> {
         )
         .hint("other people may use it: drill a run on a small filesystem of your own"));
     }
-    let ballast = Ballast(run_dir.join("drill-ballast"));
+    let ballast = Ballast(RunDir::new(run_dir).drill_ballast());
     let mut file = std::fs::File::create(&ballast.0).map_err(|e| Error::io(&ballast.0, "create", &e, Exit::Storage))?;
     let block = vec![1u8; 1 << 20];
     // the error at the end is what we are here for

@@ -5,6 +5,7 @@ use super::supervise::Supervisor;
 use crate::config::AlertKind;
 use crate::error::{Error, Exit, Result};
 use crate::host;
+use crate::run_dir::RunDir;
 use crate::slurm::control;
 use serde_json::{json, Value};
 
@@ -165,7 +166,7 @@ impl Supervisor {
         if absent.is_empty() || self.job.nodes.first().is_none_or(|first| absent.contains(first)) {
             return;
         }
-        let result = match control::shrink(&self.job, &kept, &self.run_dir.join("launch")) {
+        let result = match control::shrink(&self.job, &kept, &RunDir::new(&self.run_dir).launch()) {
             Ok(()) => "given back".to_string(),
             Err(e) => e.to_string(),
         };

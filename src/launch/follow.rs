@@ -5,6 +5,7 @@ use super::ledger;
 use super::status::{self, RunStatus, StepTally};
 use crate::error::{Error, Exit, Result};
 use crate::json_lines::JsonLines;
+use crate::run_dir::RunDir;
 use crate::train::records::StepPoint;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -75,15 +76,15 @@ impl RunFollower {
     /// # Errors
     /// [`Exit::Usage`] for a directory that is no run's.
     pub fn open(dir: &Path) -> Result<RunFollower> {
-        let known = ["metrics.jsonl", "events.jsonl", "attempts.json", "config.yaml"];
-        if !known.iter().any(|f| dir.join(f).exists()) {
+        let run = RunDir::new(dir);
+        if ![run.metrics(), run.events(), run.attempts(), run.config()].iter().any(|f| f.exists()) {
             return Err(Error::new(Exit::Usage, format!("{} is no run directory", dir.display()))
                 .hint("give the run_dir of a configuration"));
         }
         let mut problems = Vec::new();
         let mut bear = |e: Error| problems.push(e.to_string());
         let history = History::read(dir).map_err(&mut bear).unwrap_or_default();
-        let ledger = ledger::read(&dir.join("ledger.json")).map_err(&mut bear).unwrap_or_default();
+        let ledger = ledger::read(&run.ledger()).map_err(&mut bear).unwrap_or_default();
         Ok(RunFollower {
             dir: dir.to_path_buf(),
             tally: StepTally::new(&history),
@@ -91,9 +92,9 @@ impl RunFollower {
             ledger,
             events: EventLog::default(),
             problems,
-            steps_file: JsonLines::new(&dir.join("metrics.jsonl")),
-            events_file: JsonLines::new(&dir.join("events.jsonl")),
-            superseded: JsonLines::new(&dir.join("metrics.superseded.jsonl")),
+            steps_file: JsonLines::new(&run.metrics()),
+            events_file: JsonLines::new(&run.events()),
+            superseded: JsonLines::new(&run.superseded_metrics()),
         })
     }
 
@@ -133,10 +134,10 @@ impl RunFollower {
         if let Ok(history) = History::read(&self.dir) {
             self.history = history;
         }
-        if let Ok(ledger) = ledger::read(&self.dir.join("ledger.json")) {
+        if let Ok(ledger) = ledger::read(&RunDir::new(&self.dir).ledger()) {
             self.ledger = ledger;
         }
-        let config: Value = match std::fs::read_to_string(self.dir.join("config.yaml")) {
+        let config: Value = match std::fs::read_to_string(RunDir::new(&self.dir).config()) {
             Ok(text) => serde_yaml::from_str(&text).unwrap_or(Value::Null),
             Err(_) => Value::Null,
         };
@@ -171,6 +172,6 @@ impl RunFollower {
 pub fn read(dir: &Path, now: Timestamp) -> Result<RunStatus> {
     RunFollower::open(dir)?;
     History::read(dir)?;
-    ledger::read(&dir.join("ledger.json"))?;
+    ledger::read(&RunDir::new(dir).ledger())?;
     RunFollower::open(dir)?.look(now, &mut |_| ())
 }

@@ -4,6 +4,7 @@
 use super::history::{NO_ANSWER, UNFIT};
 use crate::durable::write_atomic;
 use crate::error::{Error, Exit, Result};
+use crate::run_dir::RunDir;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -120,7 +121,7 @@ impl Book {
     /// # Errors
     /// [`Exit::Storage`]: one cannot be read or is damaged.
     pub fn open(run_dir: &Path, site: Option<&Path>) -> Result<Book> {
-        let run = run_dir.join("ledger.json");
+        let run = RunDir::new(run_dir).ledger();
         let mut ledger = read(&run)?;
         if let Some(site) = site {
             ledger.merge(read(site)?);

@@ -6,6 +6,7 @@ use super::seen::Finding;
 use super::supervise::Supervisor;
 use crate::config::Partner;
 use crate::error::Exit;
+use crate::run_dir::RunDir;
 use crate::slurm::messages::{self, SlurmMessage};
 use crate::slurm::process::{self, CommandEnd};
 use crate::slurm::StepLine;
@@ -40,7 +41,7 @@ impl Supervisor {
         if config.snapshot_every == 0 || found.class != Class::Node || away.len() < 1 + usize::from(second_copy) {
             return;
         }
-        let hosts_file = self.run_dir.join("launch/hosts-rollcall");
+        let hosts_file = RunDir::new(&self.run_dir).roll_call_hosts();
         let silent = rollcall::silent(&self.job, &away, &hosts_file, SIGN_OF_LIFE);
         if silent.len() == away.len() {
             return;
@@ -71,7 +72,7 @@ impl Supervisor {
 
     /// `herd checkpoint flush` on all nodes of the job but `absent`; what it said becomes an event.
     fn flush(&mut self, absent: &[String], remove: bool) {
-        let hosts_file = self.run_dir.join("launch/hosts-flush");
+        let hosts_file = RunDir::new(&self.run_dir).flush_hosts();
         let nodes: Vec<String> = self.job.nodes.iter().filter(|n| !absent.contains(n)).cloned().collect();
         if nodes.is_empty() {
             return;

@@ -9,6 +9,7 @@ use super::{rollcall, watch};
 use crate::config::AlertKind;
 use crate::error::Result;
 use crate::host;
+use crate::run_dir::RunDir;
 use crate::slurm::control;
 use serde_json::{json, Value};
 use std::collections::HashSet;
@@ -86,7 +87,7 @@ impl Supervisor {
 
     /// Those of `nodes` that do not answer.
     pub(super) fn roll_call(&self, nodes: &[String]) -> Vec<String> {
-        rollcall::absent(&self.job, nodes, &self.run_dir.join("launch/hosts-rollcall"), limit(nodes))
+        rollcall::absent(&self.job, nodes, &RunDir::new(&self.run_dir).roll_call_hosts(), limit(nodes))
     }
 
     /// Roll calls of an attempt's nodes until its ranks have met: before, nobody else watches them.
@@ -94,7 +95,7 @@ impl Supervisor {
         StartCalls {
             job: self.job.clone(),
             nodes: nodes.to_vec(),
-            hosts_file: self.run_dir.join("launch/hosts-rollcall"),
+            hosts_file: RunDir::new(&self.run_dir).roll_call_hosts(),
             limit: limit(nodes),
             every: START_CALL + ROLL_CALL_NODE * nodes.len() as u32,
             last: host::now(),

@@ -21,6 +21,7 @@ use crate::attempt;
 use crate::error::{Error, Exit, Result};
 use crate::events::Events;
 use crate::host::{self, FileAccess};
+use crate::run_dir::RunDir;
 use crate::slurm::{compress, control, site, Job, Site, StepLine, Switches};
 use crate::world::library;
 use serde_json::{json, Value};
@@ -78,7 +79,7 @@ impl Supervisor {
     pub fn open(launch: Launch, job: Job, asked: Arc<AtomicBool>, parent: Option<Parent>) -> Result<Supervisor> {
         let config = &launch.config;
         let run_dir = config.run_dir.clone();
-        let here = run_dir.join("launch");
+        let here = RunDir::new(&run_dir).launch();
         std::fs::create_dir_all(&here).map_err(|e| Error::io(&here, "create", &e, Exit::Storage))?;
         let program = Program::settle(&run_dir, &job)?;
         let history = History::read(&run_dir)?;
@@ -189,7 +190,7 @@ impl Supervisor {
         }
         let program = self.patiently(|s| s.program.current())?;
         let nodes = &placement.active;
-        let hosts_file = self.run_dir.join(format!("launch/hosts-{:04}", self.number));
+        let hosts_file = RunDir::new(&self.run_dir).attempt_hosts(self.number);
         let name = step_name(self.number);
         let line = StepLine {
             job: &self.job,
@@ -282,7 +283,7 @@ impl Supervisor {
             return Ok(false);
         }
         let number = self.number + 1;
-        let path = self.run_dir.join(format!("launch/attempt-{number:04}"));
+        let path = RunDir::new(&self.run_dir).attempt_claim(number);
         let create = || std::fs::OpenOptions::new().write(true).create_new(true).open(&path);
         match host::at_file(&path, FileAccess::Write).and_then(|()| create()) {
             Ok(_) => {}
@@ -313,7 +314,7 @@ impl Supervisor {
         if self.launch.config.launch.standby {
             let nodes = [&placement.active[..], &placement.spares].concat();
             let extra = &self.launch.config.launch.srun;
-            let hosts_file = self.run_dir.join("launch/hosts-standby");
+            let hosts_file = RunDir::new(&self.run_dir).standby_hosts();
             Standby::keep(&mut self.standby, &self.job, &program, &nodes, extra, &hosts_file);
         }
     }

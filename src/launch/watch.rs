@@ -1,6 +1,7 @@
 //! What the ranks have written: progress, `finished` and `stopped`, read from the ends of files that others append to.
 
 use crate::attempt;
+use crate::run_dir::RunDir;
 use crate::text::whole_lines;
 use serde_json::Value;
 use std::fs::File;
@@ -91,7 +92,7 @@ impl Signs {
 /// The last finished step in `metrics.jsonl`, 0 for none.
 pub fn last_step(run_dir: &Path) -> u64 {
     let read = || -> std::io::Result<Vec<u8>> {
-        let mut file = File::open(run_dir.join("metrics.jsonl"))?;
+        let mut file = File::open(RunDir::new(run_dir).metrics())?;
         let len = file.metadata()?.len();
         file.seek(SeekFrom::Start(len.saturating_sub(64 << 10)))?;
         let mut bytes = Vec::new();

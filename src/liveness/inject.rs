@@ -9,6 +9,7 @@ use super::Progress;
 use crate::attempt;
 use crate::error::{Error, Exit, Result};
 use crate::events::Events;
+use crate::run_dir::RunDir;
 use crate::world::CollectiveCounters;
 use serde::{Deserialize, Serialize};
 use std::cell::{Cell, RefCell};
@@ -48,11 +49,6 @@ pub struct Order {
     pub at_step: Option<u64>,
 }
 
-/// Where an order for `rank` lies.
-pub fn path(run_dir: &Path, rank: usize) -> PathBuf {
-    run_dir.join("drill").join(format!("rank-{rank:05}.json"))
-}
-
 /// This rank's ear for orders, and what of them is still to be done.
 pub struct Inject {
     run_dir: PathBuf,
@@ -73,7 +69,7 @@ impl Inject {
         Inject {
             run_dir: run_dir.to_path_buf(),
             rank,
-            path: path(run_dir, rank),
+            path: RunDir::new(run_dir).drill_order(rank),
             turn: (0, 1),
             waits: RefCell::new(None),
             meters,
@@ -198,8 +194,8 @@ mod tests {
     }
 
     fn order(dir: &Path, order: serde_json::Value) {
-        std::fs::create_dir_all(dir.join("drill")).unwrap();
-        std::fs::write(path(dir, 3), order.to_string()).unwrap();
+        std::fs::create_dir_all(RunDir::new(dir).drill()).unwrap();
+        std::fs::write(RunDir::new(dir).drill_order(3), order.to_string()).unwrap();
     }
 
     #[test]
@@ -215,9 +211,9 @@ mod tests {
             began.elapsed() >= Duration::from_millis(50)
         };
         assert_eq!([3, 4, 5, 6].map(slow), [false, true, true, false]);
-        assert!(!path(dir.path(), 3).exists());
-        let taken = std::fs::read_dir(dir.path().join("drill")).unwrap().count();
-        let events = std::fs::read_to_string(dir.path().join("events.jsonl")).unwrap();
+        assert!(!RunDir::new(dir.path()).drill_order(3).exists());
+        let taken = std::fs::read_dir(RunDir::new(dir.path()).drill()).unwrap().count();
+        let events = std::fs::read_to_string(RunDir::new(dir.path()).events()).unwrap();
         assert!(
             taken == 1 && events.contains("\"kind\":\"drill\"") && events.contains("\"fault\":\"slow\""),
             "{events}"
@@ -238,7 +234,7 @@ mod tests {
         assert_eq!([9, 10, 11, 12].map(nan_after), [false, false, true, false]);
         order(dir.path(), json!({ "kind": "nan_gradient", "at_step": 15 }));
         assert!(!nan_after(13));
-        std::fs::remove_file(path(dir.path(), 3)).unwrap();
+        std::fs::remove_file(RunDir::new(dir.path()).drill_order(3)).unwrap();
         assert!(!nan_after(15), "taken back");
     }
 

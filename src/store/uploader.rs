@@ -6,6 +6,7 @@
 use crate::config::StoreSection;
 use crate::error::{Error, Exit, Result};
 use crate::progress::Meter;
+use crate::run_dir::RunDir;
 use crate::store::event::StoreEvent;
 use crate::store::ledger::UploadLedger;
 use crate::store::pace::{pause, Pace};
@@ -139,7 +140,7 @@ impl Uploader {
 /// The newest local checkpoint that is due and newer than all in the store.
 fn pending(run: &Path, ledger: &UploadLedger) -> Result<Option<(u64, PathBuf)>> {
     let newest = ledger.verified.last().copied();
-    let all = crate::checkpoint::list(&run.join("checkpoints"))?.into_iter();
+    let all = crate::checkpoint::list(&RunDir::new(run).checkpoints())?.into_iter();
     let whole = all.filter_map(|(path, c)| Some((c.ok()?.meta().step, path)));
     Ok(whole.into_iter().find(|(step, _)| ledger.due(*step) && newest.is_none_or(|n| *step > n)))
 }

@@ -7,6 +7,7 @@ use crate::checkpoint::read::{Checkpoint, Compared};
 use crate::checkpoint::restore::{agree, candidates, check, newest_opened, Event};
 use crate::checkpoint::Team;
 use crate::error::{Error, Exit, Result};
+use crate::run_dir::RunDir;
 use crate::tiers::snapshot::collect;
 use crate::tiers::snapshot::inventory::{agreed_place, Inventory, Set};
 use crate::tiers::snapshot::nodes::Nodes;
@@ -57,7 +58,7 @@ pub fn restore(
     tiers: &mut Tiers, world: &World, report: &mut dyn FnMut(&Event), apply: &mut dyn FnMut(&Source) -> Result<()>,
 ) -> Result<Option<Restored>> {
     let began = Instant::now();
-    let checkpoints = tiers.run_dir.join("checkpoints");
+    let checkpoints = RunDir::new(tiers.run_dir).checkpoints();
     let nodes = Nodes::find(tiers.snapshot_dir, world)?;
     let place = agreed_place(tiers.snapshot_dir, tiers.run_dir, tiers.run, world)?;
     let mut inventory = Inventory::take(&place, nodes, world)?;

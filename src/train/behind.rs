@@ -8,6 +8,7 @@ use crate::convert::hf::{Dtype, ExportEvent, Exporter};
 use crate::error::Result;
 use crate::liveness::Progress;
 use crate::plan::Plan;
+use crate::run_dir::RunDir;
 use crate::store::{fetch_newer, StoreEvent, Uploader};
 use crate::world::World;
 use serde_json::json;
@@ -43,7 +44,7 @@ impl Behind {
         };
         let exporter = match export_every {
             0 => None,
-            every => Some((Exporter::start(&run.join("exports"), dtype, *export_keep)?, *every)),
+            every => Some((Exporter::start(&RunDir::new(run).exports(), dtype, *export_keep)?, *every)),
         };
         if let Some((exporter, every)) = &exporter {
             if let Some((step, path)) = not_exported(run, *every)? {
@@ -110,10 +111,10 @@ impl Behind {
 
 /// The newest checkpoint that is due for an export, if the run died before it was made.
 fn not_exported(run: &Path, every: u64) -> Result<Option<(u64, PathBuf)>> {
-    let all = checkpoint::list(&run.join("checkpoints"))?.into_iter();
+    let all = checkpoint::list(&RunDir::new(run).checkpoints())?.into_iter();
     let newest =
         all.filter_map(|(path, c)| Some((c.ok()?.meta().step, path))).find(|(step, _)| step.is_multiple_of(every));
-    let exported = |path: &Path| path.file_name().is_some_and(|name| run.join("exports").join(name).exists());
+    let exported = |path: &Path| path.file_name().is_some_and(|name| RunDir::new(run).exports().join(name).exists());
     Ok(newest.filter(|(step, path)| *step > 0 && !exported(path)))
 }
 
@@ -137,7 +138,7 @@ pub fn fetch(
     section: &StoreSection, plan: &Plan, world: &World, progress: &Progress, than: Option<u64>,
     events: &mut Vec<StoreEvent>,
 ) -> Result<bool> {
-    let checkpoints = plan.config.run_dir.join("checkpoints");
+    let checkpoints = RunDir::new(&plan.config.run_dir).checkpoints();
     let fetched = std::thread::scope(|scope| {
         let work = (world.rank() == 0).then(|| {
             scope.spawn(|| {

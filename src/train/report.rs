@@ -10,6 +10,7 @@ use crate::error::{Error, Exit, Result};
 use crate::kernels;
 use crate::plan::flops::{self, PerToken};
 use crate::plan::Plan;
+use crate::run_dir::RunDir;
 use crate::tiers::keeper::Happened;
 use crate::world::World;
 use jiff::Timestamp;
@@ -235,7 +236,7 @@ pub fn open_run_directory(plan: &Plan, world: &World) -> Result<()> {
     let dir = &plan.config.run_dir;
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", &e, Exit::Storage))?;
     let yaml = config::to_yaml(&plan.config)?;
-    write(&dir.join("config.yaml"), yaml.as_bytes())?;
+    write(&RunDir::new(dir).config(), yaml.as_bytes())?;
     let about = json!({
         "herd_version": env!("CARGO_PKG_VERSION"),
         "parameters": crate::layout::count(&plan.model),
@@ -248,7 +249,7 @@ pub fn open_run_directory(plan: &Plan, world: &World) -> Result<()> {
         "tokens_per_step": plan.tokens_per_step(),
         "memory_bytes_per_rank": crate::plan::memory::Memory::peak(plan).total(),
     });
-    write(&dir.join("plan.json"), format!("{about:#}\n").as_bytes())
+    write(&RunDir::new(dir).plan(), format!("{about:#}\n").as_bytes())
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -13,6 +13,7 @@ use crate::liveness::inject::Inject;
 use crate::liveness::{self, Liveness, Phase};
 use crate::parallel::sync;
 use crate::plan::Plan;
+use crate::run_dir::RunDir;
 use crate::tiers::keeper::Happened;
 use crate::world::World;
 use serde_json::json;
@@ -57,7 +58,7 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
     let stage = Stage { plan, world, model: &model, pipeline: &pipeline, corpus: &corpus, progress, inject: &inject };
     let last = config.train.stop_at.unwrap_or(config.train.steps).min(config.train.steps);
     let behind = world.agree(Behind::start(plan, world))?;
-    let checkpoints = config.run_dir.join("checkpoints");
+    let checkpoints = RunDir::new(&config.run_dir).checkpoints();
     let mut skipped_in_a_row = 0;
     let mut asked = false;
     if state.step >= last {

@@ -12,6 +12,7 @@ use crate::error::{Exit, Result};
 use crate::host::FileAccess;
 use crate::launch::history::History;
 use crate::launch::{go_on, outlive, Launch, Outlived, Supervisor};
+use crate::run_dir::RunDir;
 use crate::simulate::random::Random;
 use crate::simulate::Settings;
 use crate::slurm::Job;
@@ -621,7 +622,7 @@ impl Cluster {
             }
         }
         self.checked = history.attempts.len();
-        if let Ok(ledger) = crate::launch::ledger::read(&self.run_dir.join("ledger.json")) {
+        if let Ok(ledger) = crate::launch::ledger::read(&RunDir::new(&self.run_dir).ledger()) {
             for (name, node) in &ledger.nodes {
                 let faults = self.by_name.get(name).map_or(0, |&n| self.nodes[n].faults);
                 if node.given_up && (faults as u64) < self.c.config.launch.node_failures {
@@ -637,8 +638,9 @@ impl Cluster {
                 }
             }
         }
-        let files = |dir: &str| std::fs::read_dir(self.run_dir.join(dir)).map_or(0, Iterator::count);
-        let (launch, verdicts) = (files("launch"), files("verdicts"));
+        let run = RunDir::new(&self.run_dir);
+        let files = |dir: PathBuf| std::fs::read_dir(dir).map_or(0, Iterator::count);
+        let (launch, verdicts) = (files(run.launch()), files(run.verdicts()));
         let attempts = self.truth.attempts as usize;
         if launch > 12 + 4 * attempts || verdicts > attempts {
             self.truth.violation(
@@ -655,7 +657,7 @@ impl Cluster {
             .attempts
             .last()
             .is_some_and(|r| r.reason == "too_few_nodes" && r.restarts == self.job.restarts && r.job == self.job.id);
-        let ledger = crate::launch::ledger::read(&self.run_dir.join("ledger.json")).unwrap_or_default();
+        let ledger = crate::launch::ledger::read(&RunDir::new(&self.run_dir).ledger()).unwrap_or_default();
         let given_up = |n: usize| ledger.nodes.get(&self.nodes[n].name).is_some_and(|n| n.given_up);
         let is_healthy = |n: usize| !self.was_touched(agenda.now, n) && !self.nodes[n].slurm_down && !given_up(n);
         let healthy = self.job.nodes.iter().filter(|&&n| is_healthy(n)).count();
@@ -673,6 +675,6 @@ impl Settings {
     pub(in crate::simulate) fn launch(&self, run_dir: &Path, job: &Job) -> Result<Launch> {
         let mut config = self.config.clone();
         config.run_dir = run_dir.to_path_buf();
-        Launch::new(config, run_dir.join("config.yaml"), Vec::new(), Some(self.spares), job)
+        Launch::new(config, RunDir::new(run_dir).config(), Vec::new(), Some(self.spares), job)
     }
 }

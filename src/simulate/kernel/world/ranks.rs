@@ -9,6 +9,7 @@ use super::{Cluster, Happening};
 use crate::attempt;
 use crate::error::Exit;
 use crate::events::Events;
+use crate::run_dir::RunDir;
 use crate::slurm::compress;
 use serde_json::{json, Value};
 use std::collections::BTreeSet;
@@ -212,7 +213,7 @@ impl Cluster {
         if attempt::check_for(&self.run_dir, number).is_err() {
             return false;
         }
-        let path = self.run_dir.join("metrics.jsonl");
+        let path = RunDir::new(&self.run_dir).metrics();
         let line = move || {
             std::fs::OpenOptions::new()
                 .create(true)
