@@ -10,10 +10,10 @@ use super::supervise::{step_name, Fault, Supervisor};
 use super::{standby, watch};
 use crate::config::AlertKind;
 use crate::error::{Error, Exit, Result};
+use crate::events::RunEvent;
 use crate::host;
 use crate::slurm::control;
 use jiff::SignedDuration;
-use serde_json::json;
 use std::time::Duration;
 
 /// The longest pause of a node that was only late.
@@ -42,7 +42,7 @@ impl Supervisor {
         let (nodes, spares) = (placement.active.join(","), placement.spares.join(","));
         let world = placement.active.len() * self.launch.ranks_per_node;
         tracing::info!("attempt {}: {world} ranks on {nodes}; spares: {spares}", self.number);
-        self.say("attempt_started", json!({ "attempt": self.number, "nodes": nodes, "spares": spares, "world": world }))
+        self.say(RunEvent::AttemptStarted { attempt: self.number, nodes, spares, world })
     }
 
     /// Writes down how the attempt ended: history, ledger, events, alerts.
@@ -63,12 +63,18 @@ impl Supervisor {
             self.fault = Some(Fault { noticed: host::now(), step });
         }
         tracing::warn!("attempt {}: {}", self.number, found.fact);
-        let value = json!({
-            "attempt": self.number, "step": step, "class": found.class, "reason": found.reason, "fact": found.fact,
-            "nodes": found.nodes, "ranks": found.ranks,
-        });
-        self.say("fault", value.clone())?;
-        self.alerts.tell(AlertKind::Fault, &self.number.to_string(), &found.fact, value);
+        let event = RunEvent::Fault {
+            attempt: self.number,
+            step,
+            class: Some(found.class),
+            reason: found.reason.clone(),
+            fact: found.fact.clone(),
+            nodes: found.nodes.clone(),
+            ranks: found.ranks.clone(),
+        };
+        let fields = event.fields();
+        self.say(event)?;
+        self.alerts.tell(AlertKind::Fault, &self.number.to_string(), &found.fact, fields);
         let pause = found.class == Class::Node;
         #[cfg(test)]
         if host::planted() == Some(host::Planted::HealthyBlamed) {
@@ -98,9 +104,10 @@ impl Supervisor {
                     .collect();
                 let text = format!("node {node} has failed {} times and is given up: {}", past.len(), past.join("; "));
                 tracing::error!("{text}");
-                let value = json!({ "node": node, "failures": failures });
-                self.say("node_given_up", value.clone())?;
-                self.alerts.tell(AlertKind::NodeGivenUp, node, &text, value);
+                let event = RunEvent::NodeGivenUp { node: node.clone(), failures: failures.clone() };
+                let fields = event.fields();
+                self.say(event)?;
+                self.alerts.tell(AlertKind::NodeGivenUp, node, &text, fields);
             }
         }
         self.patiently(|s| s.book.save())
@@ -125,10 +132,11 @@ impl Supervisor {
             self.number
         );
         tracing::warn!("{text}");
-        let here = standby::here(&self.job);
-        let value = json!({ "signal": signal, "starts": starts, "attempt": self.number, "srun": pid, "node": here });
-        self.say("supervisor_restarted", value.clone())?;
-        self.alerts.tell(AlertKind::Fault, &format!("supervisor-{starts}"), &text, value);
+        let node = standby::here(&self.job);
+        let event = RunEvent::SupervisorRestarted { signal, starts, attempt: self.number, srun: pid, node };
+        let fields = event.fields();
+        self.say(event)?;
+        self.alerts.tell(AlertKind::Fault, &format!("supervisor-{starts}"), &text, fields);
         let standing = |n: &String| self.book.ledger.standing(n, host::wall());
         let left = self.job.nodes.iter().filter(|n| !active.contains(n) && standing(n) == Standing::Good);
         let spares = left.cloned().collect();
@@ -141,7 +149,7 @@ impl Supervisor {
         let again = Decision::Again { wait: Duration::ZERO, skip: None };
         if let Some(lost) = self.lost.clone() {
             self.fault = Some(Fault { noticed: host::now(), step });
-            self.say("taken_over", json!({ "job": self.job.id, "lost": lost, "by": standby::here(&self.job) }))?;
+            self.say(RunEvent::TakenOver { job: self.job.id, lost, by: standby::here(&self.job) })?;
             // what is left of its ranks leaves by itself within a moment; nobody waits for it
             control::kill_step_beside(&self.job, &step_name(self.number));
         }
@@ -166,11 +174,15 @@ impl Supervisor {
         let host = self.lost.clone().or_else(|| first.cloned());
         let (attempt, fact) = (record.attempt, record.fact.clone());
         self.write_history()?;
-        let value = json!({
-            "attempt": attempt, "step": step, "class": Class::Supervisor, "reason": "supervisor_lost", "fact": fact,
-            "nodes": host.iter().collect::<Vec<_>>(), "ranks": [],
-        });
-        self.say("fault", value)?;
+        self.say(RunEvent::Fault {
+            attempt,
+            step,
+            class: Some(Class::Supervisor),
+            reason: "supervisor_lost".into(),
+            fact,
+            nodes: host.iter().cloned().collect(),
+            ranks: Vec::new(),
+        })?;
         // Slurm starts a job again by itself when the node of its batch script is lost.
         self.blame(&host.into_iter().collect::<Vec<_>>(), "supervisor_lost", self.lost.is_some())?;
         self.fault = Some(Fault { noticed: host::now(), step });
@@ -187,9 +199,7 @@ impl Supervisor {
         let (seconds, lost) = (host::since(fault.noticed).as_secs_f64(), fault.step.saturating_sub(from));
         self.fault = None;
         tracing::info!("training again after {seconds:.1} s, from step {from}: {lost} steps are done again");
-        let value =
-            json!({ "attempt": self.number, "step": step, "resumed_at": from, "steps_lost": lost, "seconds": seconds });
-        self.say("recovered", value)
+        self.say(RunEvent::Recovered { attempt: self.number, step, resumed_at: from, steps_lost: lost, seconds })
     }
 
     pub(super) fn note_alerts(&mut self) {
@@ -203,6 +213,6 @@ impl Supervisor {
             None => tracing::info!("alert {:?} sent by {}", sent.kind, sent.channel),
             Some(why) => tracing::warn!("alert {:?} by {} failed: {why}", sent.kind, sent.channel),
         }
-        let _ = self.say("alert", json!({ "about": sent.kind, "by": sent.channel, "failure": sent.failure }));
+        let _ = self.say(RunEvent::Alert { about: Some(sent.kind), by: sent.channel.into(), failure: sent.failure });
     }
 }

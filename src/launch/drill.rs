@@ -8,6 +8,7 @@ use super::watch::{last_step, Tail};
 use crate::checkpoint;
 use crate::durable::write_atomic;
 use crate::error::{Error, Exit, Result};
+use crate::events::{LoggedEvent, RunEvent};
 use crate::liveness::inject::{InjectedFault, Order};
 use crate::run_dir::RunDir;
 use crate::slurm::{control, process};
@@ -167,24 +168,32 @@ impl Drill {
         let end = Instant::now() + self.patience;
         let calm = Duration::from_secs_f64(self.seconds) + Duration::from_secs(2);
         while Instant::now() < end {
-            for e in events.news() {
+            for event in events.news().into_iter().filter_map(|logged| logged.event) {
                 let since = |began: Option<Instant>| began.map_or(0.0, |b| b.elapsed().as_secs_f64());
-                match e["kind"].as_str() {
-                    Some("drill") => began = began.or(Some(Instant::now())),
-                    Some("fault" | "asked_to_stop") if detected.is_none() => {
-                        detected = Some(since(began));
-                        fact = e["fact"].as_str().unwrap_or("asked to save and stop").to_string();
+                match event {
+                    RunEvent::Drill { .. } => began = began.or(Some(Instant::now())),
+                    RunEvent::Fault { fact: why, .. } if detected.is_none() => {
+                        (detected, fact) = (Some(since(began)), why)
                     }
-                    Some("skipped_step" | "slow_rank" | "checkpoint_failed" | "snapshot_failed") if fact.is_empty() => {
-                        fact = format!("{} at step {}", e["kind"].as_str().unwrap_or_default(), e["step"]);
+                    RunEvent::AskedToStop { .. } if detected.is_none() => {
+                        (detected, fact) = (Some(since(began)), "asked to save and stop".into());
                     }
-                    Some("recovered") => return (detected, Some(since(began)), e["steps_lost"].as_u64(), fact),
-                    Some("resume")
+                    RunEvent::SkippedStep { step, .. } if fact.is_empty() => {
+                        fact = format!("skipped_step at step {step}")
+                    }
+                    RunEvent::CheckpointFailed { step, .. } if fact.is_empty() => {
+                        fact = format!("checkpoint_failed at step {step}");
+                    }
+                    RunEvent::SlowRank { rank, .. } if fact.is_empty() => fact = format!("slow_rank: rank {rank}"),
+                    RunEvent::Recovered { steps_lost, .. } => {
+                        return (detected, Some(since(began)), Some(steps_lost), fact)
+                    }
+                    RunEvent::Resume { .. }
                         if matches!(kind, DrillKind::TimeLimit | DrillKind::Requeue) && detected.is_some() =>
                     {
                         return (detected, Some(since(began)), Some(0), fact)
                     }
-                    Some("launch_ended") => return (detected, None, None, format!("FAILED: {}", e["why"])),
+                    RunEvent::LaunchEnded { why, .. } => return (detected, None, None, format!("FAILED: {why:?}")),
                     _ => {}
                 }
             }
@@ -212,14 +221,13 @@ impl Drill {
 
     /// Ranks of an attempt, as its start says.
     fn world(&self, attempt: u64) -> Result<usize> {
-        let started = |e: &Value| e["kind"] == "attempt_started" && e["attempt"].as_u64() == Some(attempt);
-        let world = json_lines(&RunDir::new(&self.run_dir).events())?
-            .iter()
-            .rev()
-            .find(|e| started(e))
-            .map(|e| e["world"].clone());
-        match world.and_then(|w| w.as_u64()) {
-            Some(n) if n > 0 => Ok(n as usize),
+        let started = |e: LoggedEvent| match e.event {
+            Some(RunEvent::AttemptStarted { attempt: started, world, .. }) if started == attempt => Some(world),
+            _ => None,
+        };
+        let lines = json_lines(&RunDir::new(&self.run_dir).events())?;
+        match lines.into_iter().rev().filter_map(LoggedEvent::read).find_map(started) {
+            Some(n) if n > 0 => Ok(n),
             _ => {
                 Err(Error::new(Exit::Usage, format!("events.jsonl does not say how many ranks attempt {attempt} has")))
             }

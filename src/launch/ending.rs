@@ -4,6 +4,7 @@ use super::history::{Class, Record};
 use super::supervise::Supervisor;
 use crate::config::AlertKind;
 use crate::error::{Error, Exit, Result};
+use crate::events::RunEvent;
 use crate::host;
 use crate::run_dir::RunDir;
 use crate::slurm::control;
@@ -18,7 +19,7 @@ impl Supervisor {
         // the next start by a person has a budget of its own
         self.history.counted_from = self.history.attempts.len();
         self.write_history()?;
-        self.say("launch_ended", json!({ "exit": exit.code(), "why": why }))?;
+        self.say(RunEvent::LaunchEnded { exit: exit.code(), why: why.into() })?;
         match exit {
             Exit::Ok => {
                 tracing::info!("{why}");
@@ -54,7 +55,7 @@ impl Supervisor {
         };
         // SIGNALING: a signal is on its way to some of its processes
         if state != "RUNNING" && state != "SIGNALING" {
-            self.say("not_requeued", json!({ "job": self.job.address(), "state": state, "why": why }))?;
+            self.say(RunEvent::NotRequeued { job: self.job.address(), state: state.clone(), why: why.into() })?;
             tracing::info!("{why}; the job is {state}, which is Slurm's doing: nothing more from here");
             self.finish_alerts();
             return Ok(Exit::Requeue);
@@ -67,7 +68,7 @@ impl Supervisor {
                 "{why}; the job is preempted, and Slurm {} puts it back into the queue itself",
                 self.site.version
             );
-            self.say("requeue", json!({ "job": self.job.address(), "why": why, "by": "slurm" }))?;
+            self.say(RunEvent::Requeue { job: self.job.address(), why: why.clone(), by: Some("slurm".into()) })?;
             tracing::info!("{why}");
             self.finish_alerts();
             return Ok(Exit::Requeue);
@@ -80,7 +81,7 @@ impl Supervisor {
                 Value::Null,
             );
         }
-        self.say("requeue", json!({ "job": self.job.address(), "why": why }))?;
+        self.say(RunEvent::Requeue { job: self.job.address(), why: why.into(), by: None })?;
         self.finish_alerts();
         tracing::info!("{why}: job {} goes back into the queue", self.job.address());
         match control::requeue(&self.job) {
@@ -137,7 +138,7 @@ impl Supervisor {
             match control::submit_successor(&self.job, &avoid, &self.launch.own_command(program)) {
                 Ok(next) => {
                     let text = format!("{why}; job {next} follows without {}", avoid.join(", "));
-                    self.say("successor", json!({ "job": next, "exclude": avoid, "why": why }))?;
+                    self.say(RunEvent::Successor { job: next.clone(), exclude: avoid, why })?;
                     self.alerts.tell(AlertKind::Requeued, &next, &text, Value::Null);
                     tracing::warn!("{text}");
                     self.finish_alerts();
@@ -171,7 +172,7 @@ impl Supervisor {
             Err(e) => e.to_string(),
         };
         tracing::info!("dead nodes {}: {result}", absent.join(", "));
-        let _ = self.say("gave_back", json!({ "nodes": absent, "result": result }));
+        let _ = self.say(RunEvent::GaveBack { nodes: absent.to_vec(), result });
     }
 
     fn finish_alerts(&mut self) {

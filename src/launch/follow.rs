@@ -4,6 +4,7 @@ use super::history::History;
 use super::ledger;
 use super::status::{self, RunStatus, StepTally};
 use crate::error::{Error, Exit, Result};
+use crate::events::{LoggedEvent, RunEvent};
 use crate::json_lines::JsonLines;
 use crate::run_dir::RunDir;
 use crate::train::records::StepPoint;
@@ -16,45 +17,50 @@ use std::path::{Path, PathBuf};
 const EVENTS: usize = 5000;
 /// Different kinds of events that are counted apart.
 const KINDS: usize = 200;
-/// Come with every so many steps: counted, only the last is kept.
-const FREQUENT: [&str; 4] = ["checkpoint", "validation", "snapshot_skipped", "alert"];
+
+/// Whether it comes with every so many steps, as checkpoints do: such are counted, and not kept.
+fn is_frequent(event: &RunEvent) -> bool {
+    use RunEvent::*;
+    matches!(event, Validation { .. } | SnapshotSkipped { .. } | Alert { .. })
+}
 
 /// What `events.jsonl` said so far.
 #[derive(Debug, Default)]
 pub struct EventLog {
     /// Oldest first, without the frequent ones.
-    pub kept: VecDeque<Value>,
+    pub kept: VecDeque<LoggedEvent>,
     /// Older events that are not kept any more.
     pub dropped: u64,
     pub counts: BTreeMap<String, u64>,
-    /// The last of each frequent kind.
-    pub last: BTreeMap<String, Value>,
-    /// Seconds that all checkpoints took together.
+    /// Times that the job went back into the queue, or another followed it.
+    pub requeues: usize,
+    pub checkpoints: u64,
+    /// Seconds that they took together.
     pub checkpoint_s: f64,
+    pub last_checkpoint: Option<Value>,
 }
 
 impl EventLog {
-    fn add(&mut self, event: Value) {
-        let kind = event["kind"].as_str().unwrap_or("unknown").to_string();
-        let known = self.counts.contains_key(&kind) || self.counts.len() < KINDS;
-        *self.counts.entry(if known { kind.clone() } else { "others".into() }).or_default() += 1;
-        if kind == "checkpoint" {
-            self.checkpoint_s += event["seconds"].as_f64().unwrap_or(0.0);
-        }
-        if FREQUENT.contains(&kind.as_str()) {
-            self.last.insert(kind, event);
-            return;
+    fn add(&mut self, logged: LoggedEvent) {
+        let kind = logged.kind();
+        let known = self.counts.contains_key(kind) || self.counts.len() < KINDS;
+        *self.counts.entry(if known { kind.into() } else { "others".into() }).or_default() += 1;
+        match &logged.event {
+            Some(RunEvent::Requeue { .. } | RunEvent::Successor { .. }) => self.requeues += 1,
+            Some(RunEvent::Checkpoint { seconds, .. }) => {
+                self.checkpoints += 1;
+                self.checkpoint_s += seconds;
+                self.last_checkpoint = Some(logged.line);
+                return;
+            }
+            Some(event) if is_frequent(event) => return,
+            _ => {}
         }
         if self.kept.len() == EVENTS {
             self.kept.pop_front();
             self.dropped += 1;
         }
-        self.kept.push_back(event);
-    }
-
-    /// How often something happened.
-    pub fn count(&self, kind: &str) -> u64 {
-        self.counts.get(kind).copied().unwrap_or(0)
+        self.kept.push_back(logged);
     }
 }
 
@@ -122,12 +128,12 @@ impl RunFollower {
             _ => false,
         })?;
         let events = &mut self.events;
-        self.events_file.read(&mut |line| match serde_json::from_slice::<Value>(line) {
-            Ok(value) if value.is_object() => {
-                events.add(value);
+        self.events_file.read(&mut |line| match serde_json::from_slice(line).ok().and_then(LoggedEvent::read) {
+            Some(event) => {
+                events.add(event);
                 true
             }
-            _ => false,
+            None => false,
         })?;
         self.superseded.read(&mut |_| true)?;
         // how the last attempt stands is written in place
@@ -145,7 +151,7 @@ impl RunFollower {
             config: &config,
             history: &self.history,
             events: &self.events.kept,
-            requeues: (self.events.count("requeue") + self.events.count("successor")) as usize,
+            requeues: self.events.requeues,
             steps_lost: self.superseded.lines() as usize,
             ledger: &self.ledger,
             steps: &self.tally,

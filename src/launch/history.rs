@@ -3,34 +3,11 @@
 
 use crate::durable::write_atomic;
 use crate::error::{Error, Exit, Result};
+pub use crate::events::Class;
 use crate::run_dir::RunDir;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-
-/// How an attempt ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Class {
-    /// All steps are done.
-    Done,
-    /// Saved and left because it was asked to: time limit, preemption, requeue, a signal.
-    Stopped,
-    /// Saved and left at `train.stop_at`.
-    StopAt,
-    /// The user's mistake: starting again does not help.
-    User,
-    /// A node is lost, cut off, or has a broken device.
-    Node,
-    /// A process died, hung or found a bug; its node answers.
-    Process,
-    /// The filesystem refused.
-    Storage,
-    /// Nobody can be named: communication broke, or Slurm did not start the step.
-    Unknown,
-    /// The supervisor itself was lost.
-    Supervisor,
-}
 
 /// Reason of an attempt that ended because a node cannot run the ranks, while others can.
 pub const UNFIT: &str = "cannot_run";
@@ -38,13 +15,6 @@ pub const UNFIT: &str = "cannot_run";
 /// Reason of a node that did not answer in time. It may be slow, or the cluster busy: that is no failure by which a node is given
 /// up.
 pub const NO_ANSWER: &str = "no_answer";
-
-impl Class {
-    /// Whether the attempt ended by a fault, and not by its own or somebody's wish.
-    pub fn is_fault(self) -> bool {
-        !matches!(self, Class::Done | Class::Stopped | Class::StopAt)
-    }
-}
 
 /// One start of the ranks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -4,6 +4,7 @@
 use super::history::{NO_ANSWER, UNFIT};
 use crate::durable::write_atomic;
 use crate::error::{Error, Exit, Result};
+pub use crate::events::Failure;
 use crate::run_dir::RunDir;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -25,14 +26,6 @@ pub struct Node {
     /// Never used again. A person takes it back by editing or removing the file.
     #[serde(default)]
     pub given_up: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Failure {
-    pub time: Timestamp,
-    pub job: u64,
-    pub attempt: u64,
-    pub reason: String,
 }
 
 /// How a node may be used.

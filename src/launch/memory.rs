@@ -6,11 +6,11 @@ use super::seen::Finding;
 use super::supervise::Supervisor;
 use crate::config::Partner;
 use crate::error::Exit;
+use crate::events::RunEvent;
 use crate::run_dir::RunDir;
 use crate::slurm::messages::{self, SlurmMessage};
 use crate::slurm::process::{self, CommandEnd};
 use crate::slurm::StepLine;
-use serde_json::json;
 use std::time::Duration;
 
 /// How long snapshots may take from memory to disk.
@@ -121,7 +121,7 @@ impl Supervisor {
         };
         let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
         tracing::info!("snapshots: {said}");
-        let _ = self.say("flush", json!({ "nodes": nodes, "without": absent, "result": said }));
+        let _ = self.say(RunEvent::Flush { nodes, without: absent.to_vec(), result: said });
     }
 }
 

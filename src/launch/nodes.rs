@@ -8,10 +8,11 @@ use super::supervise::Supervisor;
 use super::{rollcall, watch};
 use crate::config::AlertKind;
 use crate::error::Result;
+use crate::events::RunEvent;
 use crate::host;
 use crate::run_dir::RunDir;
 use crate::slurm::control;
-use serde_json::{json, Value};
+use serde_json::Value;
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -72,7 +73,7 @@ impl Supervisor {
                 continue;
             }
             tracing::warn!("no answer from {}", absent.join(", "));
-            self.say("no_answer", json!({ "nodes": absent, "attempt": self.number + 1 }))?;
+            self.say(RunEvent::NoAnswer { nodes: absent.clone(), attempt: self.number + 1 })?;
             let (down, late): (Vec<_>, Vec<_>) = {
                 let down = control::nodes_down(&absent);
                 // one that is paused has failed before, and is silent since: a death counts once
@@ -127,7 +128,7 @@ impl Supervisor {
         let text = format!("{} nodes are left: going on with {replicas} of {now} replicas", alive.len());
         tracing::warn!("{text}");
         self.shrunk_to = Some(replicas);
-        let _ = self.say("shrunk", json!({ "replicas": replicas, "before": now, "nodes": alive }));
+        let _ = self.say(RunEvent::Shrunk { replicas, before: now, nodes: alive.to_vec() });
         self.alerts.tell(AlertKind::Shrunk, &replicas.to_string(), &text, Value::Null);
         true
     }

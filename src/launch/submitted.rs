@@ -5,10 +5,10 @@
 use crate::config::{self, Config};
 use crate::durable::write_atomic;
 use crate::error::{Error, Exit, Result};
-use crate::events::Events;
+use crate::events::{Events, RunEvent};
 use crate::run_dir::RunDir;
 use crate::slurm::Job;
-use serde_json::{json, Value};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Sections and keys that the supervisor itself goes by: it has read them at its start.
@@ -71,7 +71,7 @@ pub fn change(run_dir: &Path, sets: &[String]) -> Result<Vec<String>> {
     }
     if !changed.is_empty() {
         keep(&after, &path)?;
-        Events::open(run_dir)?.event("config_changed", json!({ "keys": changed, "file": path }))?;
+        Events::open(run_dir)?.write(&RunEvent::ConfigChanged { keys: changed.clone(), file: path })?;
     }
     Ok(changed)
 }

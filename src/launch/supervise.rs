@@ -19,12 +19,12 @@ use super::{watch, Launch};
 use crate::appended;
 use crate::attempt;
 use crate::error::{Error, Exit, Result};
-use crate::events::Events;
+use crate::events::{Events, RunEvent};
 use crate::host::{self, FileAccess};
 use crate::run_dir::RunDir;
 use crate::slurm::{compress, control, site, Job, Site, StepLine, Switches};
 use crate::world::library;
-use serde_json::{json, Value};
+use serde_json::json;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -146,7 +146,7 @@ impl Supervisor {
                 None => return overtaken(&self.run_dir, &self.job, &self.asked),
             },
             None => {
-                self.say("launch", json!({ "job": self.job.id, "restarts": self.job.restarts, "nodes": nodes }))?;
+                self.say(RunEvent::Launch { job: self.job.id, restarts: self.job.restarts, nodes })?;
                 self.after_the_last_supervisor()?
             }
         };
@@ -155,7 +155,7 @@ impl Supervisor {
                 Decision::Again { wait, skip } => {
                     if let Some(step) = skip.filter(|s| !self.history.skip_steps.contains(s)) {
                         self.history.skip_steps.push(step);
-                        self.say("skip_batch", json!({ "step": step }))?;
+                        self.say(RunEvent::SkipBatch { step })?;
                     }
                     if !self.pause(wait) {
                         return self.requeue("a signal came between two attempts", false);
@@ -235,7 +235,7 @@ impl Supervisor {
             if !asked_them && self.asked.load(Ordering::Relaxed) {
                 asked_them = true;
                 ranks.ask_to_stop();
-                self.say("asked_to_stop", json!({ "attempt": self.number }))?;
+                self.say(RunEvent::AskedToStop { attempt: self.number })?;
             }
             // nothing can be written; the ranks save what they have elsewhere, and leave
             if appended::is_gone(&self.run_dir) {
@@ -354,8 +354,8 @@ impl Supervisor {
     }
 
     /// One line in `events.jsonl`.
-    pub(super) fn say(&mut self, kind: &str, fields: Value) -> Result<()> {
-        self.patiently(|s| s.events.event(kind, fields.clone()))
+    pub(super) fn say(&mut self, event: RunEvent) -> Result<()> {
+        self.patiently(|s| s.events.write(&event))
     }
 
     /// Writes `attempts.json`.

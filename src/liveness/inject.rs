@@ -8,7 +8,7 @@ use super::Phase;
 use super::Progress;
 use crate::attempt;
 use crate::error::{Error, Exit, Result};
-use crate::events::Events;
+use crate::events::{Events, RunEvent};
 use crate::run_dir::RunDir;
 use crate::world::CollectiveCounters;
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,24 @@ pub enum InjectedFault {
     NanGradient,
     /// Blocks that long where metrics are written.
     SleepIo { seconds: f64 },
+}
+
+impl InjectedFault {
+    /// What is noted of it when `rank` does it to itself after `step` steps.
+    fn event(&self, rank: usize, step: u64) -> RunEvent {
+        let (code, seconds, steps) = match *self {
+            InjectedFault::Exit { code } => (Some(code), None, None),
+            InjectedFault::Stop { seconds } => (None, Some(seconds), None),
+            InjectedFault::Slow { seconds, steps } => (None, Some(Some(seconds)), Some(steps)),
+            InjectedFault::StallCollective { seconds } | InjectedFault::SleepIo { seconds } => {
+                (None, Some(Some(seconds)), None)
+            }
+            InjectedFault::Kill | InjectedFault::SkipCollective | InjectedFault::NanGradient => (None, None, None),
+        };
+        let named = serde_json::to_value(self).unwrap_or_default();
+        let fault = named["kind"].as_str().unwrap_or_default().into();
+        RunEvent::Drill { fault, code, seconds, steps, rank, step }
+    }
 }
 
 /// An order: the fault, and the number of finished steps at which it happens, at once if that is past or absent.
@@ -120,14 +138,8 @@ impl Inject {
     }
 
     fn note(&self, order: &Order, step: u64) -> Result<()> {
-        let mut fields = serde_json::to_value(&order.fault).unwrap_or_default();
-        fields["fault"] = fields["kind"].take();
-        if let Some(map) = fields.as_object_mut() {
-            map.remove("kind");
-            map.insert("rank".into(), self.rank.into());
-            map.insert("step".into(), step.into());
-        }
-        Events::open(&self.run_dir)?.event("drill", fields)
+        let fault = order.fault.event(self.rank, step);
+        Events::open(&self.run_dir)?.write(&fault)
     }
 
     fn perform(&self, fault: &InjectedFault) {

@@ -137,7 +137,7 @@ impl RunView {
     fn summary(&self, status: &RunStatus) -> Value {
         let (s, events) = (&self.series, &self.follower.events);
         let last = s.last.as_ref();
-        let saved = events.count("checkpoint");
+        let saved = events.checkpoints;
         let left = status.step_s.map(|t| t * status.steps.saturating_sub(status.step) as f64);
         json!({
             "first": s.first, "tokens": last.and_then(|p| p.tokens), "mfu_causal": last.and_then(|p| p.mfu_causal),
@@ -146,7 +146,7 @@ impl RunView {
             "least_loss": s.least_loss.map(|b| b.0), "least_loss_step": s.least_loss.map(|b| b.1),
             "skipped": s.skipped, "last_skipped": s.last_skipped, "left_s": left,
             "checkpoints": saved, "checkpoint_mean_s": (saved > 0).then(|| events.checkpoint_s / saved as f64),
-            "last_checkpoint": events.last.get("checkpoint"), "slowest": s.slowest_ranks(),
+            "last_checkpoint": events.last_checkpoint, "slowest": s.slowest_ranks(),
         })
     }
 
@@ -167,7 +167,7 @@ impl RunView {
     fn events<'a>(&'a self, notes: &mut Vec<String>) -> Vec<&'a Value> {
         let all = &self.follower.events.kept;
         note_left_out(notes, "events.jsonl", all.len(), "events");
-        all.iter().skip(all.len().saturating_sub(LISTED)).collect()
+        all.iter().skip(all.len().saturating_sub(LISTED)).map(|e| &e.line).collect()
     }
 
     fn ledger<'a>(&'a self, notes: &mut Vec<String>) -> Vec<Value> {

@@ -7,7 +7,6 @@ use super::tensorboard::EventFile;
 use crate::appended::{self, Appended};
 use crate::attempt;
 use crate::error::{Error, Exit, Result};
-pub use crate::events::Events;
 use crate::kernels::device::DeviceMemory;
 use crate::run_dir::RunDir;
 use crate::{kernels, wire};

@@ -8,6 +8,7 @@ use super::start::{self, Started};
 use super::step::{self, Outcome, Stage};
 use super::validate::validate;
 use crate::error::{Error, Exit, Result};
+use crate::events::RunEvent;
 use crate::kernels::{device, memory};
 use crate::liveness::inject::Inject;
 use crate::liveness::{self, Liveness, Phase};
@@ -16,7 +17,6 @@ use crate::plan::Plan;
 use crate::run_dir::RunDir;
 use crate::tiers::keeper::Happened;
 use crate::world::World;
-use serde_json::json;
 use std::time::Instant;
 
 /// How a run ended.
@@ -70,7 +70,8 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
         inject.boundary(state.step)?;
         if config.train.skip_steps.contains(&(state.step + 1)) && state.step + 1 < last {
             (state.step, state.skipped) = (state.step + 1, state.skipped + 1);
-            report.event("skipped_step", json!({ "step": state.step, "why": "train.skip_steps" }))?;
+            let why = Some("train.skip_steps".into());
+            report.event(&RunEvent::SkippedStep { step: state.step, loss: None, grad_norm: None, why })?;
             continue;
         }
         let began = Instant::now();
@@ -90,7 +91,7 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
                 state.best_validation = Some(state.best_validation.map_or(loss, |best| best.min(loss)));
                 state.validation = Some(loss);
                 found.validation_loss = Some(loss);
-                report.event("validation", json!({ "step": state.step, "validation_loss": loss }))?;
+                report.event(&RunEvent::Validation { step: state.step, validation_loss: Some(loss) })?;
             }
         }
         let ending = state.step == last || found.stop;
@@ -101,8 +102,8 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
 
         skipped_in_a_row = if found.skipped { skipped_in_a_row + 1 } else { 0 };
         if found.skipped {
-            let (loss, norm) = (found.loss.to_string(), found.grad_norm.to_string());
-            report.event("skipped_step", json!({ "step": state.step, "loss": loss, "grad_norm": norm }))?;
+            let (loss, grad_norm) = (Some(found.loss.to_string()), Some(found.grad_norm.to_string()));
+            report.event(&RunEvent::SkippedStep { step: state.step, loss, grad_norm, why: None })?;
             stop_if_hopeless(plan, &found, skipped_in_a_row, state.step)?;
         }
         if due(state.step, config.log.sync_check_every) {
@@ -140,10 +141,11 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
     let end = if state.step == config.train.steps { End::Finished } else { End::Stopped };
     behind.finish(matches!(end, End::Finished), &mut report, world, progress)?;
     // of one rank: what grows with the world
-    let sent = world.most_sent()?;
-    let control = json!({ "messages": sent.messages, "bytes": sent.bytes, "peers": sent.peers });
-    let fields = json!({ "step": state.step, "control_plane": control });
-    report.event(if matches!(end, End::Finished) { "finished" } else { "stopped" }, fields)?;
+    let (step, control_plane) = (state.step, world.most_sent()?);
+    report.event(&match end {
+        End::Finished => RunEvent::Finished { step, control_plane },
+        End::Stopped => RunEvent::Stopped { step, control_plane },
+    })?;
     report.finish();
     // a job that is being cancelled has no later moment to free memory in, and the state is on disk
     if matches!(end, End::Finished) || asked {

@@ -12,7 +12,7 @@ use crate::checkpoint::{Event, Group, Meta, SpecialTokens, Team};
 use crate::data::tokenizer::TokenizerFacts;
 use crate::data::Mixture;
 use crate::error::{Error, Exit, Result};
-use crate::events::Events;
+use crate::events::{Events, RunEvent};
 use crate::layout;
 use crate::liveness::{Phase, Progress};
 use crate::model::{Llama, LoraNumbers};
@@ -27,7 +27,6 @@ use crate::tiers::Source;
 use crate::tiers::{self, Tiers};
 use crate::topology::Topology;
 use crate::world::World;
-use serde_json::json;
 use std::sync::Arc;
 
 /// Everything the loop needs.
@@ -49,7 +48,7 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     let config = &plan.config;
     let told = Job::current();
     // the supervisor waits for this word no longer than ranks take to find each other
-    world.agree(say(plan, world, "met", json!({ "world": world.size() })))?;
+    world.agree(say(plan, world, &RunEvent::Met { world: world.size() }))?;
     crate::wire::use_device(world, plan.device)?;
     world.agree(report::open_run_directory(plan, world))?;
     let data = RunData::open(plan, world)?;
@@ -64,7 +63,7 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     let mut state = State::new(plan, wires.groups)?;
     let run = identity(plan, world)?;
     let bytes = state_bytes(&state);
-    let restoring = say(plan, world, "restoring", json!({ "bytes": bytes }));
+    let restoring = say(plan, world, &RunEvent::Restoring { bytes });
     let session = world.broadcast_bytes(world.agree(restoring.and_then(|()| random()))?.to_le_bytes().to_vec(), 0)?;
     let session = u64::from_le_bytes(session.try_into().unwrap_or_default()) >> 11;
     let mut meta = Meta { session, data: Some(data.note()), ..meta(plan, &data.tokenizer)? };
@@ -78,7 +77,7 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
         Some(store) => {
             // the first rank takes all of it from the store
             let bytes = (layout::count(&plan.model) * ELEMENT) as u64;
-            world.agree(say(plan, world, "restoring", json!({ "bytes": bytes })))?;
+            world.agree(say(plan, world, &RunEvent::Restoring { bytes }))?;
             behind::fetch(store, plan, world, progress, than, &mut from_store)
         }
         None => Ok(false),
@@ -142,26 +141,30 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     if let Some(job) = &told.job {
         let nodes = compress(&job.nodes);
         tracing::info!("Slurm job {} on {nodes}, requeued {} times before", job.id, job.restarts);
-        report.event("slurm_job", json!({ "job": job.id, "restarts": job.restarts, "nodes": nodes }))?;
+        report.event(&RunEvent::SlurmJob { job: job.id, restarts: job.restarts, nodes })?;
     }
     for event in &from_store {
-        behind::stored(event, &mut report)?;
+        report.tell(event)?;
     }
     for event in events {
         match event {
             Event::CheckpointRejected { path, reason } => {
-                report.event("checkpoint_rejected", json!({ "path": path, "reason": reason }))?
+                report.event(&RunEvent::CheckpointRejected { path, reason })?
             }
-            Event::SnapshotRejected { step, reason } => {
-                report.event("snapshot_rejected", json!({ "step": step, "reason": reason }))?
-            }
+            Event::SnapshotRejected { step, reason } => report.event(&RunEvent::SnapshotRejected { step, reason })?,
             Event::CheckpointChosen { .. } => {}
         }
     }
     tell(&changes, &mut report)?;
     if let Some(r) = &restored {
-        let fields = json!({ "step": r.step, "path": r.path, "tiers": r.tally, "snapshots_opened": r.opened, "from_attempt": r.attempt, "seconds": r.seconds });
-        report.event("resume", fields)?;
+        report.event(&RunEvent::Resume {
+            step: r.step,
+            path: r.path.clone(),
+            tiers: r.tally,
+            snapshots_opened: r.opened,
+            from_attempt: r.attempt,
+            seconds: r.seconds,
+        })?;
     }
     let run_dir = config.run_dir.clone();
     let setup = Setup {
@@ -177,10 +180,10 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     let keeper = StateKeeper::new(&setup, world.agree(Table::new(state.specs()))?, world)?;
     keeper.notes(world)?.iter().for_each(|text| report.note(text));
     if restored.is_none() {
-        report.event("start", json!({ "world": world.size(), "weights": config.model.weights }))?;
+        report.event(&RunEvent::Start { world: world.size(), weights: config.model.weights.clone() })?;
         if let Some(held_out) = data.held_out.as_ref().filter(|_| config.validation.every > 0) {
             let loss = validate(plan, world, &model, &pipeline, held_out, &mut state, progress)?;
-            report.event("validation", json!({ "step": 0, "validation_loss": loss }))?;
+            report.event(&RunEvent::Validation { step: 0, validation_loss: Some(loss) })?;
             report.note(&format!("validation loss before the first step: {loss:.4}"));
         }
     }
@@ -189,9 +192,9 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
 }
 
 /// An event of rank 0 before the run's report is open.
-fn say(plan: &Plan, world: &World, kind: &str, fields: serde_json::Value) -> Result<()> {
+fn say(plan: &Plan, world: &World, event: &RunEvent) -> Result<()> {
     match world.rank() {
-        0 => Events::open(&plan.config.run_dir)?.event(kind, fields),
+        0 => Events::open(&plan.config.run_dir)?.write(event),
         _ => Ok(()),
     }
 }
@@ -243,7 +246,7 @@ fn tell(changes: &DataChanges, report: &mut Report) -> Result<()> {
     for line in &changes.accepted {
         report.note(&format!("WARNING: other samples than before, as data.on_change says: {line}"));
     }
-    report.event("data_changed", json!({ "changes": changes.accepted }))
+    report.event(&RunEvent::DataChanged { changes: changes.accepted.clone() })
 }
 
 /// What this run's checkpoints say about it.
