@@ -10,8 +10,9 @@
 use crate::durable::write_atomic;
 use crate::error::{Error, Exit, Result};
 use crate::host::{self, FileAccess};
+use crate::run_dir::RunDir;
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What `attempt.json` says.
@@ -59,17 +60,12 @@ fn from_environment(var: impl Fn(&str) -> Option<String>) -> (u64, bool) {
     }
 }
 
-/// Where the newest attempt is named.
-pub fn path(run_dir: &Path) -> PathBuf {
-    run_dir.join("attempt.json")
-}
-
 /// The newest attempt; `None` in a run directory that has not been started in.
 ///
 /// # Errors
 /// [`Exit::Storage`]: the file cannot be read, or is not what a supervisor or a rank writes.
 pub fn newest(run_dir: &Path) -> Result<Option<Attempt>> {
-    let path = path(run_dir);
+    let path = RunDir::new(run_dir).newest_attempt();
     let text = match host::at_file(&path, FileAccess::Read).and_then(|()| std::fs::read(&path)) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -94,7 +90,7 @@ pub fn announce(run_dir: &Path, attempt: u64, supervised: bool) -> Result<()> {
     let value = Attempt { attempt, supervised, host, time: host::wall() };
     std::fs::create_dir_all(run_dir).map_err(|e| Error::io(run_dir, "create", &e, Exit::Storage))?;
     let text = serde_json::to_string_pretty(&value).map_err(|e| Error::new(Exit::Internal, e.to_string()))?;
-    write_atomic(&path(run_dir), format!("{text}\n").as_bytes())
+    write_atomic(&RunDir::new(run_dir).newest_attempt(), format!("{text}\n").as_bytes())
 }
 
 /// Takes the run directory for this start, on one rank; the number is then given to all ranks, which [`adopt`] it.
@@ -191,7 +187,7 @@ mod tests {
     #[test]
     fn a_damaged_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(path(dir.path()), "{\"attempt\": -1").unwrap();
+        std::fs::write(RunDir::new(dir.path()).newest_attempt(), "{\"attempt\": -1").unwrap();
         let e = check_for(dir.path(), 0).unwrap_err();
         assert!(e.exit == Exit::Storage && e.fact.contains("attempt.json"), "{e}");
     }

@@ -1,9 +1,22 @@
-//! `events.jsonl`: what happened to a run, one line each. Ranks, the supervisor and the commands append to it.
+//! `events.jsonl`: what happened to a run, one line each. Ranks, the supervisor and the commands append [`RunEvent`]s to it;
+//! whoever reads it takes [`LoggedEvent`]s.
+
+mod kinds;
+mod parts;
+mod table;
+mod words;
+
+pub use kinds::RunEvent;
+pub use parts::{Class, Failure, Tally, Traffic};
+pub use table::markdown;
 
 use crate::appended::Appended;
 use crate::attempt;
-use crate::error::Result;
+use crate::error::{Error, Exit, Result};
 use crate::host;
+use crate::run_dir::RunDir;
+use jiff::Timestamp;
+use serde::Deserialize;
 use serde_json::{json, Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -15,51 +28,63 @@ pub struct Events {
 
 impl Events {
     /// # Errors
-    /// [`Exit::Storage`](crate::error::Exit::Storage).
+    /// [`Exit::Storage`].
     pub fn open(dir: &Path) -> Result<Events> {
-        Ok(Events { file: Appended::open(&dir.join("events.jsonl"))?, dir: dir.to_path_buf() })
+        Ok(Events { file: Appended::open(&RunDir::new(dir).events())?, dir: dir.to_path_buf() })
     }
 
-    /// Appends `{"time": RFC 3339, "kind": kind, "attempt": n, …fields}`; `fields` is a JSON object or null.
+    /// Appends `{"time": RFC 3339, "kind": kind, "attempt": n, …fields}`. An event that is about an attempt names it itself.
     ///
     /// # Errors
-    /// [`Exit::Fenced`](crate::error::Exit::Fenced) when a newer attempt writes here; those of [`Appended::line`].
-    pub fn event(&mut self, kind: &str, fields: Value) -> Result<()> {
+    /// [`Exit::Fenced`] when a newer attempt writes here; those of [`Appended::line`].
+    pub fn write(&mut self, event: &RunEvent) -> Result<()> {
         attempt::check(&self.dir)?;
-        let mut line = Map::new();
-        line.insert("time".into(), json!(format!("{:.3}", host::wall())));
-        line.insert("kind".into(), json!(kind));
-        line.insert("attempt".into(), json!(attempt::current()));
-        if let Value::Object(fields) = fields {
-            line.extend(fields);
-        }
-        self.file.line(&Value::Object(line))
+        self.file.line(&line(event, host::wall(), attempt::current())?)
+    }
+}
+
+/// An event as it is written by attempt `attempt`.
+fn line(event: &RunEvent, time: Timestamp, attempt: u64) -> Result<Value> {
+    let mut line = Map::new();
+    line.insert("time".into(), json!(format!("{time:.3}")));
+    // where they stand in the line; what the event says comes in their place
+    line.insert("kind".into(), Value::Null);
+    line.insert("attempt".into(), json!(attempt));
+    match serde_json::to_value(event) {
+        Ok(Value::Object(fields)) => line.extend(fields),
+        Ok(_) => {}
+        Err(e) => return Err(Error::new(Exit::Internal, format!("an event cannot be written: {e}"))),
+    }
+    Ok(Value::Object(line))
+}
+
+/// A line of `events.jsonl`, read back.
+#[derive(Clone, Debug)]
+pub struct LoggedEvent {
+    pub time: Option<Timestamp>,
+    /// The attempt that wrote it, or that it is about.
+    pub attempt: Option<u64>,
+    /// `None`: a kind that this herd does not know, or fields that it cannot read.
+    pub event: Option<RunEvent>,
+    /// All that the line says.
+    pub line: Value,
+}
+
+impl LoggedEvent {
+    /// `None` for a value that is no object.
+    pub fn read(line: Value) -> Option<LoggedEvent> {
+        let fields = line.as_object()?;
+        let time = fields.get("time").and_then(Value::as_str).and_then(|t| t.parse().ok());
+        let attempt = fields.get("attempt").and_then(Value::as_u64);
+        Some(LoggedEvent { time, attempt, event: RunEvent::deserialize(&line).ok(), line })
+    }
+
+    /// Its kind as a word, also where this herd does not know it.
+    pub fn kind(&self) -> &str {
+        self.line["kind"].as_str().unwrap_or("unknown")
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::Exit;
-
-    #[test]
-    fn events_have_a_time_a_kind_and_an_attempt() {
-        let dir = tempfile::tempdir().unwrap();
-        Events::open(dir.path()).unwrap().event("restore", json!({ "step": 7 })).unwrap();
-        Events::open(dir.path()).unwrap().event("stop", Value::Null).unwrap();
-        let text = std::fs::read_to_string(dir.path().join("events.jsonl")).unwrap();
-        let v: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-        assert!(v[0]["time"].as_str().unwrap().parse::<jiff::Timestamp>().is_ok());
-        assert!(v[0]["kind"] == "restore" && v[0]["step"] == 7 && v[1]["kind"] == "stop");
-        assert_eq!(v[1]["attempt"], attempt::current());
-    }
-
-    #[test]
-    fn an_older_attempt_appends_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut events = Events::open(dir.path()).unwrap();
-        attempt::announce(dir.path(), attempt::current() + 1, true).unwrap();
-        assert_eq!(events.event("restore", Value::Null).unwrap_err().exit, Exit::Fenced);
-        assert_eq!(std::fs::read(dir.path().join("events.jsonl")).unwrap(), b"");
-    }
-}
+#[path = "events/tests.rs"]
+mod tests;

@@ -31,7 +31,7 @@
 //!   leaves: the number that fences old processes, files that survive a crash or are rotated, libraries found while the program runs, what happened, why a process
 //!   left, panics of other people's code, lines read in bounded memory, files that are opened when they are first read, threads
 //! - [`host`]: the host that a supervisor runs on: clock, processes, files; the real one, or one that is simulated
-//! - [`config`], [`error`], [`layout`], [`progress`], [`text`], [`topology`]: values and pure functions
+//! - [`config`], [`error`], [`layout`], [`progress`], [`run_dir`], [`text`], [`topology`]: values and pure functions
 
 pub mod appended;
 pub mod attempt;
@@ -60,6 +60,7 @@ pub mod parallel;
 pub mod plan;
 pub mod progress;
 pub mod report;
+pub mod run_dir;
 pub mod schedules;
 pub mod serve;
 pub mod simulate;

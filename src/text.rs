@@ -12,6 +12,14 @@ pub fn whole_lines(coming: &mut Vec<u8>) -> Vec<u8> {
     std::mem::replace(coming, rest)
 }
 
+/// The word that a value is in JSON; empty for one that is no word.
+pub fn word(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => String::new(),
+    }
+}
+
 /// The system's words for an error, without the trailing "(os error N)".
 pub fn short_reason(e: &std::io::Error) -> String {
     let s = e.to_string();

@@ -11,8 +11,8 @@ use crate::error::{Error, Exit, Result};
 use crate::kernels::quantized::WeightFormat;
 use crate::progress::Meter;
 use crate::serve::batch::request::{Defaults, RequestRules};
-use crate::serve::scheduler::Limits;
 use crate::serve::replica::Replica;
+use crate::serve::scheduler::Limits;
 use crate::serve::start::{self, cache_blocks, Holding};
 use crate::topology::Topology;
 use crate::world::{Op, World};
@@ -158,7 +158,9 @@ impl EngineArgs {
         let sizes = start::axes(&told.model, world.size(), self.tensor, self.pipeline).map_err(agreed)?;
         if world.size() != self.each() {
             let fact = format!("{} ranks, but one replica has --tensor × --pipeline = {}", world.size(), self.each());
-            return Err(agreed(Error::new(Exit::Usage, fact).hint("this command runs one replica: start it once for each")));
+            return Err(agreed(
+                Error::new(Exit::Usage, fact).hint("this command runs one replica: start it once for each"),
+            ));
         }
         let topology = Topology::new(world.rank(), sizes);
         let others = world.agree(opened.is_none().then(|| weights::open(&self.model)).transpose())?;

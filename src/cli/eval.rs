@@ -176,7 +176,8 @@ fn told(args: &Args, scores: &[TaskScore]) -> String {
 
 fn table(scores: &[TaskScore]) -> String {
     let wide = scores.iter().map(|s| s.name.chars().count()).max().unwrap_or(0).max(4);
-    let mut text = format!("{:wide$}  {:15}  {:>7}  {:13}  {:>9}  {:>8}\n", "task", "kind", "rows", "measure", "value", "± error");
+    let mut text =
+        format!("{:wide$}  {:15}  {:>7}  {:13}  {:>9}  {:>8}\n", "task", "kind", "rows", "measure", "value", "± error");
     for s in scores {
         for (name, m) in s.measures() {
             let error = m.stderr.map_or_else(String::new, |e| format!("{e:.4}"));

@@ -5,6 +5,7 @@ use super::progress::shown;
 use crate::checkpoint::Rules;
 use crate::error::{Error, Exit, Result};
 use crate::progress::Meter;
+use crate::run_dir::RunDir;
 use crate::tiers::flush;
 use crate::world::World;
 use serde_json::json;
@@ -86,7 +87,7 @@ fn work(args: &Args, world: &World) -> Result<()> {
 
 /// `checkpoint.snapshot_dir` of the run.
 fn configured(run: &Path) -> Result<PathBuf> {
-    let path = run.join("config.yaml");
+    let path = RunDir::new(run).config();
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && run.is_dir() => return Ok("/dev/shm".into()),

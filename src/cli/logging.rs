@@ -7,6 +7,7 @@
 use super::progress::Beside;
 use crate::appended::{is_at, open};
 use crate::error::{Error, Exit, Result};
+use crate::run_dir::RunDir;
 use std::fs::{create_dir_all, File};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -40,9 +41,10 @@ pub fn init(console: bool, file: Option<RankLog>) -> Result<()> {
     };
     let file = match file {
         Some(RankLog { run_dir, node, rank }) => {
-            let dir = run_dir.join("logs").join(node.replace('/', "_"));
+            let run = RunDir::new(&run_dir);
+            let dir = run.node_logs(&node);
             create_dir_all(&dir).map_err(|e| Error::io(&dir, "create", &e, Exit::Storage))?;
-            let path = dir.join(format!("rank-{rank:05}.log"));
+            let path = run.rank_log(&node, rank);
             let file = open(&path)?;
             let layer =
                 fmt::layer().with_writer(Mutex::new(Followed { file, path, looked: Instant::now() })).with_ansi(false);

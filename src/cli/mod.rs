@@ -77,10 +77,10 @@ enum Command {
     Help(HelpArgs),
 }
 
-/// Print help for a command or a topic (`exit-codes`).
+/// Print help for a command or a topic (`exit-codes`, `events`).
 #[derive(clap::Args)]
 struct HelpArgs {
-    /// A command, its subcommand, or `exit-codes`.
+    /// A command, its subcommand, `exit-codes`, or `events`: the lines of events.jsonl.
     #[arg(value_name = "TOPIC")]
     topic: Vec<String>,
 }
@@ -135,14 +135,17 @@ pub fn print(text: &str) -> Result<()> {
 }
 
 fn help(topic: &[String]) -> Result<()> {
-    if topic == ["exit-codes"] {
-        return print(&exit_codes::table());
+    match topic {
+        [topic] if topic == "exit-codes" => return print(&exit_codes::table()),
+        [topic] if topic == "events" => return print(&crate::events::markdown()),
+        _ => {}
     }
     // What `herd TOPIC --help` prints, in the same layout.
     let line = ["herd"].into_iter().chain(topic.iter().map(String::as_str)).chain(["--help"]);
     match Cli::command().try_get_matches_from(line) {
         Err(e) if !e.use_stderr() => print(&e.render().to_string()),
-        _ => Err(Error::new(Exit::Usage, format!("no help on `{}`", topic.join(" ")))
-            .hint("`herd help` lists the commands; `herd help exit-codes` the exit codes")),
+        _ => Err(Error::new(Exit::Usage, format!("no help on `{}`", topic.join(" "))).hint(
+            "`herd help` lists the commands; `herd help exit-codes` the exit codes, `herd help events` the events",
+        )),
     }
 }

@@ -4,6 +4,7 @@ use crate::durable::write_atomic;
 use crate::error::{Error, Exit, Result};
 use crate::report::page::page;
 use crate::report::serve::{serve, Views};
+use crate::run_dir::RunDir;
 use crate::text::binary;
 use jiff::Timestamp;
 use std::net::SocketAddr;
@@ -43,12 +44,12 @@ pub fn run(args: Args) -> Result<()> {
                 args.listen
             );
         }
-        let file = args.runs[0].join("report.url");
+        let file = RunDir::new(&args.runs[0]).report_url();
         return serve(views, args.listen, &file, &|url| super::print(&format!("{url}\n")));
     }
     let output = match (args.output, &args.runs[..]) {
         (Some(file), _) => file,
-        (None, [run]) => run.join("report.html"),
+        (None, [run]) => RunDir::new(run).report(),
         (None, many) => {
             let fact = format!("{} runs have no common place for a page", many.len());
             return Err(Error::new(Exit::Usage, fact).hint("name a file: -o compare.html"));

@@ -15,6 +15,7 @@ use crate::convert::meta_llama::Original;
 use crate::convert::others::left_unread;
 use crate::error::{Error, Exit, Result};
 use crate::layout::{units, Layout, Param, UnitLayout};
+use crate::run_dir::RunDir;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
@@ -222,7 +223,7 @@ impl Weights {
             Source::Meta(m) => (m.files(), "params.json"),
         };
         let mut notes: Vec<String> = left_unread(path, &files).into_iter().collect();
-        if path.join("checkpoints").is_dir() {
+        if RunDir::new(path).checkpoints().is_dir() {
             notes.push(format!("{}: the weights of {named} are read, checkpoints/ in it is not", path.display()));
         }
         notes

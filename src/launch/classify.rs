@@ -9,6 +9,7 @@ use super::tasks;
 use crate::error::Exit;
 use crate::liveness::{verdict, Reason, Verdict};
 use crate::slurm::messages::{How, SlurmMessage};
+use crate::text::word;
 
 impl Seen {
     /// Whether there is reason to end the attempt although srun still runs.
@@ -100,10 +101,9 @@ fn of_verdict(v: &Verdict) -> Finding {
     };
     // the filesystem, the user's file and the model's numbers are no node's fault
     let blame = !matches!(v.reason, Reason::UserError | Reason::IoError | Reason::NonFinite | Reason::WireStalled);
-    let reason = serde_json::to_value(v.reason).ok().and_then(|r| r.as_str().map(str::to_string)).unwrap_or_default();
     Finding {
         class,
-        reason,
+        reason: word(&v.reason),
         fact: v.fact.clone(),
         nodes: if blame { v.nodes.clone() } else { vec![] },
         ranks: v.ranks.clone(),

@@ -6,6 +6,7 @@ use super::rollcall::{self, StartCalls};
 use super::Launch;
 use crate::error::Result;
 use crate::host;
+use crate::run_dir::RunDir;
 use crate::slurm::{site, Job, Site, StepLine, Switches};
 use crate::world::library;
 use std::path::{Path, PathBuf};
@@ -133,7 +134,7 @@ impl JobContext {
 
     /// Those of `nodes` that do not answer.
     pub fn roll_call(&self, nodes: &[String]) -> Vec<String> {
-        rollcall::absent(&self.job, nodes, &self.run_dir.join("launch/hosts-rollcall"), limit(nodes))
+        rollcall::absent(&self.job, nodes, &RunDir::new(&self.run_dir).roll_call_hosts(), limit(nodes))
     }
 
     /// Roll calls of an attempt's nodes until its ranks have met: before, nobody else watches them.
@@ -141,7 +142,7 @@ impl JobContext {
         StartCalls {
             job: self.job.clone(),
             nodes: nodes.to_vec(),
-            hosts_file: self.run_dir.join("launch/hosts-rollcall"),
+            hosts_file: RunDir::new(&self.run_dir).roll_call_hosts(),
             limit: limit(nodes),
             every: START_CALL + ROLL_CALL_NODE * nodes.len() as u32,
             last: host::now(),

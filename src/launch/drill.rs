@@ -8,7 +8,9 @@ use super::run_log::{last_step, Tail};
 use crate::checkpoint;
 use crate::durable::write_atomic;
 use crate::error::{Error, Exit, Result};
-use crate::liveness::inject::{self, InjectedFault, Order};
+use crate::events::{LoggedEvent, RunEvent};
+use crate::liveness::inject::{InjectedFault, Order};
+use crate::run_dir::RunDir;
 use crate::slurm::{control, process};
 use serde::Serialize;
 use serde_json::Value;
@@ -104,7 +106,7 @@ impl Drill {
             return Err(Error::new(Exit::Usage, format!("--rank {rank}: the run has ranks 0 to {}", world - 1)));
         }
         let mut before = last_step(&self.run_dir);
-        let mut events = Tail::from_end(self.run_dir.join("events.jsonl"));
+        let mut events = Tail::from_end(RunDir::new(&self.run_dir).events());
         let node = rank / per_node * per_node..(rank / per_node + 1) * per_node;
         let order = |fault: InjectedFault| self.order(rank, &fault);
         let all = |fault: InjectedFault| node.clone().try_for_each(|r| self.order(r, &fault));
@@ -121,7 +123,7 @@ impl Drill {
             DrillKind::NanGradient => order(InjectedFault::NanGradient)?,
             DrillKind::BlockIo => order(InjectedFault::SleepIo { seconds })?,
             DrillKind::CorruptCheckpoint => {
-                corrupt_newest(&self.run_dir.join("checkpoints"))?;
+                corrupt_newest(&RunDir::new(&self.run_dir).checkpoints())?;
                 order(InjectedFault::Kill)?
             }
             DrillKind::FillDisk => {
@@ -166,24 +168,32 @@ impl Drill {
         let end = Instant::now() + self.patience;
         let calm = Duration::from_secs_f64(self.seconds) + Duration::from_secs(2);
         while Instant::now() < end {
-            for e in events.news() {
+            for event in events.news().into_iter().filter_map(|logged| logged.event) {
                 let since = |began: Option<Instant>| began.map_or(0.0, |b| b.elapsed().as_secs_f64());
-                match e["kind"].as_str() {
-                    Some("drill") => began = began.or(Some(Instant::now())),
-                    Some("fault" | "asked_to_stop") if detected.is_none() => {
-                        detected = Some(since(began));
-                        fact = e["fact"].as_str().unwrap_or("asked to save and stop").to_string();
+                match event {
+                    RunEvent::Drill { .. } => began = began.or(Some(Instant::now())),
+                    RunEvent::Fault { fact: why, .. } if detected.is_none() => {
+                        (detected, fact) = (Some(since(began)), why)
                     }
-                    Some("skipped_step" | "slow_rank" | "checkpoint_failed" | "snapshot_failed") if fact.is_empty() => {
-                        fact = format!("{} at step {}", e["kind"].as_str().unwrap_or_default(), e["step"]);
+                    RunEvent::AskedToStop { .. } if detected.is_none() => {
+                        (detected, fact) = (Some(since(began)), "asked to save and stop".into());
                     }
-                    Some("recovered") => return (detected, Some(since(began)), e["steps_lost"].as_u64(), fact),
-                    Some("resume")
+                    RunEvent::SkippedStep { step, .. } if fact.is_empty() => {
+                        fact = format!("skipped_step at step {step}")
+                    }
+                    RunEvent::CheckpointFailed { step, .. } if fact.is_empty() => {
+                        fact = format!("checkpoint_failed at step {step}");
+                    }
+                    RunEvent::SlowRank { rank, .. } if fact.is_empty() => fact = format!("slow_rank: rank {rank}"),
+                    RunEvent::Recovered { steps_lost, .. } => {
+                        return (detected, Some(since(began)), Some(steps_lost), fact)
+                    }
+                    RunEvent::Resume { .. }
                         if matches!(kind, DrillKind::TimeLimit | DrillKind::Requeue) && detected.is_some() =>
                     {
                         return (detected, Some(since(began)), Some(0), fact)
                     }
-                    Some("launch_ended") => return (detected, None, None, format!("FAILED: {}", e["why"])),
+                    RunEvent::LaunchEnded { why, .. } => return (detected, None, None, format!("FAILED: {why:?}")),
                     _ => {}
                 }
             }
@@ -200,7 +210,7 @@ impl Drill {
     }
 
     fn order(&self, rank: usize, fault: &InjectedFault) -> Result<()> {
-        let path = inject::path(&self.run_dir, rank);
+        let path = RunDir::new(&self.run_dir).drill_order(rank);
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", &e, Exit::Storage))?;
         }
@@ -211,14 +221,13 @@ impl Drill {
 
     /// Ranks of an attempt, as its start says.
     fn world(&self, attempt: u64) -> Result<usize> {
-        let started = |e: &Value| e["kind"] == "attempt_started" && e["attempt"].as_u64() == Some(attempt);
-        let world = json_lines(&self.run_dir.join("events.jsonl"))?
-            .iter()
-            .rev()
-            .find(|e| started(e))
-            .map(|e| e["world"].clone());
-        match world.and_then(|w| w.as_u64()) {
-            Some(n) if n > 0 => Ok(n as usize),
+        let started = |e: LoggedEvent| match e.event {
+            Some(RunEvent::AttemptStarted { attempt: started, world, .. }) if started == attempt => Some(world),
+            _ => None,
+        };
+        let lines = json_lines(&RunDir::new(&self.run_dir).events())?;
+        match lines.into_iter().rev().filter_map(LoggedEvent::read).find_map(started) {
+            Some(n) if n > 0 => Ok(n),
             _ => {
                 Err(Error::new(Exit::Usage, format!("events.jsonl does not say how many ranks attempt {attempt} has")))
             }
@@ -228,8 +237,9 @@ impl Drill {
     /// Steps that were done twice: (how many, how many whose losses differ).
     fn redone(&self) -> Result<(usize, usize)> {
         let bits = |v: &Value| Some((v["step"].as_u64()?, v["loss"].as_f64()?.to_bits()));
-        let now: HashMap<u64, u64> = json_lines(&self.run_dir.join("metrics.jsonl"))?.iter().filter_map(bits).collect();
-        let then = json_lines(&self.run_dir.join("metrics.superseded.jsonl"))?;
+        let now: HashMap<u64, u64> =
+            json_lines(&RunDir::new(&self.run_dir).metrics())?.iter().filter_map(bits).collect();
+        let then = json_lines(&RunDir::new(&self.run_dir).superseded_metrics())?;
         let pairs: Vec<(u64, u64)> =
             then.iter().filter_map(bits).filter_map(|(s, l)| Some((l, *now.get(&s)?))).collect();
         Ok((pairs.len(), pairs.iter().filter(|(a, b)| a != b).count()))
@@ -297,7 +307,7 @@ fn fill(run_dir: &Path, limit: u64) -> Result<Ballast> {
         )
         .hint("other people may use it: drill a run on a small filesystem of your own"));
     }
-    let ballast = Ballast(run_dir.join("drill-ballast"));
+    let ballast = Ballast(RunDir::new(run_dir).drill_ballast());
     let mut file = std::fs::File::create(&ballast.0).map_err(|e| Error::io(&ballast.0, "create", &e, Exit::Storage))?;
     let block = vec![1u8; 1 << 20];
     // the error at the end is what we are here for

@@ -8,7 +8,9 @@ use super::run_log;
 use super::supervise::Supervisor;
 use crate::config::AlertKind;
 use crate::error::{Exit, Result};
+use crate::events::RunEvent;
 use crate::host;
+use crate::run_dir::RunDir;
 use crate::slurm::control;
 use serde_json::{json, Value};
 
@@ -21,7 +23,7 @@ impl Supervisor {
         // the next start by a person has a budget of its own
         self.records.history.counted_from = self.records.history.attempts.len();
         self.records.write_history()?;
-        self.say("launch_ended", json!({ "exit": exit.code(), "why": why }))?;
+        self.say(RunEvent::LaunchEnded { exit: exit.code(), why: why.into() })?;
         match exit {
             Exit::Ok => {
                 tracing::info!("{why}");
@@ -57,7 +59,7 @@ impl Supervisor {
         };
         // SIGNALING: a signal is on its way to some of its processes
         if state != "RUNNING" && state != "SIGNALING" {
-            self.say("not_requeued", json!({ "job": self.context.job.address(), "state": state, "why": why }))?;
+            self.say(RunEvent::NotRequeued { job: self.context.job.address(), state: state.clone(), why: why.into() })?;
             tracing::info!("{why}; the job is {state}, which is Slurm's doing: nothing more from here");
             self.records.finish_alerts();
             return Ok(Exit::Requeue);
@@ -70,7 +72,11 @@ impl Supervisor {
                 "{why}; the job is preempted, and Slurm {} puts it back into the queue itself",
                 self.context.site.version
             );
-            self.say("requeue", json!({ "job": self.context.job.address(), "why": why, "by": "slurm" }))?;
+            self.say(RunEvent::Requeue {
+                job: self.context.job.address(),
+                why: why.clone(),
+                by: Some("slurm".into()),
+            })?;
             tracing::info!("{why}");
             self.records.finish_alerts();
             return Ok(Exit::Requeue);
@@ -83,7 +89,7 @@ impl Supervisor {
                 Value::Null,
             );
         }
-        self.say("requeue", json!({ "job": self.context.job.address(), "why": why }))?;
+        self.say(RunEvent::Requeue { job: self.context.job.address(), why: why.into(), by: None })?;
         self.records.finish_alerts();
         tracing::info!("{why}: job {} goes back into the queue", self.context.job.address());
         match control::requeue(&self.context.job) {
@@ -120,7 +126,7 @@ impl Supervisor {
             match control::submit_successor(&self.context.job, &avoid, &self.context.launch.own_command(program)) {
                 Ok(next) => {
                     let text = format!("{why}; job {next} follows without {}", avoid.join(", "));
-                    self.say("successor", json!({ "job": next, "exclude": avoid, "why": why }))?;
+                    self.say(RunEvent::Successor { job: next.clone(), exclude: avoid, why })?;
                     self.records.alerts.tell(AlertKind::Requeued, &next, &text, Value::Null);
                     tracing::warn!("{text}");
                     self.records.finish_alerts();
@@ -153,11 +159,11 @@ impl Supervisor {
         if absent.is_empty() || self.context.job.nodes.first().is_none_or(|first| absent.contains(first)) {
             return;
         }
-        let result = match control::shrink(&self.context.job, &kept, &self.context.run_dir.join("launch")) {
+        let result = match control::shrink(&self.context.job, &kept, &RunDir::new(&self.context.run_dir).launch()) {
             Ok(()) => "given back".to_string(),
             Err(e) => e.to_string(),
         };
         tracing::info!("dead nodes {}: {result}", absent.join(", "));
-        let _ = self.say("gave_back", json!({ "nodes": absent, "result": result }));
+        let _ = self.say(RunEvent::GaveBack { nodes: absent.to_vec(), result });
     }
 }

@@ -8,9 +8,10 @@ use super::rollcall;
 use super::seen::Finding;
 use crate::config::Partner;
 use crate::error::Exit;
+use crate::events::RunEvent;
+use crate::run_dir::RunDir;
 use crate::slurm::messages::{self, SlurmMessage};
 use crate::slurm::process::{self, CommandEnd};
-use serde_json::json;
 use std::time::Duration;
 
 /// How long snapshots may take from memory to disk.
@@ -42,7 +43,7 @@ pub(super) fn rescue(
     if config.snapshot_every == 0 || found.class != Class::Node || away.len() < 1 + usize::from(second_copy) {
         return;
     }
-    let hosts_file = context.run_dir.join("launch/hosts-rollcall");
+    let hosts_file = RunDir::new(&context.run_dir).roll_call_hosts();
     let silent = rollcall::silent(&context.job, &away, &hosts_file, SIGN_OF_LIFE);
     if silent.len() == away.len() {
         return;
@@ -73,7 +74,7 @@ fn failed_since_training(context: &JobContext, records: &Records, found: &[Strin
 
 /// `herd checkpoint flush` on all nodes of the job but `absent`; what it said becomes an event.
 fn flush(context: &JobContext, records: &mut Records, program: &mut Program, absent: &[String], remove: bool) {
-    let hosts_file = context.run_dir.join("launch/hosts-flush");
+    let hosts_file = RunDir::new(&context.run_dir).flush_hosts();
     let nodes: Vec<String> = context.job.nodes.iter().filter(|n| !absent.contains(n)).cloned().collect();
     if nodes.is_empty() {
         return;
@@ -113,7 +114,7 @@ fn flush(context: &JobContext, records: &mut Records, program: &mut Program, abs
     };
     let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
     tracing::info!("snapshots: {said}");
-    let _ = records.say("flush", json!({ "nodes": nodes, "without": absent, "result": said }));
+    let _ = records.say(RunEvent::Flush { nodes, without: absent.to_vec(), result: said });
 }
 
 /// The node on which a program cannot be started, where a line of Slurm's says so.

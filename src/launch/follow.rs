@@ -4,7 +4,9 @@ use super::history::History;
 use super::ledger;
 use super::status::{self, RunStatus, StepTally};
 use crate::error::{Error, Exit, Result};
+use crate::events::{LoggedEvent, RunEvent};
 use crate::json_lines::JsonLines;
+use crate::run_dir::RunDir;
 use crate::train::records::StepPoint;
 use jiff::Timestamp;
 use serde_json::Value;
@@ -15,45 +17,50 @@ use std::path::{Path, PathBuf};
 const EVENTS: usize = 5000;
 /// Different kinds of events that are counted apart.
 const KINDS: usize = 200;
-/// Come with every so many steps: counted, only the last is kept.
-const FREQUENT: [&str; 4] = ["checkpoint", "validation", "snapshot_skipped", "alert"];
+
+/// Whether it comes with every so many steps, as checkpoints do: such are counted, and not kept.
+fn is_frequent(event: &RunEvent) -> bool {
+    use RunEvent::*;
+    matches!(event, Validation { .. } | SnapshotSkipped { .. } | Alert { .. })
+}
 
 /// What `events.jsonl` said so far.
 #[derive(Debug, Default)]
 pub struct EventLog {
     /// Oldest first, without the frequent ones.
-    pub kept: VecDeque<Value>,
+    pub kept: VecDeque<LoggedEvent>,
     /// Older events that are not kept any more.
     pub dropped: u64,
     pub counts: BTreeMap<String, u64>,
-    /// The last of each frequent kind.
-    pub last: BTreeMap<String, Value>,
-    /// Seconds that all checkpoints took together.
+    /// Times that the job went back into the queue, or another followed it.
+    pub requeues: usize,
+    pub checkpoints: u64,
+    /// Seconds that they took together.
     pub checkpoint_s: f64,
+    pub last_checkpoint: Option<Value>,
 }
 
 impl EventLog {
-    fn add(&mut self, event: Value) {
-        let kind = event["kind"].as_str().unwrap_or("unknown").to_string();
-        let known = self.counts.contains_key(&kind) || self.counts.len() < KINDS;
-        *self.counts.entry(if known { kind.clone() } else { "others".into() }).or_default() += 1;
-        if kind == "checkpoint" {
-            self.checkpoint_s += event["seconds"].as_f64().unwrap_or(0.0);
-        }
-        if FREQUENT.contains(&kind.as_str()) {
-            self.last.insert(kind, event);
-            return;
+    fn add(&mut self, logged: LoggedEvent) {
+        let kind = logged.kind();
+        let known = self.counts.contains_key(kind) || self.counts.len() < KINDS;
+        *self.counts.entry(if known { kind.into() } else { "others".into() }).or_default() += 1;
+        match &logged.event {
+            Some(RunEvent::Requeue { .. } | RunEvent::Successor { .. }) => self.requeues += 1,
+            Some(RunEvent::Checkpoint { seconds, .. }) => {
+                self.checkpoints += 1;
+                self.checkpoint_s += seconds;
+                self.last_checkpoint = Some(logged.line);
+                return;
+            }
+            Some(event) if is_frequent(event) => return,
+            _ => {}
         }
         if self.kept.len() == EVENTS {
             self.kept.pop_front();
             self.dropped += 1;
         }
-        self.kept.push_back(event);
-    }
-
-    /// How often something happened.
-    pub fn count(&self, kind: &str) -> u64 {
-        self.counts.get(kind).copied().unwrap_or(0)
+        self.kept.push_back(logged);
     }
 }
 
@@ -75,15 +82,15 @@ impl RunFollower {
     /// # Errors
     /// [`Exit::Usage`] for a directory that is no run's.
     pub fn open(dir: &Path) -> Result<RunFollower> {
-        let known = ["metrics.jsonl", "events.jsonl", "attempts.json", "config.yaml"];
-        if !known.iter().any(|f| dir.join(f).exists()) {
+        let run = RunDir::new(dir);
+        if ![run.metrics(), run.events(), run.attempts(), run.config()].iter().any(|f| f.exists()) {
             return Err(Error::new(Exit::Usage, format!("{} is no run directory", dir.display()))
                 .hint("give the run_dir of a configuration"));
         }
         let mut problems = Vec::new();
         let mut bear = |e: Error| problems.push(e.to_string());
         let history = History::read(dir).map_err(&mut bear).unwrap_or_default();
-        let ledger = ledger::read(&dir.join("ledger.json")).map_err(&mut bear).unwrap_or_default();
+        let ledger = ledger::read(&run.ledger()).map_err(&mut bear).unwrap_or_default();
         Ok(RunFollower {
             dir: dir.to_path_buf(),
             tally: StepTally::new(&history),
@@ -91,9 +98,9 @@ impl RunFollower {
             ledger,
             events: EventLog::default(),
             problems,
-            steps_file: JsonLines::new(&dir.join("metrics.jsonl")),
-            events_file: JsonLines::new(&dir.join("events.jsonl")),
-            superseded: JsonLines::new(&dir.join("metrics.superseded.jsonl")),
+            steps_file: JsonLines::new(&run.metrics()),
+            events_file: JsonLines::new(&run.events()),
+            superseded: JsonLines::new(&run.superseded_metrics()),
         })
     }
 
@@ -121,22 +128,22 @@ impl RunFollower {
             _ => false,
         })?;
         let events = &mut self.events;
-        self.events_file.read(&mut |line| match serde_json::from_slice::<Value>(line) {
-            Ok(value) if value.is_object() => {
-                events.add(value);
+        self.events_file.read(&mut |line| match serde_json::from_slice(line).ok().and_then(LoggedEvent::read) {
+            Some(event) => {
+                events.add(event);
                 true
             }
-            _ => false,
+            None => false,
         })?;
         self.superseded.read(&mut |_| true)?;
         // how the last attempt stands is written in place
         if let Ok(history) = History::read(&self.dir) {
             self.history = history;
         }
-        if let Ok(ledger) = ledger::read(&self.dir.join("ledger.json")) {
+        if let Ok(ledger) = ledger::read(&RunDir::new(&self.dir).ledger()) {
             self.ledger = ledger;
         }
-        let config: Value = match std::fs::read_to_string(self.dir.join("config.yaml")) {
+        let config: Value = match std::fs::read_to_string(RunDir::new(&self.dir).config()) {
             Ok(text) => serde_yaml::from_str(&text).unwrap_or(Value::Null),
             Err(_) => Value::Null,
         };
@@ -144,7 +151,7 @@ impl RunFollower {
             config: &config,
             history: &self.history,
             events: &self.events.kept,
-            requeues: (self.events.count("requeue") + self.events.count("successor")) as usize,
+            requeues: self.events.requeues,
             steps_lost: self.superseded.lines() as usize,
             ledger: &self.ledger,
             steps: &self.tally,
@@ -171,6 +178,6 @@ impl RunFollower {
 pub fn read(dir: &Path, now: Timestamp) -> Result<RunStatus> {
     RunFollower::open(dir)?;
     History::read(dir)?;
-    ledger::read(&dir.join("ledger.json"))?;
+    ledger::read(&RunDir::new(dir).ledger())?;
     RunFollower::open(dir)?.look(now, &mut |_| ())
 }

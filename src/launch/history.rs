@@ -3,34 +3,12 @@
 
 use crate::durable::write_atomic;
 use crate::error::{Error, Exit, Result};
+pub use crate::events::Class;
+use crate::run_dir::RunDir;
 use crate::slurm::Job;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
-
-/// How an attempt ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Class {
-    /// All steps are done.
-    Done,
-    /// Saved and left because it was asked to: time limit, preemption, requeue, a signal.
-    Stopped,
-    /// Saved and left at `train.stop_at`.
-    StopAt,
-    /// The user's mistake: starting again does not help.
-    User,
-    /// A node is lost, cut off, or has a broken device.
-    Node,
-    /// A process died, hung or found a bug; its node answers.
-    Process,
-    /// The filesystem refused.
-    Storage,
-    /// Nobody can be named: communication broke, or Slurm did not start the step.
-    Unknown,
-    /// The supervisor itself was lost.
-    Supervisor,
-}
+use std::path::Path;
 
 /// Reason of an attempt that ended because a node cannot run the ranks, while others can.
 pub const UNFIT: &str = "cannot_run";
@@ -38,13 +16,6 @@ pub const UNFIT: &str = "cannot_run";
 /// Reason of a node that did not answer in time. It may be slow, or the cluster busy: that is no failure by which a node is given
 /// up.
 pub const NO_ANSWER: &str = "no_answer";
-
-impl Class {
-    /// Whether the attempt ended by a fault, and not by its own or somebody's wish.
-    pub fn is_fault(self) -> bool {
-        !matches!(self, Class::Done | Class::Stopped | Class::StopAt)
-    }
-}
 
 /// One start of the ranks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -126,15 +97,11 @@ pub struct History {
     pub skip_steps: Vec<u64>,
 }
 
-pub fn path(run_dir: &Path) -> PathBuf {
-    run_dir.join("attempts.json")
-}
-
 impl History {
     /// # Errors
     /// [`Exit::Storage`]: it cannot be read or is damaged.
     pub fn read(run_dir: &Path) -> Result<History> {
-        let path = path(run_dir);
+        let path = RunDir::new(run_dir).attempts();
         match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map_err(|e| Error::new(Exit::Storage, format!("{} is damaged: {e}", path.display()))),
@@ -147,7 +114,7 @@ impl History {
     /// [`Exit::Storage`].
     pub fn write(&self, run_dir: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self).map_err(|e| Error::new(Exit::Internal, e.to_string()))?;
-        write_atomic(&path(run_dir), format!("{text}\n").as_bytes())
+        write_atomic(&RunDir::new(run_dir).attempts(), format!("{text}\n").as_bytes())
     }
 
     /// Highest step that any attempt finished.
@@ -167,17 +134,17 @@ mod tests {
         let old = serde_json::json!({ "attempts": [{
             "attempt": 1, "job": 7, "restarts": 0, "nodes": nodes, "started": "2026-01-01T00:00:00Z", "blamed": ["rack0n0003"],
         }] });
-        std::fs::write(path(dir.path()), old.to_string()).unwrap();
+        std::fs::write(RunDir::new(dir.path()).attempts(), old.to_string()).unwrap();
         let history = History::read(dir.path()).unwrap();
         assert_eq!(
             (&history.attempts[0].nodes, &history.attempts[0].blamed[..]),
             (&nodes, &["rack0n0003".to_string()][..])
         );
         history.write(dir.path()).unwrap();
-        let text = std::fs::read_to_string(path(dir.path())).unwrap();
+        let text = std::fs::read_to_string(RunDir::new(dir.path()).attempts()).unwrap();
         assert!(text.len() < 1000 && text.contains("rack1n[0512-1023]"), "{text}");
         assert_eq!(History::read(dir.path()).unwrap(), history);
-        std::fs::write(path(dir.path()), text.replace("[0512-1023]", "[0512-")).unwrap();
+        std::fs::write(RunDir::new(dir.path()).attempts(), text.replace("[0512-1023]", "[0512-")).unwrap();
         assert_eq!(History::read(dir.path()).unwrap_err().exit, Exit::Storage);
     }
 }

@@ -10,9 +10,9 @@ use super::supervise::Supervisor;
 use super::{run_log, standby};
 use crate::config::AlertKind;
 use crate::error::{Error, Exit, Result};
+use crate::events::RunEvent;
 use crate::host;
 use crate::slurm::control;
-use serde_json::json;
 use std::time::Duration;
 
 impl Supervisor {
@@ -34,9 +34,10 @@ impl Supervisor {
             "the supervisor was ended by signal {signal} and is there again; attempt {number} has gone on meanwhile"
         );
         tracing::warn!("{text}");
-        let here = standby::here(&context.job);
-        let value = json!({ "signal": signal, "starts": starts, "attempt": number, "srun": pid, "node": here });
-        self.say("supervisor_restarted", value.clone())?;
+        let node = standby::here(&context.job);
+        let event = RunEvent::SupervisorRestarted { signal, starts, attempt: number, srun: pid, node };
+        let value = event.fields();
+        self.say(event)?;
         self.records.alerts.tell(AlertKind::Fault, &format!("supervisor-{starts}"), &text, value);
         let standing = |n: &String| self.records.book.ledger.standing(n, host::wall());
         let left = self.context.job.nodes.iter().filter(|n| !active.contains(n) && standing(n) == Standing::Good);
@@ -50,10 +51,8 @@ impl Supervisor {
         let again = Decision::Again { wait: Duration::ZERO, skip: None };
         if let Some(lost) = self.context.lost.clone() {
             self.state.fault = Some(Fault::at(step));
-            self.say(
-                "taken_over",
-                json!({ "job": self.context.job.id, "lost": lost, "by": standby::here(&self.context.job) }),
-            )?;
+            let by = standby::here(&self.context.job);
+            self.say(RunEvent::TakenOver { job: self.context.job.id, lost, by })?;
             // what is left of its ranks leaves by itself within a moment; nobody waits for it
             control::kill_step_beside(&self.context.job, &step_name(self.state.number));
         }
@@ -80,11 +79,15 @@ impl Supervisor {
         let host = self.context.lost.clone().or_else(|| first.cloned());
         let (attempt, fact) = (record.attempt, record.fact.clone());
         self.records.write_history()?;
-        let value = json!({
-            "attempt": attempt, "step": step, "class": Class::Supervisor, "reason": "supervisor_lost", "fact": fact,
-            "nodes": host.iter().collect::<Vec<_>>(), "ranks": [],
-        });
-        self.say("fault", value)?;
+        self.say(RunEvent::Fault {
+            attempt,
+            step,
+            class: Some(Class::Supervisor),
+            reason: "supervisor_lost".into(),
+            fact,
+            nodes: host.iter().cloned().collect(),
+            ranks: Vec::new(),
+        })?;
         // Slurm starts a job again by itself when the node of its batch script is lost.
         let (host, pause) = (host.into_iter().collect::<Vec<_>>(), self.context.lost.is_some());
         self.records.blame(self.state.number, &host, "supervisor_lost", pause)?;

@@ -4,6 +4,8 @@
 use super::history::{NO_ANSWER, UNFIT};
 use crate::durable::write_atomic;
 use crate::error::{Error, Exit, Result};
+pub use crate::events::Failure;
+use crate::run_dir::RunDir;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -24,14 +26,6 @@ pub struct Node {
     /// Never used again. A person takes it back by editing or removing the file.
     #[serde(default)]
     pub given_up: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Failure {
-    pub time: Timestamp,
-    pub job: u64,
-    pub attempt: u64,
-    pub reason: String,
 }
 
 /// How a node may be used.
@@ -120,7 +114,7 @@ impl Book {
     /// # Errors
     /// [`Exit::Storage`]: one cannot be read or is damaged.
     pub fn open(run_dir: &Path, site: Option<&Path>) -> Result<Book> {
-        let run = run_dir.join("ledger.json");
+        let run = RunDir::new(run_dir).ledger();
         let mut ledger = read(&run)?;
         if let Some(site) = site {
             ledger.merge(read(site)?);

@@ -8,9 +8,10 @@ use super::records::Records;
 use super::run_log;
 use crate::config::AlertKind;
 use crate::error::Result;
+use crate::events::RunEvent;
 use crate::host;
 use crate::slurm::control;
-use serde_json::{json, Value};
+use serde_json::Value;
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -60,7 +61,7 @@ pub(super) fn find_nodes(context: &JobContext, records: &mut Records, state: &mu
             continue;
         }
         tracing::warn!("no answer from {}", absent.join(", "));
-        records.say("no_answer", json!({ "nodes": absent, "attempt": state.number + 1 }))?;
+        records.say(RunEvent::NoAnswer { nodes: absent.clone(), attempt: state.number + 1 })?;
         let (down, late): (Vec<_>, Vec<_>) = {
             let down = control::nodes_down(&absent);
             // one that is paused has failed before, and is silent since: a death counts once
@@ -97,7 +98,7 @@ pub(super) fn shrink(context: &JobContext, records: &mut Records, state: &mut La
     let text = format!("{} nodes are left: going on with {replicas} of {now} replicas", alive.len());
     tracing::warn!("{text}");
     state.shrunk_to = Some(replicas);
-    let _ = records.say("shrunk", json!({ "replicas": replicas, "before": now, "nodes": alive }));
+    let _ = records.say(RunEvent::Shrunk { replicas, before: now, nodes: alive.to_vec() });
     records.alerts.tell(AlertKind::Shrunk, &replicas.to_string(), &text, Value::Null);
     true
 }

@@ -9,6 +9,7 @@ use crate::doctor::judge::{self, stuck};
 use crate::doctor::{self, Check, Diagnosis, HostFacts, Inquiry, StalledWait, WAITING};
 use crate::error::{Error, Exit, Result};
 use crate::host::{self, Spawned};
+use crate::run_dir::RunDir;
 use crate::slurm::messages::{self, How, SlurmMessage};
 use crate::slurm::process::within;
 use crate::slurm::{Job, Site, StepLine};
@@ -258,7 +259,7 @@ pub struct Recorded {
 pub fn record(d: &Diagnosis, config: &Config, job: u64) -> Result<Recorded> {
     let (dir, limits, bad) = (&config.run_dir, &config.launch, d.bad_nodes());
     let mut told = Recorded::default();
-    if bad.is_empty() && !dir.join("ledger.json").exists() && limits.ledger.is_none() {
+    if bad.is_empty() && !RunDir::new(dir).ledger().exists() && limits.ledger.is_none() {
         return Ok(told);
     }
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", &e, Exit::Storage))?;

@@ -4,6 +4,7 @@
 
 use crate::durable::write_atomic;
 use crate::error::{Error, Exit, Result};
+use crate::run_dir::RunDir;
 use crate::slurm::Job;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -44,8 +45,8 @@ impl Program {
     /// # Errors
     /// [`Exit::World`]: this is another program than the job was first started with, and that one is gone; [`Exit::Storage`].
     pub fn settle(run_dir: &Path, job: &Job) -> Result<Program> {
-        let at = |suffix: &str| run_dir.join(format!("launch/job-{}.{suffix}", job.address()));
-        let (note, kept) = (at("program.json"), at("program"));
+        let (run, address) = (RunDir::new(run_dir), job.address());
+        let (note, kept) = (run.job_program_note(&address), run.job_program(&address));
         // a process runs one program
         let own = match OWN_NOTE.get() {
             Some(own) => own.clone(),

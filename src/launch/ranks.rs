@@ -11,6 +11,7 @@ use crate::error::{Error, Exit, Result};
 use crate::exit_record;
 use crate::host::{self, Pipe, SideWork};
 use crate::liveness::VerdictFolder;
+use crate::run_dir::RunDir;
 use crate::slurm::messages;
 use crate::slurm::{control, Job, StepLine};
 use std::fs::File;
@@ -45,7 +46,7 @@ pub struct RankStart<'a> {
 impl RankStart<'_> {
     /// Where its ranks write down why they leave, as a path for processes with other working directories.
     fn records(&self) -> PathBuf {
-        let path = self.run_dir.join(format!("launch/exits-{:04}", self.number));
+        let path = RunDir::new(self.run_dir).exits(self.number);
         std::path::absolute(&path).unwrap_or(path)
     }
 }
@@ -77,7 +78,7 @@ impl RunningRanks {
         if !line.in_order() {
             crate::durable::write_atomic(line.hosts_file, line.hosts().as_bytes())?;
         }
-        let events = Tail::from_end(what.run_dir.join("events.jsonl"));
+        let events = Tail::from_end(RunDir::new(what.run_dir).events());
         let records = what.records();
         if is_gone(what.run_dir) {
             return Err(gone(what.run_dir));
@@ -104,7 +105,7 @@ impl RunningRanks {
             what,
             srun,
             Some(Pipe::from(stderr)),
-            Tail::from_start(what.run_dir.join("events.jsonl")),
+            Tail::from_start(RunDir::new(what.run_dir).events()),
         );
         ranks.look();
         ranks.seen.asked = ranks.signs.asked;

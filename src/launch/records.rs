@@ -10,10 +10,10 @@ use super::seen::Finding;
 use crate::appended;
 use crate::config::{AlertKind, LaunchSection};
 use crate::error::{Error, Exit, Result};
-use crate::events::Events;
+use crate::events::{Events, RunEvent};
 use crate::host;
 use jiff::SignedDuration;
-use serde_json::{json, Value};
+use serde_json::json;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -61,8 +61,8 @@ impl Records {
     }
 
     /// One line in `events.jsonl`.
-    pub fn say(&mut self, kind: &str, fields: Value) -> Result<()> {
-        self.patiently(|r| r.events.event(kind, fields.clone()))
+    pub fn say(&mut self, event: RunEvent) -> Result<()> {
+        self.patiently(|r| r.events.write(&event))
     }
 
     /// Writes `attempts.json`.
@@ -117,10 +117,7 @@ impl Records {
         let (nodes, spares) = (placement.active.join(","), placement.spares.join(","));
         let world = placement.active.len() * context.launch.ranks_per_node;
         tracing::info!("attempt {}: {world} ranks on {nodes}; spares: {spares}", state.number);
-        self.say(
-            "attempt_started",
-            json!({ "attempt": state.number, "nodes": nodes, "spares": spares, "world": world }),
-        )
+        self.say(RunEvent::AttemptStarted { attempt: state.number, nodes, spares, world })
     }
 
     /// Writes down how the attempt ended: history, ledger, events, alerts.
@@ -139,12 +136,18 @@ impl Records {
         }
         state.fault.get_or_insert_with(|| Fault::at(step));
         tracing::warn!("attempt {}: {}", state.number, found.fact);
-        let value = json!({
-            "attempt": state.number, "step": step, "class": found.class, "reason": found.reason, "fact": found.fact,
-            "nodes": found.nodes, "ranks": found.ranks,
-        });
-        self.say("fault", value.clone())?;
-        self.alerts.tell(AlertKind::Fault, &state.number.to_string(), &found.fact, value);
+        let event = RunEvent::Fault {
+            attempt: state.number,
+            step,
+            class: Some(found.class),
+            reason: found.reason.clone(),
+            fact: found.fact.clone(),
+            nodes: found.nodes.clone(),
+            ranks: found.ranks.clone(),
+        };
+        let fields = event.fields();
+        self.say(event)?;
+        self.alerts.tell(AlertKind::Fault, &state.number.to_string(), &found.fact, fields);
         let pause = found.class == Class::Node;
         #[cfg(test)]
         if host::planted() == Some(host::Planted::HealthyBlamed) {
@@ -171,9 +174,10 @@ impl Records {
                     .collect();
                 let text = format!("node {node} has failed {} times and is given up: {}", past.len(), past.join("; "));
                 tracing::error!("{text}");
-                let value = json!({ "node": node, "failures": failures });
-                self.say("node_given_up", value.clone())?;
-                self.alerts.tell(AlertKind::NodeGivenUp, node, &text, value);
+                let event = RunEvent::NodeGivenUp { node: node.clone(), failures: failures.clone() };
+                let fields = event.fields();
+                self.say(event)?;
+                self.alerts.tell(AlertKind::NodeGivenUp, node, &text, fields);
             }
         }
         self.patiently(|r| r.book.save())
@@ -189,8 +193,8 @@ impl Records {
         let (seconds, lost) = (host::since(fault.noticed).as_secs_f64(), fault.step.saturating_sub(from));
         state.fault = None;
         tracing::info!("training again after {seconds:.1} s, from step {from}: {lost} steps are done again");
-        let value = json!({ "attempt": state.number, "step": step, "resumed_at": from, "steps_lost": lost, "seconds": seconds });
-        self.say("recovered", value)
+        let attempt = state.number;
+        self.say(RunEvent::Recovered { attempt, step, resumed_at: from, steps_lost: lost, seconds })
     }
 
     pub fn note_alerts(&mut self) {
@@ -210,7 +214,7 @@ impl Records {
             None => tracing::info!("alert {:?} sent by {}", sent.kind, sent.channel),
             Some(why) => tracing::warn!("alert {:?} by {} failed: {why}", sent.kind, sent.channel),
         }
-        let _ = self.say("alert", json!({ "about": sent.kind, "by": sent.channel, "failure": sent.failure }));
+        let _ = self.say(RunEvent::Alert { about: Some(sent.kind), by: sent.channel.into(), failure: sent.failure });
     }
 }
 

@@ -1,13 +1,15 @@
 //! What the ranks have written: progress, `finished` and `stopped`, read from the ends of files that others append to.
 
 use crate::attempt;
+use crate::events::{LoggedEvent, RunEvent};
+use crate::run_dir::RunDir;
 use crate::text::whole_lines;
 use serde_json::Value;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-/// Whole new lines of a file that others append to.
+/// New events of a file that others append to.
 pub struct Tail {
     path: PathBuf,
     at: u64,
@@ -26,8 +28,8 @@ impl Tail {
         Tail { path, at: 0, part: Vec::new() }
     }
 
-    /// JSON lines that have come since the last call. A file that cannot be read now is read the next time.
-    pub fn news(&mut self) -> Vec<Value> {
+    /// Events that have come since the last call. A file that cannot be read now is read the next time.
+    pub fn news(&mut self) -> Vec<LoggedEvent> {
         let mut read = || -> std::io::Result<()> {
             let mut file = File::open(&self.path)?;
             let len = file.metadata()?.len();
@@ -44,7 +46,7 @@ impl Tail {
         };
         let _ = read();
         let whole = whole_lines(&mut self.part);
-        whole.split(|&b| b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+        whole.split(|&b| b == b'\n').filter_map(|line| LoggedEvent::read(serde_json::from_slice(line).ok()?)).collect()
     }
 }
 
@@ -68,19 +70,17 @@ pub struct Signs {
 impl Signs {
     /// Takes in new events; those of other attempts are left out.
     pub fn read(&mut self, tail: &mut Tail, number: u64) {
-        for event in tail.news() {
-            if event["attempt"].as_u64().is_some_and(|a| a != number) {
-                continue;
-            }
-            match event["kind"].as_str() {
-                Some("finished") => self.finished = true,
-                Some("stopped") => self.stopped = true,
-                Some("asked_to_stop") => self.asked = true,
-                Some("met") => self.met = true,
-                Some("restoring") => self.restoring = event["bytes"].as_u64(),
-                Some("slurm_job") => self.started = true,
-                Some("start") => (self.started, self.from) = (true, Some(0)),
-                Some("resume") => (self.started, self.from) = (true, event["step"].as_u64()),
+        let ours = |logged: &LoggedEvent| logged.attempt.is_none_or(|a| a == number);
+        for event in tail.news().into_iter().filter(ours).filter_map(|logged| logged.event) {
+            match event {
+                RunEvent::Finished { .. } => self.finished = true,
+                RunEvent::Stopped { .. } => self.stopped = true,
+                RunEvent::AskedToStop { .. } => self.asked = true,
+                RunEvent::Met { .. } => self.met = true,
+                RunEvent::Restoring { bytes } => self.restoring = Some(bytes),
+                RunEvent::SlurmJob { .. } => self.started = true,
+                RunEvent::Start { .. } => (self.started, self.from) = (true, Some(0)),
+                RunEvent::Resume { step, .. } => (self.started, self.from) = (true, Some(step)),
                 _ => {}
             }
             self.met |= self.started;
@@ -91,7 +91,7 @@ impl Signs {
 /// The last finished step in `metrics.jsonl`, 0 for none.
 pub fn last_step(run_dir: &Path) -> u64 {
     let read = || -> std::io::Result<Vec<u8>> {
-        let mut file = File::open(run_dir.join("metrics.jsonl"))?;
+        let mut file = File::open(RunDir::new(run_dir).metrics())?;
         let len = file.metadata()?.len();
         file.seek(SeekFrom::Start(len.saturating_sub(64 << 10)))?;
         let mut bytes = Vec::new();

@@ -8,6 +8,7 @@
 
 use super::history::{Class, History, Record};
 use super::ledger::{self, Ledger, Standing};
+use crate::events::{LoggedEvent, RunEvent};
 use crate::slurm::compress;
 use crate::train::records::StepPoint;
 use jiff::Timestamp;
@@ -84,7 +85,7 @@ pub struct StatusParts<'a> {
     pub config: &'a Value,
     pub history: &'a History,
     /// Without the frequent kinds, oldest first.
-    pub events: &'a VecDeque<Value>,
+    pub events: &'a VecDeque<LoggedEvent>,
     pub requeues: usize,
     /// Steps that were done again.
     pub steps_lost: usize,
@@ -117,69 +118,66 @@ fn count_changes(mut jobs: impl Iterator<Item = u64>) -> usize {
     jobs.by_ref().filter(|j| last.replace(*j) != Some(*j)).count()
 }
 
-fn time(v: &Value) -> Option<Timestamp> {
-    v["time"].as_str()?.parse().ok()
+/// Whether it is a word about the run as a whole, by the supervisor or the ranks.
+fn is_about_the_run(event: &RunEvent) -> bool {
+    use RunEvent::*;
+    matches!(
+        event,
+        Launch { .. }
+            | LaunchEnded { .. }
+            | Requeue { .. }
+            | NotRequeued { .. }
+            | Successor { .. }
+            | Finished { .. }
+            | Stopped { .. }
+            | Start { .. }
+            | Resume { .. }
+    )
 }
 
-fn state(history: &History, events: &VecDeque<Value>) -> (RunState, String) {
-    let of = |e: &Value, key: &str| e[key].as_str().unwrap_or_default().to_string();
-    // the supervisor's or the ranks' last word about the run as a whole
-    let last = events.iter().rev().find(|e| {
-        matches!(
-            e["kind"].as_str(),
-            Some(
-                "launch"
-                    | "launch_ended"
-                    | "requeue"
-                    | "not_requeued"
-                    | "successor"
-                    | "finished"
-                    | "stopped"
-                    | "start"
-                    | "resume"
-            )
-        )
-    });
+fn state(history: &History, events: &VecDeque<LoggedEvent>) -> (RunState, String) {
+    let last = events.iter().rev().filter_map(|e| e.event.as_ref()).find(|e| is_about_the_run(e));
     let running = || match history.attempts.last().filter(|a| a.ended.is_none()) {
         Some(a) => format!("attempt {} of job {} on {}", a.attempt, a.job, compress(&a.nodes)),
         None => "by hand, or between two attempts".into(),
     };
     match last {
         None => (RunState::NotStarted, String::new()),
-        Some(e) => match e["kind"].as_str().unwrap_or_default() {
-            "finished" => (RunState::Finished, String::new()),
-            "launch_ended" if e["exit"] == 0 => (RunState::Finished, of(e, "why")),
-            "launch_ended" => (RunState::Stopped, of(e, "why")),
-            "stopped" if history.attempts.is_empty() => (RunState::Stopped, "saved and left on request".into()),
-            "requeue" | "successor" => (RunState::Queued, of(e, "why")),
-            "not_requeued" if of(e, "state") == "CANCELLED" => (RunState::Stopped, "the job was cancelled".into()),
-            "not_requeued" => (RunState::Queued, of(e, "why")),
-            _ => (RunState::Running, running()),
-        },
+        Some(RunEvent::Finished { .. }) => (RunState::Finished, String::new()),
+        Some(RunEvent::LaunchEnded { exit: 0, why }) => (RunState::Finished, why.clone()),
+        Some(RunEvent::LaunchEnded { why, .. }) => (RunState::Stopped, why.clone()),
+        Some(RunEvent::Stopped { .. }) if history.attempts.is_empty() => {
+            (RunState::Stopped, "saved and left on request".into())
+        }
+        Some(RunEvent::Requeue { why, .. } | RunEvent::Successor { why, .. }) => (RunState::Queued, why.clone()),
+        Some(RunEvent::NotRequeued { state, .. }) if state == "CANCELLED" => {
+            (RunState::Stopped, "the job was cancelled".into())
+        }
+        Some(RunEvent::NotRequeued { why, .. }) => (RunState::Queued, why.clone()),
+        Some(_) => (RunState::Running, running()),
     }
 }
 
-fn faults(events: &VecDeque<Value>) -> Vec<FaultRow> {
+fn faults(events: &VecDeque<LoggedEvent>) -> Vec<FaultRow> {
     let mut out: Vec<FaultRow> = Vec::new();
-    for e in events {
-        match e["kind"].as_str() {
-            Some("fault") => out.push(FaultRow {
-                attempt: e["attempt"].as_u64().unwrap_or(0),
-                time: time(e).unwrap_or_default(),
-                step: e["step"].as_u64().unwrap_or(0),
-                class: serde_json::from_value(e["class"].clone()).ok(),
-                reason: e["reason"].as_str().unwrap_or_default().into(),
-                fact: e["fact"].as_str().unwrap_or_default().into(),
-                nodes: serde_json::from_value(e["nodes"].clone()).unwrap_or_default(),
+    for logged in events {
+        match &logged.event {
+            Some(RunEvent::Fault { attempt, step, class, reason, fact, nodes, .. }) => out.push(FaultRow {
+                attempt: *attempt,
+                time: logged.time.unwrap_or_default(),
+                step: *step,
+                class: *class,
+                reason: reason.clone(),
+                fact: fact.clone(),
+                nodes: nodes.clone(),
                 recovered_s: None,
                 steps_lost: None,
             }),
             // belongs to the first fault of a row: what came after it came while it was being mended
-            Some("recovered") => {
+            Some(RunEvent::Recovered { seconds, steps_lost, .. }) => {
                 let open = out.iter().rposition(|f| f.recovered_s.is_some()).map_or(0, |i| i + 1);
                 if let Some(f) = out.get_mut(open) {
-                    f.recovered_s = e["seconds"].as_f64();
-                    f.steps_lost = e["steps_lost"].as_u64();
+                    (f.recovered_s, f.steps_lost) = (Some(*seconds), Some(*steps_lost));
                 }
             }
             _ => {}

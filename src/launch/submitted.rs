@@ -5,9 +5,10 @@
 use crate::config::{self, Config};
 use crate::durable::write_atomic;
 use crate::error::{Error, Exit, Result};
-use crate::events::Events;
+use crate::events::{Events, RunEvent};
+use crate::run_dir::RunDir;
 use crate::slurm::Job;
-use serde_json::{json, Value};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Sections and keys that the supervisor itself goes by: it has read them at its start.
@@ -23,18 +24,13 @@ pub struct Submitted {
     pub changed: Vec<String>,
 }
 
-/// Where the configuration of a job's starts lies.
-pub fn path(run_dir: &Path, job: &Job) -> PathBuf {
-    run_dir.join(format!("launch/job-{}.yaml", job.address()))
-}
-
 /// The configuration of `job`: what an earlier start of it has kept, else what `file` and `sets` say, which is kept.
 ///
 /// # Errors
 /// Those of [`config::load`]; [`Exit::Storage`].
 pub fn settle(file: &Path, sets: &[String], job: &Job) -> Result<Submitted> {
     let config = config::load(file, sets)?;
-    let path = path(&config.run_dir, job);
+    let path = RunDir::new(&config.run_dir).job_config(&job.address());
     if path.exists() {
         let kept = config::load(&path, &[])?;
         let changed = differences(&kept, &config);
@@ -75,13 +71,13 @@ pub fn change(run_dir: &Path, sets: &[String]) -> Result<Vec<String>> {
     }
     if !changed.is_empty() {
         keep(&after, &path)?;
-        Events::open(run_dir)?.event("config_changed", json!({ "keys": changed, "file": path }))?;
+        Events::open(run_dir)?.write(&RunEvent::ConfigChanged { keys: changed.clone(), file: path })?;
     }
     Ok(changed)
 }
 
 fn newest(run_dir: &Path) -> Result<PathBuf> {
-    let dir = run_dir.join("launch");
+    let dir = RunDir::new(run_dir).launch();
     let entries = std::fs::read_dir(&dir).into_iter().flatten().flatten();
     let name = |e: &std::fs::DirEntry| e.file_name().to_string_lossy().into_owned();
     let ours = entries.filter(|e| name(e).starts_with("job-") && name(e).ends_with(".yaml"));

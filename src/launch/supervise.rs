@@ -20,9 +20,10 @@ use super::{flush, run_log, Launch};
 use crate::appended;
 use crate::attempt;
 use crate::error::{Error, Exit, Result};
+use crate::events::RunEvent;
 use crate::host::{self, FileAccess};
+use crate::run_dir::RunDir;
 use crate::slurm::{compress, control, Job};
-use serde_json::{json, Value};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
@@ -44,7 +45,7 @@ impl Supervisor {
     /// Reads the run directory. `asked` is raised by a signal; `parent` starts this supervisor again when it is killed.
     pub fn open(launch: Launch, job: Job, asked: Arc<AtomicBool>, parent: Option<Parent>) -> Result<Supervisor> {
         let run_dir = launch.config.run_dir.clone();
-        let here = run_dir.join("launch");
+        let here = RunDir::new(&run_dir).launch();
         std::fs::create_dir_all(&here).map_err(|e| Error::io(&here, "create", &e, Exit::Storage))?;
         let program = Program::settle(&run_dir, &job)?;
         let history = History::read(&run_dir)?;
@@ -82,7 +83,7 @@ impl Supervisor {
                 None => return self.overtaken(),
             },
             None => {
-                self.say("launch", json!({ "job": id, "restarts": restarts, "nodes": nodes }))?;
+                self.say(RunEvent::Launch { job: id, restarts, nodes })?;
                 self.after_the_last_supervisor()?
             }
         };
@@ -91,7 +92,7 @@ impl Supervisor {
                 Decision::Again { wait, skip } => {
                     if let Some(step) = skip.filter(|s| !self.records.history.skip_steps.contains(s)) {
                         self.records.history.skip_steps.push(step);
-                        self.say("skip_batch", json!({ "step": step }))?;
+                        self.say(RunEvent::SkipBatch { step })?;
                     }
                     if !self.context.pause(wait) {
                         return self.requeue("a signal came between two attempts", false);
@@ -129,7 +130,7 @@ impl Supervisor {
         state.number = number;
         let program = records.patiently(|_| program.current())?;
         let nodes = &placement.active;
-        let hosts_file = context.run_dir.join(format!("launch/hosts-{number:04}"));
+        let hosts_file = RunDir::new(&context.run_dir).attempt_hosts(number);
         let name = step_name(number);
         let line = context.step_line(&name, nodes, context.launch.ranks_per_node, &hosts_file);
         line.note().iter().for_each(|note| tracing::info!("{note}"));
@@ -179,7 +180,7 @@ impl Supervisor {
             if !asked_them && self.context.is_asked() {
                 asked_them = true;
                 ranks.ask_to_stop();
-                self.say("asked_to_stop", json!({ "attempt": self.state.number }))?;
+                self.say(RunEvent::AskedToStop { attempt: self.state.number })?;
             }
             // nothing can be written; the ranks save what they have elsewhere, and leave
             if appended::is_gone(&self.context.run_dir) {
@@ -212,7 +213,7 @@ impl Supervisor {
         if launch.config.launch.standby {
             let nodes = [&placement.active[..], &placement.spares].concat();
             let extra = &launch.config.launch.srun;
-            let hosts_file = run_dir.join("launch/hosts-standby");
+            let hosts_file = RunDir::new(run_dir).standby_hosts();
             Standby::keep(&mut self.standby, job, &program, &nodes, extra, &hosts_file);
         }
     }
@@ -244,8 +245,8 @@ impl Supervisor {
     }
 
     /// One line in `events.jsonl`.
-    pub(super) fn say(&mut self, kind: &str, fields: Value) -> Result<()> {
-        self.records.say(kind, fields)
+    pub(super) fn say(&mut self, event: RunEvent) -> Result<()> {
+        self.records.say(event)
     }
 }
 

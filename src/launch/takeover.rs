@@ -6,6 +6,7 @@ use super::supervise::Supervisor;
 use super::Launch;
 use crate::error::{Error, Exit, Result};
 use crate::host;
+use crate::run_dir::RunDir;
 use crate::slurm::{control, Job};
 use crate::threads;
 use std::fs::OpenOptions;
@@ -30,7 +31,7 @@ pub fn wait(launch: Launch, job: Job, asked: Arc<AtomicBool>, supervisor: &str) 
     match outlive(&launch, &job, &asked, supervisor, hear) {
         Outlived::Left => Ok(Exit::Ok),
         Outlived::Lost => {
-            speak_into(&launch.config.run_dir.join("launch/standby.log"))?;
+            speak_into(&RunDir::new(&launch.config.run_dir).standby_log())?;
             forget_this_step();
             go_on(launch, job, asked, supervisor)
         }
@@ -54,7 +55,7 @@ pub fn outlive(
     let own = here(job);
     let live = &launch.config.liveness;
     let limit = Duration::from_secs_f64(live.interval_s * f64::from(live.misses)).max(Duration::from_secs(3));
-    let hosts_file = launch.config.run_dir.join("launch/hosts-standby");
+    let hosts_file = RunDir::new(&launch.config.run_dir).standby_hosts();
     let mut heard = host::now();
     let mut silent = 0;
     while silent < 2 || host::since(heard) < limit {

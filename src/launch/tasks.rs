@@ -165,7 +165,8 @@ pub(super) fn of_deaths(seen: &Seen) -> Option<Finding> {
     // srun kills the step when it gets the signal that this supervisor got
     let with_srun = |d: &Death| seen.asked && d.killed();
     let first = first_lost(seen);
-    let lost: Vec<Death> = seen.said.iter().filter_map(death_of).filter(|d| d.nodes.iter().all(|n| first.contains(&n.as_str()))).collect();
+    let lost: Vec<Death> =
+        seen.said.iter().filter_map(death_of).filter(|d| d.nodes.iter().all(|n| first.contains(&n.as_str()))).collect();
     let witnessed = !first.is_empty();
     let mut dead = if lost.is_empty() { deaths(seen) } else { lost };
     if witnessed && !dead.iter().any(|d| d.nodes.iter().all(|n| first.contains(&n.as_str()))) {

@@ -5,7 +5,8 @@ use super::verdict::{Evidence, Reason, Verdict};
 use super::{witness, Phase, Progress};
 use crate::attempt;
 use crate::error::{Error, Exit};
-use crate::events::Events;
+use crate::events::{Events, RunEvent};
+use crate::text::word;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::SeqCst};
@@ -166,7 +167,7 @@ pub(super) fn within(limit: Duration, run_dir: PathBuf, verdict: Verdict, judged
         // all ranks may complain at once, and all nodes would wait for one file
         let names_one = written.unwrap_or(false) && !verdict.ranks.is_empty();
         if judged || verdict.accuser == 0 || names_one {
-            let _ = event(&run_dir, "verdict", &verdict);
+            let _ = Events::open(&run_dir).and_then(|mut events| events.write(&event(&verdict)));
         }
     };
     match std::thread::Builder::new().name("herd-verdict".into()).spawn(write) {
@@ -175,12 +176,16 @@ pub(super) fn within(limit: Duration, run_dir: PathBuf, verdict: Verdict, judged
     }
 }
 
-fn event(run_dir: &Path, kind: &str, v: &Verdict) -> crate::error::Result<()> {
-    let fields = serde_json::json!({
-        "reason": v.reason, "ranks": v.ranks, "nodes": v.nodes, "step": v.step, "phase": v.phase, "by": v.accuser,
-        "fact": v.fact,
-    });
-    Events::open(run_dir)?.event(kind, fields)
+fn event(v: &Verdict) -> RunEvent {
+    RunEvent::Verdict {
+        reason: word(&v.reason),
+        ranks: v.ranks.clone(),
+        nodes: v.nodes.clone(),
+        step: v.step,
+        phase: word(&v.phase),
+        by: v.accuser,
+        fact: v.fact.clone(),
+    }
 }
 
 /// Whether this process must not go on: a newer attempt was started, or a verdict of its own attempt names it. `None`:

@@ -8,6 +8,7 @@ use super::verdict::Verdict;
 use crate::appended::{self, gone, is_gone};
 use crate::durable::{refused, sync_dir};
 use crate::error::{Error, Exit, Result};
+use crate::run_dir::RunDir;
 use crate::text::whole_lines;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -18,15 +19,10 @@ use std::path::{Path, PathBuf};
 /// How many files are read at the same time: on shared storage an open is a round trip.
 const READERS: usize = 16;
 
-/// Directory of verdicts.
-fn dir(run_dir: &Path, attempt: u64) -> PathBuf {
-    run_dir.join(format!("verdicts/attempt-{attempt:04}"))
-}
-
 impl Verdict {
     /// Where it lies in a run directory.
     pub fn path(&self, run_dir: &Path) -> PathBuf {
-        dir(run_dir, self.attempt).join(format!("{}.jsonl", self.accuser_node.replace('/', "_")))
+        RunDir::new(run_dir).node_verdicts(self.attempt, &self.accuser_node)
     }
 
     /// Appends it to its node's file; whether it is the first one there.
@@ -37,8 +33,8 @@ impl Verdict {
         if is_gone(run_dir) {
             return Err(gone(run_dir));
         }
-        let dir = dir(run_dir, self.attempt);
-        for dir in [run_dir.join("verdicts"), dir.clone()] {
+        let dir = RunDir::new(run_dir).attempt_verdicts(self.attempt);
+        for dir in [RunDir::new(run_dir).verdicts(), dir.clone()] {
             match std::fs::create_dir(&dir) {
                 Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(refused(&dir, "create")(e)),
                 _ => {}
@@ -70,7 +66,12 @@ pub struct VerdictFolder {
 
 impl VerdictFolder {
     pub fn new(run_dir: &Path, attempt: u64) -> VerdictFolder {
-        VerdictFolder { dir: dir(run_dir, attempt), attempt, read: BTreeMap::new(), found: Vec::new() }
+        VerdictFolder {
+            dir: RunDir::new(run_dir).attempt_verdicts(attempt),
+            attempt,
+            read: BTreeMap::new(),
+            found: Vec::new(),
+        }
     }
 
     /// The verdicts by accuser, after a look for files that were not there before. What was appended to others is left.

@@ -8,7 +8,8 @@ use super::Phase;
 use super::Progress;
 use crate::attempt;
 use crate::error::{Error, Exit, Result};
-use crate::events::Events;
+use crate::events::{Events, RunEvent};
+use crate::run_dir::RunDir;
 use crate::world::CollectiveCounters;
 use serde::{Deserialize, Serialize};
 use std::cell::{Cell, RefCell};
@@ -39,6 +40,24 @@ pub enum InjectedFault {
     SleepIo { seconds: f64 },
 }
 
+impl InjectedFault {
+    /// What is noted of it when `rank` does it to itself after `step` steps.
+    fn event(&self, rank: usize, step: u64) -> RunEvent {
+        let (code, seconds, steps) = match *self {
+            InjectedFault::Exit { code } => (Some(code), None, None),
+            InjectedFault::Stop { seconds } => (None, Some(seconds), None),
+            InjectedFault::Slow { seconds, steps } => (None, Some(Some(seconds)), Some(steps)),
+            InjectedFault::StallCollective { seconds } | InjectedFault::SleepIo { seconds } => {
+                (None, Some(Some(seconds)), None)
+            }
+            InjectedFault::Kill | InjectedFault::SkipCollective | InjectedFault::NanGradient => (None, None, None),
+        };
+        let named = serde_json::to_value(self).unwrap_or_default();
+        let fault = named["kind"].as_str().unwrap_or_default().into();
+        RunEvent::Drill { fault, code, seconds, steps, rank, step }
+    }
+}
+
 /// An order: the fault, and the number of finished steps at which it happens, at once if that is past or absent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Order {
@@ -46,11 +65,6 @@ pub struct Order {
     pub fault: InjectedFault,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_step: Option<u64>,
-}
-
-/// Where an order for `rank` lies.
-pub fn path(run_dir: &Path, rank: usize) -> PathBuf {
-    run_dir.join("drill").join(format!("rank-{rank:05}.json"))
 }
 
 /// This rank's ear for orders, and what of them is still to be done.
@@ -73,7 +87,7 @@ impl Inject {
         Inject {
             run_dir: run_dir.to_path_buf(),
             rank,
-            path: path(run_dir, rank),
+            path: RunDir::new(run_dir).drill_order(rank),
             turn: (0, 1),
             waits: RefCell::new(None),
             meters,
@@ -124,14 +138,8 @@ impl Inject {
     }
 
     fn note(&self, order: &Order, step: u64) -> Result<()> {
-        let mut fields = serde_json::to_value(&order.fault).unwrap_or_default();
-        fields["fault"] = fields["kind"].take();
-        if let Some(map) = fields.as_object_mut() {
-            map.remove("kind");
-            map.insert("rank".into(), self.rank.into());
-            map.insert("step".into(), step.into());
-        }
-        Events::open(&self.run_dir)?.event("drill", fields)
+        let fault = order.fault.event(self.rank, step);
+        Events::open(&self.run_dir)?.write(&fault)
     }
 
     fn perform(&self, fault: &InjectedFault) {
@@ -198,8 +206,8 @@ mod tests {
     }
 
     fn order(dir: &Path, order: serde_json::Value) {
-        std::fs::create_dir_all(dir.join("drill")).unwrap();
-        std::fs::write(path(dir, 3), order.to_string()).unwrap();
+        std::fs::create_dir_all(RunDir::new(dir).drill()).unwrap();
+        std::fs::write(RunDir::new(dir).drill_order(3), order.to_string()).unwrap();
     }
 
     #[test]
@@ -215,9 +223,9 @@ mod tests {
             began.elapsed() >= Duration::from_millis(50)
         };
         assert_eq!([3, 4, 5, 6].map(slow), [false, true, true, false]);
-        assert!(!path(dir.path(), 3).exists());
-        let taken = std::fs::read_dir(dir.path().join("drill")).unwrap().count();
-        let events = std::fs::read_to_string(dir.path().join("events.jsonl")).unwrap();
+        assert!(!RunDir::new(dir.path()).drill_order(3).exists());
+        let taken = std::fs::read_dir(RunDir::new(dir.path()).drill()).unwrap().count();
+        let events = std::fs::read_to_string(RunDir::new(dir.path()).events()).unwrap();
         assert!(
             taken == 1 && events.contains("\"kind\":\"drill\"") && events.contains("\"fault\":\"slow\""),
             "{events}"
@@ -238,7 +246,7 @@ mod tests {
         assert_eq!([9, 10, 11, 12].map(nan_after), [false, false, true, false]);
         order(dir.path(), json!({ "kind": "nan_gradient", "at_step": 15 }));
         assert!(!nan_after(13));
-        std::fs::remove_file(path(dir.path(), 3)).unwrap();
+        std::fs::remove_file(RunDir::new(dir.path()).drill_order(3)).unwrap();
         assert!(!nan_after(15), "taken back");
     }
 

@@ -4,16 +4,15 @@
 use super::exit::{self, Reaper};
 use super::message::{Message, Probe};
 use super::process::Processes;
-use super::view::WatchAction;
 use super::roster::RosterNode;
+use super::view::WatchAction;
 use super::watch::Watch;
 use super::witness::Witness;
 use super::{slow, Progress, Verdict};
 use crate::config::LivenessSection;
 use crate::error::{Exit, Result};
-use crate::events::Events;
+use crate::events::{Events, RunEvent};
 use crate::world::{CollectiveCounters, Mailbox};
-use serde_json::json;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::Arc;
@@ -211,9 +210,9 @@ impl Thread {
 
     fn report(&self, found: slow::SlowRank) {
         let dir = self.run_dir.clone();
-        let fields =
-            json!({ "rank": found.rank, "own_s": found.own.as_secs_f64(), "median_s": found.median.as_secs_f64() });
-        let write = move || -> Result<()> { Events::open(&dir)?.event("slow_rank", fields) };
+        let (own_s, median_s) = (found.own.as_secs_f64(), found.median.as_secs_f64());
+        let event = RunEvent::SlowRank { rank: found.rank, own_s, median_s };
+        let write = move || -> Result<()> { Events::open(&dir)?.write(&event) };
         // Written beside, since storage may block.
         let _ = std::thread::Builder::new().name("herd-event".into()).spawn(move || _ = write());
     }

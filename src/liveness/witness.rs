@@ -75,7 +75,9 @@ impl Witness {
     pub(super) fn ended(&self, rank: usize) {
         if self.ranks.contains(&rank) && !LEAVING.load(SeqCst) {
             let (folder, node) = (self.folder.clone(), self.node.clone());
-            let _ = spawn("herd-witness", move || Lost { node: node.clone(), by: node, time: jiff::Timestamp::now() }.write(&folder));
+            let _ = spawn("herd-witness", move || {
+                Lost { node: node.clone(), by: node, time: jiff::Timestamp::now() }.write(&folder)
+            });
         }
     }
 

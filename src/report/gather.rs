@@ -4,6 +4,7 @@ use super::decimate::{Decimator, BUCKETS};
 use crate::error::{Error, Exit, Result};
 use crate::launch::follow::RunFollower;
 use crate::launch::status::RunStatus;
+use crate::run_dir::RunDir;
 use crate::train::records::StepPoint;
 use jiff::Timestamp;
 use serde_json::{json, Value};
@@ -84,7 +85,8 @@ impl RunView {
         let series = &mut self.series;
         let status = self.follower.look(now, &mut |p| series.add(p))?;
         let mut notes = self.follower.notes();
-        let config = self.text("config.yaml", &mut notes);
+        let run = RunDir::new(&self.dir);
+        let config = self.text(&run.config(), &mut notes);
         let tree = match config.as_deref().map(serde_yaml::from_str::<Value>) {
             Some(Ok(tree)) => tree,
             Some(Err(e)) => {
@@ -93,7 +95,7 @@ impl RunView {
             }
             None => Value::Null,
         };
-        let plan = match self.text("plan.json", &mut notes).as_deref().map(serde_json::from_str::<Value>) {
+        let plan = match self.text(&run.plan(), &mut notes).as_deref().map(serde_json::from_str::<Value>) {
             Some(Ok(plan)) => plan,
             Some(Err(e)) => {
                 notes.push(format!("plan.json is damaged: {e}"));
@@ -116,17 +118,17 @@ impl RunView {
     }
 
     /// A file whole; None where it is absent. What is too large or unreadable is noted.
-    fn text(&self, name: &str, notes: &mut Vec<String>) -> Option<String> {
-        let path = self.dir.join(name);
-        let size = std::fs::metadata(&path).map(|m| m.len()).ok()?;
+    fn text(&self, path: &Path, notes: &mut Vec<String>) -> Option<String> {
+        let size = std::fs::metadata(path).map(|m| m.len()).ok()?;
         if size > LONGEST {
+            let name = path.file_name().unwrap_or_default().display();
             notes.push(format!("{name} has {size} bytes and is left out (at most {LONGEST})"));
             return None;
         }
-        match std::fs::read(&path) {
+        match std::fs::read(path) {
             Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
             Err(e) => {
-                notes.push(Error::io(&path, "read", &e, Exit::Storage).fact);
+                notes.push(Error::io(path, "read", &e, Exit::Storage).fact);
                 None
             }
         }
@@ -135,7 +137,7 @@ impl RunView {
     fn summary(&self, status: &RunStatus) -> Value {
         let (s, events) = (&self.series, &self.follower.events);
         let last = s.last.as_ref();
-        let saved = events.count("checkpoint");
+        let saved = events.checkpoints;
         let left = status.step_s.map(|t| t * status.steps.saturating_sub(status.step) as f64);
         json!({
             "first": s.first, "tokens": last.and_then(|p| p.tokens), "mfu_causal": last.and_then(|p| p.mfu_causal),
@@ -144,7 +146,7 @@ impl RunView {
             "least_loss": s.least_loss.map(|b| b.0), "least_loss_step": s.least_loss.map(|b| b.1),
             "skipped": s.skipped, "last_skipped": s.last_skipped, "left_s": left,
             "checkpoints": saved, "checkpoint_mean_s": (saved > 0).then(|| events.checkpoint_s / saved as f64),
-            "last_checkpoint": events.last.get("checkpoint"), "slowest": s.slowest_ranks(),
+            "last_checkpoint": events.last_checkpoint, "slowest": s.slowest_ranks(),
         })
     }
 
@@ -165,7 +167,7 @@ impl RunView {
     fn events<'a>(&'a self, notes: &mut Vec<String>) -> Vec<&'a Value> {
         let all = &self.follower.events.kept;
         note_left_out(notes, "events.jsonl", all.len(), "events");
-        all.iter().skip(all.len().saturating_sub(LISTED)).collect()
+        all.iter().skip(all.len().saturating_sub(LISTED)).map(|e| &e.line).collect()
     }
 
     fn ledger<'a>(&'a self, notes: &mut Vec<String>) -> Vec<Value> {

@@ -5,8 +5,8 @@ use crate::checkpoint::manifest::{self, FileEntry};
 use crate::checkpoint::{disk, Checkpoint};
 use crate::config::StoreSection;
 use crate::error::{Error, Exit, Result};
+use crate::events::RunEvent;
 use crate::progress::Meter;
-use crate::store::event::StoreEvent;
 use crate::store::pace::pause;
 use crate::store::remote::{digest, Remote};
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -122,12 +122,12 @@ fn enough_room(directory: &Path, need: u64) -> Result<()> {
 /// A store that does not answer is an error only where nothing nearer is whole: a run must not start afresh because the
 /// network was down. Otherwise it is an event.
 pub fn fetch_newer(
-    section: &StoreSection, checkpoints: &Path, than: Option<u64>, report: &mut dyn FnMut(&StoreEvent),
+    section: &StoreSection, checkpoints: &Path, than: Option<u64>, report: &mut dyn FnMut(&RunEvent),
 ) -> Result<Option<PathBuf>> {
     let mut tolerate = |e: Error| match than {
         None => Err(e),
         Some(_) => {
-            report(&StoreEvent::StorePassedOver { url: section.url.clone(), reason: e.to_string() });
+            report(&RunEvent::StorePassedOver { url: section.url.clone(), reason: e.to_string() });
             Ok(None)
         }
     };
@@ -139,18 +139,18 @@ pub fn fetch_newer(
     for step in steps.into_iter().filter(|s| than.is_none_or(|than| *s > than)) {
         match persist(&remote, step, checkpoints, section.parallel, &Meter::default()) {
             Ok(Some(path)) => {
-                report(&StoreEvent::Fetched { step, url: remote.step_url(step), path: path.clone() });
+                report(&RunEvent::Fetched { step, url: remote.step_url(step), path: path.clone() });
                 return Ok(Some(path));
             }
             Ok(None) => {}
             Err(e) if e.exit == Exit::Checkpoint => {
                 let (url, reason) = (remote.step_url(step), e.to_string());
-                report(&StoreEvent::RemoteRejected { step, url, reason });
+                report(&RunEvent::RemoteRejected { step, url, reason });
             }
             Err(e) => match than {
                 None => return Err(e),
                 Some(_) => {
-                    report(&StoreEvent::StorePassedOver { url: section.url.clone(), reason: e.to_string() });
+                    report(&RunEvent::StorePassedOver { url: section.url.clone(), reason: e.to_string() });
                     return Ok(None);
                 }
             },

@@ -3,11 +3,10 @@
 
 use crate::checkpoint::disk;
 use crate::error::{Error, Exit, Result};
+use crate::run_dir::RunDir;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::Path;
-
-pub const NAME: &str = "uploads.json";
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UploadLedger {
@@ -21,7 +20,7 @@ pub struct UploadLedger {
 impl UploadLedger {
     /// The ledger of a run; `None` for a run without a store. A damaged one counts as empty, which keeps more.
     pub fn read(run: &Path) -> Option<UploadLedger> {
-        let bytes = std::fs::read(run.join(NAME)).ok()?;
+        let bytes = std::fs::read(RunDir::new(run).uploads()).ok()?;
         Some(serde_json::from_slice(&bytes).unwrap_or(UploadLedger {
             url: String::new(),
             every: 0,
@@ -36,8 +35,10 @@ impl UploadLedger {
     }
 
     pub fn write(&self, run: &Path) -> Result<()> {
-        let json = serde_json::to_vec_pretty(self).map_err(|e| Error::new(Exit::Internal, format!("{NAME}: {e}")))?;
-        disk::write_atomic(&run.join(NAME), &json)
+        let path = RunDir::new(run).uploads();
+        let json = serde_json::to_vec_pretty(self)
+            .map_err(|e| Error::new(Exit::Internal, format!("{}: {e}", path.display())))?;
+        disk::write_atomic(&path, &json)
     }
 
     pub fn due(&self, step: u64) -> bool {
@@ -65,7 +66,7 @@ mod tests {
         assert_eq!(UploadLedger::read(dir.path()), Some(l.clone()));
         assert_eq!(UploadLedger::open(dir.path(), "s3://b", 2), l);
         assert!(UploadLedger::open(dir.path(), "s3://other", 2).verified.is_empty());
-        std::fs::write(dir.path().join(NAME), "{").unwrap();
+        std::fs::write(RunDir::new(dir.path()).uploads(), "{").unwrap();
         assert!(!UploadLedger::read(dir.path()).unwrap().may_remove(2));
     }
 }

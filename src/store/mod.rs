@@ -8,7 +8,6 @@
 
 mod aws;
 mod download;
-mod event;
 mod ledger;
 mod pace;
 pub mod place;
@@ -19,7 +18,6 @@ mod uploader;
 mod verify;
 
 pub use download::{fetch, fetch_newer, persist as persist_fetch};
-pub use event::StoreEvent;
 pub use ledger::UploadLedger;
 pub use pace::Pace;
 pub use remote::Remote;

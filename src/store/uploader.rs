@@ -5,8 +5,9 @@
 
 use crate::config::StoreSection;
 use crate::error::{Exit, Result};
+use crate::events::RunEvent;
 use crate::progress::Meter;
-use crate::store::event::StoreEvent;
+use crate::run_dir::RunDir;
 use crate::store::ledger::UploadLedger;
 use crate::store::pace::{pause, Pace};
 use crate::store::remote::Remote;
@@ -41,7 +42,7 @@ struct State {
     under_way: Option<u64>,
     /// Older checkpoints in the store are being removed.
     tidying: bool,
-    events: Vec<StoreEvent>,
+    events: Vec<RunEvent>,
     /// No more checkpoints will come.
     closing: bool,
 }
@@ -87,7 +88,7 @@ impl Uploader {
             }
         }
         if let Some((old, _)) = state.waiting.replace((step, path.into())) {
-            state.events.push(StoreEvent::UploadSkipped { step: old, newer: step });
+            state.events.push(RunEvent::UploadSkipped { step: old, newer: step });
         }
         self.shared.changed.notify_all();
     }
@@ -100,7 +101,7 @@ impl Uploader {
     }
 
     /// What happened since the last call.
-    pub fn events(&self) -> Vec<StoreEvent> {
+    pub fn events(&self) -> Vec<RunEvent> {
         std::mem::take(&mut self.shared.lock().events)
     }
 
@@ -111,7 +112,7 @@ impl Uploader {
     }
 
     /// Waits up to `limit` for what is pending, stops the thread, and returns the last events.
-    pub fn finish(mut self, limit: Duration) -> Vec<StoreEvent> {
+    pub fn finish(mut self, limit: Duration) -> Vec<RunEvent> {
         self.shared.lock().closing = true;
         self.shared.changed.notify_all();
         self.join(limit);
@@ -121,7 +122,7 @@ impl Uploader {
         let mut state = self.shared.lock();
         let left = state.under_way.into_iter().chain(state.waiting.as_ref().map(|(s, _)| *s)).max();
         let url = state.ledger.url.clone();
-        state.events.extend(left.map(|step| StoreEvent::UploadPending { step, url }));
+        state.events.extend(left.map(|step| RunEvent::UploadPending { step, url }));
         std::mem::take(&mut state.events)
     }
 
@@ -139,7 +140,7 @@ impl Uploader {
 /// The newest local checkpoint that is due and newer than all in the store.
 fn pending(run: &Path, ledger: &UploadLedger) -> Result<Option<(u64, PathBuf)>> {
     let newest = ledger.verified.last().copied();
-    let all = crate::checkpoint::list(&run.join("checkpoints"))?.into_iter();
+    let all = crate::checkpoint::list(&RunDir::new(run).checkpoints())?.into_iter();
     let whole = all.filter_map(|(path, c)| Some((c.ok()?.meta().step, path)));
     Ok(whole.into_iter().find(|(step, _)| ledger.due(*step) && newest.is_none_or(|n| *step > n)))
 }
@@ -177,12 +178,12 @@ fn work(shared: &Shared, remote: &Remote, section: &StoreSection, run: &Path) {
         let event = match done {
             Ok(u) => {
                 let Uploaded { step, url, bytes, sent, seconds } = u;
-                StoreEvent::Upload { step, url, bytes, sent, seconds, attempts }
+                RunEvent::Upload { step, url, bytes, sent, seconds, attempts }
             }
             Err(_) if shared.cancel.load(Ordering::Relaxed) => return,
-            Err(e) => StoreEvent::UploadFailed { step, url: remote.url().into(), error: e.to_string(), attempts },
+            Err(e) => RunEvent::UploadFailed { step, url: remote.url().into(), error: e.to_string(), attempts },
         };
-        let verified = matches!(event, StoreEvent::Upload { .. });
+        let verified = matches!(event, RunEvent::Upload { .. });
         let mut state = shared.lock();
         if verified {
             state.ledger.verified.insert(step);
@@ -206,7 +207,7 @@ fn clean_up(shared: &Shared, remote: &Remote, keep: usize, verified: u64) {
     state.tidying = false;
     match removed {
         Ok(steps) if steps.is_empty() => {}
-        Ok(steps) => state.events.push(StoreEvent::RemotePruned { url: remote.url().into(), steps }),
+        Ok(steps) => state.events.push(RunEvent::RemotePruned { url: remote.url().into(), steps }),
         // Costs space there; the next upload or start tries again.
         Err(e) => tracing::warn!("old checkpoints stay in the store: {e}"),
     }

@@ -8,6 +8,7 @@ use crate::checkpoint::restore::list;
 use crate::checkpoint::Team;
 use crate::checkpoint::{directory, save_by, Rules};
 use crate::error::{Error, Exit, Result};
+use crate::run_dir::RunDir;
 use crate::tiers::choice::{RestoreAction, RestoreView};
 use crate::tiers::snapshot::image::SnapshotReader;
 use crate::tiers::snapshot::inventory::{agreed_place, Inventory, SnapshotEntry};
@@ -47,7 +48,7 @@ pub fn flush(run_dir: &Path, snapshot_dir: &Path, rules: &Rules, world: &World) 
     let nodes = Nodes::by_snapshot_dir(snapshot_dir, world)?;
     let place = agreed_place(snapshot_dir, run_dir, run, world)?;
     let mut inventory = Inventory::take(&place, nodes, world)?;
-    let checkpoints = run_dir.join("checkpoints");
+    let checkpoints = RunDir::new(run_dir).checkpoints();
     let on_disk = newest_on_disk(&checkpoints, world)?;
     let began_with = inventory.sets();
     loop {

@@ -14,6 +14,7 @@ use crate::checkpoint::Stripes;
 use crate::checkpoint::{prune, Keep};
 use crate::config::{due, CheckpointSection};
 use crate::error::{Exit, Result};
+use crate::run_dir::RunDir;
 use crate::tiers::background::{BackgroundWriter, Ended};
 use crate::tiers::snapshot::partner::PartnerCopies;
 use crate::tiers::snapshot::place::SnapshotDir;
@@ -60,7 +61,7 @@ impl StateKeeper {
     /// Where snapshots do not fit the memory of some node, the run goes on with one copy of each, or with none, and says so.
     pub fn new(setup: &Setup, table: Table, world: &World) -> Result<StateKeeper> {
         let config = setup.config.clone();
-        let checkpoints = setup.run_dir.join("checkpoints");
+        let checkpoints = RunDir::new(setup.run_dir).checkpoints();
         let table = Arc::new(table);
         let tables = world.all_gather_bytes(&table.hash.to_le_bytes())?;
         let owner = Owner {

@@ -7,6 +7,7 @@ use crate::checkpoint::read::{Checkpoint, Compared};
 use crate::checkpoint::restore::{agree, candidates, check, newest_opened, Event};
 use crate::checkpoint::Team;
 use crate::error::{Error, Exit, Result};
+use crate::run_dir::RunDir;
 use crate::tiers::choice::{NewestOnDisk, RestoreAction, RestoreView};
 use crate::tiers::server::Server;
 use crate::tiers::snapshot::collect;
@@ -102,7 +103,7 @@ struct Search<'a, 'b> {
 
 impl<'a, 'b> Search<'a, 'b> {
     fn begin(tiers: &'a mut Tiers<'b>, world: &'a World) -> Result<Search<'a, 'b>> {
-        let checkpoints = tiers.run_dir.join("checkpoints");
+        let checkpoints = RunDir::new(tiers.run_dir).checkpoints();
         let nodes = Nodes::by_snapshot_dir(tiers.snapshot_dir, world)?;
         let place = agreed_place(tiers.snapshot_dir, tiers.run_dir, tiers.run, world)?;
         let inventory = Inventory::take(&place, nodes, world)?;

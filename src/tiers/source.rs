@@ -4,29 +4,15 @@ use crate::checkpoint::meta::{Group, Meta};
 use crate::checkpoint::read::{Checkpoint, Compared};
 use crate::checkpoint::slice::{cover, Slice};
 use crate::error::{Error, Exit, Result};
+pub use crate::events::Tally;
 use crate::tiers::search::SearchOrder;
 use crate::tiers::snapshot::image::SnapshotReader;
 use crate::tiers::snapshot::inventory::{Inventory, Set, SnapshotEntry};
 use crate::world::World;
-use serde::Serialize;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::AddAssign;
 use std::path::Path;
-
-/// Bytes taken from each place.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Tally {
-    /// Snapshots in this node's memory.
-    pub node: u64,
-    /// Second copies in this node's memory.
-    pub node_partner: u64,
-    /// Snapshots in another node's memory.
-    pub remote: u64,
-    /// Second copies in another node's memory.
-    pub remote_partner: u64,
-    pub disk: u64,
-}
 
 impl AddAssign for Tally {
     fn add_assign(&mut self, o: Tally) {

@@ -4,13 +4,14 @@
 use super::report::Report;
 use crate::checkpoint;
 use crate::config::{CheckpointSection, Precision, StoreSection};
-use crate::convert::hf::{Dtype, ExportEvent, Exporter};
+use crate::convert::hf::{Dtype, Exporter};
 use crate::error::Result;
+use crate::events::RunEvent;
 use crate::liveness::Progress;
 use crate::plan::Plan;
-use crate::store::{fetch_newer, StoreEvent, Uploader};
+use crate::run_dir::RunDir;
+use crate::store::{fetch_newer, Uploader};
 use crate::world::World;
-use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -43,7 +44,7 @@ impl Behind {
         };
         let exporter = match export_every {
             0 => None,
-            every => Some((Exporter::start(&run.join("exports"), dtype, *export_keep)?, *every)),
+            every => Some((Exporter::start(&RunDir::new(run).exports(), dtype, *export_keep)?, *every)),
         };
         if let Some((exporter, every)) = &exporter {
             if let Some((step, path)) = not_exported(run, *every)? {
@@ -72,10 +73,10 @@ impl Behind {
     /// Writes down what happened since the last call.
     pub fn report(&self, report: &mut Report) -> Result<()> {
         if let Some((uploader, _)) = &self.uploader {
-            uploader.events().iter().try_for_each(|e| stored(e, report))?;
+            uploader.events().iter().try_for_each(|e| report.tell(e))?;
         }
         match &self.exporter {
-            Some((exporter, _)) => exporter.events().iter().try_for_each(|e| exported(e, report)),
+            Some((exporter, _)) => exporter.events().iter().try_for_each(|e| report.tell(e)),
             None => Ok(()),
         }
     }
@@ -92,17 +93,17 @@ impl Behind {
         })?;
         match self.exporter {
             Some((exporter, _)) if exporter.idle() => {
-                exporter.finish().iter().try_for_each(|e| exported(e, report))?;
+                exporter.finish().iter().try_for_each(|e| report.tell(e))?;
             }
             // Its thread goes with the process; the next start begins again.
             Some((exporter, _)) => {
-                exporter.events().iter().try_for_each(|e| exported(e, report))?;
-                report.event("export_pending", json!({}))?;
+                exporter.events().iter().try_for_each(|e| report.tell(e))?;
+                report.tell(&RunEvent::ExportPending {})?;
             }
             None => {}
         }
         match self.uploader {
-            Some((uploader, _)) => uploader.finish(Duration::ZERO).iter().try_for_each(|e| stored(e, report)),
+            Some((uploader, _)) => uploader.finish(Duration::ZERO).iter().try_for_each(|e| report.tell(e)),
             None => Ok(()),
         }
     }
@@ -110,10 +111,10 @@ impl Behind {
 
 /// The newest checkpoint that is due for an export, if the run died before it was made.
 fn not_exported(run: &Path, every: u64) -> Result<Option<(u64, PathBuf)>> {
-    let all = checkpoint::list(&run.join("checkpoints"))?.into_iter();
+    let all = checkpoint::list(&RunDir::new(run).checkpoints())?.into_iter();
     let newest =
         all.filter_map(|(path, c)| Some((c.ok()?.meta().step, path))).find(|(step, _)| step.is_multiple_of(every));
-    let exported = |path: &Path| path.file_name().is_some_and(|name| run.join("exports").join(name).exists());
+    let exported = |path: &Path| path.file_name().is_some_and(|name| RunDir::new(run).exports().join(name).exists());
     Ok(newest.filter(|(step, path)| *step > 0 && !exported(path)))
 }
 
@@ -135,9 +136,9 @@ fn wait_together(world: &World, progress: &Progress, mut done: impl FnMut() -> b
 /// there was something. Collective over all ranks.
 pub fn fetch(
     section: &StoreSection, plan: &Plan, world: &World, progress: &Progress, than: Option<u64>,
-    events: &mut Vec<StoreEvent>,
+    events: &mut Vec<RunEvent>,
 ) -> Result<bool> {
-    let checkpoints = plan.config.run_dir.join("checkpoints");
+    let checkpoints = RunDir::new(&plan.config.run_dir).checkpoints();
     let fetched = std::thread::scope(|scope| {
         let work = (world.rank() == 0).then(|| {
             scope.spawn(|| {
@@ -152,26 +153,4 @@ pub fn fetch(
         world.agree(work.and_then(|w| w.join().ok()).unwrap_or(Ok(None)))
     })?;
     Ok(world.broadcast_bytes(vec![fetched.is_some().into()], 0)? == [1])
-}
-
-/// One event of the object store tier, in the log and for the person who watches.
-pub fn stored(event: &StoreEvent, report: &mut Report) -> Result<()> {
-    let (kind, fields) = event.parts();
-    report.event(&kind, fields)?;
-    report.note(&if event.is_warning() { format!("WARNING: {event}") } else { event.to_string() });
-    Ok(())
-}
-
-fn exported(event: &ExportEvent, report: &mut Report) -> Result<()> {
-    match event {
-        ExportEvent::Exported { step, path, bytes, seconds } => {
-            report.note(&format!("exported {}, {:.1} MB in {seconds:.2} s", path.display(), *bytes as f64 / 1e6));
-            report.event("export", json!({ "step": step, "path": path, "bytes": bytes, "seconds": seconds }))
-        }
-        ExportEvent::Failed { step, error } => {
-            report.note(&format!("WARNING: the export of step {step} failed, training goes on: {error}"));
-            report.event("export_failed", json!({ "step": step, "error": error }))
-        }
-        ExportEvent::Skipped { step, newer } => report.event("export_skipped", json!({ "step": step, "newer": newer })),
-    }
 }

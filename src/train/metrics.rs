@@ -7,8 +7,8 @@ use super::tensorboard::EventFile;
 use crate::appended::{self, Appended};
 use crate::attempt;
 use crate::error::{Error, Exit, Result};
-pub use crate::events::Events;
 use crate::kernels::device::DeviceMemory;
+use crate::run_dir::RunDir;
 use crate::{kernels, wire};
 use serde::Serialize;
 use serde_json::Value;
@@ -95,11 +95,12 @@ impl Metrics {
     /// # Errors
     /// [`Exit::Storage`].
     pub fn open(dir: &Path, restored: u64, tensorboard: bool) -> Result<Metrics> {
-        let path = dir.join("metrics.jsonl");
-        supersede(&path, restored)?;
+        let run = RunDir::new(dir);
+        let path = run.metrics();
+        supersede(run, restored)?;
         let file = Appended::open(&path)?;
         let tensorboard = match tensorboard {
-            true => Some(EventFile::create(&dir.join("tensorboard"), restored)?),
+            true => Some(EventFile::create(&run.tensorboard(), restored)?),
             false => None,
         };
         Ok(Metrics { file, dir: dir.to_path_buf(), tensorboard })
@@ -144,7 +145,8 @@ fn scalars(r: &StepRecord) -> Vec<(&'static str, f64)> {
 }
 
 /// Leaves the whole lines of steps up to `restored` in the file and appends the others to a file beside it.
-fn supersede(path: &Path, restored: u64) -> Result<()> {
+fn supersede(run: RunDir, restored: u64) -> Result<()> {
+    let path = &run.metrics();
     let text = match fs::read(path) {
         Ok(text) => text,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
@@ -158,7 +160,7 @@ fn supersede(path: &Path, restored: u64) -> Result<()> {
     if old.is_empty() {
         return Ok(());
     }
-    let beside = path.with_extension("superseded.jsonl");
+    let beside = run.superseded_metrics();
     let mut moved = old.concat();
     if !moved.ends_with(b"\n") {
         moved.push(b'\n');

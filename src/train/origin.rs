@@ -8,14 +8,13 @@ use super::state::State;
 use crate::checkpoint::{BaseNote, Event, Group, Meta, Team};
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
+use crate::events::RunEvent;
 use crate::layout;
 use crate::liveness::Progress;
 use crate::plan::{self, DataChanges, Plan};
-use crate::store::StoreEvent;
 use crate::tiers::keeper::ResumePoint;
 use crate::tiers::{self, Restored, Source, Tiers};
 use crate::world::World;
-use serde_json::json;
 
 /// Bytes of state for an element of the model: fp32 weight and moments.
 const ELEMENT: usize = Group::ALL.len() * size_of::<f32>();
@@ -32,7 +31,7 @@ pub struct Origin {
     changes: DataChanges,
     /// What the search came across, and what came from the object store.
     found: Vec<Event>,
-    fetched: Vec<StoreEvent>,
+    fetched: Vec<RunEvent>,
 }
 
 impl Origin {
@@ -73,7 +72,7 @@ impl Origin {
             Some(store) => {
                 // the first rank takes all of it from the store
                 let bytes = (layout::count(&plan.model) * ELEMENT) as u64;
-                world.agree(say(plan, world, "restoring", json!({ "bytes": bytes })))?;
+                world.agree(say(plan, world, &RunEvent::Restoring { bytes }))?;
                 behind::fetch(store, plan, world, progress, than, &mut fetched)
             }
             None => Ok(false),
@@ -130,23 +129,29 @@ impl Origin {
     /// Into the run's report: what was fetched, what was passed over, in what the data is another, where the state came from.
     pub fn tell(&self, report: &mut Report) -> Result<()> {
         for event in &self.fetched {
-            behind::stored(event, report)?;
+            report.tell(event)?;
         }
         for event in &self.found {
             match event {
                 Event::CheckpointRejected { path, reason } => {
-                    report.event("checkpoint_rejected", json!({ "path": path, "reason": reason }))?
+                    report.event(&RunEvent::CheckpointRejected { path: path.clone(), reason: reason.clone() })?
                 }
                 Event::SnapshotRejected { step, reason } => {
-                    report.event("snapshot_rejected", json!({ "step": step, "reason": reason }))?
+                    report.event(&RunEvent::SnapshotRejected { step: *step, reason: reason.clone() })?
                 }
                 Event::CheckpointChosen { .. } => {}
             }
         }
         tell(&self.changes, report)?;
         let Some(r) = &self.restored else { return Ok(()) };
-        let fields = json!({ "step": r.step, "path": r.path, "tiers": r.tally, "snapshots_opened": r.opened, "from_attempt": r.attempt, "seconds": r.seconds });
-        report.event("resume", fields)
+        report.event(&RunEvent::Resume {
+            step: r.step,
+            path: r.path.clone(),
+            tiers: r.tally,
+            snapshots_opened: r.opened,
+            from_attempt: r.attempt,
+            seconds: r.seconds,
+        })
     }
 }
 
@@ -187,5 +192,5 @@ fn tell(changes: &DataChanges, report: &mut Report) -> Result<()> {
     for line in &changes.accepted {
         report.note(&format!("WARNING: other samples than before, as data.on_change says: {line}"));
     }
-    report.event("data_changed", json!({ "changes": changes.accepted }))
+    report.event(&RunEvent::DataChanged { changes: changes.accepted.clone() })
 }

@@ -3,6 +3,7 @@
 
 use super::metrics::StepRecord;
 use crate::attempt;
+use crate::run_dir::RunDir;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -68,7 +69,7 @@ impl PromFile {
     /// `metrics.prom` in the run directory `dir` of the run `run` with `steps` steps, replaced at most every `every`; `None` for
     /// zero.
     pub fn new(dir: &Path, run: &str, steps: u64, every: Duration) -> Option<PromFile> {
-        let path = dir.join("metrics.prom");
+        let path = RunDir::new(dir).prometheus();
         let run = escaped(run);
         (!every.is_zero()).then_some(PromFile {
             path,

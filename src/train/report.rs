@@ -1,19 +1,22 @@
 //! What a run says about itself, from one rank: metrics, events, progress. On the other ranks every call does nothing.
 
-use super::metrics::{memory_peak, Events, Metrics, StepRecord};
+use super::metrics::{memory_peak, Metrics, StepRecord};
 use super::progress::TrainProgress;
 use super::prometheus::PromFile;
 use super::state::State;
 use super::step::Outcome;
+use crate::checkpoint::Saved;
 use crate::config;
 use crate::error::{Error, Exit, Result};
+use crate::events::{Events, RunEvent};
 use crate::kernels;
 use crate::plan::flops::{self, PerToken};
 use crate::plan::Plan;
+use crate::run_dir::RunDir;
 use crate::tiers::keeper::Happened;
 use crate::world::World;
 use jiff::Timestamp;
-use serde_json::{json, Value};
+use serde_json::json;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
@@ -64,9 +67,9 @@ impl Report {
     }
 
     /// One line in `events.jsonl`.
-    pub fn event(&mut self, kind: &str, fields: Value) -> Result<()> {
+    pub fn event(&mut self, event: &RunEvent) -> Result<()> {
         let written = match &mut self.inner {
-            Some(inner) if self.gone.is_none() => inner.events.event(kind, fields),
+            Some(inner) if self.gone.is_none() => inner.events.write(event),
             _ => Ok(()),
         };
         self.bear(written)
@@ -92,56 +95,33 @@ impl Report {
         self.gone.is_some()
     }
 
+    /// One line in `events.jsonl`, and for the person who watches, where there are words for it.
+    pub fn tell(&mut self, event: &RunEvent) -> Result<()> {
+        if let Some(words) = event.words() {
+            self.note(&if event.is_warning() { format!("WARNING: {words}") } else { words });
+        }
+        self.event(event)
+    }
+
     /// What happened to the state between two steps.
     pub fn kept(&mut self, what: Happened) -> Result<()> {
-        let dot = |t: Duration| format!("{:.1}", t.as_secs_f64());
-        match what {
-            Happened::Saved(saved, step) => {
-                let (path, bytes, seconds) = (saved.path.display().to_string(), saved.bytes, saved.seconds);
-                self.note(&format!("saved {path}, {:.1} MB in {seconds:.2} s", bytes as f64 / 1e6));
-                self.event("checkpoint", json!({ "step": step, "path": path, "bytes": bytes, "seconds": seconds }))
+        let text = |error: Error| error.to_string();
+        self.tell(&match what {
+            Happened::Saved(Saved { path, bytes, seconds }, step) => {
+                RunEvent::Checkpoint { step, path, bytes, seconds }
             }
-            Happened::SaveFailed { step, error } => {
-                self.note(&format!("WARNING: the checkpoint of step {step} failed, training goes on: {error}"));
-                self.event("checkpoint_failed", json!({ "step": step, "error": error.to_string() }))
-            }
+            Happened::SaveFailed { step, error } => RunEvent::CheckpointFailed { step, error: text(error) },
             Happened::SaveSlow { step, running, took, since_due } => {
-                let (took_s, since) = (dot(took), dot(since_due));
-                self.note(&format!(
-                    "WARNING: no checkpoint of step {step}: that of step {running} is being written for {took_s} s, and one \
-                     was due {since} s ago (hint: raise checkpoint.every)"
-                ));
-                let (took_s, since_s) = (took.as_secs_f64(), since_due.as_secs_f64());
-                let fields = json!({ "step": step, "running": running, "save_s": took_s, "interval_s": since_s });
-                self.event("checkpoint_slow", fields)
+                let (save_s, interval_s) = (took.as_secs_f64(), since_due.as_secs_f64());
+                RunEvent::CheckpointSlow { step, running, save_s, interval_s }
             }
-            Happened::SnapshotSkipped { step, skipped } => {
-                self.event("snapshot_skipped", json!({ "step": step, "skipped": skipped }))
-            }
-            Happened::PartnerFailed { error } => {
-                self.note(&format!("WARNING: a second copy of the snapshots is missing: {error}"));
-                self.event("partner_failed", json!({ "error": error.to_string() }))
-            }
-            Happened::PruneFailed { error } => {
-                self.note(&format!("WARNING: old checkpoints could not be removed: {error}"));
-                self.event("prune_failed", json!({ "error": error.to_string() }))
-            }
-            Happened::NoSecondCopy { error } => {
-                self.note(&format!("WARNING: snapshots have no second copy, the run goes on: {error}"));
-                self.event("no_second_copy", json!({ "error": error.to_string() }))
-            }
-            Happened::NoSnapshots { error } => {
-                self.note(&format!("WARNING: no snapshots in memory, only checkpoints count: {error}"));
-                self.event("no_snapshots", json!({ "error": error.to_string() }))
-            }
-            Happened::OldSnapshotsRemoved { dir } => {
-                self.note(&format!(
-                    "WARNING: no room in {} beside the snapshots of an earlier start, which were removed",
-                    dir.display()
-                ));
-                self.event("old_snapshots_removed", json!({ "dir": dir }))
-            }
-        }
+            Happened::SnapshotSkipped { step, skipped } => RunEvent::SnapshotSkipped { step, skipped },
+            Happened::PartnerFailed { error } => RunEvent::PartnerFailed { error: text(error) },
+            Happened::PruneFailed { error } => RunEvent::PruneFailed { error: text(error) },
+            Happened::NoSecondCopy { error } => RunEvent::NoSecondCopy { error: text(error) },
+            Happened::NoSnapshots { error } => RunEvent::NoSnapshots { error: text(error) },
+            Happened::OldSnapshotsRemoved { dir } => RunEvent::OldSnapshotsRemoved { dir },
+        })
     }
 
     /// A line for the person who watches, and in the log.
@@ -228,9 +208,9 @@ fn cpu_peak(dtype: Kind) -> f64 {
 }
 
 /// An event of rank 0 before the run's report is open.
-pub fn say(plan: &Plan, world: &World, kind: &str, fields: Value) -> Result<()> {
+pub fn say(plan: &Plan, world: &World, event: &RunEvent) -> Result<()> {
     match world.rank() {
-        0 => Events::open(&plan.config.run_dir)?.event(kind, fields),
+        0 => Events::open(&plan.config.run_dir)?.write(event),
         _ => Ok(()),
     }
 }
@@ -243,7 +223,7 @@ pub fn open_run_directory(plan: &Plan, world: &World) -> Result<()> {
     let dir = &plan.config.run_dir;
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "create", &e, Exit::Storage))?;
     let yaml = config::to_yaml(&plan.config)?;
-    write(&dir.join("config.yaml"), yaml.as_bytes())?;
+    write(&RunDir::new(dir).config(), yaml.as_bytes())?;
     let about = json!({
         "herd_version": env!("CARGO_PKG_VERSION"),
         "parameters": crate::layout::count(&plan.model),
@@ -256,7 +236,7 @@ pub fn open_run_directory(plan: &Plan, world: &World) -> Result<()> {
         "tokens_per_step": plan.tokens_per_step(),
         "memory_bytes_per_rank": crate::plan::memory::Memory::peak(plan).total(),
     });
-    write(&dir.join("plan.json"), format!("{about:#}\n").as_bytes())
+    write(&RunDir::new(dir).plan(), format!("{about:#}\n").as_bytes())
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -5,6 +5,7 @@ use crate::checkpoint::directory;
 use crate::config::Config;
 use crate::durable::refused;
 use crate::error::{Error, Exit, Result};
+use crate::run_dir::RunDir;
 use crate::world::World;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -36,7 +37,7 @@ fn make(config: &Config) -> Result<PathBuf> {
                 n += 1;
                 dir = rescue.join(format!("{name}-{n}"));
             }
-            made => return made.map_err(refused(&dir, "create")).map(|()| dir.join("checkpoints")),
+            made => return made.map_err(refused(&dir, "create")).map(|()| RunDir::new(&dir).checkpoints()),
         }
     }
 }

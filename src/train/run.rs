@@ -9,14 +9,15 @@ use super::step::{self, Outcome, Stage};
 use super::validate::validate;
 use crate::config::due;
 use crate::error::{Error, Exit, Result};
+use crate::events::RunEvent;
 use crate::kernels::{device, memory};
 use crate::liveness::inject::Inject;
 use crate::liveness::{self, Liveness, Phase};
 use crate::parallel::sync;
 use crate::plan::Plan;
+use crate::run_dir::RunDir;
 use crate::tiers::keeper::Happened;
 use crate::world::World;
-use serde_json::json;
 use std::time::Instant;
 
 /// How a run ended.
@@ -58,7 +59,7 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
     let stage = Stage { plan, world, model: &model, pipeline: &pipeline, corpus: &corpus, progress, inject: &inject };
     let last = config.train.stop_at.unwrap_or(config.train.steps).min(config.train.steps);
     let behind = world.agree(Behind::start(plan, world))?;
-    let checkpoints = config.run_dir.join("checkpoints");
+    let checkpoints = RunDir::new(&config.run_dir).checkpoints();
     let mut skipped_in_a_row = 0;
     let mut asked = false;
     if state.step >= last {
@@ -70,7 +71,8 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
         inject.boundary(state.step)?;
         if config.train.skip_steps.contains(&(state.step + 1)) && state.step + 1 < last {
             (state.step, state.skipped) = (state.step + 1, state.skipped + 1);
-            report.event("skipped_step", json!({ "step": state.step, "why": "train.skip_steps" }))?;
+            let why = Some("train.skip_steps".into());
+            report.event(&RunEvent::SkippedStep { step: state.step, loss: None, grad_norm: None, why })?;
             continue;
         }
         let began = Instant::now();
@@ -90,7 +92,7 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
                 state.best_validation = Some(state.best_validation.map_or(loss, |best| best.min(loss)));
                 state.validation = Some(loss);
                 found.validation_loss = Some(loss);
-                report.event("validation", json!({ "step": state.step, "validation_loss": loss }))?;
+                report.event(&RunEvent::Validation { step: state.step, validation_loss: Some(loss) })?;
             }
         }
         let ending = state.step == last || found.stop;
@@ -101,8 +103,8 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
 
         skipped_in_a_row = if found.skipped { skipped_in_a_row + 1 } else { 0 };
         if found.skipped {
-            let (loss, norm) = (found.loss.to_string(), found.grad_norm.to_string());
-            report.event("skipped_step", json!({ "step": state.step, "loss": loss, "grad_norm": norm }))?;
+            let (loss, grad_norm) = (Some(found.loss.to_string()), Some(found.grad_norm.to_string()));
+            report.event(&RunEvent::SkippedStep { step: state.step, loss, grad_norm, why: None })?;
             stop_if_hopeless(plan, &found, skipped_in_a_row, state.step)?;
         }
         if due(state.step, config.log.sync_check_every) {
@@ -140,10 +142,11 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
     let end = if state.step == config.train.steps { End::Finished } else { End::Stopped };
     behind.finish(matches!(end, End::Finished), &mut report, world, progress)?;
     // of one rank: what grows with the world
-    let sent = world.most_sent()?;
-    let control = json!({ "messages": sent.messages, "bytes": sent.bytes, "peers": sent.peers });
-    let fields = json!({ "step": state.step, "control_plane": control });
-    report.event(if matches!(end, End::Finished) { "finished" } else { "stopped" }, fields)?;
+    let (step, control_plane) = (state.step, world.most_sent()?);
+    report.event(&match end {
+        End::Finished => RunEvent::Finished { step, control_plane },
+        End::Stopped => RunEvent::Stopped { step, control_plane },
+    })?;
     report.finish();
     // a job that is being cancelled has no later moment to free memory in, and the state is on disk
     if matches!(end, End::Finished) || asked {

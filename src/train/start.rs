@@ -10,6 +10,7 @@ use crate::checkpoint::{Meta, SpecialTokens};
 use crate::data::tokenizer::TokenizerFacts;
 use crate::data::Mixture;
 use crate::error::{Error, Exit, Result};
+use crate::events::RunEvent;
 use crate::liveness::{Phase, Progress};
 use crate::model::{Llama, LoraNumbers};
 use crate::parallel::{Pipeline, Wires};
@@ -21,7 +22,6 @@ use crate::tiers::snapshot::place::{random, run_id};
 use crate::tiers::snapshot::table::Table;
 use crate::topology::Topology;
 use crate::world::World;
-use serde_json::json;
 use std::sync::Arc;
 
 /// Everything the loop needs.
@@ -41,7 +41,7 @@ pub struct Started {
 /// the given weights, else from the seed. Collective over all ranks.
 pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started> {
     // the supervisor waits for this word no longer than ranks take to find each other
-    world.agree(say(plan, world, "met", json!({ "world": world.size() })))?;
+    world.agree(say(plan, world, &RunEvent::Met { world: world.size() }))?;
     crate::wire::use_device(world, plan.device)?;
     world.agree(report::open_run_directory(plan, world))?;
     let data = RunData::open(plan, world)?;
@@ -58,10 +58,10 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     let keeper = open_keeper(plan, world, run, origin.from(), &meta, &state)?;
     keeper.notes(world)?.iter().for_each(|text| report.note(text));
     if origin.is_new() {
-        report.event("start", json!({ "world": world.size(), "weights": plan.config.model.weights }))?;
+        report.event(&RunEvent::Start { world: world.size(), weights: plan.config.model.weights.clone() })?;
         if let Some(held_out) = data.held_out.as_ref().filter(|_| plan.config.validation.every > 0) {
             let loss = validate(plan, world, &model, &pipeline, held_out, &mut state, progress)?;
-            report.event("validation", json!({ "step": 0, "validation_loss": loss }))?;
+            report.event(&RunEvent::Validation { step: 0, validation_loss: Some(loss) })?;
             report.note(&format!("validation loss before the first step: {loss:.4}"));
         }
     }
@@ -91,7 +91,7 @@ fn open_report(plan: &Plan, world: &World, step: u64) -> Result<Report> {
     if let Some(job) = &told.job {
         let nodes = compress(&job.nodes);
         tracing::info!("Slurm job {} on {nodes}, requeued {} times before", job.id, job.restarts);
-        report.event("slurm_job", json!({ "job": job.id, "restarts": job.restarts, "nodes": nodes }))?;
+        report.event(&RunEvent::SlurmJob { job: job.id, restarts: job.restarts, nodes })?;
     }
     Ok(report)
 }
@@ -117,7 +117,7 @@ fn open_keeper(
 
 /// A number for this start, which rank 0 makes, and says at once how much it is going to read.
 fn session(plan: &Plan, world: &World, state: &State) -> Result<u64> {
-    let restoring = say(plan, world, "restoring", json!({ "bytes": state_bytes(state) }));
+    let restoring = say(plan, world, &RunEvent::Restoring { bytes: state_bytes(state) });
     let session = world.broadcast_bytes(world.agree(restoring.and_then(|()| random()))?.to_le_bytes().to_vec(), 0)?;
     Ok(u64::from_le_bytes(session.try_into().unwrap_or_default()) >> 11)
 }

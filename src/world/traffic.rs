@@ -1,6 +1,7 @@
 //! What this process has sent through MPI by itself: messages, bytes and to how many ranks. What MPI does inside, when it starts,
 //! makes communicators or ends, is not seen here.
 
+pub use crate::events::Traffic;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::OnceLock;
 
@@ -16,15 +17,6 @@ pub(crate) enum Purpose {
 }
 
 const PURPOSES: usize = 3;
-
-/// What has been sent for one purpose.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    pub messages: u64,
-    pub bytes: u64,
-    /// Ranks that something was sent to.
-    pub peers: u64,
-}
 
 #[derive(Default)]
 struct Counts {

@@ -1,4 +1,5 @@
-"""The order of the house: no circle between files of src/, every room uses only rooms below it, a public type name is defined once.
+"""The order of the house: no circle between files of src/, every room uses only rooms below it, a public type name is defined once,
+the paths of a run directory are put together in run_dir.rs alone.
 
     python tests/house/house.py            # the findings, exit code 1 where there are any
     python tests/house/house.py --graph    # what each file uses, for a look
@@ -22,10 +23,11 @@ SRC = ROOT / "src"
 TWICE = {"Args"}
 
 
-def code(path):
-    """A file's text without comments, strings and test modules."""
+def code(path, strings=False):
+    """A file's text without comments and test modules, and without strings unless they are asked for."""
     text = re.sub(r"//[^\n]*", "", path.read_text())
-    text = re.sub(r'"(?:\\.|[^"\\])*"', '""', text)
+    if not strings:
+        text = re.sub(r'"(?:\\.|[^"\\])*"', '""', text)
     cut = re.search(r"#\[cfg\(test\)\]\s*(?:pub(?:\([a-z]+\))? )?mod \w+ \{", text)
     text = text[: cut.start()] if cut else text
     # single items for tests
@@ -173,6 +175,13 @@ def circles(uses):
     return out
 
 
+def joined_by_hand(house):
+    """Names in a run directory that another file than run_dir.rs appends to a path."""
+    joins = lambda m: re.findall(r'\.join\((?:&?format!\()?"([\w.-]+)', code(house.file[m], strings=True))  # noqa: E731
+    names = set(re.findall(r'self\.0\.join\("([\w.-]+)"\)', code(house.file[("run_dir",)], strings=True)))
+    return [(m, name) for m in sorted(house.file) if m != ("run_dir",) for name in joins(m) if name in names]
+
+
 def listed(text, mark):
     """Names of rooms in another list, in order: the backquoted words before the colon of each line that begins with mark."""
     order = []
@@ -236,6 +245,8 @@ def main():
         wrong.append(f"type {name} is defined once now: take it out of this script's list")
     for name, ms in sorted(twice.items()):
         wrong.append(f"type {name} is defined in {', '.join(say(m) for m in ms)}")
+    for m, name in joined_by_hand(house):
+        wrong.append(f"{say(m)} joins {name} by hand: RunDir has a method for it")
     for w in wrong:
         print(w)
     print(f"{len(house.file)} files, {sum(map(len, house.uses.values()))} uses, {len(types)} type names, {len(wrong)} findings")

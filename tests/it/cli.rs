@@ -1,6 +1,6 @@
 //! The command line itself: help, version, completions, man pages, pipes.
 
-use crate::support::{herd, text};
+use crate::support::{herd, root, text};
 use std::io::Read;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -60,6 +60,17 @@ fn exit_codes_are_listed_from_the_one_table() {
     for (exit, meaning, action) in herd::error::Exit::TABLE {
         assert!(said.contains(&format!("{:>3}  {meaning}\n       {action}", exit.code())), "{exit:?}: {said}");
     }
+}
+
+/// `herd help events` writes the tables between the marks in docs/events.md.
+#[test]
+fn the_documented_events_are_the_events() {
+    let tables = stdout(&["help", "events"]);
+    let docs = std::fs::read_to_string(root().join("docs/events.md")).unwrap();
+    let (_, rest) = docs.split_once("<!-- events -->\n").expect("the first mark");
+    let (held, _) = rest.split_once("<!-- end of events -->").expect("the second mark");
+    assert!(held.trim() == tables.trim(), "docs/events.md is stale: paste `herd help events`");
+    assert!(tables.contains("| `fault` |"), "{tables}");
 }
 
 #[test]

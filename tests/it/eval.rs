@@ -17,7 +17,11 @@ fn run(dir: &Path, ranks: usize, args: &[&str]) -> Output {
             c
         }
     };
-    c.current_dir(dir).args(["eval", "--model", "m", "--threads", "1", "--cache-gb", "0.1"]).args(args).output().unwrap()
+    c.current_dir(dir)
+        .args(["eval", "--model", "m", "--threads", "1", "--cache-gb", "0.1"])
+        .args(args)
+        .output()
+        .unwrap()
 }
 
 fn ok(dir: &Path, ranks: usize, args: &[&str]) -> String {
@@ -92,7 +96,10 @@ fn scores_equal_transformers_and_are_the_same_in_any_company() {
         let told = ok(d, ranks, &[&all[..], &["--details", "details.jsonl"], more].concat());
         let details = fs::read_to_string(d.join("details.jsonl")).unwrap();
         let mut want = want.iter();
-        for row in rows_of(&d.join("details.jsonl")).iter().filter(|r| ["choices", "next"].contains(&r["task"].as_str().unwrap())) {
+        for row in rows_of(&d.join("details.jsonl"))
+            .iter()
+            .filter(|r| ["choices", "next"].contains(&r["task"].as_str().unwrap()))
+        {
             let heard: Vec<f64> = match &row["logprobs"] {
                 Value::Array(all) => all.iter().map(|v| v.as_f64().unwrap()).collect(),
                 _ => vec![row["logprob"].as_f64().unwrap()],
@@ -166,7 +173,10 @@ fn bad_tasks_are_refused_by_line() {
         fs::write(d.join("t.jsonl"), content).unwrap();
         let out = run(d, 1, &["t.jsonl"]);
         let said = text(&out);
-        assert!(out.status.code() == Some(code) && said.contains(words) && said.contains("t.jsonl"), "{content}: {said}");
+        assert!(
+            out.status.code() == Some(code) && said.contains(words) && said.contains("t.jsonl"),
+            "{content}: {said}"
+        );
     }
     let long = json!({"context": "x".repeat(300), "continuation": "y"});
     fs::write(d.join("t.jsonl"), lines(&[json!({"context": "a", "continuation": "b"}), long])).unwrap();

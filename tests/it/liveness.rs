@@ -4,7 +4,8 @@ use super::train::{herd_pids, losses, wait_for_step, Run};
 use crate::support::text;
 use herd::attempt;
 use herd::error::Exit;
-use herd::liveness::{choose, inject, Phase, Reason, Verdict, VerdictFolder};
+use herd::liveness::{choose, Phase, Reason, Verdict, VerdictFolder};
+use herd::run_dir::RunDir;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -44,7 +45,7 @@ impl Live {
     }
 
     fn order(&self, rank: usize, order: &str) {
-        let path = inject::path(&self.dir, rank);
+        let path = RunDir::new(&self.dir).drill_order(rank);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         let new = path.with_extension("new");
         std::fs::write(&new, order).unwrap();

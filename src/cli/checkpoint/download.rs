@@ -5,6 +5,7 @@ use crate::checkpoint::Checkpoint;
 use crate::cli::progress::shown;
 use crate::config::StoreSection;
 use crate::error::{Error, Exit, Result};
+use crate::run_dir::RunDir;
 use crate::store::persist_fetch;
 use serde_json::json;
 use std::path::PathBuf;
@@ -36,7 +37,7 @@ pub fn run(args: &Args) -> Result<()> {
             .hint("s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///path"));
     };
     let step = steps_of(&remote, args.step.or(named))?[0];
-    let checkpoints = args.run.join("checkpoints");
+    let checkpoints = RunDir::new(&args.run).checkpoints();
     let path = checkpoints.join(format!("step-{step:08}"));
     if path.exists() && !args.replace {
         return Err(Error::new(Exit::Usage, format!("{} is there already", path.display()))

@@ -8,6 +8,7 @@ use crate::convert::hf::{Dtype, ExportOptions};
 use crate::convert::{hf, weights};
 use crate::durable::{refused, write_synced};
 use crate::error::{Error, Exit, Result};
+use crate::run_dir::RunDir;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -37,7 +38,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.dtype.is_some() {
         return Err(Error::new(Exit::Usage, "--dtype is for GGUF files; a run's weights are fp32").hint("leave it out"));
     }
-    let checkpoints = args.run.join("checkpoints");
+    let checkpoints = RunDir::new(&args.run).checkpoints();
     if let Some((path, _)) = list(&checkpoints)?.first() {
         return Err(Error::new(
             Exit::Usage,

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::{list, Checkpoint};
 use crate::error::{Error, Exit, Result};
+use crate::run_dir::RunDir;
 use crate::store::{place, Remote};
 use std::path::{Path, PathBuf};
 
@@ -69,7 +70,7 @@ pub fn checkpoints_of(run: &Path) -> Result<PathBuf> {
         return Err(Error::new(Exit::Checkpoint, format!("there is no directory {}", run.display()))
             .hint("give a run directory, or its `checkpoints`"));
     }
-    let inside = run.join("checkpoints");
+    let inside = RunDir::new(run).checkpoints();
     Ok(if inside.is_dir() { inside } else { run.to_path_buf() })
 }
 

@@ -16,7 +16,7 @@ mod tests;
 
 pub use export::{export, export_adapter, ExportOptions, Exported};
 pub use import::import;
-pub use periodic::{ExportEvent, Exporter};
+pub use periodic::Exporter;
 pub(super) use shards::read_as_f32;
 pub use shards::{Dtype, Shards};
 

@@ -8,6 +8,7 @@ use crate::checkpoint::disk::directory;
 use crate::convert::hf::{export, Dtype, ExportOptions};
 use crate::convert::weights;
 use crate::error::Result;
+use crate::events::RunEvent;
 use crate::threads;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{channel, Receiver, Sender};
@@ -18,18 +19,11 @@ use std::time::Instant;
 /// Largest safetensors file: Hugging Face's own default.
 const SHARD: u64 = 5_000_000_000;
 
-/// What came of one export.
-pub enum ExportEvent {
-    Exported { step: u64, path: PathBuf, bytes: u64, seconds: f64 },
-    Failed { step: u64, error: String },
-    Skipped { step: u64, newer: u64 },
-}
-
 pub struct Exporter {
     to: Option<Sender<()>>,
     waiting: Arc<Mutex<Queue>>,
     thread: Option<JoinHandle<()>>,
-    from: Receiver<ExportEvent>,
+    from: Receiver<RunEvent>,
 }
 
 #[derive(Default)]
@@ -91,14 +85,14 @@ impl Exporter {
     }
 
     /// What happened since the last call.
-    pub fn events(&self) -> Vec<ExportEvent> {
+    pub fn events(&self) -> Vec<RunEvent> {
         let mut q = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let skipped = q.skipped.drain(..).map(|(step, newer)| ExportEvent::Skipped { step, newer });
+        let skipped = q.skipped.drain(..).map(|(step, newer)| RunEvent::ExportSkipped { step, newer });
         skipped.chain(self.from.try_iter()).collect()
     }
 
     /// Waits for what is under way and waiting, then stops.
-    pub fn finish(mut self) -> Vec<ExportEvent> {
+    pub fn finish(mut self) -> Vec<RunEvent> {
         self.to = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -107,7 +101,7 @@ impl Exporter {
     }
 }
 
-fn one(step: u64, checkpoint: &Path, exports: &Path, dtype: Dtype, keep: usize) -> ExportEvent {
+fn one(step: u64, checkpoint: &Path, exports: &Path, dtype: Dtype, keep: usize) -> RunEvent {
     let began = Instant::now();
     let path = exports.join(directory(step));
     let work = || -> Result<u64> {
@@ -120,8 +114,8 @@ fn one(step: u64, checkpoint: &Path, exports: &Path, dtype: Dtype, keep: usize) 
         Ok(done.bytes)
     };
     match work() {
-        Ok(bytes) => ExportEvent::Exported { step, path, bytes, seconds: began.elapsed().as_secs_f64() },
-        Err(e) => ExportEvent::Failed { step, error: e.to_string() },
+        Ok(bytes) => RunEvent::Export { step, path, bytes, seconds: began.elapsed().as_secs_f64() },
+        Err(e) => RunEvent::ExportFailed { step, error: e.to_string() },
     }
 }
 

@@ -11,6 +11,7 @@ use crate::convert::peft::{self, AdapterFiles};
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
 use crate::progress::Meter;
+use crate::run_dir::RunDir;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -114,8 +115,8 @@ fn find(path: &Path) -> Result<Place> {
         model(Weights::of_hugging_face(path)?)
     } else if is_meta(path) {
         model(Weights::of_meta(path)?)
-    } else if path.join("checkpoints").is_dir() {
-        Ok(Place::Run(path.join("checkpoints")))
+    } else if RunDir::new(path).checkpoints().is_dir() {
+        Ok(Place::Run(RunDir::new(path).checkpoints()))
     } else if crate::checkpoint::list(path)?.is_empty() {
         let fact = match path.exists() {
             true => format!("{} holds no weights", path.display()),

@@ -172,7 +172,21 @@ mod tests {
         let chars: Vec<char> = (0..0x110000).step_by(step).filter_map(char::from_u32).collect();
         let each = |c: &char| format!("a{c}b {c}{c} 1{c}\n {c}\t'{c}'S  {c}\r\n\n {c}");
         let mut texts: Vec<String> = chars.chunks(64).map(|some| some.iter().map(each).collect()).collect();
-        texts.extend(["", " ", "  ", "\n", "x  ", "  x", " \n x\n \n", "it's IT'S 'ſ 'llll don'T", "1234567890 ½²٣", "a\u{85}\u{a0}\u{3000} b"].map(String::from));
+        texts.extend(
+            [
+                "",
+                " ",
+                "  ",
+                "\n",
+                "x  ",
+                "  x",
+                " \n x\n \n",
+                "it's IT'S 'ſ 'llll don'T",
+                "1234567890 ½²٣",
+                "a\u{85}\u{a0}\u{3000} b",
+            ]
+            .map(String::from),
+        );
         texts
     }
 
@@ -182,7 +196,12 @@ mod tests {
         let split = json!({"type": "Split", "pattern": {"Regex": super::super::tiktoken::SPLIT}, "behavior": "Isolated", "invert": false});
         let digits = |each: bool| json!({"type": "Digits", "individual_digits": each});
         let all = |parts: &[Value]| json!({"type": "Sequence", "pretokenizers": parts});
-        for pre in [bytes(true), all(&[split, bytes(false)]), all(&[digits(true), bytes(true)]), all(&[digits(false), bytes(true)])] {
+        for pre in [
+            bytes(true),
+            all(&[split, bytes(false)]),
+            all(&[digits(true), bytes(true)]),
+            all(&[digits(false), bytes(true)]),
+        ] {
             let t = with_cuts(&pre);
             assert!(t.words.is_some(), "{pre}");
             for text in nasty(23) {
@@ -195,7 +214,11 @@ mod tests {
     #[test]
     fn other_tokenizers_are_the_librarys() {
         let other = json!({"type": "Split", "pattern": {"Regex": "\\w+"}, "behavior": "Isolated", "invert": false});
-        for pre in [other, json!({"type": "Whitespace"}), json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true})] {
+        for pre in [
+            other,
+            json!({"type": "Whitespace"}),
+            json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true}),
+        ] {
             assert!(with_cuts(&pre).words.is_none(), "{pre}");
         }
     }

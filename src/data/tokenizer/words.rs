@@ -47,7 +47,8 @@ impl WordEncoder {
     /// For a tokenizer.json, `json`, and whether only special tokens were added to its vocabulary, whose names in a text are text.
     pub fn of(json: &Value, only_special: bool) -> Option<WordEncoder> {
         let model = &json["model"];
-        let plain = json["normalizer"].is_null() && model["type"] == "BPE" && model["dropout"].as_f64().unwrap_or(0.0) == 0.0;
+        let plain =
+            json["normalizer"].is_null() && model["type"] == "BPE" && model["dropout"].as_f64().unwrap_or(0.0) == 0.0;
         let cuts = cuts(&json["pre_tokenizer"])?;
         (plain && only_special).then(|| WordEncoder::new(cuts))
     }
@@ -116,7 +117,9 @@ fn cuts(pre: &Value) -> Option<Vec<Cut>> {
 fn one(part: &Value) -> Option<Cut> {
     match part["type"].as_str()? {
         "Digits" => Some(Cut::Digits { each: part["individual_digits"].as_bool()? }),
-        "Split" if part["behavior"] == "Isolated" && part["invert"] == false => words(part["pattern"]["Regex"].as_str()?),
+        "Split" if part["behavior"] == "Isolated" && part["invert"] == false => {
+            words(part["pattern"]["Regex"].as_str()?)
+        }
         _ => None,
     }
 }
@@ -130,9 +133,7 @@ fn words(pattern: &str) -> Option<Cut> {
 }
 
 /// Calls `word` with the pieces of `text` after all cuts.
-fn cut(
-    cuts: &[Cut], caches: &mut [Option<Cache>], text: &str, word: &mut dyn FnMut(&str) -> Result<()>,
-) -> Result<()> {
+fn cut(cuts: &[Cut], caches: &mut [Option<Cache>], text: &str, word: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
     let (Some((first, rest)), Some((cache, caches))) = (cuts.split_first(), caches.split_first_mut()) else {
         return if text.is_empty() { Ok(()) } else { word(text) };
     };
@@ -159,7 +160,11 @@ fn word_length(pattern: &Regex, cache: &mut Cache, text: &str) -> usize {
     }
     // the last character of a run of space goes to the word behind it, unless it is alone
     let last = text[..end].char_indices().next_back().map_or(0, |(at, _)| at);
-    if last > 0 { last } else { end }
+    if last > 0 {
+        last
+    } else {
+        end
+    }
 }
 
 /// Bytes of the digit, the digits or the rest that `text` begins with, as the library's `Digits` takes them.

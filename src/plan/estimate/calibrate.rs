@@ -14,6 +14,7 @@ use crate::config::load;
 use crate::error::{Error, Exit, Result};
 use crate::plan::memory::KernelForms;
 use crate::plan::Plan;
+use crate::run_dir::RunDir;
 use serde::Serialize;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -137,7 +138,7 @@ fn median(mut all: Vec<f64>) -> Option<f64> {
 }
 
 fn shape_of(run: &Path, h: &Hardware, per_node: usize, forms: KernelForms) -> Result<StepShape> {
-    let about: Value = read_json(&run.join("plan.json"))?;
+    let about: Value = read_json(&RunDir::new(run).plan())?;
     let world =
         about["world"].as_u64().filter(|&w| w > 0).ok_or_else(|| no_run(run, "plan.json has no world"))? as usize;
     let local = per_node.min(world);
@@ -145,7 +146,7 @@ fn shape_of(run: &Path, h: &Hardware, per_node: usize, forms: KernelForms) -> Re
         let fact = format!("{}: its {world} ranks do not fill nodes of {local}", run.display());
         return Err(Error::new(Exit::Config, fact).hint("give the --gpus-per-node that the run had"));
     }
-    let draft = load::draft(&run.join("config.yaml"), &[])?;
+    let draft = load::draft(&RunDir::new(run).config(), &[])?;
     let ranks = Allocation { nodes: world / local, per_node: local }.ranks(0, h);
     let plan = Plan::from_draft(draft, &ranks)?;
     let mut shape = StepShape::of(&plan, forms);
@@ -156,7 +157,7 @@ fn shape_of(run: &Path, h: &Hardware, per_node: usize, forms: KernelForms) -> Re
 }
 
 fn measured(run: &Path) -> Result<MeasuredStep> {
-    let path = run.join("metrics.jsonl");
+    let path = RunDir::new(run).metrics();
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, "read", &e, Exit::Config))?;
     let whole = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let steps: Vec<Value> = whole.filter(|v| v["step_s"].is_number() && v["validation_loss"].is_null()).collect();

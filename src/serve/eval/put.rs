@@ -69,7 +69,9 @@ impl<'a> PutTask<'a> {
                 rows.iter().filter(long).count(),
                 rows.len()
             );
-            return Err(Error::new(Exit::Data, fact).hint("raise --max-length, lower --max-tokens, or shorten the rows"));
+            return Err(
+                Error::new(Exit::Data, fact).hint("raise --max-length, lower --max-tokens, or shorten the rows")
+            );
         }
         let all = self.pieces.iter().flatten();
         all.map(|p| check(&p.asked.prompt, self.rules.vocab, longest)).collect::<Result<Vec<_>>>().map(drop)
@@ -97,7 +99,10 @@ impl<'a> PutTask<'a> {
         }
         let mut score = TaskScore::new(self.task);
         for (i, row) in self.pieces.iter().enumerate() {
-            let heard = row.iter().enumerate().map(|(j, p)| Heard { size: p.size, ..hearing.done.remove(&(i, j)).unwrap_or_default() });
+            let heard = row
+                .iter()
+                .enumerate()
+                .map(|(j, p)| Heard { size: p.size, ..hearing.done.remove(&(i, j)).unwrap_or_default() });
             score.add(&self.task.rows[i].1, &heard.collect::<Vec<_>>());
         }
         Ok(score)

@@ -155,16 +155,24 @@ mod tests {
     #[test]
     fn an_answer_is_right_whole_or_within() {
         let row = TaskRow::Generate { prompt: String::new(), answers: vec!["four".into(), "4".into()] };
-        let s = score(TaskKind::Generate, &[(row.clone(), vec![heard(0.0, 0, " 4\n")]), (row, vec![heard(0.0, 0, "it is 4")])]);
+        let s = score(
+            TaskKind::Generate,
+            &[(row.clone(), vec![heard(0.0, 0, " 4\n")]), (row, vec![heard(0.0, 0, "it is 4")])],
+        );
         let values: Vec<f64> = s.measures().iter().map(|m| m.1.value).collect();
         assert_eq!(values, [0.5, 1.0]);
     }
 
     #[test]
     fn perplexity_is_over_tokens_of_texts_and_rows_of_continuations() {
-        let text = score(TaskKind::Text, &[(TaskRow::Text { text: String::new() }, vec![heard(-2.0, 4, ""), heard(-2.0, 0, "")])]);
+        let text = score(
+            TaskKind::Text,
+            &[(TaskRow::Text { text: String::new() }, vec![heard(-2.0, 4, ""), heard(-2.0, 0, "")])],
+        );
         let m = text.measures();
-        assert!((m[0].1.value - 1f64.exp()).abs() < 1e-12 && (m[1].1.value - 1.0 / std::f64::consts::LN_2).abs() < 1e-12);
+        assert!(
+            (m[0].1.value - 1f64.exp()).abs() < 1e-12 && (m[1].1.value - 1.0 / std::f64::consts::LN_2).abs() < 1e-12
+        );
         let row = TaskRow::Continuation { context: String::new(), continuation: String::new() };
         let next = score(TaskKind::Continuation, &[(row, vec![heard(-2.0, 4, "")])]);
         assert!((next.measures()[1].1.value - 2f64.exp()).abs() < 1e-12);

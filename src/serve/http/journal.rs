@@ -7,6 +7,7 @@
 
 use crate::durable::{refused, write_atomic};
 use crate::error::Result;
+use crate::run_dir::RunDir;
 use crate::serve::batch::output::lock;
 use crate::serve::batch::request::Form;
 use serde::{Deserialize, Serialize};
@@ -15,9 +16,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-
-/// The name of the file in the run directory.
-pub const FILE: &str = "serve.journal.jsonl";
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
@@ -56,8 +54,8 @@ impl SharedJournal {
     ///
     /// Errors ([`crate::error::Exit::Storage`]): another server has it, or it cannot be read or written.
     pub fn open(run: &Path) -> Result<(SharedJournal, Vec<Unfinished>, Vec<String>)> {
-        let (path, mut says) = (run.join(FILE), Vec::new());
-        let lock_path = run.join("serve.lock");
+        let (path, mut says) = (RunDir::new(run).serve_journal(), Vec::new());
+        let lock_path = RunDir::new(run).serve_lock();
         let open = |p: &Path| OpenOptions::new().create(true).truncate(false).read(true).write(true).open(p);
         let held = open(&lock_path).map_err(refused(&lock_path, "open"))?;
         lock(&held, &lock_path, &mut says)?;
@@ -175,7 +173,7 @@ mod tests {
         j.tokens("b", 1, &[8]);
         j.done("a");
         drop(j);
-        let path = dir.path().join(FILE);
+        let path = RunDir::new(dir.path()).serve_journal();
         let cut = std::fs::read_to_string(&path).unwrap() + "{\"event\":\"tokens\",\"key\":\"b\",\"te";
         std::fs::write(&path, cut).unwrap();
         for again in 0..2 {

@@ -6,6 +6,7 @@
 
 use crate::checkpoint::disk::{self, refused};
 use crate::error::{Error, Exit, Result};
+use crate::run_dir::RunDir;
 use crate::tiers::snapshot::slot::{locked, Header};
 use std::fs::File;
 use std::io::Read;
@@ -164,13 +165,13 @@ pub fn run_id(run_dir: &Path) -> Result<u64> {
         return Ok(id);
     }
     let id = random()?;
-    disk::write_atomic(&run_dir.join("run-id"), format!("{id:016x}\n").as_bytes())?;
+    disk::write_atomic(&RunDir::new(run_dir).run_id(), format!("{id:016x}\n").as_bytes())?;
     Ok(id)
 }
 
 /// [`run_id`] of a run that has one.
 pub fn known_run_id(run_dir: &Path) -> Result<Option<u64>> {
-    let path = run_dir.join("run-id");
+    let path = RunDir::new(run_dir).run_id();
     match std::fs::read_to_string(&path) {
         Ok(text) => u64::from_str_radix(text.trim(), 16).map(Some).map_err(|_| {
             Error::new(Exit::Storage, format!("{} does not hold 16 hexadecimal digits", path.display()))

@@ -5,6 +5,7 @@ use super::cluster::*;
 use super::training::*;
 use crate::support::{herd, text};
 use herd::error::Exit;
+use herd::run_dir::RunDir;
 use serde_json::Value;
 use std::time::Duration;
 
@@ -41,7 +42,7 @@ pub fn kill_rank(cluster: &Cluster, node: &str, run: &Run) {
 
 /// Gives a rank an order, as `herd drill` does.
 fn order(run: &Run, rank: usize, text: &str) {
-    let path = herd::liveness::inject::path(&run.path().join("run"), rank);
+    let path = RunDir::new(&run.path().join("run")).drill_order(rank);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, text).unwrap();
 }

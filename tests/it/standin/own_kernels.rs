@@ -62,7 +62,8 @@ fn every_kernel_compiles_for_every_card_and_spills_nothing() {
             assert_eq!(*spills, 0, "sm_{capability}: {name} spills");
             assert!(*registers <= REGISTERS, "sm_{capability}: {name} takes {registers} registers");
         }
-        let rows: Vec<_> = kernels.iter().map(|(name, s, r)| json!({"name": name, "spills": s, "registers": r})).collect();
+        let rows: Vec<_> =
+            kernels.iter().map(|(name, s, r)| json!({"name": name, "spills": s, "registers": r})).collect();
         told(&format!("sm_{capability}"), json!(rows));
     }
 }
@@ -332,7 +333,8 @@ fn a_barrier_taken_out_is_found() {
     let planted = format!("{}/planted", path.split(':').next().unwrap());
     let out = child.env("LD_LIBRARY_PATH", format!("{planted}:{path}")).output().unwrap();
     let said = text(&out);
-    let races = said.split(" races in shared memory").next().and_then(|s| s.rsplit(|c: char| !c.is_ascii_digit()).next());
+    let races =
+        said.split(" races in shared memory").next().and_then(|s| s.rsplit(|c: char| !c.is_ascii_digit()).next());
     let races: u64 = races.and_then(|n| n.parse().ok()).unwrap_or(0);
     assert!(!out.status.success() && races > 0, "{said}");
     told("planted", json!({ "races": races }));

@@ -4,6 +4,8 @@ use super::super::news::Happening;
 use super::super::{micros, Agenda};
 use super::{Cluster, JobState, LOOK};
 use crate::launch::history::History;
+use crate::run_dir::RunDir;
+use std::path::PathBuf;
 
 impl Cluster {
     /// Invariants that need a look at the run directory, once for each attempt that has ended.
@@ -38,7 +40,7 @@ impl Cluster {
             }
         }
         self.checked = history.attempts.len();
-        if let Ok(ledger) = crate::launch::ledger::read(&self.run_dir.join("ledger.json")) {
+        if let Ok(ledger) = crate::launch::ledger::read(&RunDir::new(&self.run_dir).ledger()) {
             for (name, node) in &ledger.nodes {
                 let faults = self.by_name.get(name).map_or(0, |&n| self.nodes[n].faults);
                 if node.given_up && (faults as u64) < self.c.config.launch.node_failures {
@@ -54,8 +56,9 @@ impl Cluster {
                 }
             }
         }
-        let files = |dir: &str| std::fs::read_dir(self.run_dir.join(dir)).map_or(0, Iterator::count);
-        let (launch, verdicts) = (files("launch"), files("verdicts"));
+        let run = RunDir::new(&self.run_dir);
+        let files = |dir: PathBuf| std::fs::read_dir(dir).map_or(0, Iterator::count);
+        let (launch, verdicts) = (files(run.launch()), files(run.verdicts()));
         let attempts = self.truth.attempts as usize;
         if launch > 12 + 4 * attempts || verdicts > attempts {
             self.truth.violation(
@@ -72,7 +75,7 @@ impl Cluster {
             .attempts
             .last()
             .is_some_and(|r| r.reason == "too_few_nodes" && r.restarts == self.job.restarts && r.job == self.job.id);
-        let ledger = crate::launch::ledger::read(&self.run_dir.join("ledger.json")).unwrap_or_default();
+        let ledger = crate::launch::ledger::read(&RunDir::new(&self.run_dir).ledger()).unwrap_or_default();
         let given_up = |n: usize| ledger.nodes.get(&self.nodes[n].name).is_some_and(|n| n.given_up);
         let is_healthy = |n: usize| !self.was_touched(agenda.now, n) && !self.nodes[n].slurm_down && !given_up(n);
         let healthy = self.job.nodes.iter().filter(|&&n| is_healthy(n)).count();

@@ -11,8 +11,8 @@ use super::memory::RestoreChoice;
 use super::Cluster;
 use crate::attempt;
 use crate::error::Exit;
-use crate::events::Events;
-use serde_json::{json, Value};
+use crate::events::{Events, RunEvent, Tally, Traffic};
+use crate::run_dir::RunDir;
 use std::collections::BTreeSet;
 use std::io::Write;
 
@@ -107,11 +107,11 @@ impl Cluster {
             // whoever is there waits for the others
             return self.later(agenda, id, 1.0, RankNews::Met);
         }
-        let number = self.steps[id].number;
-        if !self.event(number, "met", Value::Null) {
+        let (number, world) = (self.steps[id].number, self.steps[id].slots.len() * self.c.ranks_per_node);
+        if !self.event(number, &RunEvent::Met { world }) {
             return self.leave(agenda, id, Exit::Fenced);
         }
-        self.event(number, "restoring", json!({ "bytes": 1 }));
+        self.event(number, &RunEvent::Restoring { bytes: 1 });
         self.steps[id].phase = StepPhase::Restoring;
         self.truth.mark(agenda.now, Cause::Restore);
         let seconds = match self.choose(&self.steps[id].slots) {
@@ -137,8 +137,15 @@ impl Cluster {
             );
         }
         let said = match chosen {
-            RestoreChoice::Beginning => self.event(number, "start", Value::Null),
-            _ => self.event(number, "resume", json!({ "step": step })),
+            RestoreChoice::Beginning => {
+                let world = slots.len() * self.c.ranks_per_node;
+                self.event(number, &RunEvent::Start { world, weights: None })
+            }
+            _ => {
+                let (path, tiers) = (None, Tally::default());
+                let resume = RunEvent::Resume { step, path, tiers, snapshots_opened: 0, from_attempt: 0, seconds: 0.0 };
+                self.event(number, &resume)
+            }
         };
         if !said {
             return self.leave(agenda, id, Exit::Fenced);
@@ -201,7 +208,7 @@ impl Cluster {
         if attempt::check_for(&self.run_dir, number).is_err() {
             return false;
         }
-        let path = self.run_dir.join("metrics.jsonl");
+        let path = RunDir::new(&self.run_dir).metrics();
         let line = move || {
             std::fs::OpenOptions::new()
                 .create(true)
@@ -215,9 +222,9 @@ impl Cluster {
     }
 
     /// One line in `events.jsonl` by an attempt's first rank; false where it was overtaken.
-    pub(in crate::simulate) fn event(&self, number: u64, kind: &str, fields: Value) -> bool {
+    pub(in crate::simulate) fn event(&self, number: u64, event: &RunEvent) -> bool {
         attempt::adopt(number);
-        let said = Events::open(&self.run_dir).and_then(|mut e| e.event(kind, fields));
+        let said = Events::open(&self.run_dir).and_then(|mut e| e.write(event));
         !said.is_err_and(|e| e.exit == Exit::Fenced)
     }
 
@@ -246,7 +253,7 @@ impl Cluster {
         let (number, finished) = (self.steps[id].number, self.steps[id].finished);
         if attempt::check_for(&self.run_dir, number).is_ok() && !self.is_full_at(agenda.now) {
             self.disk.insert(finished);
-            self.event(number, "stopped", json!({ "step": finished }));
+            self.event(number, &RunEvent::Stopped { step: finished, control_plane: Traffic::default() });
         }
         self.end_step(agenda, id, Exit::Requeue.code());
     }

@@ -6,6 +6,7 @@ use super::ranks::StepPhase;
 use super::{Cluster, JobState, TaskPlace};
 use crate::error::{Exit, Result};
 use crate::launch::{go_on, outlive, Launch, Outlived};
+use crate::run_dir::RunDir;
 use crate::simulate::Settings;
 use crate::slurm::Job;
 use std::path::Path;
@@ -161,6 +162,6 @@ impl Settings {
     pub(in crate::simulate) fn launch(&self, run_dir: &Path, job: &Job) -> Result<Launch> {
         let mut config = self.config.clone();
         config.run_dir = run_dir.to_path_buf();
-        Launch::new(config, run_dir.join("config.yaml"), Vec::new(), Some(self.spares), job)
+        Launch::new(config, RunDir::new(run_dir).config(), Vec::new(), Some(self.spares), job)
     }
 }

@@ -1,0 +1,71 @@
+//! What events are made of, besides numbers and words.
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// All steps are done.
+    Done,
+    /// Saved and left because it was asked to: time limit, preemption, requeue, a signal.
+    Stopped,
+    /// Saved and left at `train.stop_at`.
+    StopAt,
+    /// The user's mistake: starting again does not help.
+    User,
+    /// A node is lost, cut off, or has a broken device.
+    Node,
+    /// A process died, hung or found a bug; its node answers.
+    Process,
+    /// The filesystem refused.
+    Storage,
+    /// Nobody can be named: communication broke, or Slurm did not start the step.
+    Unknown,
+    /// The supervisor itself was lost.
+    Supervisor,
+}
+
+impl Class {
+    /// Whether the attempt ended by a fault, and not by its own or somebody's wish.
+    pub fn is_fault(self) -> bool {
+        !matches!(self, Class::Done | Class::Stopped | Class::StopAt)
+    }
+}
+
+/// One failure of a node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Failure {
+    #[schemars(with = "String")]
+    pub time: Timestamp,
+    pub job: u64,
+    pub attempt: u64,
+    pub reason: String,
+}
+
+/// Bytes taken from each place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Tally {
+    /// Snapshots in this node's memory.
+    pub node: u64,
+    /// Second copies in this node's memory.
+    pub node_partner: u64,
+    /// Snapshots in another node's memory.
+    pub remote: u64,
+    /// Second copies in another node's memory.
+    pub remote_partner: u64,
+    pub disk: u64,
+}
+
+/// What has been sent for one purpose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Traffic {
+    pub messages: u64,
+    pub bytes: u64,
+    /// Ranks that something was sent to.
+    pub peers: u64,
+}
