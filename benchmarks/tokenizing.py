@@ -55,8 +55,8 @@ def llama3():
 
 def pattern():
     """Llama 3's, from herd's own source: the peers are given the same."""
-    source = (common.ROOT / "src/data/tokenizer/tiktoken.rs").read_text()
-    return source.split('SPLIT: &str = r"')[1].split('";')[0]
+    source = (common.ROOT / "src/data/tokenizer/words.rs").read_text()
+    return source.split('LLAMA3: &str = r"')[1].split('";')[0]
 
 
 def smollm2(herd):

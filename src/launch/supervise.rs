@@ -264,7 +264,7 @@ fn claim_number(run_dir: &Path, last: u64) -> Result<Option<u64>> {
         return Ok(None);
     }
     let number = last + 1;
-    let path = run_dir.join(format!("launch/attempt-{number:04}"));
+    let path = RunDir::new(run_dir).attempt_claim(number);
     let create = || std::fs::OpenOptions::new().write(true).create_new(true).open(&path);
     match host::at_file(&path, FileAccess::Write).and_then(|()| create()) {
         Ok(_) => {}

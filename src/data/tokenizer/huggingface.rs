@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn words_give_the_librarys_ids() {
         let bytes = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
-        let split = json!({"type": "Split", "pattern": {"Regex": super::super::tiktoken::SPLIT}, "behavior": "Isolated", "invert": false});
+        let split = json!({"type": "Split", "pattern": {"Regex": super::super::words::LLAMA3}, "behavior": "Isolated", "invert": false});
         let digits = |each: bool| json!({"type": "Digits", "individual_digits": each});
         let all = |parts: &[Value]| json!({"type": "Sequence", "pretokenizers": parts});
         for pre in [

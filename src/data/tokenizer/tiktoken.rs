@@ -1,7 +1,7 @@
 //! A tiktoken `tokenizer.model` as Llama 3 ships it: one token a line, base64, a space, its rank (= id). The 256 special
 //! tokens follow the highest rank, named as in Llama 3.1's own tokenizer.json.
 
-use super::words::WordEncoder;
+use super::words::{WordEncoder, LLAMA3};
 use super::{beside, NamedFile};
 use crate::error::{Error, Exit, Result};
 use base64::{engine::general_purpose::STANDARD, Engine};
@@ -10,8 +10,6 @@ use std::ops::Range;
 use std::path::Path;
 use tiktoken_rs::CoreBPE;
 
-/// How Llama 3 cuts text into words before merging (its published split pattern).
-pub const SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const SPECIALS: u32 = 256;
 /// Llama 3 encodes at most this many characters at once, and cuts runs without a change between space and non-space at
 /// [`MAX_RUN`]: it keeps the pattern's backtracking bounded, and the ids of long runs depend on it.
@@ -44,7 +42,7 @@ impl Tiktoken {
         let ranks = parse(path, &content)?;
         let base = ranks.len() as u32;
         let specials = special_names().into_iter().zip(base..).collect();
-        let bpe = CoreBPE::new(ranks.into_iter().collect(), specials, SPLIT)
+        let bpe = CoreBPE::new(ranks.into_iter().collect(), specials, LLAMA3)
             .map_err(|e| Error::new(Exit::Internal, format!("the Llama 3 split pattern does not compile: {e}")))?;
         let mut files = beside(path, &["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"])?;
         files.insert(0, ("tokenizer.model".into(), content));

@@ -4,7 +4,6 @@
 //! Taken are the patterns of GPT-2 and Llama 3 ([`GPT2`], [`LLAMA3`]) and cuts around digits; a tokenizer that does anything else to a
 //! text (a normalizer, tokens that may come from text, other patterns) is left to its library ([`WordEncoder::of`]).
 
-use super::tiktoken::SPLIT as LLAMA3;
 use crate::error::Result;
 use ahash::AHashMap;
 use regex_automata::meta::{Cache, Config, Regex};
@@ -15,6 +14,8 @@ use std::sync::Mutex;
 
 /// How GPT-2 cuts text into words, which the `ByteLevel` of a tokenizer.json does by itself.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+/// How Llama 3 does (its published split pattern).
+pub const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// How both patterns end: of a run of space all but the last character, unless the text ends there. Automata have no look-ahead.
 const ENDING: &str = r"|\s+(?!\S)|\s+";
 /// Words that a cache holds at most, and bytes of one of them: some tens of megabytes a thread.

@@ -1,6 +1,6 @@
 //! A task put to an engine: each row as texts to score or to make, as many at a time as the engine likes, and what came of them.
 
-use super::score::{Heard, TaskScore};
+use super::score::{HeardText, TaskScore};
 use super::task::{EvalTask, TaskRow};
 use crate::data::chat::ChatTemplate;
 use crate::data::Tokenizer;
@@ -102,7 +102,7 @@ impl<'a> PutTask<'a> {
             let heard = row
                 .iter()
                 .enumerate()
-                .map(|(j, p)| Heard { size: p.size, ..hearing.done.remove(&(i, j)).unwrap_or_default() });
+                .map(|(j, p)| HeardText { size: p.size, ..hearing.done.remove(&(i, j)).unwrap_or_default() });
             score.add(&self.task.rows[i].1, &heard.collect::<Vec<_>>());
         }
         Ok(score)
@@ -202,21 +202,21 @@ type Decode<'t> = Box<dyn Fn(&[u32]) -> String + 't>;
 
 /// A text under way.
 struct OpenText<'t> {
-    heard: Heard,
+    heard: HeardText,
     text: StoppedText<Decode<'t>>,
 }
 
 impl<'t> OpenText<'t> {
     fn new(rules: &'t TaskRules) -> OpenText<'t> {
         let decode: Decode = Box::new(|ids: &[u32]| rules.tokenizer.decode(ids));
-        OpenText { heard: Heard::default(), text: StoppedText::new(decode, &rules.stops) }
+        OpenText { heard: HeardText::default(), text: StoppedText::new(decode, &rules.stops) }
     }
 }
 
 /// What is heard of the texts, by row and text.
 struct Hearing<'t> {
     open: HashMap<u64, ((usize, usize), OpenText<'t>)>,
-    done: HashMap<(usize, usize), Heard>,
+    done: HashMap<(usize, usize), HeardText>,
 }
 
 impl Reader for Hearing<'_> {
@@ -237,7 +237,7 @@ impl Reader for Hearing<'_> {
     fn ended(&mut self, ticket: u64, _: Stop) -> Result<()> {
         if let Some((place, open)) = self.open.remove(&ticket) {
             let (text, _) = open.text.finish();
-            self.done.insert(place, Heard { text, ..open.heard });
+            self.done.insert(place, HeardText { text, ..open.heard });
         }
         Ok(())
     }

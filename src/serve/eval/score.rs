@@ -6,7 +6,7 @@ use serde_json::{json, Map, Value};
 
 /// What was heard of one text.
 #[derive(Clone, Debug)]
-pub struct Heard {
+pub struct HeardText {
     /// Natural log, summed over the scored tokens in order.
     pub logprob: f64,
     pub tokens: usize,
@@ -18,9 +18,9 @@ pub struct Heard {
     pub size: (usize, usize),
 }
 
-impl Default for Heard {
-    fn default() -> Heard {
-        Heard { logprob: 0.0, tokens: 0, greedy: true, text: String::new(), size: (0, 0) }
+impl Default for HeardText {
+    fn default() -> HeardText {
+        HeardText { logprob: 0.0, tokens: 0, greedy: true, text: String::new(), size: (0, 0) }
     }
 }
 
@@ -58,7 +58,7 @@ impl TaskScore {
     }
 
     /// The next row.
-    pub fn add(&mut self, row: &TaskRow, heard: &[Heard]) {
+    pub fn add(&mut self, row: &TaskRow, heard: &[HeardText]) {
         let line = match row {
             TaskRow::Choice { right, .. } => {
                 let sums: Vec<f64> = heard.iter().map(|h| h.logprob).collect();
@@ -131,11 +131,11 @@ fn mean(values: impl Iterator<Item = f64> + Clone) -> Measure {
 mod tests {
     use super::*;
 
-    fn heard(logprob: f64, chars: usize, text: &str) -> Heard {
-        Heard { logprob, tokens: 2, text: text.into(), size: (chars, chars), ..Heard::default() }
+    fn heard(logprob: f64, chars: usize, text: &str) -> HeardText {
+        HeardText { logprob, tokens: 2, text: text.into(), size: (chars, chars), ..HeardText::default() }
     }
 
-    fn score(kind: TaskKind, rows: &[(TaskRow, Vec<Heard>)]) -> TaskScore {
+    fn score(kind: TaskKind, rows: &[(TaskRow, Vec<HeardText>)]) -> TaskScore {
         let mut score = TaskScore { name: "t".into(), kind, lines: vec![], rows: vec![], sums: (0.0, 0, 0) };
         rows.iter().for_each(|(row, heard)| score.add(row, heard));
         score
