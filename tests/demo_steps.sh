@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # What the demos have in common, sourced by them: $cluster is the tool of the private cluster.
 
+cluster=${cluster:-tests/cluster/cluster}
+
 title() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 
 # show CMD…: what a user types, then what comes of it.
