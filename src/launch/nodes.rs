@@ -64,9 +64,10 @@ pub(super) fn find_nodes(context: &JobContext, records: &mut Records, state: &mu
         records.say(RunEvent::NoAnswer { nodes: absent.clone(), attempt: state.number + 1 })?;
         let (down, late): (Vec<_>, Vec<_>) = {
             let down = control::nodes_down(&absent);
-            // one that is paused has failed before, and is silent since: a death counts once
+            // a death counts once: one that is paused has failed before, and is silent since; one whose pause is over and that was not used
+            // since its failure has not come back yet
             let good = |n: &&String| records.book.ledger.standing(n, now) == Standing::Good;
-            absent.iter().filter(good).cloned().partition(|n| down.contains(n))
+            absent.iter().filter(good).cloned().partition(|n| down.contains(n) && !records.unused_since_failure(n))
         };
         records.blame(state.number, &down, "node_lost", true)?;
         records.blame(state.number, &late, NO_ANSWER, true)?;

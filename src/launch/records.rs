@@ -156,6 +156,14 @@ impl Records {
         self.blame(state.number, &found.nodes, &found.reason, pause)
     }
 
+    /// Whether a node has failed in this run, and no attempt had it since.
+    pub fn unused_since_failure(&self, node: &str) -> bool {
+        let Some(failed) = self.book.ledger.nodes.get(node).and_then(|n| n.failures.last()) else { return false };
+        let all = &self.history.attempts;
+        let is_ours = all.iter().any(|a| (a.job, a.attempt) == (failed.job, failed.attempt));
+        is_ours && !all.iter().any(|a| a.attempt > failed.attempt && a.nodes.iter().any(|n| n == node))
+    }
+
     /// Counts a failure in an attempt against nodes; one past its limit is given up, and the operators are told its history.
     pub fn blame(&mut self, attempt: u64, nodes: &[String], reason: &str, pause: bool) -> Result<()> {
         if nodes.is_empty() {

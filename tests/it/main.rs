@@ -38,6 +38,7 @@ mod report;
 mod reshard;
 mod scale;
 mod shard;
+mod simulate;
 mod slurm;
 mod standin;
 mod store;
