@@ -41,10 +41,10 @@ pub fn init(console: bool, file: Option<RankLog>) -> Result<()> {
     };
     let file = match file {
         Some(RankLog { run_dir, node, rank }) => {
-            let run = RunDir::new(&run_dir);
-            let dir = run.node_logs(&node);
+            let run = RunDir::new(run_dir);
+            let dir = run.node_logs(node);
             create_dir_all(&dir).map_err(|e| Error::io(&dir, "create", &e, Exit::Storage))?;
-            let path = run.rank_log(&node, rank);
+            let path = run.rank_log(node, rank);
             let file = open(&path)?;
             let layer =
                 fmt::layer().with_writer(Mutex::new(Followed { file, path, looked: Instant::now() })).with_ansi(false);

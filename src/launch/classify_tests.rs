@@ -54,7 +54,9 @@ fn who_was_seen_to_end_first_is_to_blame() {
     let mixed = &[ABORTED, "n1: task 0: Killed", "n2: task 1: Killed", "n3: task 2: Exited with exit code 14"][..];
     let together = &[ABORTED, "n[1-3]: tasks 0-2: Killed"][..];
     let before = &["n1: task 0: Killed", ABORTED, "n2: task 1: Killed"][..];
-    let table: &[(&[&str], &[(&str, i64)], &str)] = &[
+    // what srun said, who was lost and when, whom it is counted against
+    type Row<'a> = (&'a [&'a str], &'a [(&'a str, i64)], &'a str);
+    let table: &[Row] = &[
         (mixed, &[("n2", 0), ("n1", 120), ("n3", 121)], "n2"),
         (before, &[("n2", 0)], "n2"),
         (before, &[("n1", 0), ("n2", 30)], "n1 n2"),

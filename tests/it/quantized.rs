@@ -3,12 +3,11 @@
 use crate::batch::{fails, ok};
 use crate::model::ask_oracle;
 use crate::models_in_out::{json_file, put};
-use crate::support::{herd, mpirun, python, text};
+use crate::support::{herd, python, text};
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
 
 /// Answers by their ids.
 fn answers(path: &Path) -> BTreeMap<String, Value> {
