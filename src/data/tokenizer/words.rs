@@ -184,12 +184,11 @@ mod tests {
     fn pieces(pattern: &str, text: &str) -> Vec<String> {
         let words = WordEncoder::new(vec![words(pattern).unwrap()]);
         let mut all = Vec::new();
-        words
-            .encode(text, |word| {
-                all.push(word.to_string());
-                Ok(vec![0])
-            })
-            .unwrap();
+        let mut take = |word: &str| {
+            all.push(word.to_string());
+            Ok(())
+        };
+        cut(&words.cuts, &mut words.desk().caches, text, &mut take).unwrap();
         all
     }
 
