@@ -150,7 +150,7 @@ fn connect(host: &str, invitation: Invitation) -> Option<TcpStream> {
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Option<()> {
-    std::thread::Builder::new().name(name.into()).stack_size(64 << 10).spawn(run).ok().map(drop)
+    std::thread::Builder::new().name(name.into()).spawn(run).ok().map(drop)
 }
 
 #[cfg(test)]

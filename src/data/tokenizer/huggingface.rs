@@ -51,7 +51,7 @@ impl HuggingFace {
         files.insert(0, ("tokenizer.json".into(), content));
         let (front, behind) = around(&inner, path)?;
         let only_special = inner.get_added_tokens_decoder().values().all(|t| t.special);
-        let words = serde_json::from_slice(&files[0].1).ok().and_then(|json| WordEncoder::of(&json, only_special));
+        let words = WordEncoder::of(&files[0].1, only_special);
         let specials = inner.get_added_tokens_decoder().iter().filter(|(_, t)| t.special).map(|(&id, _)| id).collect();
         Ok(HuggingFace { inner, words, bos, eos, files, front, behind, special: OnceLock::new(), specials })
     }

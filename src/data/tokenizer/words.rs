@@ -9,6 +9,7 @@ use ahash::AHashMap;
 use regex_automata::meta::{Cache, Config, Regex};
 use regex_automata::util::syntax;
 use regex_automata::{Anchored, Input};
+use serde::Deserialize;
 use serde_json::Value;
 use std::sync::Mutex;
 
@@ -31,6 +32,24 @@ pub struct WordEncoder {
     desks: Mutex<Vec<Desk>>,
 }
 
+/// What decides; vocabulary and merges are read past.
+#[derive(Deserialize)]
+struct TokenizerFile {
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    model: TokenizerModel,
+}
+
+#[derive(Deserialize)]
+struct TokenizerModel {
+    #[serde(rename = "type", default)]
+    kind: String,
+    #[serde(default)]
+    dropout: Option<f64>,
+}
+
 enum Cut {
     /// The pattern without its ending, and runs of space as a pattern of their own.
     Words(Regex),
@@ -45,12 +64,12 @@ struct Desk {
 }
 
 impl WordEncoder {
-    /// For a tokenizer.json, `json`, and whether only special tokens were added to its vocabulary, whose names in a text are text.
-    pub fn of(json: &Value, only_special: bool) -> Option<WordEncoder> {
-        let model = &json["model"];
-        let plain =
-            json["normalizer"].is_null() && model["type"] == "BPE" && model["dropout"].as_f64().unwrap_or(0.0) == 0.0;
-        let cuts = cuts(&json["pre_tokenizer"])?;
+    /// For a tokenizer.json, and whether only special tokens were added to its vocabulary, whose names in a text are text.
+    pub fn of(json: &[u8], only_special: bool) -> Option<WordEncoder> {
+        let file: TokenizerFile = serde_json::from_slice(json).ok()?;
+        let model = &file.model;
+        let plain = file.normalizer.is_null() && model.kind == "BPE" && model.dropout.unwrap_or(0.0) == 0.0;
+        let cuts = cuts(&file.pre_tokenizer)?;
         (plain && only_special).then(|| WordEncoder::new(cuts))
     }
 

@@ -178,6 +178,10 @@ impl TaskRules<'_> {
     /// A text in windows of the longest text, each token scored once; each window begins with the token before what it scores, the
     /// last one earlier where there is room.
     fn windows(&self, text: &str) -> Result<Vec<Piece>> {
+        if self.longest < 3 {
+            let fact = format!("the longest text has {} tokens, and a window of a text needs 3", self.longest);
+            return Err(Error::new(Exit::Usage, fact).hint("raise --max-length"));
+        }
         let (ids, from) = self.scored_from(self.plain(text)?, self.front.len());
         let most = self.longest - 1;
         let mut size = (text.chars().count(), text.len());
