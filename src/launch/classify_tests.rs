@@ -63,6 +63,8 @@ fn who_was_seen_to_end_first_is_to_blame() {
         (together, &[("n3", 0), ("n1", 200)], "n3"),
         (&[ABORTED], &[("n2", 0)], "n2"),
         (mixed, &[], "n1"),
+        // who left with a code of its own is not taken for one that Slurm killed
+        (&[ABORTED, "n2: task 1: Exited with exit code 1", "n[1,3]: tasks 0,2: Killed"], &[("n3", 0)], "n2"),
     ];
     for (lines, seen, blamed) in table {
         let found = classify(&Seen { lost: lost(seen), ..said(lines) });

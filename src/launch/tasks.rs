@@ -164,15 +164,19 @@ pub(super) fn of_deaths(seen: &Seen) -> Option<Finding> {
     let complained = |rank: &usize| seen.verdicts.iter().any(|v| v.reason == Reason::PeerLost && v.accuser == *rank);
     // srun kills the step when it gets the signal that this supervisor got
     let with_srun = |d: &Death| seen.asked && d.killed();
-    let first = first_lost(seen);
-    let lost: Vec<Death> =
-        seen.said.iter().filter_map(death_of).filter(|d| d.nodes.iter().all(|n| first.contains(&n.as_str()))).collect();
-    let witnessed = !first.is_empty();
-    let mut dead = if lost.is_empty() { deaths(seen) } else { lost };
-    if witnessed && !dead.iter().any(|d| d.nodes.iter().all(|n| first.contains(&n.as_str()))) {
-        return Some(of_witness(seen, &first));
+    let counts = |d: &Death| d.may_be_first() && !with_srun(d) && !d.ranks.iter().all(complained);
+    let lost = first_lost(seen);
+    let of_lost = |d: &Death| d.nodes.iter().all(|n| lost.contains(&n.as_str()));
+    let alone: Vec<Death> = seen.said.iter().filter_map(death_of).filter(|d| !lost.is_empty() && of_lost(d)).collect();
+    let is_told = !alone.is_empty();
+    let mut dead: Vec<Death> = alone.into_iter().filter(counts).collect();
+    if dead.is_empty() {
+        dead = deaths(seen).into_iter().filter(counts).collect();
+        // nobody left by a code of its own, and srun does not tell the lost node's death from the others'
+        if !lost.is_empty() && !is_told && dead.iter().all(Death::killed) {
+            return Some(of_witness(seen, &lost));
+        }
     }
-    dead.retain(|d| d.may_be_first() && !with_srun(d) && !d.ranks.iter().all(complained));
     let first = dead.iter().position(|d| d.killed()).unwrap_or(0);
     let death = dead.get(first)?;
     let mut found = of_death(seen, death);

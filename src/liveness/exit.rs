@@ -18,8 +18,12 @@ use std::time::{Duration, Instant};
 const CONFESSION: Duration = Duration::from_secs(2);
 
 /// Ends the process: no destructor, no exit handler, no lock, no word to MPI.
+///
+/// The neighbours are told only where another's verdict is why: an end that nobody has spoken of is one that they are to see.
 pub fn hard(code: i32) -> ! {
-    witness::goodbye();
+    if MYSELF.get().is_some_and(|me| me.condemned.load(SeqCst) != 0) {
+        witness::goodbye();
+    }
     // SAFETY: _exit only ends the process.
     unsafe { libc::_exit(code) }
 }
