@@ -191,6 +191,10 @@ pub(super) fn of_deaths(seen: &Seen) -> Option<Finding> {
 /// what srun says in its order is as good.
 fn first_lost(seen: &Seen) -> Vec<&str> {
     let Some(first) = seen.lost.first().filter(|_| !seen.leaves_steps && !seen.asked) else { return Vec::new() };
+    // a rank had spoken before: what was seen follows from its leaving
+    if seen.verdicts.iter().any(|v| v.time + AT_ONCE < first.time) {
+        return Vec::new();
+    }
     let soon = |l: &&Lost| l.time.duration_since(first.time).unsigned_abs() < AT_ONCE;
     seen.lost.iter().filter(soon).map(|l| l.node.as_str()).collect()
 }
