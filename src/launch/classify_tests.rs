@@ -59,7 +59,7 @@ fn who_was_seen_to_end_first_is_to_blame() {
     let table: &[Row] = &[
         (mixed, &[("n2", 0), ("n1", 120), ("n3", 121)], "n2"),
         (before, &[("n2", 0)], "n2"),
-        (before, &[("n1", 0), ("n2", 30)], "n1 n2"),
+        (before, &[("n1", 0), ("n2", 12)], "n1"),
         (together, &[("n3", 0), ("n1", 200)], "n3"),
         (&[ABORTED], &[("n2", 0)], "n2"),
         (mixed, &[], "n1"),

@@ -6,12 +6,9 @@ use crate::error::Exit;
 use crate::exit_record::{ExitRecord, Lost};
 use crate::liveness::Reason;
 use crate::slurm::messages::{How, SlurmMessage};
-use std::time::Duration;
 
 /// Codes that Slurm or the supervisor ask for, or that follow from another rank's failure.
 const NO_CAUSE: &[Exit] = &[Exit::Requeue, Exit::Peer, Exit::Fenced];
-/// Ends this close to the first were not Slurm's doing, which kills the others 0.1 s later at the earliest.
-const AT_ONCE: Duration = Duration::from_millis(50);
 /// How Open MPI 5 leaves when its node's slurmstepd, which is its PMIx server, ends the step (seen with 5.0.7 and Slurm 24.11).
 const PMIX_GONE: i32 = 14;
 
@@ -187,16 +184,12 @@ pub(super) fn of_deaths(seen: &Seen) -> Option<Finding> {
     Some(found)
 }
 
-/// Nodes with a process that was gone before Slurm and PMIx ended the others, where anybody saw it. Only where they do end them: else
-/// what srun says in its order is as good.
+/// The node whose process was gone first, where anybody saw it; Slurm and PMIx end the others some 10 ms later. Only where they do
+/// end them: else what srun says in its order is as good. What was seen after a rank had spoken follows from its leaving.
 fn first_lost(seen: &Seen) -> Vec<&str> {
-    let Some(first) = seen.lost.first().filter(|_| !seen.leaves_steps && !seen.asked) else { return Vec::new() };
-    // a rank had spoken before: what was seen follows from its leaving
-    if seen.verdicts.iter().any(|v| v.time + AT_ONCE < first.time) {
-        return Vec::new();
-    }
-    let soon = |l: &&Lost| l.time.duration_since(first.time).unsigned_abs() < AT_ONCE;
-    seen.lost.iter().filter(soon).map(|l| l.node.as_str()).collect()
+    let spoken = |l: &&Lost| seen.verdicts.iter().any(|v| v.time < l.time);
+    let first = seen.lost.first().filter(|l| !seen.leaves_steps && !seen.asked && !spoken(l));
+    first.map(|l| l.node.as_str()).into_iter().collect()
 }
 
 /// What neighbours saw, where srun tells of those nodes only together with others, or not at all.
