@@ -1,4 +1,4 @@
-//! Who ended first. Where Slurm and PMIx end a step for the death of one rank, all others are killed 0.1 to 0.3 s later, and srun may
+//! Who ended first. Where Slurm and PMIx end a step for the death of one rank, all others are killed 10 ms to 0.3 s later, and srun may
 //! tell of them in any order. So the leaders of neighbouring nodes hold a connection, which the kernel closes with the process at
 //! its end; the neighbour writes down whose it was, before it is killed itself. Of a node's other ranks its leader sees the end.
 //!
