@@ -2,17 +2,15 @@
 
 mod opened;
 
-use super::engine::{EngineArgs, ToldModel};
+use super::engine::EngineArgs;
 use super::progress::shown_by;
-use super::tell::{of_json, to_json, tokenizer_of_leaders};
+use super::tell::tokenizer_of_leaders;
 use super::{logging, outcome};
 use crate::convert::weights;
 use crate::error::{Error, Exit, Result};
 use crate::kernels::memory;
 use crate::progress::Meter;
 use crate::serve::batch::share::{lead, Finish};
-use crate::serve::start::{self, Holding};
-use crate::topology::Topology;
 use crate::train::StopFlag;
 use crate::world::{Mailbox, World};
 use opened::{Opened, Others};
@@ -83,29 +81,13 @@ fn batch(args: &Args, world: &World) -> Result<Finish> {
 fn work(args: &Args, world: &World, options: (Kind, Device), meter: &Meter, stop: &StopFlag) -> Result<Finish> {
     let first = world.rank() == 0;
     let opened = world.agree(first.then(|| Opened::new(args, meter)).transpose())?;
-    let told = match &opened {
-        Some(o) => to_json(&ToldModel { model: o.model.weights.model().clone(), longest: o.model.longest })?,
-        None => vec![],
-    };
-    let told: ToldModel = of_json(&world.broadcast_bytes(told, 0)?)?;
     let engine = &args.engine;
-    let sizes = start::axes(&told.model, world.size(), engine.tensor, engine.pipeline);
-    let sizes = sizes.map_err(|e| Error { agreed: true, ..e })?;
-    let topology = Topology::new(world.rank(), sizes);
+    let (told, topology) = engine.tell(world, opened.as_ref().map(|o| &o.model))?;
     let each = engine.each();
     let leads = world.rank().is_multiple_of(each);
     let in_first = !first && world.rank() < each;
     let weights = world.agree(in_first.then(|| weights::open(&engine.model)).transpose())?;
-    let mut holding = Holding {
-        model: &told.model,
-        topology,
-        kind: options.0,
-        device: options.1,
-        quantize: engine.format(),
-        longest: told.longest,
-        blocks: 0,
-    };
-    holding.blocks = engine.same_blocks(world, &holding)?;
+    let holding = engine.holding(world, &told, topology, options)?;
     let begun = world.agree(opened.as_ref().map(|o| o.begin(args, &holding)).transpose())?;
     let tokenizer = tokenizer_of_leaders(world, leads, opened.as_ref().map(|o| &o.model.tokenizer))?;
     let weights = opened.as_ref().map(|o| &o.model.weights).or(weights.as_ref());

@@ -147,35 +147,49 @@ impl EngineArgs {
     /// # Errors
     /// [`Exit::Usage`], on all ranks: there are more ranks, or fewer; those of reading.
     pub fn hold(
-        &self, world: &World, opened: Option<&OpenedModel>, (kind, device): (Kind, Device), meter: &Meter,
+        &self, world: &World, opened: Option<&OpenedModel>, compute: (Kind, Device), meter: &Meter,
     ) -> Result<(Holding<'static>, Replica)> {
-        let told = match opened {
-            Some(o) => to_json(&ToldModel { model: o.weights.model().clone(), longest: o.longest })?,
-            None => vec![],
-        };
-        let told: ToldModel = of_json(&world.broadcast_bytes(told, 0)?)?;
-        let agreed = |e: Error| Error { agreed: true, ..e };
-        let sizes = start::axes(&told.model, world.size(), self.tensor, self.pipeline).map_err(agreed)?;
+        let (told, topology) = self.tell(world, opened)?;
         if world.size() != self.each() {
             let fact = format!("{} ranks, but one replica has --tensor × --pipeline = {}", world.size(), self.each());
-            return Err(agreed(
-                Error::new(Exit::Usage, fact).hint("this command runs one replica: start it once for each"),
-            ));
+            let e = Error::new(Exit::Usage, fact).hint("this command runs one replica: start it once for each");
+            return Err(Error { agreed: true, ..e });
         }
-        let topology = Topology::new(world.rank(), sizes);
         let others = world.agree(opened.is_none().then(|| weights::open(&self.model)).transpose())?;
         // It lives as long as the process.
-        let model: &'static ModelConfig = Box::leak(Box::new(told.model));
-        let quantize = self.format();
-        let mut holding = Holding { model, topology, kind, device, quantize, longest: told.longest, blocks: 0 };
-        holding.blocks = self.same_blocks(world, &holding)?;
+        let holding = self.holding(world, Box::leak(Box::new(told)), topology, compute)?;
         let weights = opened.map(|o| &o.weights).or(others.as_ref());
         let replica = holding.replica(weights, world, meter)?;
         Ok((holding, replica))
     }
 
+    /// The first rank's model for all, and this rank's place. Collective.
+    ///
+    /// # Errors
+    /// [`Exit::Usage`], on all ranks: the ranks do not divide into replicas.
+    pub fn tell(&self, world: &World, opened: Option<&OpenedModel>) -> Result<(ToldModel, Topology)> {
+        let told = match opened {
+            Some(o) => to_json(&ToldModel { model: o.weights.model().clone(), longest: o.longest })?,
+            None => vec![],
+        };
+        let told: ToldModel = of_json(&world.broadcast_bytes(told, 0)?)?;
+        let sizes = start::axes(&told.model, world.size(), self.tensor, self.pipeline);
+        let sizes = sizes.map_err(|e| Error { agreed: true, ..e })?;
+        Ok((told, Topology::new(world.rank(), sizes)))
+    }
+
+    /// What this rank is to hold of it. Collective.
+    pub fn holding<'a>(
+        &self, world: &World, told: &'a ToldModel, topology: Topology, (kind, device): (Kind, Device),
+    ) -> Result<Holding<'a>> {
+        let (model, longest, quantize) = (&told.model, told.longest, self.format());
+        let mut holding = Holding { model, topology, kind, device, quantize, longest, blocks: 0 };
+        holding.blocks = self.same_blocks(world, &holding)?;
+        Ok(holding)
+    }
+
     /// Blocks of the cache: as many as the rank with the least memory can have.
-    pub fn same_blocks(&self, world: &World, holding: &Holding) -> Result<usize> {
+    fn same_blocks(&self, world: &World, holding: &Holding) -> Result<usize> {
         let bytes = match self.cache_gb {
             Some(gb) if gb > 0.0 && gb.is_finite() => (gb * 1e9) as u64,
             Some(gb) => {

@@ -163,15 +163,15 @@ pub(super) fn of_deaths(seen: &Seen) -> Option<Finding> {
     let with_srun = |d: &Death| seen.asked && d.killed();
     let counts = |d: &Death| d.may_be_first() && !with_srun(d) && !d.ranks.iter().all(complained);
     let lost = first_lost(seen);
-    let of_lost = |d: &Death| d.nodes.iter().all(|n| lost.contains(&n.as_str()));
-    let alone: Vec<Death> = seen.said.iter().filter_map(death_of).filter(|d| !lost.is_empty() && of_lost(d)).collect();
+    let of_lost = |d: &Death| lost.is_some_and(|l| d.nodes.iter().all(|n| *n == l.node));
+    let alone: Vec<Death> = seen.said.iter().filter_map(death_of).filter(of_lost).collect();
     let is_told = !alone.is_empty();
     let mut dead: Vec<Death> = alone.into_iter().filter(counts).collect();
     if dead.is_empty() {
         dead = deaths(seen).into_iter().filter(counts).collect();
         // nobody left by a code of its own, and srun does not tell the lost node's death from the others'
-        if !lost.is_empty() && !is_told && dead.iter().all(Death::killed) {
-            return Some(of_witness(seen, &lost));
+        if let Some(lost) = lost.filter(|_| !is_told && dead.iter().all(Death::killed)) {
+            return Some(of_witness(lost));
         }
     }
     let first = dead.iter().position(|d| d.killed()).unwrap_or(0);
@@ -186,20 +186,19 @@ pub(super) fn of_deaths(seen: &Seen) -> Option<Finding> {
 
 /// The node whose process was gone first, where anybody saw it; Slurm and PMIx end the others some 10 ms later. Only where they do
 /// end them: else what srun says in its order is as good. What was seen after a rank had spoken follows from its leaving.
-fn first_lost(seen: &Seen) -> Vec<&str> {
+fn first_lost(seen: &Seen) -> Option<&Lost> {
     let spoken = |l: &&Lost| seen.verdicts.iter().any(|v| v.time < l.time);
-    let first = seen.lost.first().filter(|l| !seen.leaves_steps && !seen.asked && !spoken(l));
-    first.map(|l| l.node.as_str()).into_iter().collect()
+    seen.lost.first().filter(|l| !seen.leaves_steps && !seen.asked && !spoken(l))
 }
 
-/// What neighbours saw, where srun tells of those nodes only together with others, or not at all.
-fn of_witness(seen: &Seen, nodes: &[&str]) -> Finding {
-    let by = seen.lost.first().map_or("", |l| &l.by);
+/// What a neighbour saw, where srun tells of that node only together with others, or not at all.
+fn of_witness(lost: &Lost) -> Finding {
+    let Lost { node, by, .. } = lost;
     Finding {
         class: Class::Process,
         reason: "signal".into(),
-        fact: format!("a process on {} ended without a word, as {by} saw before the step was ended", nodes.join(", ")),
-        nodes: nodes.iter().map(|n| n.to_string()).collect(),
+        fact: format!("a process on {node} ended without a word, as {by} saw before the step was ended"),
+        nodes: vec![node.clone()],
         ranks: vec![],
         exit: Exit::Peer,
     }

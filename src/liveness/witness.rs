@@ -8,6 +8,7 @@
 
 use super::roster::RosterNode;
 use crate::exit_record::{self, Lost, SLOTS};
+use crate::threads;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, ToSocketAddrs};
@@ -20,6 +21,9 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The last word of a process that ends in order, or says itself why it does not.
 static GOODBYE: u8 = b'.';
+
+/// For the error of a thread that cannot be started.
+const WHAT: &str = "a witness of neighbours' ends";
 
 /// This process is leaving by its own word.
 static LEAVING: AtomicBool = AtomicBool::new(false);
@@ -52,19 +56,20 @@ impl Witness {
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
         let (port, word) = (listener.local_addr().ok()?.port(), RandomState::new().build_hasher().finish());
         let line = witness.line(0, &next.name);
-        spawn("herd-witness-in", move || {
+        threads::start("herd-witness-in", WHAT, move || {
             if let Some(stream) = accept(&listener, word) {
                 drop(listener);
                 line.watch(stream);
             }
-        })?;
+        })
+        .ok()?;
         Some((witness, next.ranks[0], Invitation { port, word }))
     }
 
     /// Takes the invitation of the node before.
     pub(super) fn accept(&self, host: &str, invitation: Invitation) {
         let (line, host) = (self.line(1, host), host.to_string());
-        let _ = spawn("herd-witness-out", move || {
+        let _ = threads::start("herd-witness-out", WHAT, move || {
             if let Some(stream) = connect(&host, invitation) {
                 line.watch(stream);
             }
@@ -75,7 +80,7 @@ impl Witness {
     pub(super) fn ended(&self, rank: usize) {
         if self.ranks.contains(&rank) && !LEAVING.load(SeqCst) {
             let (folder, node) = (self.folder.clone(), self.node.clone());
-            let _ = spawn("herd-witness", move || {
+            let _ = threads::start("herd-witness", WHAT, move || {
                 Lost { node: node.clone(), by: node, time: jiff::Timestamp::now() }.write(&folder)
             });
         }
@@ -147,10 +152,6 @@ fn connect(host: &str, invitation: Invitation) -> Option<TcpStream> {
     stream.set_nodelay(true).ok()?;
     stream.write_all(&invitation.word.to_le_bytes()).ok()?;
     Some(stream)
-}
-
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Option<()> {
-    std::thread::Builder::new().name(name.into()).spawn(run).ok().map(drop)
 }
 
 #[cfg(test)]

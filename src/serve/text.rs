@@ -1,5 +1,6 @@
 //! The text of a sequence as it comes, up to the first of its stop strings.
 
+use crate::data::Tokenizer;
 use crate::serve::TextStream;
 
 /// Text so far.
@@ -9,6 +10,15 @@ pub struct StoppedText<D> {
     stops: Vec<String>,
     /// A stop string has come: the text is final.
     stopped: bool,
+}
+
+/// The text of tokens of a tokenizer.
+pub type TokenizerText<'t> = StoppedText<Box<dyn Fn(&[u32]) -> String + Send + 't>>;
+
+impl<'t> TokenizerText<'t> {
+    pub fn of(tokenizer: &'t Tokenizer, stops: &[String]) -> TokenizerText<'t> {
+        StoppedText::new(Box::new(|ids: &[u32]| tokenizer.decode(ids)), stops)
+    }
 }
 
 impl<D: Fn(&[u32]) -> String> StoppedText<D> {

@@ -2,7 +2,7 @@
 
 use crate::model::ask_oracle;
 use crate::models_in_out::{json_file, put, tokenizer};
-use crate::support::{herd, mpirun, text};
+use crate::support::{herd_on, text};
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,14 +12,7 @@ use std::time::{Duration, Instant};
 
 /// The command over `n` ranks.
 fn batch(dir: &Path, n: usize, args: &[&str]) -> Command {
-    let mut c = match n {
-        1 => herd(),
-        _ => {
-            let mut c = mpirun(n);
-            c.arg(env!("CARGO_BIN_EXE_herd"));
-            c
-        }
-    };
+    let mut c = herd_on(n);
     c.current_dir(dir).args(["batch", "--threads", "1"]).args(args);
     if !args.contains(&"--cache-gb") {
         c.args(["--cache-gb", "0.1"]);

@@ -2,21 +2,14 @@
 
 use crate::batch::small;
 use crate::models_in_out::json_file;
-use crate::support::{herd, mpirun, python, text};
+use crate::support::{herd_on, python, text};
 use serde_json::{json, Value};
 use std::fs;
 use std::path::Path;
 use std::process::Output;
 
 fn run(dir: &Path, ranks: usize, args: &[&str]) -> Output {
-    let mut c = match ranks {
-        1 => herd(),
-        _ => {
-            let mut c = mpirun(ranks);
-            c.arg(env!("CARGO_BIN_EXE_herd"));
-            c
-        }
-    };
+    let mut c = herd_on(ranks);
     c.current_dir(dir)
         .args(["eval", "--model", "m", "--threads", "1", "--cache-gb", "0.1"])
         .args(args)
@@ -28,6 +21,15 @@ fn ok(dir: &Path, ranks: usize, args: &[&str]) -> String {
     let out = run(dir, ranks, args);
     assert!(out.status.success(), "{args:?}: {}", text(&out));
     String::from_utf8(out.stdout).unwrap()
+}
+
+/// What transformers gives for each continuation (ids) behind its context.
+fn scores(dir: &Path, pairs: &[(impl serde::Serialize, impl serde::Serialize)]) -> Vec<(f64, bool)> {
+    fs::write(dir.join("pairs.json"), serde_json::to_vec(pairs).unwrap()).unwrap();
+    let files = ["m", "pairs.json", "want.json"].map(|name| dir.join(name));
+    let out = python().arg("tests/oracle/eval_oracle.py").args(files).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    serde_json::from_value(json_file(&dir.join("want.json"))).unwrap()
 }
 
 fn lines(rows: &[Value]) -> String {
@@ -75,15 +77,7 @@ fn scores_equal_transformers_and_are_the_same_in_any_company() {
     let d = dir.path();
     small(d);
     let pairs = tasks(d);
-    fs::write(d.join("pairs.json"), serde_json::to_vec(&pairs).unwrap()).unwrap();
-    let out = python()
-        .arg("tests/oracle/eval_oracle.py")
-        .args([d.join("m"), d.join("pairs.json"), d.join("want.json")])
-        .output()
-        .unwrap();
-    assert!(out.status.success(), "{}", text(&out));
-    let want = json_file(&d.join("want.json"));
-    let want: Vec<(f64, bool)> = serde_json::from_value(want).unwrap();
+    let want = scores(d, &pairs);
     let all = ["choices.jsonl", "next.jsonl", "made.jsonl", "texts.jsonl", "--max-tokens", "8", "--json"];
     let mut bits: Option<(String, String)> = None;
     for (ranks, more) in [
@@ -146,14 +140,7 @@ fn a_long_text_is_scored_once() {
         let begin = end.saturating_sub(63).min(start - 1);
         pairs.push((ids[begin..start].to_vec(), ids[start..end].to_vec()));
     }
-    fs::write(d.join("pairs.json"), serde_json::to_vec(&pairs).unwrap()).unwrap();
-    let oracle = python()
-        .arg("tests/oracle/eval_oracle.py")
-        .args([d.join("m"), d.join("pairs.json"), d.join("want.json")])
-        .output()
-        .unwrap();
-    assert!(oracle.status.success(), "{}", text(&oracle));
-    let want: Vec<(f64, bool)> = serde_json::from_value(json_file(&d.join("want.json"))).unwrap();
+    let want = scores(d, &pairs);
     let (ours, theirs) = (row["logprob"].as_f64().unwrap(), want.iter().map(|w| w.0).sum::<f64>());
     assert!((ours - theirs).abs() < 1e-2, "{ours} {theirs}");
 }

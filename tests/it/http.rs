@@ -5,7 +5,7 @@ mod client;
 
 use crate::batch::small;
 use crate::models_in_out::{json_file, put, tokenizer};
-use crate::support::{herd, mpirun, python, text};
+use crate::support::{herd, herd_on, python, text};
 use client::{command, first_event, read, serve, wait, Served};
 use serde_json::{json, Value};
 use std::fs;
@@ -20,11 +20,7 @@ fn batch(dir: &Path, n: usize, bodies: &[Value]) -> Vec<Value> {
         format!("{}\n", json!({"custom_id": i.to_string(), "method": "POST", "url": TEXTS, "body": body}))
     };
     fs::write(dir.join("in.jsonl"), bodies.iter().enumerate().map(line).collect::<String>()).unwrap();
-    let mut c = if n == 1 { herd() } else { mpirun(n) };
-    if n > 1 {
-        c.arg(env!("CARGO_BIN_EXE_herd"));
-    }
-    let out = c
+    let out = herd_on(n)
         .current_dir(dir)
         .args(["batch", "--threads", "1", "--cache-gb", "0.1", "--model", "m", "--tensor", &n.to_string()])
         .args(["in.jsonl", &format!("out{n}.jsonl")])

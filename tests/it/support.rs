@@ -9,6 +9,16 @@ pub fn herd() -> Command {
     Command::new(env!("CARGO_BIN_EXE_herd"))
 }
 
+/// herd on so many ranks.
+pub fn herd_on(ranks: usize) -> Command {
+    if ranks == 1 {
+        return herd();
+    }
+    let mut c = mpirun(ranks);
+    c.arg(env!("CARGO_BIN_EXE_herd"));
+    c
+}
+
 /// `mpirun -n N` with what a test host needs (root, more ranks than cores, loopback only): of Open MPI 4 to 6, which read the
 /// variables of their version, or of MPICH, which needs nothing. HERD_MPIRUN names one of several.
 pub fn mpirun(n: usize) -> Command {

@@ -5,6 +5,7 @@
 //! text (a normalizer, tokens that may come from text, other patterns) is left to its library ([`WordEncoder::of`]).
 
 use crate::error::Result;
+use crate::threads::lock;
 use ahash::AHashMap;
 use regex_automata::meta::{Cache, Config, Regex};
 use regex_automata::util::syntax;
@@ -84,7 +85,8 @@ impl WordEncoder {
 
     /// Ids of `text`; `new_word` gives those of a word that was not met before.
     pub fn encode(&self, text: &str, mut new_word: impl FnMut(&str) -> Result<Vec<u32>>) -> Result<Vec<u32>> {
-        let mut desk = self.desks.lock().ok().and_then(|mut all| all.pop()).unwrap_or_else(|| self.desk());
+        let desk = lock(&self.desks).pop();
+        let mut desk = desk.unwrap_or_else(|| self.desk());
         let mut ids = Vec::with_capacity(text.len() / 3);
         let Desk { known, caches } = &mut desk;
         let done = cut(&self.cuts, caches, text, &mut |word| {
@@ -102,9 +104,7 @@ impl WordEncoder {
             }
             Ok(())
         });
-        if let Ok(mut all) = self.desks.lock() {
-            all.push(desk);
-        }
+        lock(&self.desks).push(desk);
         done.map(|()| ids)
     }
 

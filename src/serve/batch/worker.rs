@@ -6,7 +6,7 @@ use crate::serve::batch::answer::{self, Made};
 use crate::serve::batch::request::Task;
 use crate::serve::engine::{Chosen, Engine, EngineTally, Reader, Stop};
 use crate::serve::logprobs::Scored;
-use crate::serve::text::StoppedText;
+use crate::serve::text::TokenizerText;
 use std::collections::HashMap;
 
 /// An engine and the tasks that it has.
@@ -26,10 +26,8 @@ struct Texts<'t> {
     answers: Vec<String>,
 }
 
-type Decode<'t> = Box<dyn Fn(&[u32]) -> String + 't>;
-
 struct Text<'t> {
-    text: StoppedText<Decode<'t>>,
+    text: TokenizerText<'t>,
     tokens: Vec<u32>,
     scored: Vec<(Scored, Vec<Scored>, usize)>,
 }
@@ -46,8 +44,7 @@ impl<'t> Worker<'t> {
         let tokenizer = self.texts.tokenizer;
         for (i, asked) in task.asked.iter().enumerate() {
             let ticket = self.engine.submit(asked.clone())?;
-            let decode: Decode = Box::new(|ids: &[u32]| tokenizer.decode(ids));
-            let text = StoppedText::new(decode, &task.stops);
+            let text = TokenizerText::of(tokenizer, &task.stops);
             self.texts.places.insert(ticket, (task.line, i));
             self.texts.open.insert(ticket, Text { text, tokens: vec![], scored: vec![] });
         }

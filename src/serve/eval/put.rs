@@ -8,7 +8,7 @@ use crate::error::{Error, Exit, Result};
 use crate::progress::Meter;
 use crate::serve::engine::{check, Asked, Chosen, Engine, Reader, Stop};
 use crate::serve::logprobs::Scored;
-use crate::serve::text::StoppedText;
+use crate::serve::text::TokenizerText;
 use crate::serve::Sampling;
 use serde_json::json;
 use std::collections::HashMap;
@@ -73,8 +73,7 @@ impl<'a> PutTask<'a> {
                 Error::new(Exit::Data, fact).hint("raise --max-length, lower --max-tokens, or shorten the rows")
             );
         }
-        let all = self.pieces.iter().flatten();
-        all.map(|p| check(&p.asked.prompt, self.rules.vocab, longest)).collect::<Result<Vec<_>>>().map(drop)
+        self.pieces.iter().flatten().try_for_each(|p| check(&p.asked.prompt, self.rules.vocab, longest))
     }
 
     /// Texts in all.
@@ -202,18 +201,15 @@ impl TaskRules<'_> {
     }
 }
 
-type Decode<'t> = Box<dyn Fn(&[u32]) -> String + 't>;
-
 /// A text under way.
 struct OpenText<'t> {
     heard: HeardText,
-    text: StoppedText<Decode<'t>>,
+    text: TokenizerText<'t>,
 }
 
 impl<'t> OpenText<'t> {
     fn new(rules: &'t TaskRules) -> OpenText<'t> {
-        let decode: Decode = Box::new(|ids: &[u32]| rules.tokenizer.decode(ids));
-        OpenText { heard: HeardText::default(), text: StoppedText::new(decode, &rules.stops) }
+        OpenText { heard: HeardText::default(), text: TokenizerText::of(rules.tokenizer, &rules.stops) }
     }
 }
 

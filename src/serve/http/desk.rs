@@ -9,7 +9,7 @@ use crate::serve::http::gate::{Gate, Pass};
 use crate::serve::http::journal::SharedJournal;
 use crate::serve::http::record::{AnswerRecord, News};
 use crate::serve::logprobs::Scored;
-use crate::serve::text::StoppedText;
+use crate::serve::text::TokenizerText;
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::Arc;
@@ -67,10 +67,8 @@ struct OpenTexts<'t> {
     journal: SharedJournal,
 }
 
-type Decode<'t> = Box<dyn Fn(&[u32]) -> String + Send + 't>;
-
 struct OpenText<'t> {
-    text: StoppedText<Decode<'t>>,
+    text: TokenizerText<'t>,
     /// Bytes of text that are in the record.
     told: usize,
     /// Tokens that the journal does not have yet.
@@ -152,9 +150,8 @@ impl<'t> Desk<'t> {
         let left = asked.len();
         for (i, asked) in asked.into_iter().enumerate() {
             let begun = begun.get(i).map_or(&[][..], |b| b);
-            let tokenizer = self.texts.tokenizer;
-            let decode: Decode = Box::new(|ids: &[u32]| tokenizer.decode(ids));
-            let mut text = OpenText { text: StoppedText::new(decode, &stops), told: 0, fresh: vec![] };
+            let text = TokenizerText::of(self.texts.tokenizer, &stops);
+            let mut text = OpenText { text, told: 0, fresh: vec![] };
             for &id in begun {
                 text.text.push(id);
                 let piece = text.piece();
