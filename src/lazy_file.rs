@@ -3,12 +3,13 @@
 //! others are told how long it was.
 
 use crate::error::{Error, Exit, Result};
+use crate::threads::lock;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 const UNCHANGED: &str = "do not change a file that a run has open: write a new one";
 
@@ -60,7 +61,7 @@ impl LazyFile {
 
     /// The open file, as it was when it was looked at.
     pub fn reach(&self) -> Result<Arc<File>> {
-        let mut held = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = lock(&self.file);
         if let Some(file) = &*held {
             return Ok(file.clone());
         }
@@ -77,7 +78,7 @@ impl LazyFile {
 
     /// Closes it until it is read again: commands go through thousands of files.
     pub fn close(&self) {
-        self.file.lock().unwrap_or_else(PoisonError::into_inner).take();
+        lock(&self.file).take();
     }
 
     fn open(&self) -> Result<File> {

@@ -1,11 +1,12 @@
 //! How far a long command is, on stderr: a bar on a terminal, elsewhere a line now and then.
 
 use crate::progress::{Meter, Reading};
+use crate::threads::lock;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -87,7 +88,7 @@ fn show(meter: &Meter, stopped: &Receiver<()>) {
 }
 
 fn current() -> MutexGuard<'static, Option<ProgressBar>> {
-    BAR.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&BAR)
 }
 
 /// A closed stderr must not end the work, as `eprintln!` would.

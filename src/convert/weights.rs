@@ -16,10 +16,11 @@ use crate::convert::others::left_unread;
 use crate::error::{Error, Exit, Result};
 use crate::layout::{units, Layout, Param, UnitLayout};
 use crate::run_dir::RunDir;
+use crate::threads::lock;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 /// Elements compared at a time.
 const BLOCK: usize = 1 << 20;
@@ -80,7 +81,7 @@ impl Weights {
             return mine.and_then(|()| all.base.confirm(Ok(()), team));
         }
         let Source::Shared(shared) = &self.source else { return team.agree(mine) };
-        let compared = shared.compared.lock().unwrap_or_else(PoisonError::into_inner);
+        let compared = lock(&shared.compared);
         let read = agree(compared.problem.clone(), team);
         if read.is_ok() {
             team.agree(mine)?;
@@ -167,7 +168,7 @@ impl Weights {
         match &self.source {
             Source::Herd(c) => c.read(Group::Param, name, offset, extent, start, out),
             Source::Shared(s) => {
-                let mut compared = s.compared.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut compared = lock(&s.compared);
                 s.checkpoint.read_comparing(Group::Param, name, offset, extent, start, out, &mut compared)
             }
             Source::HuggingFace(s) => s.read(name, offset, extent, start, out),

@@ -6,6 +6,7 @@
 use super::source::{SourceDocuments, SourceRules};
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Exit, Result};
+use crate::threads::lock;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -199,7 +200,7 @@ fn read(job: &BatchJob, inlets: &[SyncSender<Result<Batch>>], accounts: &Mutex<V
         }
         let SourceDocuments { format, documents, skipped, first_skipped, empty, .. } = documents;
         let account = Account { name: name.clone(), format, documents, skipped, first_skipped, empty };
-        accounts.lock().unwrap_or_else(PoisonError::into_inner).push(account);
+        lock(accounts).push(account);
     }
     if let Some(only) = first {
         let pieces = match job.encoder.noun() {

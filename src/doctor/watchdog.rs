@@ -1,5 +1,6 @@
 //! A peer that does not answer must not hold the doctor: after a time limit this rank says for whom it waited, and all waits end.
 
+use crate::threads::lock;
 use crate::world::World;
 use serde::{Deserialize, Serialize};
 use std::io::Write;
@@ -42,7 +43,7 @@ impl Watchdog {
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
-            let line = serde_json::json!({ WAITING: *here.lock().unwrap_or_else(|e| e.into_inner()) });
+            let line = serde_json::json!({ WAITING: *lock(&here) });
             let _ = writeln!(std::io::stderr(), "{line}");
             std::thread::sleep(ALL_SPEAK);
             stop.store(true, Relaxed);
@@ -55,7 +56,7 @@ impl Watchdog {
 
     /// What this rank does from now on, and with whom.
     pub fn now(&self, part: &str, peer: Option<&str>) {
-        let mut at = self.at.lock().unwrap_or_else(|e| e.into_inner());
+        let mut at = lock(&self.at);
         (at.part, at.peer) = (part.to_string(), peer.map(str::to_string));
     }
 }

@@ -14,6 +14,7 @@ pub use super::cpu::ints::{
 };
 use super::cpu::view::{Real, Rows};
 use super::{clock, parallel};
+use crate::threads::lock;
 use half::bf16;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -114,7 +115,7 @@ impl QuantizedMatrix {
                     worst = worst.and(fidelity);
                 }
             }
-            let mut all = all.lock().unwrap_or_else(|e| e.into_inner());
+            let mut all = lock(&all);
             *all = all.and(worst);
         });
         all.into_inner().unwrap_or_else(|e| e.into_inner())

@@ -3,13 +3,14 @@
 
 use crate::host::{set_nonblocking, HostProcess};
 use crate::text::whole_lines;
+use crate::threads::lock;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// The parent's program, from build.rs.
 const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/herd-parent"));
@@ -120,7 +121,7 @@ impl Parent {
     /// The srun that an earlier supervisor has started as process `pid`, running or ended; `None` where the parent knows no such
     /// process.
     pub fn holds(&self, pid: u32) -> Option<Srun> {
-        let ended = self.ends.lock().unwrap_or_else(PoisonError::into_inner).of(pid).is_some();
+        let ended = lock(&self.ends).of(pid).is_some();
         (ended || children().contains(&pid)).then(|| Srun::Adopted { pid, ends: self.ends.clone() })
     }
 
@@ -154,7 +155,7 @@ impl Srun {
     pub fn ended(&mut self) -> Option<i32> {
         match self {
             Srun::Child(child) => child.ended(),
-            Srun::Adopted { pid, ends } => ends.lock().unwrap_or_else(PoisonError::into_inner).of(*pid),
+            Srun::Adopted { pid, ends } => lock(ends).of(*pid),
         }
     }
 

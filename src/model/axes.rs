@@ -1,6 +1,7 @@
 //! The wires that layers use: the two axes that cut a layer itself, and what the layers spend on them.
 
 use crate::error::Result;
+use crate::threads::lock;
 use crate::wire::{CommTiming, MpiWire, Wire, Work};
 use std::sync::{Arc, Mutex};
 use tch::Tensor;
@@ -64,7 +65,7 @@ impl Axes {
 
     /// Counts from zero again, and says what has been spent until now. Shared by all clones of these axes.
     pub fn take_spent(&self) -> CommTiming {
-        std::mem::take(&mut self.spent.lock().unwrap_or_else(|e| e.into_inner()))
+        std::mem::take(&mut lock(&self.spent))
     }
 }
 
@@ -72,7 +73,7 @@ impl Coming {
     /// Waits for the rows.
     pub fn rows(self) -> Result<Tensor> {
         let t = self.work.wait()?;
-        self.spent.lock().unwrap_or_else(|e| e.into_inner()).took(t);
+        lock(&self.spent).took(t);
         Ok(self.rows)
     }
 }
@@ -102,7 +103,7 @@ fn reduce(wire: &dyn Wire, partial: Tensor, spent: &Arc<Mutex<CommTiming>>) -> R
 }
 
 fn count(spent: &Mutex<CommTiming>, whole: &Tensor) {
-    let mut spent = spent.lock().unwrap_or_else(|e| e.into_inner());
+    let mut spent = lock(spent);
     spent.moved(whole);
     spent.buckets += 1;
 }

@@ -4,6 +4,7 @@
 use super::gather::RunView;
 use super::page::page;
 use crate::error::{Error, Exit, Result};
+use crate::threads::lock;
 use axum::extract::{Path as Segment, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
 use axum::http::StatusCode;
@@ -17,7 +18,7 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// The files are looked at no more often than that.
@@ -61,7 +62,7 @@ struct Looked {
 
 impl Shared {
     fn data(&self) -> Arc<Value> {
-        let mut l = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut l = lock(&self.views);
         if l.at.is_none_or(|at| at.elapsed() >= EVERY) {
             l.data = Arc::new(l.views.look(Timestamp::now()));
             l.at = Some(Instant::now());

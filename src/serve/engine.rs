@@ -9,6 +9,7 @@ use crate::serve::pool::{BlockPool, Chain, Prefix};
 use crate::serve::replica::Replica;
 use crate::serve::scheduler::{self, blocks, Limits, SequenceStanding};
 use crate::serve::Sampling;
+use crate::threads::lock;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -381,7 +382,7 @@ fn outcomes_of(sequences: &[Sequence], rows: &[(usize, usize)], logits: &Tensor,
             None if asked.max_tokens == 0 => Ok(Outcome::Chosen(Chosen { id: 0, ends: false, scored: None })),
             None => choose(asked, tokens, logits).map(Outcome::Chosen),
         };
-        *done[n].lock().unwrap_or_else(|e| e.into_inner()) = Some(outcome);
+        *lock(&done[n]) = Some(outcome);
     });
     let missing = || Err(Error::new(Exit::Internal, "no token was chosen"));
     done.into_iter().map(|m| m.into_inner().unwrap_or_else(|e| e.into_inner()).unwrap_or_else(missing)).collect()

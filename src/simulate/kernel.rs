@@ -10,6 +10,7 @@ mod watches;
 pub(super) mod world;
 
 use crate::host;
+use crate::threads;
 pub(super) use agenda::Agenda;
 use agenda::{SimEvent, TaskBody};
 use hosts::{Moment, SimulatedHost};
@@ -91,7 +92,7 @@ impl Kernel {
     }
 
     fn lock(&self) -> MutexGuard<'_, Core> {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+        threads::lock(&self.core)
     }
 
     /// Plays events until one is `own`'s to go on; a task that ends, or none, passes `None`.

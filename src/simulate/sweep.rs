@@ -2,6 +2,7 @@
 
 use super::{run, Settings, SimReport};
 use crate::error::{Error, Exit, Result};
+use crate::threads::lock;
 use serde::Serialize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,7 +36,7 @@ pub fn sweep(first: u64, count: u64, of: impl Fn(u64) -> Arc<Settings> + Sync) -
             if report.as_ref().map_or(true, |r| r.violation.is_some()) {
                 stop.store(true, Ordering::Relaxed);
             }
-            let mut all = found.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = lock(&found);
             match (all.as_mut(), report) {
                 (Ok(all), Ok(report)) => all.push(report),
                 (Ok(_), Err(e)) => *all = Err(e),

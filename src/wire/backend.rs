@@ -1,6 +1,7 @@
 //! Which wire carries the tensors of a run: decided once, from what every rank sees of its device.
 
 use crate::error::{Error, Exit, Result};
+use crate::threads::lock;
 use crate::wire::nccl;
 use crate::wire::route::Route;
 use crate::world::World;
@@ -47,7 +48,7 @@ static CHOSEN: Mutex<Backend> = Mutex::new(Backend::Host(Route::Fastest));
 
 /// What moves the tensors of wires made from now on: MPI on the host until [`use_device`].
 pub fn chosen() -> Backend {
-    *CHOSEN.lock().unwrap_or_else(|e| e.into_inner())
+    *lock(&CHOSEN)
 }
 
 /// Chooses how wires made from now on carry tensors of `device`, this rank's: MPI for the CPU, NCCL where every rank
@@ -86,7 +87,7 @@ pub fn use_device(world: &World, device: Device) -> Result<Backend> {
         Kind::Nccl => Backend::Nccl(device),
         Kind::Staged => Backend::Staged(device, Route::Fastest),
     };
-    *CHOSEN.lock().unwrap_or_else(|e| e.into_inner()) = backend;
+    *lock(&CHOSEN) = backend;
     Ok(backend)
 }
 

@@ -5,6 +5,7 @@
 //! shared memory and sleep on a futex, because spinning would take the core of a rank that computes.
 
 use crate::error::{Error, Exit, Result};
+use crate::threads::lock;
 use crate::wire::buffer::TensorBuf;
 use crate::wire::combine::combine;
 use crate::wire::futex::{sleep, wake};
@@ -42,7 +43,7 @@ impl ShmMemory {
         let rank = self.comm.rank()?;
         let new = ShmSegment::create(&self.comm, bytes, SegmentParts::OnPages, &self.stop)?;
         SHARED_BYTES.fetch_add(new.map_or(0, |_| bytes as u64), Ordering::Relaxed);
-        self.segments.lock().unwrap_or_else(|e| e.into_inner()).extend(new);
+        lock(&self.segments).extend(new);
         Ok(new.map(|s| s.part(rank)))
     }
 
@@ -229,7 +230,7 @@ impl ShmCollectives {
             return Ok(None);
         }
         let notices = self.announce(call, t)?;
-        let segments = self.memory.segments.lock().unwrap_or_else(|e| e.into_inner());
+        let segments = lock(&self.memory.segments);
         let find = |(r, n): (usize, &Notice)| {
             let segment = usize::try_from(n.segment).ok().and_then(|s| segments.get(s))?;
             Some(segment.part(r).wrapping_add(n.offset as usize))
@@ -247,7 +248,7 @@ impl ShmCollectives {
     /// Meets the others and checks that all started the same call.
     unsafe fn announce(&mut self, call: Call, t: TensorBuf) -> Result<Vec<Notice>> {
         let (segment, offset) = {
-            let segments = self.memory.segments.lock().unwrap_or_else(|e| e.into_inner());
+            let segments = lock(&self.memory.segments);
             let find = |s: &ShmSegment| s.offset(self.rank, t.at(0), t.len * t.width);
             let found = segments.iter().enumerate().find_map(|(i, s)| Some((i as i64, find(s)? as u64)));
             found.unwrap_or((-1, 0))

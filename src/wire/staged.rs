@@ -7,7 +7,7 @@
 
 use crate::error::libtorch::first_words;
 use crate::error::{Error, Result};
-use crate::threads;
+use crate::threads::{self, lock};
 use crate::wire::buffer::{fits, is_peer, is_root, usable};
 use crate::wire::mpi::MpiWire;
 use crate::wire::work::{orphaned, Later};
@@ -257,7 +257,7 @@ impl Pool {
     fn take(&self, like: &Tensor) -> Result<(Tensor, Tensor)> {
         let bytes = like.numel() * like.kind().elt_size_in_bytes();
         let found = {
-            let mut free = self.free.lock().unwrap_or_else(|e| e.into_inner());
+            let mut free = lock(&self.free);
             let fits = |t: &&(usize, usize)| t.1 >= bytes && t.1 / 2 <= bytes.max(4096);
             let sizes: Vec<(usize, usize)> = free.iter().map(Tensor::numel).enumerate().collect();
             sizes.iter().filter(fits).min_by_key(|t| t.1).map(|t| t.0).map(|i| free.swap_remove(i))
@@ -280,6 +280,6 @@ impl Pool {
     }
 
     fn give(&self, stages: Vec<Tensor>) {
-        self.free.lock().unwrap_or_else(|e| e.into_inner()).extend(stages);
+        lock(&self.free).extend(stages);
     }
 }

@@ -1,6 +1,7 @@
 //! What others may know about the wires of a process while they run: how many collectives each has entered and left, and
 //! whether somebody waits for it. Liveness reads it; drills act through it.
 
+use crate::threads::lock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -69,7 +70,7 @@ impl CollectiveCounters {
 
     /// The wires made since the first `known` of them.
     pub fn tables(&self, known: usize) -> Vec<WireMembers> {
-        self.tables.lock().unwrap_or_else(|e| e.into_inner()).get(known..).unwrap_or_default().to_vec()
+        lock(&self.tables).get(known..).unwrap_or_default().to_vec()
     }
 
     /// A drill: the next collective of tensors in this process is not made.
@@ -99,7 +100,7 @@ impl WireMeter {
 
     /// The next wire, which all ranks make now.
     pub(crate) fn next(all: &Arc<CollectiveCounters>, rank: usize, table: WireMembers) -> WireMeter {
-        let mut tables = all.tables.lock().unwrap_or_else(|e| e.into_inner());
+        let mut tables = lock(&all.tables);
         let wire = tables.len();
         if wire < WIRES {
             tables.push(table);
@@ -109,7 +110,7 @@ impl WireMeter {
 
     /// World rank of a rank of this wire.
     pub(crate) fn world_rank(&self, place: usize) -> Option<usize> {
-        let tables = self.all.tables.lock().unwrap_or_else(|e| e.into_inner());
+        let tables = lock(&self.all.tables);
         let places = &tables.get(self.wire)?.places;
         let group = places.get(self.rank)?.0;
         places.iter().position(|&p| p == (group, place))

@@ -9,10 +9,10 @@ use crate::convert::hf::{export, Dtype, ExportOptions};
 use crate::convert::weights;
 use crate::error::Result;
 use crate::events::RunEvent;
-use crate::threads;
+use crate::threads::{self, lock};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{channel, Receiver, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -47,13 +47,13 @@ impl Exporter {
         let thread = threads::start("herd-export", "the export thread", move || {
             while wake.recv().is_ok() {
                 let next = {
-                    let mut q = theirs.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut q = lock(&theirs);
                     q.under_way = q.waiting.as_ref().map(|(step, _)| *step);
                     q.waiting.take()
                 };
                 let Some((step, path)) = next else { continue };
                 let event = one(step, &path, &directory, dtype, keep);
-                theirs.lock().unwrap_or_else(PoisonError::into_inner).under_way = None;
+                lock(&theirs).under_way = None;
                 let _ = tell.send(event);
             }
         })?;
@@ -62,7 +62,7 @@ impl Exporter {
 
     /// Exports the checkpoint at `path` when its turn comes.
     pub fn committed(&self, step: u64, path: &Path) {
-        let mut q = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut q = lock(&self.waiting);
         if let Some((old, _)) = q.waiting.replace((step, path.into())) {
             q.skipped.push((old, step));
         }
@@ -74,19 +74,19 @@ impl Exporter {
 
     /// Whether retention may remove the checkpoint of `step`: it is not about to be read.
     pub fn may_remove(&self, step: u64) -> bool {
-        let q = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let q = lock(&self.waiting);
         q.under_way != Some(step) && q.waiting.as_ref().is_none_or(|(s, _)| *s != step)
     }
 
     /// Whether nothing waits and nothing is under way.
     pub fn idle(&self) -> bool {
-        let q = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let q = lock(&self.waiting);
         q.waiting.is_none() && q.under_way.is_none()
     }
 
     /// What happened since the last call.
     pub fn events(&self) -> Vec<RunEvent> {
-        let mut q = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut q = lock(&self.waiting);
         let skipped = q.skipped.drain(..).map(|(step, newer)| RunEvent::ExportSkipped { step, newer });
         skipped.chain(self.from.try_iter()).collect()
     }

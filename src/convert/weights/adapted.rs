@@ -8,8 +8,9 @@ use crate::config::LoraSection;
 use crate::convert::peft::AdapterFiles;
 use crate::error::{Error, Exit, Result};
 use crate::layout::{adapter_shapes, Kind, Param};
+use crate::threads::lock;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Elements read at a time.
 const BLOCK: usize = 1 << 20;
@@ -106,7 +107,7 @@ impl Adapted {
         let side = |s: &str| name.strip_suffix(".weight").map(|m| format!("{m}.lora_{s}.weight")).unwrap_or_default();
         let (a, b) = (side("A"), side("B"));
         let (Some([r, columns]), Some([rows, _])) = (self.over_shape(&a), self.over_shape(&b)) else { return Ok(None) };
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.last);
         if let Some(f) = last.as_ref().filter(|f| f.matrix == name) {
             return Ok(Some(f.clone()));
         }

@@ -4,8 +4,9 @@ use super::{forms, mask, ChatForm, ChatNote, ChatTemplate, Conversation, Counted
 use crate::data::pipeline::{Encode, IdsAndMask};
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
+use crate::threads::lock;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 /// How conversations become tokens.
 #[derive(Clone, Debug)]
@@ -97,7 +98,7 @@ impl<'a> ChatEncoder<'a> {
     }
 
     fn locked(&self) -> MutexGuard<'_, ChatTally> {
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.tally)
     }
 
     fn trap(&self, trap: Trap, fact: impl FnOnce() -> String) -> Checked<()> {

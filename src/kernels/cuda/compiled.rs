@@ -4,6 +4,7 @@ use super::driver::{Driver, Function, Grid, Module};
 use super::nvrtc::{Nvrtc, Target};
 use crate::kernels::ffi;
 use crate::kernels::sum::xxh3;
+use crate::threads::lock;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -47,7 +48,7 @@ impl OwnKernels {
     pub fn of(device: Device) -> Option<&'static OwnKernels> {
         static LOADED: Mutex<Vec<(usize, Option<&'static OwnKernels>)>> = Mutex::new(Vec::new());
         let Device::Cuda(index) = device else { return None };
-        let mut loaded = LOADED.lock().unwrap_or_else(|e| e.into_inner());
+        let mut loaded = lock(&LOADED);
         if let Some((_, kernels)) = loaded.iter().find(|(i, _)| *i == index) {
             return *kernels;
         }
@@ -92,7 +93,7 @@ impl OwnKernels {
     }
 
     fn function(&self, name: &'static str) -> Result<Function, String> {
-        let mut found = self.found.lock().unwrap_or_else(|e| e.into_inner());
+        let mut found = lock(&self.found);
         if let Some(f) = found.get(name) {
             return Ok(*f);
         }

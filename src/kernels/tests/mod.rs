@@ -9,6 +9,7 @@ mod memory;
 mod quantized;
 mod rows;
 
+use crate::threads::lock;
 use tch::{Device, Kind, Tensor};
 
 pub const KINDS: [Kind; 2] = [Kind::Float, Kind::BFloat16];
@@ -16,7 +17,7 @@ pub const KINDS: [Kind; 2] = [Kind::Float, Kind::BFloat16];
 /// Normal random numbers, the same for the same seed.
 pub fn randn(seed: i64, shape: &[i64], kind: Kind) -> Tensor {
     static SEED: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _one_at_a_time = SEED.lock().unwrap_or_else(|e| e.into_inner());
+    let _one_at_a_time = lock(&SEED);
     tch::manual_seed(seed);
     Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind)
 }

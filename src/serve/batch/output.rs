@@ -63,7 +63,7 @@ impl Output {
         }
         let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path);
         let mut file = file.map_err(refused(path, "open"))?;
-        lock(&file, path, &mut found.says)?;
+        lock_file(&file, path, &mut found.says)?;
         write_atomic(&place, format!("{note:#}\n").as_bytes())?;
         let numbers: BTreeSet<u64> = numbers.collect();
         answered(&mut file, path, &numbers, &mut found)?;
@@ -122,7 +122,7 @@ fn compare(path: &Path, place: &Path, text: &[u8], note: &Value, there: bool, fo
 }
 
 /// No two processes append to one file.
-pub(in crate::serve) fn lock(file: &File, path: &Path, says: &mut Vec<String>) -> Result<()> {
+pub(in crate::serve) fn lock_file(file: &File, path: &Path, says: &mut Vec<String>) -> Result<()> {
     let began = Instant::now();
     loop {
         match file.try_lock() {

@@ -2,6 +2,7 @@
 
 use crate::serve::engine::{Engine, EngineTally};
 use crate::serve::http::gate::Gate;
+use crate::threads::lock;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Mutex;
@@ -56,7 +57,7 @@ impl SecondsHistogram {
 
 impl Figures {
     fn with<T>(&self, work: impl FnOnce(&mut Values) -> T) -> T {
-        work(&mut self.0.lock().unwrap_or_else(|e| e.into_inner()))
+        work(&mut lock(&self.0))
     }
 
     /// How the engine stands.

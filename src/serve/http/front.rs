@@ -11,6 +11,7 @@ use crate::serve::http::journal::{SharedJournal, Unfinished};
 use crate::serve::http::objects::AnswerHead;
 use crate::serve::http::record::AnswerRecord;
 use crate::serve::http::refused::Refused;
+use crate::threads::lock;
 use axum::http::StatusCode;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -84,7 +85,7 @@ impl FrontDesk {
         }
         let print = xxh3_128(&[body, if form == Form::Chat { b"chat" } else { b"text" }].concat());
         // One at a time: two requests with one key are one.
-        let mut kept = self.kept.lock().unwrap_or_else(|e| e.into_inner());
+        let mut kept = lock(&self.kept);
         match kept.by_key.get(&key) {
             Some((before, accepted)) if *before == print => return Ok(accepted.clone()),
             Some(_) => {
@@ -130,7 +131,7 @@ impl FrontDesk {
         let pass = self.gate.let_in(call.asked.len());
         let order = self.order(self.number(), &u.key, call, pass, (Some(u.key.clone()), begun));
         let accepted = order.map_err(|why| why.why.message)?;
-        self.kept.lock().unwrap_or_else(|e| e.into_inner()).keep(u.key, print, accepted);
+        lock(&self.kept).keep(u.key, print, accepted);
         Ok(())
     }
 

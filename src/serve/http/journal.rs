@@ -8,8 +8,9 @@
 use crate::durable::{refused, write_atomic};
 use crate::error::Result;
 use crate::run_dir::RunDir;
-use crate::serve::batch::output::lock;
+use crate::serve::batch::output::lock_file;
 use crate::serve::batch::request::Form;
+use crate::threads::lock;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -58,7 +59,7 @@ impl SharedJournal {
         let lock_path = RunDir::new(run).serve_lock();
         let open = |p: &Path| OpenOptions::new().create(true).truncate(false).read(true).write(true).open(p);
         let held = open(&lock_path).map_err(refused(&lock_path, "open"))?;
-        lock(&held, &lock_path, &mut says)?;
+        lock_file(&held, &lock_path, &mut says)?;
         let text = match std::fs::read(&path) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
@@ -107,7 +108,7 @@ impl SharedJournal {
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Journal) -> T) -> T {
-        work(&mut self.0.lock().unwrap_or_else(|e| e.into_inner()))
+        work(&mut lock(&self.0))
     }
 
     /// A failure is said once, and nobody's answer waits for it.

@@ -4,6 +4,7 @@
 use crate::serve::batch::answer::ScoredToken;
 use crate::serve::logprobs::Scored;
 use crate::serve::Stop;
+use crate::threads::lock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
@@ -40,7 +41,7 @@ pub struct AnswerRecord {
 
 impl AnswerRecord {
     pub fn write(&self, news: News) {
-        self.news.lock().unwrap_or_else(|e| e.into_inner()).push(news);
+        lock(&self.news).push(news);
         self.grown.notify_waiters();
     }
 
@@ -51,7 +52,7 @@ impl AnswerRecord {
             tokio::pin!(grown);
             // From here on a notification is not missed.
             grown.as_mut().enable();
-            if let Some(news) = self.news.lock().unwrap_or_else(|e| e.into_inner()).get(at) {
+            if let Some(news) = lock(&self.news).get(at) {
                 return news.clone();
             }
             grown.await;

@@ -1,6 +1,7 @@
 //! Device time of operations, read from events once the device has come to them; liveness is told then as well.
 
 use crate::error::Result;
+use crate::threads;
 use crate::wire::nccl::cuda::{CudaEvent, Gpu};
 use crate::wire::Timing;
 use crate::world::meters::WireMeter;
@@ -50,7 +51,7 @@ impl Clock {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(|e| e.into_inner())
+        threads::lock(&self.0)
     }
 }
 

@@ -5,6 +5,7 @@
 
 use crate::dynamic::{functions, Library};
 use crate::error::{Error, Exit, Result};
+use crate::threads;
 use crate::wire::nccl::cuda::CudaStream;
 use crate::world::ffi::{stopped, Backoff};
 use crate::world::Op;
@@ -233,7 +234,7 @@ impl NcclComm {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
+        threads::lock(&self.state)
     }
 }
 

@@ -4,6 +4,7 @@ use super::weights::WeightFormat;
 use super::{rounds, GROUP, PART, STEP};
 use crate::kernels::cpu::simd::Element;
 use crate::kernels::parallel;
+use crate::threads::lock;
 use std::sync::Mutex;
 
 /// Rows are filled up to a multiple of this, where there are as many as a quarter of it.
@@ -55,7 +56,7 @@ impl QuantizedRows {
         let pieces: Vec<_> = pieces.collect();
         parallel::tasks(pieces.len(), |n| {
             // Each piece is taken once: nobody waits.
-            let piece = pieces[n].lock().unwrap_or_else(|e| e.into_inner()).take();
+            let piece = lock(&pieces[n]).take();
             let Some(((ints, scales), starts)) = piece else { return };
             for i in 0..ints.len() / padded {
                 let ints = &mut ints[i * padded..][..padded];
