@@ -78,6 +78,36 @@ fn who_was_seen_to_end_first_is_to_blame() {
     assert_ne!(classify(&Seen { asked: true, ..seen }).nodes, ["n2"]);
 }
 
+/// A rank that complains of a peer leaves, and Slurm kills the others for that: none of them is to blame, in whatever order srun
+/// tells of it. But one whose end was seen before the complaint is, and one that left by a code of its own.
+#[test]
+fn whom_slurm_kills_for_a_complaint_is_not_to_blame() {
+    let (c, k) = ("n2: task 1: Exited with exit code 31", "n1: task 0: Killed");
+    let complaint = |ms: i64| Verdict {
+        accuser: 1,
+        time: jiff::Timestamp::from_millisecond(1_000_000 + ms).unwrap(),
+        ..verdict(1, Reason::PeerLost, "", false)
+    };
+    for lines in [&[ABORTED, k, c][..], &[ABORTED, c, k], &[c, ABORTED, k], &[c, k, ABORTED], &[ABORTED, k]] {
+        let seen = Seen { verdicts: vec![complaint(0)], nodes: 2, ..said(lines) };
+        let found = classify(&seen);
+        assert_eq!(
+            (found.class, found.nodes.len(), found.reason.as_str()),
+            (Class::Unknown, 0, "peer_lost"),
+            "{lines:?}"
+        );
+        let after = Seen { lost: lost(&[("n1", 12)]), ..seen.clone() };
+        assert!(classify(&after).nodes.is_empty(), "{lines:?}: it follows from the complaint");
+        let before = Seen { lost: lost(&[("n1", -45)]), ..seen };
+        assert_eq!(classify(&before).nodes, ["n1"], "{lines:?}");
+    }
+    let seen = Seen { verdicts: vec![complaint(0)], ..said(&[ABORTED, k, "n3: task 2: Exited with exit code 3", c]) };
+    assert_eq!(classify(&seen).nodes, ["n3"]);
+    // told before the complaint, and before Slurm ends the step
+    let seen = Seen { verdicts: vec![complaint(0)], ..said(&[k, c, ABORTED, "n3: task 2: Killed"]) };
+    assert_eq!(classify(&seen).nodes, ["n1"]);
+}
+
 #[test]
 fn good_ends() {
     // srun may say anything after the last step.

@@ -28,6 +28,11 @@ impl Death<'_> {
         }
     }
 
+    /// Whether it left because of another's failure: by a code that follows from one.
+    fn complained(&self) -> bool {
+        matches!(self.how, How::Code(code) if [Exit::Peer, Exit::Fenced].contains(&exit_of(*code)))
+    }
+
     fn killed(&self) -> bool {
         matches!(self.how, How::Signal(s) if s == "Killed" || s == "Out Of Memory")
     }
@@ -35,23 +40,29 @@ impl Death<'_> {
 
 /// Deaths before Slurm began to end the step; what comes later is of its doing. But the word of the death that made it end the step
 /// may come a moment after the word that it does (Slurm 24.11: one goes by way of the controller, the other does not). So where
-/// there is none before, it is the first one after that Slurm and PMIx do not cause themselves, else the first one of all.
+/// there is none before, it is the first one after that Slurm and PMIx do not cause themselves, else the first one of all. Where a
+/// rank has complained and left, Slurm ends the step for that, and none that it kills is the first.
 fn deaths(seen: &Seen) -> Vec<Death<'_>> {
     let aborted = seen.said.iter().position(|m| *m == SlurmMessage::Aborted).unwrap_or(seen.said.len());
     let (before, after) = seen.said.split_at(aborted);
-    let found: Vec<Death> = before.iter().filter_map(death_of).collect();
-    match found.is_empty() && !seen.leaves_steps {
-        false => found,
-        true => {
-            let mut later = after.iter().filter_map(death_of);
-            let own = after.iter().filter_map(death_of).find(|d| d.may_be_first() && !d.killed());
-            // where PMIx ended all the others, the only one that was killed is the one that it ended them for
-            let told: usize = after.iter().filter_map(death_of).map(|d| d.ranks.len()).sum();
-            let mut killed = after.iter().filter_map(death_of).filter(Death::killed);
-            let only = killed.next().filter(|_| killed.next().is_none() && told >= seen.nodes);
-            own.or(only).or(later.next()).into_iter().filter(|d| d.ranks.len() == 1).collect()
-        }
+    let mut complained = false;
+    let mut first = |d: &Death| {
+        complained |= d.complained();
+        seen.leaves_steps || !complained || !d.killed()
+    };
+    let found: Vec<Death> = before.iter().filter_map(death_of).filter(|d| first(d)).collect();
+    if !found.is_empty() || seen.leaves_steps {
+        return found;
     }
+    let later: Vec<Death> = after.iter().filter_map(death_of).collect();
+    let complained = later.iter().any(Death::complained) || seen.verdicts.iter().any(|v| v.reason == Reason::PeerLost);
+    let own = later.iter().position(|d| d.may_be_first() && !d.killed());
+    // where PMIx ended all the others, the only one that was killed is the one that it ended them for
+    let everybody = later.iter().map(|d| d.ranks.len()).sum::<usize>() >= seen.nodes;
+    let mut killed = (0..later.len()).filter(|&n| later[n].killed());
+    let only = killed.next().filter(|_| killed.next().is_none() && everybody && !complained);
+    let first = own.or(only).or((!complained && !later.is_empty()).then_some(0));
+    first.and_then(|n| later.into_iter().nth(n)).into_iter().filter(|d| d.ranks.len() == 1).collect()
 }
 
 fn death_of(m: &SlurmMessage) -> Option<Death<'_>> {

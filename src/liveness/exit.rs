@@ -109,6 +109,9 @@ pub(super) static MYSELF: OnceLock<Myself> = OnceLock::new();
 /// Writes this process's own failure down as a verdict, waiting for a slow filesystem only so long. Does nothing before
 /// the run directory is known, or when another rank's verdict is why the process ends.
 pub fn confess(reason: Reason, fact: &str, exit: Exit) {
+    if reason == Reason::PeerLost {
+        witness::look_round();
+    }
     witness::goodbye();
     let Some(me) = MYSELF.get() else { return };
     if me.condemned.load(SeqCst) != 0 || exit == Exit::Fenced {
@@ -122,9 +125,12 @@ pub fn confess(reason: Reason, fact: &str, exit: Exit) {
 
 /// [`confess`] for an error that ends this rank's run. One that all ranks share is written down by the first of them.
 pub fn confess_error(e: &Error) {
+    let reason = Reason::of(e.exit);
+    if reason == Reason::PeerLost {
+        witness::look_round();
+    }
     witness::goodbye();
     let Some(me) = MYSELF.get() else { return };
-    let reason = Reason::of(e.exit);
     if e.exit == Exit::Fenced || me.condemned.load(SeqCst) != 0 || (e.agreed && me.rank != 0) {
         return;
     }

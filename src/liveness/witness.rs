@@ -19,6 +19,9 @@ use std::time::Duration;
 
 /// To resolve a name, to connect, to hear the first word.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one who complains looks round first: far more than the kernel takes to close a dead process's connections and a clock of
+/// the cluster is off, far less than a probe's interval.
+const LOOK: Duration = Duration::from_millis(50);
 /// The last word of a process that ends in order, or says itself why it does not.
 static GOODBYE: u8 = b'.';
 
@@ -88,6 +91,15 @@ impl Witness {
 
     fn line(&self, number: usize, neighbour: &str) -> Line {
         Line { folder: self.folder.clone(), node: self.node.clone(), neighbour: neighbour.into(), number }
+    }
+}
+
+/// Before a complaint of a peer: time in which the witnesses, this process among them, write down whose end they have seen.
+/// Slurm ends the others only once who complains has left, so what was seen before the complaint is its cause, and what comes
+/// later follows from it.
+pub(super) fn look_round() {
+    if std::env::var_os(exit_record::FOLDER).is_some() && !LEAVING.load(SeqCst) {
+        std::thread::sleep(LOOK);
     }
 }
 
