@@ -106,6 +106,7 @@ impl Exit {
         (Exit::Requeue, "stopped by a signal after saving", "requeue to continue"),
     ];
 
+    /// The number that the process leaves with.
     pub fn code(self) -> i32 {
         self as i32
     }
@@ -114,8 +115,11 @@ impl Exit {
 /// A failure a person will read: the fact (with all its numbers), a hint, and the exit code it leads to.
 #[derive(Clone, Debug)]
 pub struct Error {
+    /// Exit code that it leads to.
     pub exit: Exit,
+    /// What happened, with all its numbers; printed as one line.
     pub fact: String,
+    /// What the reader can do about it, printed behind the fact.
     pub hint: Option<String>,
     /// Further facts, one printed line each, where one look found several mistakes.
     pub problems: Vec<String>,
@@ -124,12 +128,15 @@ pub struct Error {
     /// The one rank that the failure belongs to, where that is known to be another than the one that reports it, and its
     /// host.
     pub rank: Option<usize>,
+    /// Node of that rank; `None` where `rank` is, or where nobody knows it.
     pub host: Option<String>,
 }
 
+/// What fails with an [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// An error without a hint, of the rank that reports it.
     pub fn new(exit: Exit, fact: impl Into<String>) -> Self {
         Error { exit, fact: fact.into(), hint: None, problems: Vec::new(), agreed: false, rank: None, host: None }
     }

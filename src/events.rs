@@ -61,6 +61,7 @@ fn line(event: &RunEvent, time: Timestamp, attempt: u64) -> Result<Value> {
 /// A line of `events.jsonl`, read back.
 #[derive(Clone, Debug)]
 pub struct LoggedEvent {
+    /// When it was written, by the writer's clock; `None` where the line says no time that can be read.
     pub time: Option<Timestamp>,
     /// The attempt that wrote it, or that it is about.
     pub attempt: Option<u64>,

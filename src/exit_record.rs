@@ -83,6 +83,7 @@ impl ExitRecord {
 /// A node whose leader was gone without a word, as a neighbour saw (`liveness`, its witnesses).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lost {
+    /// Name of the node that was lost: Slurm's, else the host's.
     pub node: String,
     /// The node that saw it.
     pub by: String,

@@ -42,6 +42,7 @@ pub enum Kind {
 pub struct Param {
     /// Hugging Face name, the same on every topology.
     pub name: String,
+    /// Matrix or vector, by the number of its dims.
     pub kind: Kind,
     /// Global shape, `[rows, cols]` or `[len]`.
     pub shape: Vec<usize>,
@@ -65,6 +66,7 @@ impl Param {
     pub fn len(&self) -> usize {
         self.extent.iter().product()
     }
+    /// Whether this rank holds no element of it.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -77,9 +79,11 @@ impl Param {
 /// One unit's local parameters and the length of its flat buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnitLayout {
+    /// Which unit this is.
     pub unit: Unit,
     /// Its parameters are read only: no gradients, no fp32 weights, no moments, no place in checkpoints.
     pub frozen: bool,
+    /// What this rank holds of its parameters, in the order of the flat buffer.
     pub params: Vec<Param>,
     /// Elements in use: the sum of the params' local lengths.
     pub used: usize,
@@ -125,6 +129,7 @@ pub const PAD: usize = 32;
 /// All units a rank holds, in forward order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
+    /// One for each, in forward order.
     pub units: Vec<UnitLayout>,
 }
 
@@ -147,6 +152,10 @@ impl Layout {
         Layout { units: chunks.iter().flat_map(|c| c.iter()).map(place).collect() }
     }
 
+    /// The layout of `unit`.
+    ///
+    /// # Panics
+    /// Where this rank does not hold it.
     pub fn unit(&self, unit: Unit) -> &UnitLayout {
         self.units.iter().find(|u| u.unit == unit).expect("every unit of the model is in the layout")
     }
@@ -161,6 +170,7 @@ impl Layout {
         self.units.iter().map(|u| u.used).sum()
     }
 
+    /// Whether this rank holds no parameter.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -16,6 +16,7 @@ const UNCHANGED: &str = "do not change a file that a run has open: write a new o
 /// Goes to other processes without the open file.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct LazyFile {
+    /// Where it is, on every rank that reads it.
     pub path: PathBuf,
     /// Bytes that it had when it was looked at, here or on another rank.
     pub len: u64,

@@ -33,6 +33,8 @@
 //! - [`host`]: the host that a supervisor runs on: clock, processes, files; the real one, or one that is simulated
 //! - [`config`], [`error`], [`layout`], [`progress`], [`run_dir`], [`text`], [`topology`]: values and pure functions
 
+#![deny(missing_docs)]
+
 pub mod appended;
 pub mod attempt;
 pub mod checkpoint;

@@ -82,6 +82,7 @@ impl Meter {
         self.0.tokens.store(all, Ordering::Relaxed);
     }
 
+    /// The phase and its counts at this moment.
     pub fn read(&self) -> Reading {
         let phase = self.lock();
         let (done, tokens) = (self.done(), self.0.tokens.load(Ordering::Relaxed));

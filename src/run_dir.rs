@@ -8,6 +8,7 @@ pub struct RunDir<'a>(&'a Path);
 
 /// What training writes and reads.
 impl<'a> RunDir<'a> {
+    /// The run directory at `path`, whether it is there or not.
     pub fn new(path: &'a Path) -> RunDir<'a> {
         RunDir(path)
     }
@@ -37,6 +38,7 @@ impl<'a> RunDir<'a> {
         self.0.join("metrics.prom")
     }
 
+    /// Directory of TensorBoard's event files.
     pub fn tensorboard(self) -> PathBuf {
         self.0.join("tensorboard")
     }
@@ -46,6 +48,7 @@ impl<'a> RunDir<'a> {
         self.0.join("events.jsonl")
     }
 
+    /// Checkpoints, a directory a step.
     pub fn checkpoints(self) -> PathBuf {
         self.0.join("checkpoints")
     }
@@ -83,10 +86,12 @@ impl RunDir<'_> {
         self.0.join("attempt.json")
     }
 
+    /// What ranks have said of failures, a directory an attempt.
     pub fn verdicts(self) -> PathBuf {
         self.0.join("verdicts")
     }
 
+    /// What the ranks have said in one attempt, a file a node.
     pub fn attempt_verdicts(self, attempt: u64) -> PathBuf {
         self.verdicts().join(format!("attempt-{attempt:04}"))
     }
@@ -124,6 +129,7 @@ impl RunDir<'_> {
         self.0.join("ledger.json")
     }
 
+    /// Directory of the supervisor's and the jobs' own files.
     pub fn launch(self) -> PathBuf {
         self.0.join("launch")
     }

@@ -9,13 +9,18 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Axis {
+    /// Cuts the weight matrices: each rank holds a slice.
     Tensor,
+    /// Cuts sequences: each rank has some of the tokens.
     Context,
+    /// Cuts the model into stages of whole units.
     Pipeline,
+    /// Cuts the batch: each rank has other samples.
     Data,
 }
 
 impl Axis {
+    /// All four, innermost first.
     pub const ALL: [Axis; 4] = [Axis::Tensor, Axis::Context, Axis::Pipeline, Axis::Data];
 }
 
@@ -45,10 +50,12 @@ impl Topology {
         Topology::new(rank, [1, 1, 1, size])
     }
 
+    /// Number of ranks in the world.
     pub fn world(&self) -> usize {
         self.sizes.iter().product()
     }
 
+    /// Number of ranks along `axis`.
     pub fn size(&self, axis: Axis) -> usize {
         self.sizes[axis as usize]
     }

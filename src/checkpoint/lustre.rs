@@ -13,6 +13,7 @@ const MAGIC: u64 = 0x0BD0_0BD0;
 pub struct Stripes {
     /// Stripes of each file; -1: all targets.
     pub count: i64,
+    /// MiB of each stripe.
     pub size_mib: u64,
 }
 

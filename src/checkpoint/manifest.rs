@@ -16,34 +16,45 @@ use xxhash_rust::xxh3::xxh3_64;
 pub const VERSION: u64 = 1;
 /// Value of the `format` attribute in each file.
 pub const FORMAT: &str = "herd-checkpoint-1";
+/// Name of the manifest's file in a step directory.
 pub const NAME: &str = "manifest.json";
 
+/// What `manifest.json` holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// When it was written, RFC 3339.
     #[serde(default)]
     pub written: String,
+    /// What the checkpoint says about its run.
     pub meta: Meta,
+    /// Every stored tensor once, by group and name.
     pub tensors: Vec<TensorEntry>,
+    /// The data files: one for each rank that saved, in rank order.
     pub files: Vec<FileEntry>,
 }
 
 /// A tensor of which slices are stored.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TensorEntry {
+    /// Which of the three numbers kept per parameter.
     pub group: Group,
+    /// Global name of the parameter.
     pub name: String,
+    /// Global shape, at least one dim.
     pub shape: Vec<usize>,
 }
 
+/// One data file, and where its datasets lie.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FileEntry {
+    /// Name in the step directory, without a path.
     pub name: String,
     /// Bytes.
     pub size: u64,
     /// Checksum of all bytes that belong to no dataset, in order: HDF5's structures and padding.
     #[serde(with = "hex_sum")]
     pub rest: u64,
+    /// The slices stored in it; such of no elements are left out.
     pub datasets: Vec<Dataset>,
 }
 
@@ -52,8 +63,11 @@ pub struct FileEntry {
 pub struct Dataset {
     /// Index into [`Manifest::tensors`].
     pub tensor: usize,
+    /// Global index of the rectangle's first element, on each dim.
     pub offset: Vec<usize>,
+    /// Elements of the rectangle, on each dim.
     pub extent: Vec<usize>,
+    /// First element that is stored, counted from 0 in row-major order of the rectangle.
     pub start: usize,
     /// Elements.
     pub len: usize,
@@ -67,7 +81,9 @@ pub struct Dataset {
 /// One writer's part of the manifest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FileTable {
+    /// The tensors of which the file holds slices.
     pub tensors: Vec<TensorEntry>,
+    /// The file; its datasets count in `tensors` here, and in [`Manifest::tensors`] once the tables are put together.
     pub file: FileEntry,
 }
 
@@ -90,10 +106,12 @@ impl TensorEntry {
 }
 
 impl Dataset {
+    /// First byte behind its data in the file.
     pub fn end(&self) -> u64 {
         self.at + 4 * self.len as u64
     }
 
+    /// The elements it holds of its tensor, which has `shape`.
     pub fn span(&self, shape: &[usize]) -> Slice {
         let (offset, extent) = (self.offset.clone(), self.extent.clone());
         Slice { shape: shape.to_vec(), offset, extent, start: self.start, len: self.len }
@@ -156,6 +174,7 @@ impl Manifest {
         }
     }
 
+    /// The text of `manifest.json`, checksum included.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let body = serde_json::to_string(self)
             .map_err(|e| Error::new(Exit::Internal, format!("the manifest cannot be written: {e}")))?;

@@ -25,12 +25,16 @@ pub const ALIGNMENT: u64 = 4096;
 /// One slice to be stored: a dataset of a file, a part of a snapshot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spec {
+    /// Which of the three numbers kept per parameter.
     pub group: Group,
+    /// Global name of the parameter.
     pub name: String,
+    /// The elements of the tensor.
     pub span: Slice,
 }
 
 impl Spec {
+    /// The elements of `p`, without their values.
     pub fn of(p: &Piece) -> Spec {
         Spec { group: p.group, name: p.name.into(), span: Slice::of(p) }
     }

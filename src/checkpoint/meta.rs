@@ -20,6 +20,7 @@ pub enum Group {
 }
 
 impl Group {
+    /// All three, the weights first.
     pub const ALL: [Group; 3] = [Group::Param, Group::ExpAvg, Group::ExpAvgSq];
 
     /// The name used in files.
@@ -44,14 +45,19 @@ impl fmt::Display for Group {
 /// the rectangle.
 #[derive(Clone, Copy, Debug)]
 pub struct Piece<'a> {
+    /// Which of the three numbers kept per parameter.
     pub group: Group,
     /// Global name of the parameter.
     pub name: &'a str,
     /// Global shape, at least one dim.
     pub shape: &'a [usize],
+    /// Global index of the rectangle's first element, on each dim.
     pub offset: &'a [usize],
+    /// Elements of the rectangle, on each dim.
     pub extent: &'a [usize],
+    /// First element of the piece, counted from 0 in row-major order of the rectangle.
     pub start: usize,
+    /// The elements' values, in that order.
     pub data: &'a [f32],
 }
 
@@ -80,8 +86,10 @@ pub struct Meta {
     /// The start of the run that wrote it, a random number; 0 where that was no run.
     #[serde(default)]
     pub session: u64,
+    /// The configuration's seed, of initial weights and sample order; 0 for an import.
     #[serde(default)]
     pub seed: u64,
+    /// Architecture of the whole model, also where only a part of it is stored.
     pub model: ModelConfig,
     /// `bytes`, or the absolute path of the tokenizer's file (older versions: as the configuration names it).
     #[serde(default)]
@@ -89,6 +97,7 @@ pub struct Meta {
     /// Fingerprint of the tokenizer's content; empty when it was not known (an import without a tokenizer).
     #[serde(default)]
     pub tokenizer_fingerprint: String,
+    /// Ids that begin, end and pad a text: the starting model's before the tokenizer's own.
     #[serde(default)]
     pub special_tokens: SpecialTokens,
     /// `generation_config.json` of the model that the run started from; null where there was none.
@@ -103,6 +112,7 @@ pub struct Meta {
     /// Number of this attempt to run the job; names the temporary directory.
     #[serde(default)]
     pub attempt: u64,
+    /// Version of the herd that wrote it; empty where that is not said.
     #[serde(default)]
     pub herd_version: String,
     /// The corpora of the run; absent in an import, and before herd wrote it down.
@@ -131,11 +141,13 @@ pub struct BaseNote {
 /// Token ids that a Hugging Face configuration names.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SpecialTokens {
+    /// Id that begins a text; `None` where none is named.
     #[serde(default)]
     pub bos: Option<u32>,
     /// Ids that end a text, the main one first.
     #[serde(default)]
     pub eos: Vec<u32>,
+    /// Padding id; `None` where none is named.
     #[serde(default)]
     pub pad: Option<u32>,
 }
@@ -171,6 +183,7 @@ impl Meta {
 /// A finished save, the same on every rank.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Saved {
+    /// The step directory, under its final name.
     pub path: PathBuf,
     /// Bytes in all files, the manifest included.
     pub bytes: u64,

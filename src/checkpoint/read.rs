@@ -31,7 +31,9 @@ const BEHIND: u64 = 4 << 20;
 /// What [`Checkpoint::verify`] found out about one file.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct FileReport {
+    /// Name in the step directory, without a path.
     pub name: String,
+    /// Size that the manifest says it has.
     pub bytes: u64,
     /// Absent when every byte is as it was written.
     pub problem: Option<String>,
@@ -93,10 +95,12 @@ impl Checkpoint {
         Ok(Checkpoint { path: path.into(), manifest, index })
     }
 
+    /// The step directory, as it was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
+    /// What it says about its run.
     pub fn meta(&self) -> &Meta {
         &self.manifest.meta
     }
@@ -111,6 +115,7 @@ impl Checkpoint {
         self.files().map(|f| f.size).sum()
     }
 
+    /// Group, global name and global shape of each stored tensor, in order of the manifest.
     pub fn tensors(&self) -> impl Iterator<Item = (Group, &str, &[usize])> {
         self.manifest.tensors.iter().map(|t| (t.group, t.name.as_str(), t.shape.as_slice()))
     }

@@ -16,11 +16,28 @@ use std::path::{Path, PathBuf};
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     /// Looks like a checkpoint but is not whole; the next older one is tried.
-    CheckpointRejected { path: PathBuf, reason: String },
+    CheckpointRejected {
+        /// Its directory.
+        path: PathBuf,
+        /// What is not whole about it.
+        reason: String,
+    },
     /// Whole: every byte of every file has been checked.
-    CheckpointChosen { path: PathBuf, step: u64, bytes: u64 },
+    CheckpointChosen {
+        /// Its directory.
+        path: PathBuf,
+        /// Steps finished when it was saved.
+        step: u64,
+        /// Bytes of its data files, the manifest not among them.
+        bytes: u64,
+    },
     /// A step in memory that was tried, or newer than what was taken, and is not whole.
-    SnapshotRejected { step: u64, reason: String },
+    SnapshotRejected {
+        /// Steps finished when it was taken.
+        step: u64,
+        /// What is missing or damaged.
+        reason: String,
+    },
 }
 
 impl Event {

@@ -33,6 +33,7 @@ pub fn save(checkpoints: &Path, pieces: &[Piece], meta: &Meta, world: &World) ->
 /// How the ranks share a filesystem.
 #[derive(Clone)]
 pub struct Rules {
+    /// Striping of the checkpoint's directory where that is on Lustre; nothing elsewhere.
     pub stripes: Stripes,
     /// When this rank writes its file: turns go one after the other.
     pub turn: usize,

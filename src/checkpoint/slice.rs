@@ -9,10 +9,15 @@ use serde::{Deserialize, Serialize};
 /// Elements `[start, start + len)`, in row-major order of the rectangle (`offset`, `extent`), of a tensor of `shape`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slice {
+    /// Global shape of the tensor, at least one dim.
     pub shape: Vec<usize>,
+    /// Global index of the rectangle's first element, on each dim.
     pub offset: Vec<usize>,
+    /// Elements of the rectangle, on each dim.
     pub extent: Vec<usize>,
+    /// First element of the flat range, counted from 0 in the rectangle.
     pub start: usize,
+    /// Elements of the flat range.
     pub len: usize,
 }
 
@@ -23,6 +28,7 @@ pub struct Run {
     pub from: usize,
     /// Position in the slice that is filled, counted from its first element.
     pub to: usize,
+    /// Elements, at least 1.
     pub len: usize,
 }
 
@@ -38,6 +44,7 @@ impl Slice {
         }
     }
 
+    /// The elements of `piece`, without their values.
     pub fn of(piece: &Piece) -> Slice {
         Slice {
             shape: piece.shape.to_vec(),

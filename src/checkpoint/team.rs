@@ -10,10 +10,12 @@ use serde::Serialize;
 pub struct Team<'a>(pub Option<&'a World>);
 
 impl Team<'_> {
+    /// Rank in the world, from 0; 0 for a process alone.
     pub fn rank(&self) -> usize {
         self.0.map_or(0, World::rank)
     }
 
+    /// Ranks of the world; 1 for a process alone.
     pub fn size(&self) -> usize {
         self.0.map_or(1, World::size)
     }

@@ -21,8 +21,11 @@ use tracing_subscriber::{fmt, EnvFilter};
 
 /// Where a rank logs to.
 pub struct RankLog<'a> {
+    /// Run directory; the log goes to `logs/NODE` in it.
     pub run_dir: &'a Path,
+    /// Name of this node: Slurm's, else the host's.
     pub node: &'a str,
+    /// Rank in the world, from 0.
     pub rank: usize,
 }
 

@@ -16,7 +16,9 @@ use std::path::Path;
 pub struct Draft {
     /// Name of the file, for messages.
     pub place: String,
+    /// What could be read; for a value that is wrong or missing, its default or a stand-in.
     pub config: Config,
+    /// Every mistake found in the file and the overrides; empty where there is none.
     pub problems: Vec<Problem>,
 }
 

@@ -63,27 +63,40 @@ pub struct Config {
     /// Directory that holds everything the run writes; created if absent.
     #[schemars(length(min = 1), extend("format" = "path"))]
     pub run_dir: PathBuf,
+    /// Where the model's shape and first weights come from. Give `shape`, or `config`, or only `weights`.
     pub model: ModelSection,
     /// Train low-rank adapters (LoRA) beside the matrices of the blocks; `model.weights` are frozen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraSection>,
+    /// Tokenizer, corpora and sequence length.
     pub data: DataSection,
+    /// Batch sizes in sequences. Gradient accumulation follows from them: global / (micro × data-parallel size).
     pub batch: BatchSection,
+    /// Length, precision, device and safety of the run.
     pub train: TrainSection,
+    /// AdamW and its learning-rate schedule.
     #[serde(default)]
     pub optim: OptimSection,
+    /// Sizes of the parallel axes. Their product is the number of ranks.
     #[serde(default)]
     pub parallel: ParallelSection,
+    /// Validation loss on the held-out corpora.
     #[serde(default)]
     pub validation: ValidationSection,
+    /// When the state is kept, where, and how many checkpoints stay.
     #[serde(default)]
     pub checkpoint: CheckpointSection,
+    /// Probes between ranks and the watch over progress (docs/liveness.md).
     #[serde(default)]
     pub liveness: LivenessSection,
+    /// What is printed and recorded.
     #[serde(default)]
     pub log: LogSection,
+    /// How `herd launch` places the ranks, when it starts them again, and when it gives up.
     #[serde(default)]
     pub launch: LaunchSection,
+    /// Whom the supervisor tells when a run stops, a node is given up, or a job is requeued. Nothing is sent for a fault that
+    /// was mended.
     #[serde(default)]
     pub alerts: AlertsSection,
 }
@@ -258,18 +271,23 @@ pub struct TrainSection {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
+    /// bfloat16, 2 bytes a number.
     #[default]
     Bf16,
+    /// Single precision, 4 bytes a number.
     Fp32,
 }
 
+/// Where tensors live.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceChoice {
-    /// The GPU with the node-local rank's number where there is one, else the CPU.
+    /// The GPU with the node-local rank's number (modulo how many there are) where there is one, else the CPU.
     #[default]
     Auto,
+    /// The CPU, also where there is a GPU.
     Cpu,
+    /// A GPU, as with `auto`; where there is none, the run ends with exit code 14.
     Cuda,
 }
 
@@ -277,6 +295,7 @@ pub enum DeviceChoice {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Recompute {
+    /// Keep everything; nothing is recomputed.
     #[default]
     None,
     /// Keep what matrix products and attention gave; make norms and SwiGLU again.
@@ -295,7 +314,7 @@ pub struct OptimSection {
     /// Learning rate at the end of the schedule.
     #[schemars(range(min = 0.0))]
     pub min_lr: f64,
-    /// Steps of linear warm-up from 0.
+    /// Steps of linear warm-up: step n of them has n / warmup_steps of the rate.
     #[schemars(range(max = limit::STEPS))]
     pub warmup_steps: u64,
     /// Shape of the learning rate after warm-up.
@@ -321,10 +340,12 @@ pub struct OptimSection {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Schedule {
+    /// Half a cosine from `lr` down to `min_lr` at the end of the run.
     #[default]
     Cosine,
     /// Warm-up, stable, decay (arXiv:2404.06395): constant until `decay_steps` before the end, then linear to `min_lr`.
     Wsd,
+    /// `lr` until the end of the run.
     Constant,
 }
 

@@ -80,9 +80,11 @@ pub struct RopeScaling {
     pub original_max_position_embeddings: usize,
 }
 
+/// How rotary frequencies are scaled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RopeType {
+    /// As in Llama 3.1: by wavelength.
     Llama3,
 }
 

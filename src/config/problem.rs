@@ -3,26 +3,33 @@
 use crate::error::{Error, Exit};
 use std::fmt;
 
+/// What is wrong with one key, or with several together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
     /// Dotted paths of every key involved (`data.train.0.path`); the first names the problem when it is printed.
     pub keys: Vec<String>,
+    /// What is wrong, with the values that clash.
     pub fact: String,
+    /// What can be done about it, where that is known.
     pub hint: Option<String>,
+    /// Exit code that it leads to; [`Exit::Config`] unless set otherwise.
     pub exit: Exit,
 }
 
 impl Problem {
+    /// A problem of `keys`, the first of which names it, with [`Exit::Config`] and no hint.
     pub fn new<K: Into<String>>(keys: impl IntoIterator<Item = K>, fact: impl Into<String>) -> Self {
         let keys = keys.into_iter().map(Into::into).collect();
         Problem { keys, fact: fact.into(), hint: None, exit: Exit::Config }
     }
 
+    /// Adds what the reader can do about it.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
+    /// Replaces the exit code.
     pub fn exit(mut self, exit: Exit) -> Self {
         self.exit = exit;
         self

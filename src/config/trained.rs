@@ -35,12 +35,19 @@ pub struct LoraSection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LoraTarget {
+    /// Queries of attention.
     QProj,
+    /// Keys of attention.
     KProj,
+    /// Values of attention.
     VProj,
+    /// Output of attention.
     OProj,
+    /// Gate of the feed-forward layer.
     GateProj,
+    /// The feed-forward layer's other input matrix, which the gate multiplies.
     UpProj,
+    /// Output of the feed-forward layer.
     DownProj,
 }
 
@@ -62,6 +69,7 @@ fn all_targets() -> Vec<LoraTarget> {
 }
 
 impl LoraTarget {
+    /// All seven, in the order of the forward pass.
     pub const ALL: [LoraTarget; 7] = [
         LoraTarget::QProj,
         LoraTarget::KProj,
@@ -72,6 +80,7 @@ impl LoraTarget {
         LoraTarget::DownProj,
     ];
 
+    /// Its name in the configuration and in Hugging Face's layout: `q_proj`.
     pub fn name(self) -> &'static str {
         match self {
             LoraTarget::QProj => "q_proj",

@@ -7,6 +7,7 @@ use std::path::Path;
 
 /// What has become of the tokenizer that weights name.
 pub enum Own {
+    /// It is there, with the fingerprint that the weights know, if they know one.
     Is(Box<Tokenizer>),
     /// Why it is not to be had, a phrase.
     Lost(String),

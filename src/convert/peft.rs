@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
 
+/// Name of the file that describes an adapter.
 pub const CONFIG: &str = "adapter_config.json";
+/// Name of the file that holds an adapter's tensors.
 pub const TENSORS: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 
@@ -77,10 +79,12 @@ impl AdapterFiles {
         Ok(AdapterFiles { path: path.into(), lora, base, shards })
     }
 
+    /// Rank, scale and targets of the adapter; its `weights` is `None`.
     pub fn lora(&self) -> &LoraSection {
         &self.lora
     }
 
+    /// The directory that was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }

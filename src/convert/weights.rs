@@ -104,6 +104,7 @@ impl Weights {
         }
     }
 
+    /// Shape of the model; the head is tied as the tensors say.
     pub fn model(&self) -> &ModelConfig {
         &self.model
     }
@@ -118,6 +119,7 @@ impl Weights {
         &self.tokenizer_fingerprint
     }
 
+    /// Ids that begin, end and pad a text; `None` or empty where the source names none.
     pub fn special_tokens(&self) -> &SpecialTokens {
         &self.special_tokens
     }

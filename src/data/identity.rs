@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 /// The corpora of a run, in the order of the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DataNote {
+    /// What is trained on.
     pub train: Vec<CorpusNote>,
+    /// What validation reads; empty where there is none.
     #[serde(default)]
     pub validation: Vec<CorpusNote>,
 }
@@ -16,8 +18,11 @@ pub struct DataNote {
 pub struct CorpusNote {
     /// As the configuration names it.
     pub path: String,
+    /// Share of the draws, relative to the other corpora; its number of samples where the configuration gives none.
     pub weight: f64,
+    /// Tokens of all its documents.
     pub tokens: u64,
+    /// Documents, by its document index.
     pub documents: u64,
     /// What tells it from others of the same size: [`super::indexed::Indexed::identity`].
     pub content: String,

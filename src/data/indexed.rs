@@ -1,6 +1,6 @@
 //! Megatron's indexed token files: `<prefix>.bin` holds the ids of all documents one after another, `<prefix>.idx` where
-//! each begins. Conversations have `<prefix>.mask` beside them: which tokens count in the loss. herd adds `<prefix>.json`, which says with which tokenizer they were made; files without it are read as
-//! well. Byte layout: `docs/data.md`, after Megatron-LM's `core/datasets/indexed_dataset.py`.
+//! each begins. Conversations have `<prefix>.mask` beside them: which tokens count in the loss. herd adds `<prefix>.json`,
+//! which says with which tokenizer they were made; files without it are read as well. Byte layout: `docs/data.md`, after Megatron-LM's `core/datasets/indexed_dataset.py`.
 
 mod check;
 mod index;
@@ -29,7 +29,9 @@ const HEADER: usize = 9 + 8 + 1 + 8 + 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum TokenDtype {
+    /// Signed, 4 bytes, little-endian.
     I32 = 4,
+    /// Unsigned, 2 bytes, little-endian.
     U16 = 8,
 }
 
@@ -51,6 +53,7 @@ impl TokenDtype {
         }
     }
 
+    /// `u16` or `i32`.
     pub fn name(self) -> &'static str {
         match self {
             TokenDtype::U16 => "u16",

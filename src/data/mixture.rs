@@ -34,6 +34,7 @@ pub struct Mixture {
 /// What the process that has looked at a corpus tells the others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CorpusFacts {
+    /// What was found out about its token file.
     pub file: IndexedFacts,
     /// Of conversations: which share a sample.
     pub packs: Option<Packs>,

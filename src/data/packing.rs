@@ -67,6 +67,7 @@ impl Packs {
         self.begins.len().saturating_sub(1)
     }
 
+    /// Whether there is no sample.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

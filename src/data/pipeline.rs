@@ -20,12 +20,15 @@ const QUEUE: usize = 4;
 /// Which side of the hold-out a document is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
+    /// To be trained on.
     Train,
+    /// Held out.
     Validation,
 }
 
 /// One tokenized document.
 pub struct Encoded {
+    /// Which side of the hold-out it is on.
     pub part: Part,
     /// Ids, with what stands in front of a document and the end-of-text that was asked for.
     pub ids: Vec<u32>,
@@ -37,6 +40,7 @@ pub struct Encoded {
 
 /// A token at an end of each document.
 pub struct Mark {
+    /// Its id in the tokenizer.
     pub id: u32,
     /// Its name, where a text that has it there already, as characters, is refused.
     pub name: Option<String>,
@@ -58,6 +62,7 @@ pub trait Encode: Sync {
 
 /// Texts as they are.
 pub struct TextEncoder<'a> {
+    /// Makes ids of the text itself.
     pub tokenizer: &'a Tokenizer,
     /// Put before each document, in this order.
     pub front: Vec<Mark>,
@@ -77,11 +82,15 @@ impl Encode for TextEncoder<'_> {
 
 /// What to do.
 pub struct BatchJob<'a> {
+    /// Paths of the input files, in order; `-` for standard input.
     pub inputs: &'a [String],
+    /// How each input is read.
     pub rules: &'a SourceRules,
+    /// Makes tokens of each document, on all threads at once.
     pub encoder: &'a dyn Encode,
     /// Share of documents for validation; 0 holds none out.
     pub holdout: f64,
+    /// Threads that encode; 0 counts as 1.
     pub threads: usize,
     /// Bytes read of the inputs, as stored, so far.
     pub consumed: Arc<AtomicU64>,
@@ -90,12 +99,15 @@ pub struct BatchJob<'a> {
 /// What became of one input.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Account {
+    /// As [`BatchJob::inputs`] has it.
     pub name: String,
     /// What its content was found to be, as `JSON lines in gzip`.
     pub format: String,
+    /// Documents read from it, without bad and empty ones.
     pub documents: u64,
-    /// SourceDocuments left out as bad, and what was wrong with the first.
+    /// Documents left out as bad.
     pub skipped: u64,
+    /// What was wrong with the first document left out; `None` where none was.
     pub first_skipped: Option<String>,
     /// Rows left out because their text is empty.
     pub empty: u64,

@@ -19,6 +19,7 @@ pub struct Sample {
 pub struct Cutting {
     /// S: a sample has S + 1 ids.
     pub sequence_length: usize,
+    /// Seed of the order of samples, and of which conversations share one.
     pub seed: u64,
     /// The model's: ids are below it.
     pub vocab_size: usize,

@@ -30,6 +30,7 @@ pub struct Permutation {
 }
 
 impl Permutation {
+    /// The permutation of `0..len` keyed by (`seed`, `corpus`, `epoch`): the same on every host.
     pub fn new(len: u64, seed: u64, corpus: u64, epoch: u64) -> Permutation {
         let bits = u64::BITS - len.saturating_sub(1).leading_zeros();
         Permutation { len, half_bits: bits.div_ceil(2).max(1), key: absorb(absorb(absorb(0, seed), corpus), epoch) }

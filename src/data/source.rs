@@ -46,7 +46,9 @@ pub enum Split {
 /// How to read.
 #[derive(Clone, Debug)]
 pub struct SourceRules {
+    /// What the input is taken for.
     pub format: Format,
+    /// Where a document of plain text ends; other formats have rows.
     pub split: Split,
     /// Keys of the text in a row; a dot leads into an object. The texts of several are joined by a blank line. Without any, a
     /// document is the whole row, as JSON.
@@ -75,8 +77,9 @@ pub struct SourceDocuments {
     pub format: String,
     /// Documents given out.
     pub documents: u64,
-    /// Documents left out under `skip_bad`, and what was wrong with the first.
+    /// Documents left out under `skip_bad`.
     pub skipped: u64,
+    /// What was wrong with the first document left out, and where it stands; `None` where none was.
     pub first_skipped: Option<String>,
     /// Rows left out because their text is empty.
     pub empty: u64,

@@ -37,9 +37,13 @@ pub struct Tokenizer {
 pub struct TokenizerFacts {
     /// [`Tokenizer::place`].
     pub place: String,
+    /// [`Tokenizer::fingerprint`].
     pub fingerprint: String,
+    /// [`Tokenizer::vocab_size`].
     pub vocab_size: usize,
+    /// Id of beginning-of-text; `None` where the tokenizer names none.
     pub bos: Option<u32>,
+    /// Id of end-of-text; `None` where the tokenizer names none.
     pub eos: Option<u32>,
 }
 
@@ -222,6 +226,7 @@ impl Tokenizer {
         self.file.as_ref()?.parent()
     }
 
+    /// What is told to ranks that do not open it.
     pub fn facts(&self) -> TokenizerFacts {
         let (vocab_size, bos, eos) = (self.vocab_size, self.bos, self.eos);
         TokenizerFacts { place: self.place(), fingerprint: self.fingerprint(), vocab_size, bos, eos }

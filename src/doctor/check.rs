@@ -12,6 +12,7 @@ pub enum Light {
     Red,
     /// A run works, and something about it is worth a look.
     Amber,
+    /// Nothing here stands in a run's way.
     Green,
     /// Not measured; the fact says why.
     Skipped,
@@ -22,6 +23,7 @@ pub enum Light {
 pub struct Check {
     /// Stable, lower case, as docs/doctor.md lists them.
     pub name: String,
+    /// How it came out; rows are sorted by it.
     pub light: Light,
     /// Nodes that are meant; none where all are alike, or nobody can be named.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -31,6 +33,7 @@ pub struct Check {
     pub link: Option<(String, String)>,
     /// What was found, with every number.
     pub fact: String,
+    /// What to do about it, on red and amber rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cure: Option<String>,
 }
@@ -40,18 +43,22 @@ impl Check {
         Check { name: name.into(), light, nodes: Vec::new(), link: None, fact: fact.into(), cure: None }
     }
 
+    /// A row that is well, without a cure.
     pub fn green(name: &str, fact: impl Into<String>) -> Check {
         Check::new(name, Light::Green, fact)
     }
 
+    /// A row that was not measured; `why` becomes its fact.
     pub fn skipped(name: &str, why: impl Into<String>) -> Check {
         Check::new(name, Light::Skipped, why)
     }
 
+    /// A row that is worth a look, with its cure.
     pub fn amber(name: &str, fact: impl Into<String>, cure: impl Into<String>) -> Check {
         Check { cure: Some(cure.into()), ..Check::new(name, Light::Amber, fact) }
     }
 
+    /// A row that stops or spoils a run, with its cure.
     pub fn red(name: &str, fact: impl Into<String>, cure: impl Into<String>) -> Check {
         Check { cure: Some(cure.into()), ..Check::new(name, Light::Red, fact) }
     }
@@ -79,7 +86,9 @@ impl Check {
 /// How long a part of the examination took, and by what it grows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PartTime {
+    /// `look`, `clock`, `storage`, `speed`, `links`, or `again` for what was measured once more.
     pub name: String,
+    /// Wall clock on rank 0.
     pub seconds: f64,
     /// Rounds in which pairs of nodes met; 0: each node works by itself, in the same time whatever their number.
     pub rounds: usize,
@@ -88,16 +97,22 @@ pub struct PartTime {
 /// All rows, worst first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Diagnosis {
+    /// Names of all nodes that were to be examined, those that did not answer included.
     pub nodes: Vec<String>,
+    /// Ranks of the examination, on all nodes together.
     pub ranks: usize,
+    /// Sorted by light.
     pub checks: Vec<Check>,
+    /// In the order in which they ran; none where the ranks did not come together.
     pub parts: Vec<PartTime>,
     /// Bytes of facts that came to rank 0.
     pub bytes: usize,
+    /// Wall clock of the whole examination.
     pub seconds: f64,
 }
 
 impl Diagnosis {
+    /// Of rows in any order; parts, bytes and seconds are left empty.
     pub fn new(nodes: Vec<String>, ranks: usize, mut checks: Vec<Check>) -> Diagnosis {
         checks.sort_by_key(|c| c.light);
         Diagnosis { nodes, ranks, checks, parts: Vec::new(), bytes: 0, seconds: 0.0 }
@@ -109,6 +124,7 @@ impl Diagnosis {
         self.checks.sort_by_key(|c| c.light);
     }
 
+    /// Rows that came out so.
     pub fn count(&self, light: Light) -> usize {
         self.checks.iter().filter(|c| c.light == light).count()
     }

@@ -21,6 +21,7 @@ pub struct Inquiry {
     pub inputs: Vec<PathBuf>,
     /// Inputs beyond [`MOST_INPUTS`], which are not looked at.
     pub inputs_left_out: usize,
+    /// `checkpoint.snapshot_dir`, whose filesystem is looked at; /dev/shm without a configuration.
     pub snapshot_dir: PathBuf,
     /// Threads of a rank; 0: a share of the cores.
     pub threads: usize,

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 /// What a rank waited for when the time was up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StalledWait {
+    /// Name of the rank's node.
     pub node: String,
     /// Part of the examination.
     pub part: String,

@@ -34,6 +34,7 @@ const DEVICE: [&str; 12] = [
 ];
 
 impl LibtorchFailure {
+    /// What the words of an exception say; want of memory is looked for first.
     pub fn of(words: &str) -> LibtorchFailure {
         let any = |all: &[&str]| all.iter().any(|w| words.contains(w));
         match () {

@@ -38,10 +38,14 @@ impl Class {
 /// One failure of a node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Failure {
+    /// When it was written down, by the writer's clock.
     #[schemars(with = "String")]
     pub time: Timestamp,
+    /// Number of the Slurm job that it happened in.
     pub job: u64,
+    /// The attempt that it was counted in; 0 for one before the first, or that `herd doctor` found.
     pub attempt: u64,
+    /// One word, or what `herd doctor` found.
     pub reason: String,
 }
 
@@ -57,6 +61,7 @@ pub struct Tally {
     pub remote: u64,
     /// Second copies in another node's memory.
     pub remote_partner: u64,
+    /// Checkpoints on disk.
     pub disk: u64,
 }
 
@@ -64,7 +69,9 @@ pub struct Tally {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Traffic {
+    /// Messages, one for each rank that gets one.
     pub messages: u64,
+    /// Bytes in them.
     pub bytes: u64,
     /// Ranks that something was sent to.
     pub peers: u64,

@@ -6,7 +6,9 @@ use std::thread::JoinHandle;
 
 /// Work that is under way, and what comes of it.
 pub enum SideWork<T> {
+    /// A real thread.
     Thread(JoinHandle<T>),
+    /// On a simulated host: where the value is put when the work is done.
     Simulated(Arc<Mutex<Option<T>>>),
 }
 
@@ -28,6 +30,7 @@ pub fn beside<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + '
 }
 
 impl<T> SideWork<T> {
+    /// Whether it is over. Work that panicked is over too, except in a simulation.
     pub fn is_finished(&self) -> bool {
         match self {
             SideWork::Thread(thread) => thread.is_finished(),

@@ -23,14 +23,19 @@ use std::time::{Duration, Instant};
 /// What is done to a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileAccess {
+    /// It is read.
     Read,
+    /// It is made, written or appended to.
     Write,
 }
 
 /// A host in place of the real one.
 pub trait Host: Send + Sync {
+    /// The monotonic clock.
     fn now(&self) -> Instant;
+    /// The clock on the wall.
     fn wall(&self) -> Timestamp;
+    /// Blocks the calling thread for so long.
     fn sleep(&self, length: Duration);
     /// Like `sleep`, and over as soon as something has happened that the thread may want to see.
     fn wait(&self, most: Duration);
@@ -40,6 +45,7 @@ pub trait Host: Send + Sync {
     fn beside(&self, work: Box<dyn FnOnce() + Send>) -> io::Result<()>;
     /// Before a file is read or written: waits where the filesystem blocks, and the error where it refuses.
     fn at_file(&self, path: &Path, access: FileAccess) -> io::Result<()>;
+    /// An environment variable of the process; `None` where it is not set.
     fn variable(&self, name: &str) -> Option<String>;
 }
 
@@ -91,6 +97,7 @@ pub fn wall() -> Timestamp {
     given().map_or_else(Timestamp::now, |h| h.wall())
 }
 
+/// Blocks this thread for so long by its host's clock.
 pub fn sleep(length: Duration) {
     match given() {
         Some(host) => host.sleep(length),

@@ -10,15 +10,19 @@ use std::time::Duration;
 /// A stream of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StdStream {
+    /// Standard output.
     Out,
+    /// Standard error.
     Err,
 }
 
 /// A process of a simulated host.
 pub trait SimulatedProcess: Send + Sync {
+    /// Process id on its host.
     fn id(&self) -> u32;
     /// Exit code, 128 + signal where one ended it; `None` while it runs.
     fn ended(&self) -> Option<i32>;
+    /// Sends a signal, by its number; does nothing to one that has ended.
     fn signal(&self, signal: i32);
     /// As [`Read::read`] of a pipe that does not block.
     fn read(&self, stream: StdStream, into: &mut [u8]) -> io::Result<usize>;
@@ -26,21 +30,29 @@ pub trait SimulatedProcess: Send + Sync {
 
 /// A process that this one has started.
 pub enum HostProcess {
+    /// A child of this process.
     Real(Child),
+    /// One on a simulated host.
     Simulated(Arc<dyn SimulatedProcess>),
 }
 
 /// The reading end of what a process says.
 pub enum Pipe {
+    /// The descriptor of a real pipe.
     Real(File),
+    /// A simulated process, and which of its streams is read.
     Simulated(Arc<dyn SimulatedProcess>, StdStream),
 }
 
 /// A process, and those of its streams that are pipes.
 pub struct Spawned {
+    /// The process itself.
     pub process: HostProcess,
+    /// Its standard input; `None` where that is no pipe, and in a simulation.
     pub input: Option<ChildStdin>,
+    /// Its standard output; `None` where that is no pipe.
     pub out: Option<Pipe>,
+    /// Its standard error; `None` where that is no pipe.
     pub err: Option<Pipe>,
 }
 
@@ -59,6 +71,7 @@ pub fn spawn(command: &mut Command) -> io::Result<Spawned> {
 }
 
 impl HostProcess {
+    /// Process id on this host.
     pub fn id(&self) -> u32 {
         match self {
             HostProcess::Real(child) => child.id(),

@@ -8,6 +8,7 @@ use tch::Device;
 /// What was found on this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CudaDevices {
+    /// Devices that libtorch can use; 0 where there is none.
     pub count: usize,
     /// Where the host has the NVIDIA driver and there is no device to use: why, in the loader's or libtorch's words.
     pub why_none: Option<String>,
@@ -35,8 +36,11 @@ pub fn cuda_device_count() -> usize {
 /// Memory of a CUDA device, by its driver and by libtorch's allocator of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceMemory {
+    /// Bytes of this process's tensors, and those its allocator holds.
     pub tensors: Stats,
+    /// Bytes that are free, as the driver says.
     pub free: u64,
+    /// Bytes that the device has.
     pub total: u64,
 }
 

@@ -6,8 +6,11 @@ use super::ffi;
 /// Bytes asked for by tensors alive now, their highest sum since [`reset_peak`], and bytes held from the system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stats {
+    /// Bytes asked for by tensors alive now.
     pub live: u64,
+    /// The highest that `live` has been since [`reset_peak`].
     pub peak: u64,
+    /// Bytes held from the system, in use or waiting to be used again.
     pub reserved: u64,
 }
 

@@ -9,8 +9,11 @@ use tch::{Device, Kind, Tensor};
 pub struct PackedSequences {
     /// [n+1] i32, on the device: where each entry begins, and the end.
     pub queries: Tensor,
+    /// [n+1] i32, on the device: the same of the rows that [`PackedSequences::keys_of`] gives.
     pub keys: Tensor,
+    /// Most queries of one entry.
     pub longest_queries: i64,
+    /// Most keys of one entry.
     pub longest_keys: i64,
     /// [total] i64: the rows of [B·K,..] that the keys are, where they are not all of them in order (keys that several
     /// entries see).

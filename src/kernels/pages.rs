@@ -18,6 +18,7 @@ pub struct Pages {
 pub struct QueryRun<'a> {
     /// The first of its rows among the N.
     pub row: usize,
+    /// How many rows they are, a token each.
     pub tokens: usize,
     /// Place in the sequence of the first of them.
     pub start: usize,

@@ -70,10 +70,12 @@ impl QuantizedMatrix {
         padded / WIDTH * format.panel_bytes(cols) + scales
     }
 
+    /// O of [O,I]; rows that fill up the last panel are not counted.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
+    /// I of [O,I].
     pub fn cols(&self) -> usize {
         self.cols
     }

@@ -251,10 +251,15 @@ pub fn sum_squares(x: &Tensor) -> f64 {
 /// Hyper-parameters of one AdamW step.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW {
+    /// Learning rate of this step.
     pub lr: f64,
+    /// Decay of the first moment.
     pub beta1: f64,
+    /// Decay of the second moment.
     pub beta2: f64,
+    /// Added to the root of the second moment.
     pub eps: f64,
+    /// Decoupled weight decay, times the learning rate; 0 for none.
     pub weight_decay: f64,
     /// 1-based count of updates made, for bias correction.
     pub step: u64,

@@ -53,6 +53,7 @@ impl Default for Sum {
 }
 
 impl Sum {
+    /// Takes in the next bytes.
     pub fn update(&mut self, mut bytes: &[u8]) {
         self.len += bytes.len() as u64;
         // The last round is finished in another way than the others, so one stays back until there is more.
@@ -88,6 +89,7 @@ impl Sum {
         self.held = 0;
     }
 
+    /// The sum of all bytes so far; more may follow.
     pub fn digest(&self) -> u64 {
         let tail = &self.tail[STRIPE..STRIPE + self.held];
         if self.len <= SHORT as u64 {

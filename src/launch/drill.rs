@@ -63,10 +63,13 @@ impl DrillKind {
     }
 }
 
+/// Which run is hit, where, and how long a fault lasts and is waited for.
 pub struct Drill {
+    /// Run directory of the run that is hit.
     pub run_dir: PathBuf,
     /// Rank to hit, or the rank whose node is hit.
     pub rank: Option<usize>,
+    /// Length of faults that have one, seconds; of a slow rank, for each step.
     pub seconds: f64,
     /// How long to wait for the fault to be noticed, and for training to go on.
     pub patience: Duration,
@@ -77,15 +80,23 @@ pub struct Drill {
 /// What came of one fault.
 #[derive(Clone, Debug, Serialize)]
 pub struct DrillOutcome {
+    /// The fault that was done.
     pub kind: DrillKind,
+    /// Rank that was hit, from 0, or whose node was; without a meaning where the fault hits none.
     pub rank: usize,
+    /// Seconds from the fault until a fault, or a request to stop, was in the events; `None` where none was.
     pub detected_s: Option<f64>,
+    /// Seconds from the fault until training went on; `None` where it did not, or never stopped.
     pub restarted_s: Option<f64>,
+    /// Steps that had to be done again; `None` where training did not go on.
     pub steps_lost: Option<u64>,
     /// Losses of the steps that were done twice, compared bit for bit: how many, and how many differ.
     pub compared: usize,
+    /// How many of them differ.
     pub different: usize,
+    /// What was said of it, one line for people; begins with `FAILED` where no rank took the order or training did not go on.
     pub fact: String,
+    /// Training went on, after a restart where the fault calls for one, and no loss differs.
     pub as_expected: bool,
 }
 

@@ -31,12 +31,15 @@ pub struct EventLog {
     pub kept: VecDeque<LoggedEvent>,
     /// Older events that are not kept any more.
     pub dropped: u64,
+    /// Events by kind, kept or not; where there are very many, the later kinds are counted as `others`.
     pub counts: BTreeMap<String, u64>,
     /// Times that the job went back into the queue, or another followed it.
     pub requeues: usize,
+    /// Checkpoints that came to be on disk.
     pub checkpoints: u64,
     /// Seconds that they took together.
     pub checkpoint_s: f64,
+    /// The event of the newest of them, as its line says; `None` before the first.
     pub last_checkpoint: Option<Value>,
 }
 
@@ -67,8 +70,11 @@ impl EventLog {
 /// Reads a run directory once, and then what is new in it.
 pub struct RunFollower {
     dir: PathBuf,
+    /// `attempts.json` as it was read last; empty where it could not be.
     pub history: History,
+    /// What `events.jsonl` said up to the last look.
     pub events: EventLog,
+    /// The run's own `ledger.json` as it was read last; empty where it could not be.
     pub ledger: ledger::Ledger,
     /// What could not be read besides lines: one line each.
     pub problems: Vec<String>,

@@ -20,7 +20,9 @@ pub const NO_ANSWER: &str = "no_answer";
 /// One start of the ranks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
+    /// Its number in the run, from 1; where too few nodes were left to start, that of the start before.
     pub attempt: u64,
+    /// Slurm's number of the job (SLURM_JOB_ID).
     pub job: u64,
     /// Requeues of the job before it.
     pub restarts: u32,
@@ -42,6 +44,7 @@ pub struct Record {
     /// Last finished step when it ended; steps are counted from 1.
     #[serde(default)]
     pub last_step: u64,
+    /// How it ended; `None` while it runs.
     #[serde(default)]
     pub class: Option<Class>,
     /// Short word for the cause, as in the ledger.
@@ -50,6 +53,7 @@ pub struct Record {
     /// One line for people.
     #[serde(default)]
     pub fact: String,
+    /// Nodes that the failure is counted against; empty while it runs, without blame, and where the supervisor was lost.
     #[serde(default, with = "hosts")]
     pub blamed: Vec<String>,
 }
@@ -86,8 +90,10 @@ mod hosts {
     }
 }
 
+/// All starts of a run, as `attempts.json` holds them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct History {
+    /// Oldest first, of all jobs of the run; only the last may still run.
     pub attempts: Vec<Record>,
     /// Attempts before this index are no longer counted: the run was stopped after them, and a person has started it again.
     #[serde(default)]

@@ -14,11 +14,14 @@ use std::path::{Path, PathBuf};
 /// The nodes that have failed at least once.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Ledger {
+    /// By name, as Slurm writes it.
     pub nodes: BTreeMap<String, Node>,
 }
 
+/// What is known against one node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Node {
+    /// Oldest first.
     pub failures: Vec<Failure>,
     /// Until then it is used only where nothing better is left.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -31,9 +34,11 @@ pub struct Node {
 /// How a node may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Standing {
+    /// Used like any other: it never failed, or its pause is over.
     Good,
     /// It failed lately: a last resort.
     Paused,
+    /// Never used again.
     GivenUp,
 }
 
@@ -42,10 +47,12 @@ pub enum Standing {
 pub struct Book {
     run: PathBuf,
     site: Option<PathBuf>,
+    /// What both say, and what was added since they were read.
     pub ledger: Ledger,
 }
 
 impl Ledger {
+    /// How a node may be used at `now`; one that never failed is good.
     pub fn standing(&self, node: &str, now: Timestamp) -> Standing {
         match self.nodes.get(node) {
             Some(n) if n.given_up => Standing::GivenUp,
@@ -54,8 +61,8 @@ impl Ledger {
         }
     }
 
-    /// Adds a failure, at most one for an attempt. `pause`: not used for that long, where it can be helped. True when this one was the `limit`th, and
-    /// the node is given up from now on. One that was only late, however often, is not.
+    /// Adds a failure, at most one for an attempt. `pause`: not used for that long, where it can be helped. True when this one was
+    /// the `limit`th, and the node is given up from now on. One that was only late, however often, is not.
     pub fn record(&mut self, node: &str, failure: Failure, pause: Option<SignedDuration>, limit: u64) -> bool {
         let entry = self.nodes.entry(node.to_string()).or_default();
         // a node that was silent and then does not answer has failed once

@@ -50,14 +50,17 @@ use std::path::PathBuf;
 /// What to launch.
 #[derive(Clone, Debug)]
 pub struct Launch {
+    /// The run's configuration, as the job was submitted with it.
     pub config: Config,
     /// The file that the ranks read: what was resolved at the job's first start.
     pub path: PathBuf,
     /// Further arguments of `herd train`.
     pub arguments: Vec<String>,
+    /// By `launch.ranks_per_node`, else the tasks that the job has on each node, else 1.
     pub ranks_per_node: usize,
     /// Ranks of one data-parallel replica.
     pub ranks_per_replica: usize,
+    /// Data-parallel replicas of the whole plan, before any is given up for want of nodes.
     pub replicas: usize,
     /// Nodes kept for faults; `None`: all that are left over.
     pub spares: Option<usize>,

@@ -42,9 +42,13 @@ const REASON: &str = "doctor: ";
 
 /// What to examine.
 pub struct Preflight<'a> {
+    /// The job whose nodes are examined.
     pub job: &'a Job,
+    /// The run's configuration, `sets` included; `None`: only what does not depend on a run is examined.
     pub config: Option<&'a Config>,
+    /// File of the configuration, which the step reads again; `None` without one.
     pub path: Option<&'a Path>,
+    /// Keys that were overridden on the command line, as `KEY=VALUE`; handed on to the step.
     pub sets: &'a [String],
     /// The program that the step runs.
     pub program: PathBuf,

@@ -61,7 +61,9 @@ pub struct Signs {
     pub started: bool,
     /// The step they go on after, once they know it.
     pub from: Option<u64>,
+    /// All steps are done.
     pub finished: bool,
+    /// They have saved and left before the last step.
     pub stopped: bool,
     /// A supervisor has asked them to save and stop.
     pub asked: bool,

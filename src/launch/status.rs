@@ -16,23 +16,34 @@ use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, VecDeque};
 
+/// How a run fares at one moment; what `herd status --json` prints.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct RunStatus {
+    /// `name` of the configuration; empty where there is none.
     pub name: String,
+    /// Where it stands, by the last event about the run as a whole.
     pub state: RunState,
     /// What is behind the state, for people.
     pub detail: String,
+    /// Last finished step, counted from 1; 0 before the first.
     pub step: u64,
+    /// Steps of the whole run, `train.steps`; 0 where that is not known.
     pub steps: u64,
+    /// Of the last step; `None` before the first, and where it is not finite.
     pub loss: Option<f64>,
     /// Median over the last steps.
     pub tokens_per_s: Option<f64>,
+    /// Seconds of a step: median over the last steps.
     pub step_s: Option<f64>,
     /// Seconds since the last step ended, or until the run ended.
     pub since_last_step_s: Option<f64>,
+    /// Starts of the ranks, in all jobs.
     pub attempts: usize,
+    /// Jobs in its history; one that was requeued counts once.
     pub jobs: usize,
+    /// Times that the job went back into the queue, or another followed it.
     pub requeues: usize,
+    /// Oldest first, of the events that are kept.
     pub faults: Vec<FaultRow>,
     /// Steps done again after faults.
     pub steps_lost: usize,
@@ -42,40 +53,60 @@ pub struct RunStatus {
     pub training_s: f64,
     /// Part of it lost to faults.
     pub lost_s: f64,
+    /// `training_s` over `wall_s`; 0 before the first step.
     pub effective_time_ratio: f64,
+    /// Nodes that have failed, by name.
     pub nodes: BTreeMap<String, NodeLine>,
 }
 
+/// Where a run stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunState {
+    /// No event tells of a start.
     #[default]
     NotStarted,
+    /// Started, and no word of an end since; also where it was killed without one.
     Running,
     /// Between two jobs.
     Queued,
+    /// All steps are done.
     Finished,
+    /// Ended before its last step: given up, cancelled, or asked to.
     Stopped,
 }
 
+/// One fault, and how it was mended.
 #[derive(Clone, Debug, Serialize)]
 pub struct FaultRow {
+    /// The attempt that it ended, from 1.
     pub attempt: u64,
+    /// When its event was written; the beginning of 1970 where that is not known.
     pub time: Timestamp,
+    /// Last finished step when it happened.
     pub step: u64,
+    /// What kind of fault; `None` for one that this herd does not know.
     pub class: Option<Class>,
+    /// Short word for the cause, as in the ledger.
     pub reason: String,
+    /// One line for people.
     pub fact: String,
+    /// Nodes that it is counted against; empty where nobody is blamed.
     pub nodes: Vec<String>,
     /// From the notice to the next new step.
     pub recovered_s: Option<f64>,
+    /// Steps done again after it; `None` until it is mended, and where an earlier fault was still being mended.
     pub steps_lost: Option<u64>,
 }
 
+/// What the ledger says of one node, in short.
 #[derive(Clone, Debug, Serialize)]
 pub struct NodeLine {
+    /// Its failures in the ledger, late answers included.
     pub failures: usize,
+    /// `in use`, `last resort` or `given up`.
     pub standing: &'static str,
+    /// Reason of its newest failure.
     pub last: String,
 }
 
@@ -83,13 +114,17 @@ pub struct NodeLine {
 pub struct StatusParts<'a> {
     /// `config.yaml`, or null.
     pub config: &'a Value,
+    /// Every start of the ranks.
     pub history: &'a History,
     /// Without the frequent kinds, oldest first.
     pub events: &'a VecDeque<LoggedEvent>,
+    /// Times that the job went back into the queue, or another followed it.
     pub requeues: usize,
     /// Steps that were done again.
     pub steps_lost: usize,
+    /// The run's own ledger of nodes.
     pub ledger: &'a Ledger,
+    /// What its finished steps add up to.
     pub steps: &'a StepTally,
 }
 
@@ -218,11 +253,13 @@ pub struct StepTally {
 }
 
 impl StepTally {
+    /// Without any step yet; `history` tells when the attempts were started.
     pub fn new(history: &History) -> StepTally {
         let mut starts = history.attempts.iter().map(|a| seconds(a.started));
         StepTally { first: starts.next(), starts: starts.collect(), ..StepTally::default() }
     }
 
+    /// The last step taken in, counted from 1; `None` before the first.
     pub fn last_step(&self) -> Option<u64> {
         self.last.as_ref().map(|p| p.step)
     }

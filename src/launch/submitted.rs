@@ -17,6 +17,7 @@ const SUPERVISOR_S: &[&str] = &["name", "run_dir", "parallel", "launch", "alerts
 /// What the starts of one job go by.
 #[derive(Debug)]
 pub struct Submitted {
+    /// As it was resolved at the job's first start, with what `herd config change` has changed since.
     pub config: Config,
     /// The file that the ranks read.
     pub path: PathBuf,

@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 /// How often the run directory is asked whether another supervisor has taken over.
 const FENCE: Duration = Duration::from_secs(1);
 
+/// The supervisor of one job.
 pub struct Supervisor {
     pub(super) context: JobContext,
     pub(super) records: Records,

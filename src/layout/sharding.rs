@@ -14,6 +14,7 @@ use std::ops::Range;
 pub struct Sharding {
     /// 0 to 3; 0 exactly where a group is one replica, which then keeps everything.
     pub stage: u8,
+    /// Ranks that hold the same parameters and see other tokens ([`Topology::replicas`]).
     pub replicas: usize,
     /// This rank's place among them.
     pub replica: usize,
@@ -22,6 +23,7 @@ pub struct Sharding {
 }
 
 impl Sharding {
+    /// What `p` asks for, on this rank of `topo`.
     pub fn new(p: &ParallelSection, topo: &Topology) -> Sharding {
         let replicas = topo.replicas();
         let group = match (p.zero, p.shard_size) {

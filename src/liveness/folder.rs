@@ -65,6 +65,7 @@ pub struct VerdictFolder {
 }
 
 impl VerdictFolder {
+    /// Of one attempt of the run; nothing is read yet.
     pub fn new(run_dir: &Path, attempt: u64) -> VerdictFolder {
         VerdictFolder {
             dir: RunDir::new(run_dir).attempt_verdicts(attempt),

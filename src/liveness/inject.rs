@@ -1,8 +1,8 @@
 //! Faults on order: what `herd drill` makes happen inside a live run.
 //!
 //! A rank looks between two steps for `drill/rank-NNNNN.json` in the run directory: one `stat`, and nothing else where there is
-//! none. The ranks of a node take turns, so that a step costs a `stat` a node. An order is renamed before it is carried out, so that a later attempt does not repeat it, and stands
-//! in `events.jsonl`. The faults are real: a signal, a collective that is not made, a NaN in a gradient.
+//! none. The ranks of a node take turns, so that a step costs a `stat` a node. An order is renamed before it is carried out, so
+//! that a later attempt does not repeat it, and stands in `events.jsonl`. The faults are real: a signal, a collective that is not made, a NaN in a gradient.
 
 use super::Phase;
 use super::Progress;
@@ -25,19 +25,36 @@ pub enum InjectedFault {
     /// SIGKILL.
     Kill,
     /// SIGSTOP; with `seconds`, SIGCONT after that time.
-    Stop { seconds: Option<f64> },
+    Stop {
+        /// Seconds until SIGCONT; None: it stays stopped.
+        seconds: Option<f64>,
+    },
     /// Leaves by _exit.
-    Exit { code: i32 },
+    Exit {
+        /// Exit code of the process.
+        code: i32,
+    },
     /// Leaves out its next collective of tensors.
     SkipCollective,
     /// Enters its next collective that much later.
-    StallCollective { seconds: f64 },
-    /// Takes that much longer for each of the next steps.
-    Slow { seconds: f64, steps: u64 },
+    StallCollective {
+        /// Seconds before it enters.
+        seconds: f64,
+    },
+    /// Takes that much longer for each of the next micro-batches.
+    Slow {
+        /// Seconds more each time.
+        seconds: f64,
+        /// How many times, counted where own work begins: once a micro-batch.
+        steps: u64,
+    },
     /// Puts a NaN into a gradient of the next step, before it is reduced.
     NanGradient,
     /// Blocks that long where metrics are written.
-    SleepIo { seconds: f64 },
+    SleepIo {
+        /// Seconds, once.
+        seconds: f64,
+    },
 }
 
 impl InjectedFault {
@@ -61,8 +78,10 @@ impl InjectedFault {
 /// An order: the fault, and the number of finished steps at which it happens, at once if that is past or absent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Order {
+    /// What the rank does to itself.
     #[serde(flatten)]
     pub fault: InjectedFault,
+    /// Steps of the run that are finished when it happens; None: at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_step: Option<u64>,
 }
@@ -83,6 +102,7 @@ pub struct Inject {
 }
 
 impl Inject {
+    /// For `rank` of the world, which looks before every step until [`Inject::in_turn`] is called; `meters` change its collectives.
     pub fn new(run_dir: &Path, rank: usize, meters: Arc<CollectiveCounters>) -> Inject {
         Inject {
             run_dir: run_dir.to_path_buf(),

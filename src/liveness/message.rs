@@ -16,16 +16,19 @@ pub struct Probe {
     pub step: u64,
     /// Changes of phase and other signs of progress so far.
     pub progress: u64,
-    /// Process id, and the namespace in which it means something.
+    /// Namespace in which `pid` means something.
     pub pid_space: u64,
+    /// Process id, which means something in `pid_space` only.
     pub pid: u32,
+    /// World rank that this is about.
     pub rank: u32,
     /// [`Phase`] as a number.
     pub phase: u32,
     /// Since the rank was heard, by the clock of the rank that passes this on; 0 from the rank itself.
     pub age_ms: u32,
-    /// Since the last progress, and how long that may be.
+    /// Milliseconds since the last progress.
     pub stuck_ms: u32,
+    /// How long `stuck_ms` may be now.
     pub limit_ms: u32,
     /// Own work in the last step, waiting left out, in microseconds.
     pub own_us: u32,
@@ -35,16 +38,19 @@ pub struct Probe {
     pub blocked_wire: u32,
     /// Coordinate on that wire of the rank whose message it waits for, from 1; 0 for a collective.
     pub blocked_peer: u32,
-    /// Collectives entered and left, per wire.
+    /// Collectives entered, per wire.
     pub entered: [u32; WIRES],
+    /// Collectives left, per wire: as many as `entered` where none is under way.
     pub left: [u32; WIRES],
 }
 
 impl Probe {
+    /// Where the rank is; a number that is no phase is [`Phase::Start`].
     pub fn phase(&self) -> Phase {
         Phase::from_u8(self.phase as u8)
     }
 
+    /// Whether it has gone without progress for longer than it may.
     pub fn is_stuck(&self) -> bool {
         self.stuck_ms > self.limit_ms
     }
@@ -58,18 +64,37 @@ pub enum Message {
     /// A leader about its node, itself included.
     Report(Vec<Probe>),
     /// "I heard you", with the process of the one who says it.
-    Pong { pid: u32, pid_space: u64 },
+    Pong {
+        /// Process id, 0 while not known.
+        pid: u32,
+        /// Namespace in which it means something, 0 if unknown.
+        pid_space: u64,
+    },
     /// A rank that the sender watches has been silent for this long.
-    Silent { rank: usize, age_ms: u64 },
+    Silent {
+        /// World rank that is silent.
+        rank: usize,
+        /// Milliseconds since it was last heard.
+        age_ms: u64,
+    },
     /// A process on the sender's node ended.
-    Died { rank: usize },
+    Died {
+        /// World rank whose process ended.
+        rank: usize,
+    },
     /// To the leader of the next node: a connection by which each sees the other's end.
     Witness(Invitation),
     /// Leave. `written`: the verdict is in the run directory.
-    Stop { verdict: Box<Verdict>, written: bool },
+    Stop {
+        /// Why.
+        verdict: Box<Verdict>,
+        /// Whether the verdict is in the run directory; if not, the deputy writes it.
+        written: bool,
+    },
 }
 
 impl Message {
+    /// Its bytes: attempt and kind as two words of 8 bytes, little-endian, then the body.
     pub fn encode(&self, attempt: u64) -> Vec<u8> {
         let head = |kind: u64| [attempt.to_le_bytes(), kind.to_le_bytes()].concat();
         let words = |kind: u64, words: [u64; 2]| [head(kind), words.map(u64::to_le_bytes).concat()].concat();

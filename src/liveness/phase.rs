@@ -16,7 +16,9 @@ pub enum Phase {
     Boundary,
     /// Reading samples.
     Data,
+    /// Own work on a micro-batch: its forward pass in a chunk.
     Forward,
+    /// Own work on a micro-batch: its gradients in a chunk.
     Backward,
     /// Waiting for another pipeline stage.
     Pipeline,
@@ -24,9 +26,11 @@ pub enum Phase {
     Reduce,
     /// Loss and norm over all ranks.
     Agree,
+    /// Updating the parameters that this rank owns.
     Optimizer,
     /// Waiting for the updated parameters.
     Gather,
+    /// Loss of held-out samples.
     Validate,
     /// Writing metrics and events.
     Report,
@@ -37,6 +41,7 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// Every phase, at the place of its number.
     pub const ALL: [Phase; 15] = [
         Phase::Start,
         Phase::Restore,

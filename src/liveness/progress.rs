@@ -58,6 +58,7 @@ impl Default for Progress {
 }
 
 impl Progress {
+    /// Before the first step, in [`Phase::Start`]; `meters` say how long this process waits for its wires.
     pub fn new(meters: Arc<CollectiveCounters>) -> Progress {
         Progress {
             origin: Instant::now(),
@@ -136,6 +137,7 @@ impl Progress {
         (n.saturating_sub(RECENT)..n).map(at).collect()
     }
 
+    /// The progress now, and how long none may come by `config` and the recent steps.
     pub fn status(&self, config: &LivenessSection) -> ProgressStatus {
         let changed = self.changed.load(Relaxed);
         let phase = Phase::from_u8(self.phase.load(Relaxed));

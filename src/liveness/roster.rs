@@ -17,7 +17,9 @@ pub struct RosterNode {
 /// The ranks of one attempt, seen from one of them. Clones share what is as long as the world.
 #[derive(Clone, Debug)]
 pub struct Roster {
+    /// Number of the attempt, which every start of the run raises.
     pub attempt: u64,
+    /// World rank from whose side this is seen.
     pub rank: usize,
     /// In order of their leaders.
     pub nodes: Arc<Vec<RosterNode>>,
@@ -44,6 +46,7 @@ impl Roster {
         Roster { attempt, rank, nodes: nodes.into(), node_of: node_of.into(), sizes }
     }
 
+    /// Ranks of the world.
     pub fn size(&self) -> usize {
         self.node_of.len()
     }
@@ -53,18 +56,22 @@ impl Roster {
         &self.nodes[self.node_of.get(rank).map_or(0, |&n| n as usize)]
     }
 
+    /// The lowest world rank on the node of `rank`.
     pub fn leader(&self, rank: usize) -> usize {
         self.node(rank).ranks[0]
     }
 
+    /// Whether `rank` leads its node.
     pub fn is_leader(&self, rank: usize) -> bool {
         self.leader(rank) == rank
     }
 
+    /// World ranks that lead, one a node, ascending.
     pub fn leaders(&self) -> impl Iterator<Item = usize> + '_ {
         self.nodes.iter().map(|n| n.ranks[0])
     }
 
+    /// World rank that judges all others: the first node's leader.
     pub fn monitor(&self) -> usize {
         self.nodes[0].ranks[0]
     }

@@ -68,10 +68,13 @@ impl Reason {
 /// One rank's accusation or confession.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
+    /// Attempt of the run that the accuser belongs to.
     pub attempt: u64,
     /// World rank that wrote it.
     pub accuser: usize,
+    /// Its node, named as in `nodes`; the file is named after it.
     pub accuser_node: String,
+    /// Why the ranks are given up.
     pub reason: Reason,
     /// World ranks given up, ascending; empty for [`Reason::PeerLost`].
     pub ranks: Vec<usize>,
@@ -89,6 +92,7 @@ pub struct Verdict {
     pub time: jiff::Timestamp,
     /// One line for people.
     pub fact: String,
+    /// What it rests on; a confession leaves nearly all of it at zero.
     #[serde(default)]
     pub evidence: Evidence,
 }
@@ -103,7 +107,9 @@ pub struct Evidence {
     /// The limit that was passed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_s: Option<f64>,
+    /// Seconds between probes; 0 in a confession.
     pub interval_s: f64,
+    /// Probes missed in a row after which a rank is given up, as configured; 0 in a confession.
     pub misses: u32,
     /// Seconds of the accuser's last steps, newest last; what the limit of progress was made from.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -121,21 +127,28 @@ pub struct Evidence {
 /// A rank that was late when others were given up: worth a look before it is used again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Suspect {
+    /// World rank.
     pub rank: usize,
+    /// Name of its node.
     pub node: String,
+    /// Seconds since it was last heard.
     pub age_s: f64,
 }
 
 /// A rank inside a collective that others have not entered.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Waiting {
+    /// World rank that waits.
     pub rank: usize,
+    /// Steps that it has finished.
     pub step: u64,
+    /// Where it is in the step after them.
     pub phase: Phase,
     /// Axis of the wire, or `control`.
     pub wire: String,
     /// Which operation of that wire it is in, counted from 1, modulo 2³².
     pub operation: u64,
+    /// World ranks that it waits for, ascending, 64 at most; empty: nobody, or all have entered.
     pub waits_for: Vec<usize>,
 }
 

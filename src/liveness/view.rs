@@ -17,12 +17,16 @@ const FIRST: Duration = Duration::from_secs(30);
 /// When a silent rank is late, given up, and when those who should have acted on it are given up too.
 #[derive(Clone, Debug)]
 pub struct ProbeTiming {
+    /// Time between two probes.
     pub interval: Duration,
+    /// Probes missed in a row after which a rank is given up.
     pub misses: u32,
+    /// The configuration, for its limits of progress and slowness.
     pub progress: LivenessSection,
 }
 
 impl ProbeTiming {
+    /// From `interval_s` and `misses` of the configuration.
     pub fn new(config: &LivenessSection) -> ProbeTiming {
         let interval = Duration::from_secs_f64(config.interval_s);
         ProbeTiming { interval, misses: config.misses, progress: config.clone() }
@@ -33,6 +37,7 @@ impl ProbeTiming {
         self.interval * (self.misses - 1) + SLACK / 2
     }
 
+    /// Silence after which a rank is given up.
     pub fn limit(&self) -> Duration {
         self.interval * self.misses + SLACK
     }
@@ -45,15 +50,20 @@ impl ProbeTiming {
 /// What is to be done now.
 #[derive(Clone, Debug, PartialEq)]
 pub enum WatchAction {
+    /// Send a message.
     Send {
+        /// World rank that it goes to.
         to: usize,
+        /// What it is told.
         message: Message,
     },
     /// This rank has decided: write the verdict, give it to [`super::Watch::order`], leave.
     Verdict(Box<Verdict>),
     /// Another rank has decided: pass it on ([`super::Watch::relay`]), leave.
     Leave {
+        /// What was decided.
         verdict: Box<Verdict>,
+        /// Whether it is in the run directory, as the sender says.
         written: bool,
     },
     /// A rank is slow: an event, nothing more.

@@ -28,6 +28,7 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// The part of `roster.rank`, from `now` on: silence is counted from here.
     pub fn new(roster: Roster, timing: ProbeTiming, now: Duration) -> Watch {
         let me = roster.rank;
         let judges = me == roster.monitor() || Some(me) == roster.deputy();

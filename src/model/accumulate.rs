@@ -6,9 +6,12 @@
 use crate::kernels;
 use tch::Tensor;
 
+/// What a backward pass does with the old content of a gradient buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accumulate {
+    /// Overwrites it, whatever it is.
     Replace,
+    /// Adds to it.
     Add,
 }
 

@@ -13,7 +13,9 @@ use tch::{Kind, Tensor};
 
 /// Views of this rank's q [B,S/c,Hq,D] and k|v [B,S/c,2·Hkv,D], or of their gradients.
 pub struct Parts {
+    /// Queries, rotated.
     pub q: Tensor,
+    /// Keys, rotated, and after them the values, in the dimension of the heads.
     pub kv: Tensor,
 }
 

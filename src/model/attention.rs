@@ -28,9 +28,13 @@ pub struct Attention {
     pub heads: i64,
     /// Key and value heads of this rank.
     pub kv_heads: i64,
+    /// Width of a head, in elements.
     pub head_dim: i64,
+    /// What the norm adds to the mean square.
     pub eps: f64,
+    /// Tensor and context axis of this rank.
     pub axes: Axes,
+    /// Scale and dropout of the adapters, where there are any.
     pub lora: LoraNumbers,
 }
 
@@ -42,6 +46,7 @@ pub struct AttentionSaved {
     pub rstd: Tensor,
     /// [N/t,H] T, the normed input.
     pub normed: Tensor,
+    /// What norms cannot bring back.
     pub mixed: Mixed,
 }
 
@@ -69,6 +74,7 @@ pub struct AttentionPending {
 }
 
 impl Attention {
+    /// Of the model `m` on a rank of `axes`; adapters have scale 0 until [`super::block::Block::set_lora`].
     pub fn new(m: &ModelConfig, axes: &Axes) -> Attention {
         Attention {
             heads: m.num_attention_heads as i64 / axes.shards(),

@@ -27,6 +27,7 @@ pub struct Coming {
 }
 
 impl Axes {
+    /// Of this rank's wires over the two axes; nothing is spent yet.
     pub fn new(tensor: Arc<dyn Wire>, context: Arc<dyn Wire>) -> Axes {
         Axes { tensor, context, spent: Arc::default() }
     }

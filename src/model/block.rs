@@ -41,9 +41,12 @@ use crate::model::sequence::LowRank;
 use crate::model::{Accumulate, Axes, Flat, LoraNumbers, Positions};
 use tch::Tensor;
 
+/// The geometry of a block, the same for all; the weights come with each call.
 #[derive(Clone, Debug)]
 pub struct Block {
+    /// The first half.
     pub attention: Attention,
+    /// The second half, feed-forward.
     pub mlp: Mlp,
 }
 
@@ -100,6 +103,7 @@ pub struct BlockPending {
 }
 
 impl Block {
+    /// Of the model `m` on a rank of `axes`; adapters have scale 0 until [`Block::set_lora`].
     pub fn new(m: &ModelConfig, axes: &Axes) -> Block {
         Block { attention: Attention::new(m, axes), mlp: Mlp::new(m, axes) }
     }

@@ -10,6 +10,7 @@ use tch::Tensor;
 pub struct Chunk {
     /// Token ids come in, not activations.
     pub embedding: bool,
+    /// Its blocks, counted from 0 over the whole model; `0..0` for none.
     pub blocks: Range<usize>,
     /// Blocks of this rank that lie in earlier chunks.
     pub before: usize,
@@ -23,6 +24,7 @@ pub struct Micro {
     pub ids: Tensor,
     /// [N] i64; a negative one does not count.
     pub targets: Tensor,
+    /// Places of this rank's tokens in each sequence, and what they attend to.
     pub at: Positions,
     /// [N] i32, what tells the tokens apart for dropout ([`super::dropout::token`]); None: nothing is dropped.
     pub noise: Option<Tensor>,

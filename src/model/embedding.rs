@@ -8,6 +8,7 @@ use crate::kernels;
 use crate::model::{Accumulate, Axes, Flat};
 use tch::Tensor;
 
+/// How the name of the embedding's matrix, [V,H], ends.
 pub const MATRIX: &str = "embed_tokens.weight";
 
 /// ids [N] i64 in `0..V` → this rank's rows of x, [N/t,H] T.

@@ -20,13 +20,16 @@ pub const MIN_ROWS: usize = 512;
 /// The same on a device, whose products are faster against its memory; and the most, beyond which nothing is gained.
 pub const DEVICE_ROWS: (usize, usize) = (2048, 4096);
 
+/// The geometry of the head: final norm, output matrix and loss; the weights come with each call.
 #[derive(Clone, Debug)]
 pub struct Head {
+    /// What the norm adds to the mean square.
     pub eps: f64,
     /// [`CHUNK_BYTES`]
     pub chunk_bytes: usize,
     /// Rows of the output matrix on the rank that has most.
     pub vocab: usize,
+    /// Tensor and context axis of this rank.
     pub axes: Axes,
 }
 
@@ -67,6 +70,7 @@ impl<'a> Projection<'a> {
 }
 
 impl Head {
+    /// Of the model `m` on a rank of `axes`, with chunks of [`CHUNK_BYTES`].
     pub fn new(m: &ModelConfig, axes: &Axes) -> Head {
         let vocab = m.vocab_size.div_ceil(axes.tensor.size());
         Head { eps: m.rms_norm_eps, chunk_bytes: CHUNK_BYTES, vocab, axes: axes.clone() }

@@ -12,14 +12,19 @@ use tch::{Device, Tensor};
 
 /// Geometry and rotary tables; the weights are in [`Params`].
 pub struct Llama {
+    /// Blocks of the whole model, over all pipeline stages.
     pub layers: usize,
+    /// Whether the head multiplies with the embedding's matrix.
     pub tied: bool,
+    /// Geometry of every block.
     pub block: Block,
+    /// Geometry of the head.
     pub head: Head,
     /// Positions 0 to the longest sequence.
     pub rope: Rope,
     /// What blocks keep for the backward pass, and how many of the first ones do so (0: all); the others keep everything.
     pub recompute: (Recompute, usize),
+    /// Tensor and context axis of this rank.
     pub axes: Axes,
 }
 

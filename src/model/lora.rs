@@ -31,7 +31,9 @@ pub struct LoraNumbers {
 /// Whether the tensor axis cuts the outputs of the base matrices or their inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BaseCut {
+    /// Their outputs (q, k, v, gate, up).
     Rows,
+    /// Their inputs (o, down).
     Columns,
 }
 

@@ -17,10 +17,14 @@ pub(super) const GATE: &str = "gate_proj.weight";
 pub(super) const UP: &str = "up_proj.weight";
 pub(super) const DOWN: &str = "down_proj.weight";
 
+/// The geometry of the feed-forward half, the same in every block.
 #[derive(Clone, Debug)]
 pub struct Mlp {
+    /// What the norm adds to the mean square.
     pub eps: f64,
+    /// Tensor and context axis of this rank.
     pub axes: Axes,
+    /// Scale and dropout of the adapters, where there are any.
     pub lora: LoraNumbers,
 }
 
@@ -52,6 +56,7 @@ pub struct MlpPending {
 }
 
 impl Mlp {
+    /// Of the model `m` on a rank of `axes`; adapters have scale 0 until [`super::block::Block::set_lora`].
     pub fn new(m: &ModelConfig, axes: &Axes) -> Mlp {
         Mlp { eps: m.rms_norm_eps, axes: axes.clone(), lora: LoraNumbers::default() }
     }

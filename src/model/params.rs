@@ -9,8 +9,11 @@ use tch::{Device, Kind, Tensor};
 /// One unit's buffers. `param` has the compute dtype, `grad` is fp32; both have [`UnitLayout::len`] elements, `grad` none where the
 /// unit is frozen.
 pub struct Flat {
+    /// Which parameter lies where in both buffers.
     pub layout: Arc<UnitLayout>,
+    /// Parameters; empty in a hold that does not read them.
     pub param: Tensor,
+    /// Gradients, each at the place of its parameter; empty where none are written.
     pub grad: Tensor,
     /// What is added to a block's matrices, while it is held.
     pub adapter: Option<Box<Adapter>>,
@@ -18,6 +21,7 @@ pub struct Flat {
 
 /// The adapters beside a block's matrices while they are held.
 pub struct Adapter {
+    /// Parameters and gradients of the factors A and B.
     pub flat: Flat,
     /// [N] i32, what tells this rank's tokens apart in [`super::dropout`]; None: nothing is dropped.
     pub tokens: Option<Tensor>,
@@ -25,6 +29,7 @@ pub struct Adapter {
 
 /// All units of this rank, in forward order.
 pub struct Params {
+    /// One pair of buffers a unit.
     pub units: Vec<Flat>,
 }
 
@@ -63,6 +68,7 @@ impl Params {
         self.units.iter().filter(|f| !f.layout.frozen).map(owned).collect()
     }
 
+    /// The buffers of `unit`; panics where this rank has no such unit.
     pub fn unit(&self, unit: Unit) -> &Flat {
         self.units.iter().find(|f| f.layout.unit == unit).expect("every unit of the layout has buffers")
     }
@@ -70,6 +76,7 @@ impl Params {
 
 /// The part of a unit that one rank updates: where it lies, and the tensors themselves.
 pub struct Owned {
+    /// Layout of the whole unit.
     pub layout: Arc<UnitLayout>,
     /// Elements of the unit's flat buffer.
     pub range: Range<usize>,

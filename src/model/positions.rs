@@ -14,6 +14,7 @@ use tch::Tensor;
 /// look back beyond them. Without a list every sequence is one document.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Documents {
+    /// A list a sequence, in tokens from its beginning; none at all: every sequence is one document.
     pub starts: Vec<Vec<usize>>,
     /// Whether each document counts its positions from 0, as it would alone; else they run through the sequence.
     pub restart: bool,
@@ -103,10 +104,12 @@ impl Positions {
         self.len
     }
 
+    /// Whether this rank holds no tokens.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
+    /// In order of their queries; together every query of this rank once.
     pub fn segments(&self) -> &[Segment] {
         &self.segments
     }

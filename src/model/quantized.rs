@@ -67,6 +67,7 @@ pub struct InferenceWeights {
 /// One unit of it.
 #[derive(Clone, Copy)]
 pub struct InferUnit<'a> {
+    /// Parameters that are not in integers alone.
     pub flat: &'a Flat,
     quantized: Option<&'a QuantizedUnit>,
 }
@@ -109,6 +110,7 @@ impl InferenceWeights {
         self.params.units.iter().map(flat).sum::<usize>() + matrices.map(|(_, m)| m.held()).sum::<usize>()
     }
 
+    /// Its parameters and matrices; panics where this rank has no such unit.
     pub fn unit(&self, unit: Unit) -> InferUnit<'_> {
         InferUnit { flat: self.params.unit(unit), quantized: self.quantized.iter().find(|u| u.unit == unit) }
     }

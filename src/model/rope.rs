@@ -35,6 +35,7 @@ impl Rope {
         self.cos.size()[0] as usize
     }
 
+    /// Whether there are no positions in the tables.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

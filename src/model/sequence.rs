@@ -20,6 +20,7 @@ pub fn project_back(axes: &Axes, h: &Tensor, w: &Tensor, x: &Tensor) -> Result<T
 pub enum Normed {
     /// [N/t,H] T.
     Local(Tensor),
+    /// [N,H] T, everyone's rows, on their way.
     Coming(Coming),
 }
 
@@ -41,7 +42,9 @@ impl Normed {
 /// Of the adapters of half a block: those of the matrices that read its normed input, and that of the one whose output leaves it.
 #[derive(Default)]
 pub struct LowRank {
+    /// Of q|k|v or of gate|up: products with A [N,R] T, or their gradients [N/t,R] T; None without adapters.
     pub inputs: Option<Tensor>,
+    /// Of o or of down: products with A [N/t,R] T, or their gradients [N,R] T; None without an adapter.
     pub outputs: Option<Tensor>,
 }
 

@@ -24,7 +24,9 @@ pub enum Use {
 
 /// A unit while it is held: views of its buffers, and how its gradients are to be written.
 pub struct Held {
+    /// Parameters and gradients, empty where the use needs none; of a block its adapters too.
     pub flat: Flat,
+    /// How gradients are to be written; of a block with adapters, theirs.
     pub grads: Accumulate,
 }
 
@@ -35,8 +37,11 @@ pub struct Held {
 /// add ([`Held::grads`]); a tied embedding that is held twice in one micro-batch adds the second time. When all
 /// gradients of a unit for one micro-batch are written, [`Units::complete`] says so, once per unit and micro-batch.
 pub trait Units {
+    /// The unit's buffers for `usage`, waited for where they come from other ranks. An error: not on this rank, or a wire failed.
     fn hold(&mut self, unit: Unit, usage: Use) -> Result<Held>;
+    /// Ends one hold; the views that it gave must be gone.
     fn release(&mut self, unit: Unit, usage: Use) -> Result<()>;
+    /// The gradients of `unit` for one micro-batch are final and may leave for other ranks. An error as for [`Units::hold`].
     fn complete(&mut self, unit: Unit) -> Result<()>;
 }
 

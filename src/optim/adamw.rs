@@ -13,10 +13,13 @@ use tch::{Kind, Tensor};
 
 /// One unit's part with its optimizer state; every tensor of the state is fp32 with `owned.range.len()` elements.
 pub struct Slots {
+    /// Where the part lies in its unit, and its parameters and gradients.
     pub owned: Owned,
     /// Master weights. In fp32 runs this is the parameter itself.
     pub master: Tensor,
+    /// Running mean of the gradient.
     pub exp_avg: Tensor,
+    /// Running mean of its square.
     pub exp_avg_sq: Tensor,
 }
 
@@ -33,6 +36,7 @@ impl Slots {
 
 /// AdamW state of all units, in forward order.
 pub struct Optimizer {
+    /// One a unit that is trained; frozen units have none.
     pub slots: Vec<Slots>,
     config: OptimSection,
 }

@@ -35,8 +35,11 @@ use whole::Whole;
 /// What the buffers are like and how they move.
 #[derive(Clone, Copy, Debug)]
 pub struct ZeroOptions {
+    /// Which part of each unit this rank keeps and updates.
     pub sharding: Sharding,
+    /// Of parameters, gathered or not; gradients are fp32.
     pub dtype: Kind,
+    /// Where parameters and gradients of this rank lie.
     pub device: Device,
     /// Gradients of whole units are put together until they reach this (stages 0 and 1).
     pub bucket_mib: usize,
@@ -45,6 +48,7 @@ pub struct ZeroOptions {
 }
 
 impl ZeroOptions {
+    /// As the plan's configuration, topology, dtype and device have it.
     pub fn of(plan: &Plan) -> ZeroOptions {
         ZeroOptions {
             sharding: Sharding::new(&plan.config.parallel, &plan.topology),
@@ -103,6 +107,7 @@ impl Sharded {
         })
     }
 
+    /// Which part of each unit this rank keeps and updates.
     pub fn sharding(&self) -> &Sharding {
         &self.how.sharding
     }

@@ -22,21 +22,26 @@ pub struct FaultCost {
     pub between: f64,
     /// What is done again after one, on average.
     pub redone: Redone,
-    /// The key that decides it, and its value.
+    /// The key that decides it.
     pub key: &'static str,
+    /// In the key's unit, steps or minutes; 0 where no checkpoint is made before the end.
     pub value: f64,
     /// Least seconds of a step: its work at 1,000 TFLOP/s a rank.
     pub least_step: f64,
     ranks: usize,
 }
 
+/// What is done again after a fault, by what the deciding key counts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Redone {
+    /// Optimizer steps.
     Steps(f64),
+    /// Seconds of training.
     Seconds(f64),
 }
 
 impl FaultCost {
+    /// For the run of `plan`, any rank's.
     pub fn of(plan: &Plan) -> FaultCost {
         let (c, ranks) = (&plan.config.checkpoint, plan.topology.world());
         let interval = |every: u64| Redone::Steps(every as f64 / 2.0);

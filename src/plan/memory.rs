@@ -38,7 +38,9 @@ use work::ActivationWork;
 /// Bytes at the peak of a training step, by what they are for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Memory {
+    /// In the compute dtype, with what ZeRO 3 holds of whole units for a while.
     pub parameters: u64,
+    /// In fp32, with what ZeRO 2 and 3 hold of whole units for a while.
     pub gradients: u64,
     /// fp32 master weights of this rank's part.
     pub master: u64,

@@ -35,13 +35,17 @@ use tch::{Device, Kind};
 /// What a run will do, on this rank. Having one means that the configuration fits the world and the model.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// As read or made, checked against the world and the model.
     pub config: Config,
+    /// The whole model's shape, from wherever the configuration takes it.
     pub model: ModelConfig,
+    /// Sizes of the axes, and this rank's place on them.
     pub topology: Topology,
     /// The model's units in chunks, in forward order; chunk c lies on pipeline stage c mod stages.
     pub chunks: Vec<Vec<Unit>>,
     /// Of this rank.
     pub layout: Layout,
+    /// Where this rank's tensors lie.
     pub device: Device,
     /// Compute dtype: `Kind::BFloat16` or `Kind::Float`.
     pub dtype: Kind,
@@ -197,6 +201,7 @@ fn own_layout(config: &Config, model: &ModelConfig, topology: &Topology, chunks:
     }
 }
 
+/// Compute dtype of a precision.
 pub fn dtype(precision: Precision) -> Kind {
     match precision {
         Precision::Bf16 => Kind::BFloat16,

@@ -18,21 +18,32 @@ use serde::{Deserialize, Serialize};
 /// What a stage does next, with one micro-batch in one of its chunks (counted over the whole model).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Action {
+    /// The forward pass, of training or of evaluation.
     Forward {
+        /// Chunk of the whole model, from 0.
         chunk: usize,
+        /// Micro-batch of the step, from 0.
         micro: usize,
     },
     /// Input and weight gradients together.
     Backward {
+        /// Chunk of the whole model, from 0.
         chunk: usize,
+        /// Micro-batch of the step, from 0.
         micro: usize,
     },
+    /// Input gradients alone, which the chunk before waits for.
     BackwardInput {
+        /// Chunk of the whole model, from 0.
         chunk: usize,
+        /// Micro-batch of the step, from 0.
         micro: usize,
     },
+    /// Weight gradients alone, at any time after the input gradients.
     BackwardWeight {
+        /// Chunk of the whole model, from 0.
         chunk: usize,
+        /// Micro-batch of the step, from 0.
         micro: usize,
     },
 }
@@ -43,12 +54,16 @@ pub type Lists = Vec<Vec<Action>>;
 /// What one action hands to another: the activations after chunk `from`, or the gradient of its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Parcel {
+    /// Chunk that makes it, from 0.
     pub from: usize,
+    /// Chunk that reads it: the next one for activations, the one before for a gradient.
     pub to: usize,
+    /// Micro-batch of the step, from 0.
     pub micro: usize,
 }
 
 impl Action {
+    /// Chunk that it works on, counted from 0 over the whole model.
     pub fn chunk(self) -> usize {
         match self {
             Action::Forward { chunk, .. } | Action::Backward { chunk, .. } => chunk,
@@ -56,6 +71,7 @@ impl Action {
         }
     }
 
+    /// Micro-batch of the step that it works on, from 0.
     pub fn micro(self) -> usize {
         match self {
             Action::Forward { micro, .. } | Action::Backward { micro, .. } => micro,

@@ -8,8 +8,11 @@ use std::collections::HashMap;
 /// Costs of one micro-batch, by chunk in forward order; times in one unit, whatever it is.
 #[derive(Clone, Debug)]
 pub struct Costs {
+    /// Time of a forward pass.
     pub forward: Vec<f64>,
+    /// Time of the input gradients.
     pub backward_input: Vec<f64>,
+    /// Time of the weight gradients.
     pub backward_weight: Vec<f64>,
     /// From the end of the action that makes a parcel to the moment when the receiver may use it; sending keeps nobody
     /// from working.
@@ -46,8 +49,11 @@ impl Costs {
 /// One action on the clock.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TimeSpan {
+    /// What is done.
     pub action: Action,
+    /// When it begins; the schedule starts at 0.
     pub start: f64,
+    /// When it ends.
     pub end: f64,
 }
 

@@ -18,9 +18,11 @@ use tch::Tensor;
 /// One text to make: a value, which gives the same text wherever and whenever it is run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Asked {
+    /// Token ids, one at least.
     pub prompt: Vec<u32>,
     /// Tokens to add at most.
     pub max_tokens: usize,
+    /// By which each token is chosen from its logits.
     pub sampling: Sampling,
     /// With the seed and a token's place it fixes the draw: 0, 1, … for several texts of one prompt.
     pub sample: u64,
@@ -37,9 +39,11 @@ pub struct Asked {
 /// A token that was chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chosen {
+    /// Token id, in the model's vocabulary.
     pub id: u32,
     /// It ends the text ([`Asked::stop`]).
     pub ends: bool,
+    /// Its score and those of the likeliest, where [`Asked::logprobs`] asks for them.
     pub scored: Option<(Scored, Vec<Scored>)>,
 }
 
@@ -64,12 +68,14 @@ pub trait Reader {
     fn scored(&mut self, _ticket: u64, _own: Scored, _top: Vec<Scored>) -> Result<()> {
         Ok(())
     }
+    /// The text is done; nothing more comes for the ticket.
     fn ended(&mut self, ticket: u64, why: Stop) -> Result<()>;
 }
 
 /// What the engine works with.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
+    /// What one iteration may be at most.
     pub limits: Limits,
     /// Blocks of the cache, block 0 counted, which is nobody's.
     pub blocks: usize,
@@ -77,15 +83,18 @@ pub struct Capacity {
     pub sharing: bool,
     /// Tokens of the longest text, prompt and continuation.
     pub longest: usize,
+    /// Ids of the model's vocabulary (V).
     pub vocab: usize,
 }
 
-/// Tokens read so far.
+/// What the engine has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EngineTally {
+    /// Passes through the model.
     pub iterations: u64,
     /// Of prompts, and of texts whose blocks were taken.
     pub prefill: u64,
+    /// Read singly behind what is in the cache, for the token that follows.
     pub decode: u64,
     /// Tokens chosen.
     pub chosen: u64,
@@ -151,6 +160,7 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// An engine without requests, on the first rank of `replica`; `capacity.blocks` as the replica's cache was made with.
     pub fn new(replica: Replica, capacity: Capacity) -> Engine {
         let pool = BlockPool::new(capacity.blocks, capacity.sharing);
         Engine {
@@ -211,10 +221,12 @@ impl Engine {
         self.running.len() + self.waiting.len()
     }
 
+    /// Tokens read and chosen since the engine was made.
     pub fn tally(&self) -> EngineTally {
         self.tally
     }
 
+    /// What [`Engine::new`] was given.
     pub fn capacity(&self) -> &Capacity {
         &self.capacity
     }

@@ -6,6 +6,7 @@ use crate::kernels::paged::{QueryRun, BLOCK};
 /// Consecutive tokens of one sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stretch {
+    /// Token ids, one at least.
     pub ids: Vec<u32>,
     /// Place in the sequence of the first.
     pub start: usize,
@@ -18,6 +19,7 @@ pub struct Stretch {
 /// The tokens of an iteration. One without tokens ends the work of a replica.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenBatch {
+    /// In the order of the rows; of each sequence one at most.
     pub stretches: Vec<Stretch>,
 }
 

@@ -15,6 +15,7 @@ use tch::{Device, Kind, Tensor};
 /// The wires that loading uses.
 #[derive(Clone, Copy)]
 pub struct LoadWires<'a> {
+    /// The ranks of one stage of the replica, among which matrices are split.
     pub tensor: &'a dyn Wire,
     /// The same ranks of all replicas; the first one's has the weights.
     pub replicas: &'a dyn Wire,

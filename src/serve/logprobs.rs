@@ -5,7 +5,9 @@ use serde::{Deserialize, Serialize};
 /// A token and its log-probability.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scored {
+    /// Token id, in the model's vocabulary.
     pub id: u32,
+    /// Natural log of its probability.
     pub logprob: f32,
 }
 

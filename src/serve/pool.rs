@@ -15,6 +15,7 @@ pub type Chain = u128;
 /// Blocks that hold the beginning of a sequence.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Prefix {
+    /// Their numbers in the cache, in the sequence's order.
     pub blocks: Vec<u32>,
     /// How many of them somebody holds.
     pub held: usize,

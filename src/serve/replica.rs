@@ -18,6 +18,7 @@ pub struct Replica {
 }
 
 impl Replica {
+    /// `control` joins all ranks of the replica on host memory; its first rank leads.
     pub fn new(stage: ModelStage, control: Arc<dyn Wire>) -> Replica {
         Replica { stage, control }
     }

@@ -29,6 +29,7 @@ pub struct Sampling {
     pub presence_penalty: f64,
     /// The same, as many times as the token is there.
     pub frequency_penalty: f64,
+    /// Fixes the draws, together with the number of the sample and the token's place.
     pub seed: u64,
 }
 

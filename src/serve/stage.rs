@@ -19,7 +19,9 @@ pub type LogitsChunk<'a> = dyn FnMut(usize, &Tensor) -> Result<()> + 'a;
 /// The wires of a replica's rank.
 #[derive(Clone)]
 pub struct StageWires {
+    /// The replica's tensor axis; its context axis is of one rank.
     pub axes: Axes,
+    /// The replica's stages in order: the first has the embedding, the last the head.
     pub pipeline: Arc<dyn Wire>,
 }
 

@@ -22,9 +22,13 @@ use tch::{Device, Kind};
 /// What a rank is to hold.
 #[derive(Clone, Debug)]
 pub struct Holding<'a> {
+    /// The model's architecture.
     pub model: &'a ModelConfig,
+    /// All ranks of the world, and this one's place.
     pub topology: Topology,
+    /// Of weights that are not quantized, of hidden states and of the cache.
     pub kind: Kind,
+    /// Where weights and cache lie.
     pub device: Device,
     /// Matrices in integers; on CPUs only.
     pub quantize: Option<WeightFormat>,

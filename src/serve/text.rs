@@ -16,6 +16,7 @@ pub struct StoppedText<D> {
 pub type TokenizerText<'t> = StoppedText<Box<dyn Fn(&[u32]) -> String + Send + 't>>;
 
 impl<'t> TokenizerText<'t> {
+    /// No text yet; it will end before the first of `stops` that comes. Empty stop strings stop nothing.
     pub fn of(tokenizer: &'t Tokenizer, stops: &[String]) -> TokenizerText<'t> {
         StoppedText::new(Box::new(|ids: &[u32]| tokenizer.decode(ids)), stops)
     }

@@ -33,10 +33,15 @@ pub struct Settings {
     pub config: Config,
     /// Nodes that train.
     pub nodes: usize,
+    /// Devices of a node, one rank each.
     pub ranks_per_node: usize,
+    /// Nodes of the job that wait for a fault.
     pub spares: usize,
+    /// Nodes on one switch, by their numbers: a fault of the switch cuts them off together.
     pub nodes_per_switch: usize,
+    /// Simulated time, in days.
     pub days: f64,
+    /// Mean number in the whole cluster, those close behind another (`pairs`) not counted.
     pub faults_per_day: f64,
     /// Share of faults with another close behind.
     pub pairs: f64,
@@ -44,20 +49,29 @@ pub struct Settings {
     pub even: bool,
     /// A step without saves.
     pub step_s: f64,
+    /// Steps between snapshots in memory; 0 never.
     pub snapshot_every: u64,
+    /// What a snapshot takes from training.
     pub snapshot_s: f64,
     /// The copy to the partner.
     pub partner_s: f64,
+    /// Steps between checkpoints on disk; 0 never.
     pub checkpoint_every: u64,
-    /// What a checkpoint takes from training, and how long it is written.
+    /// What a checkpoint takes from training.
     pub checkpoint_stall_s: f64,
+    /// Until a checkpoint is on disk.
     pub save_s: f64,
     /// From srun to the ranks' meeting.
     pub start_s: f64,
+    /// To read the state from snapshots in memory.
     pub restore_s: f64,
+    /// To read the state from a checkpoint on disk.
     pub restore_disk_s: f64,
+    /// To write snapshots from memory to disk between two attempts.
     pub flush_s: f64,
+    /// Mean hours until a node that died is back.
     pub repair_h: f64,
+    /// Mean time in Slurm's queue after a requeue.
     pub requeue_s: f64,
     /// Until a person submits a run again that has stopped.
     pub person_s: f64,
@@ -154,17 +168,25 @@ impl Settings {
 /// What came of one run.
 #[derive(Clone, Debug, Serialize)]
 pub struct SimReport {
+    /// The same settings and seed have the same faults.
     pub seed: u64,
+    /// Simulated days that went by: fewer than asked for where a violation ended the run.
     pub days: f64,
     /// Share of the time in steps that count.
     pub goodput: f64,
+    /// Newest step that was finished, counted from 1: steps that were done again count once.
     pub steps: u64,
+    /// Starts of the ranks.
     pub attempts: u64,
+    /// Times that the job went back into the queue, those by a person included.
     pub requeues: u64,
     /// Times that a person had to submit the run again.
     pub by_person: u64,
+    /// Nodes that an attempt had and the one before, on as many nodes, had not.
     pub spares_used: u64,
+    /// Verdicts of liveness, also those that could not be written.
     pub verdicts: u64,
+    /// [`SimFault::name`] → how many there were.
     pub faults: BTreeMap<String, u64>,
     /// Seconds, by what they went to.
     pub seconds: BTreeMap<String, f64>,
@@ -172,6 +194,7 @@ pub struct SimReport {
     pub redone_s: f64,
     /// Most messages of liveness in one fault.
     pub messages: u64,
+    /// The first thing that must not be, which ended the run; `None` where all was well.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub violation: Option<Violation>,
 }

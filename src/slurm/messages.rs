@@ -7,24 +7,48 @@ use super::hostlist;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SlurmMessage {
     /// Tasks ended badly on these nodes.
-    Tasks { nodes: Vec<String>, ranks: Vec<usize>, how: How },
+    Tasks {
+        /// Names of the nodes; no order says which task was on which.
+        nodes: Vec<String>,
+        /// Numbers of the tasks in the step, from 0.
+        ranks: Vec<usize>,
+        /// The same for all of them.
+        how: How,
+    },
     /// A node did not take the step.
-    LaunchFailed { node: String, why: String },
+    LaunchFailed {
+        /// Its name.
+        node: String,
+        /// Slurm's own words.
+        why: String,
+    },
     /// Slurm has marked a node of the step down.
-    NodeFailed { node: String },
+    NodeFailed {
+        /// Its name.
+        node: String,
+    },
     /// The step was never made.
-    Refused { why: String },
+    Refused {
+        /// All that srun says of it.
+        why: String,
+    },
     /// The kernel ended a process of the step for want of memory.
     OutOfMemory,
     /// Slurm ends the step, on somebody's wish or because MPI's or PMIx's part of it asked: what dies from here on dies of that.
     Aborted,
     /// The program cannot be started on a node: no such file, another architecture, a library that is missing.
-    CannotRun { node: Option<String>, why: String },
+    CannotRun {
+        /// Name of the node; `None` from a Slurm that does not say it.
+        node: Option<String>,
+        /// Path of the program and what the system says of it.
+        why: String,
+    },
 }
 
 /// How a task ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum How {
+    /// It left by itself, with this exit code.
     Code(i32),
     /// The name Slurm gives a signal: Killed, Terminated, Segmentation fault, …
     Signal(String),

@@ -10,6 +10,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// Nodes of one kind in one partition.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Offer {
+    /// Name of the partition.
     pub partition: String,
     /// Slurm takes this partition where none is asked for.
     pub is_default: bool,

@@ -10,10 +10,13 @@ use std::time::Duration;
 /// How a command has ended, and what it said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandEnd {
+    /// The program as it was called: a name or a path.
     pub program: String,
     /// Exit code, 128 + signal where one ended it.
     pub code: i32,
+    /// All of its standard output; empty where that is not UTF-8.
     pub out: String,
+    /// All of its standard error; empty where that is not UTF-8.
     pub err: String,
 }
 

@@ -6,11 +6,13 @@ use std::process::Command;
 
 /// A step to start.
 pub struct StepLine<'a> {
+    /// The allocation that it runs in.
     pub job: &'a Job,
     /// `--job-name`, by which the step is found again.
     pub name: &'a str,
     /// One entry for each node; the order gives the ranks.
     pub nodes: &'a [String],
+    /// Ranks on each of `nodes`.
     pub ranks_per_node: usize,
     /// `--mpi`: pmix, pmi2, none.
     pub mpi: &'a str,

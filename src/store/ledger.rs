@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::Path;
 
+/// What `uploads.json` of a run says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UploadLedger {
+    /// Place of the run in the store, without a slash at the end; empty where the file was damaged.
     pub url: String,
     /// Steps that are due are multiples of it; 0: all.
     pub every: u64,
@@ -34,6 +36,7 @@ impl UploadLedger {
         UploadLedger { url: url.into(), every, verified: old.map(|l| l.verified).unwrap_or_default() }
     }
 
+    /// Writes it to the run directory `run`, whole or not at all.
     pub fn write(&self, run: &Path) -> Result<()> {
         let path = RunDir::new(run).uploads();
         let json = serde_json::to_vec_pretty(self)
@@ -41,6 +44,7 @@ impl UploadLedger {
         disk::write_atomic(&path, &json)
     }
 
+    /// Whether the checkpoint of `step` belongs in the store by `every`.
     pub fn due(&self, step: u64) -> bool {
         self.every == 0 || step.is_multiple_of(self.every)
     }

@@ -11,6 +11,7 @@ pub struct Pace {
 }
 
 impl Pace {
+    /// At most `mib_per_s` MiB (2^20 bytes) a second; 0 is no limit.
     pub fn new(mib_per_s: f64) -> Pace {
         Pace { rate: mib_per_s * (1 << 20) as f64, free: Instant::now() }
     }

@@ -26,6 +26,7 @@ const CREDENTIALS: &str = "check the credentials in the environment, and what th
 const NO_CREDENTIALS: &str =
     "no credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write ~/.aws/credentials";
 
+/// An open place in an object store, with the runtime that waits for its answers.
 pub struct Remote {
     url: String,
     pub(super) store: Arc<dyn ObjectStore>,
@@ -59,6 +60,7 @@ impl Remote {
         Ok(Remote { url: url.trim_end_matches('/').into(), store, prefix, runtime })
     }
 
+    /// The place that was opened, without a slash at the end.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -103,7 +105,7 @@ impl Remote {
         })
     }
 
-    /// The manifest of a step, and its bytes. `None` where there is none.
+    /// The bytes of a step's manifest. `None` where there is none.
     pub fn manifest(&self, step: u64) -> Result<Option<Vec<u8>>> {
         let key = self.manifest_key(step);
         self.wait(async {
@@ -122,7 +124,7 @@ impl Remote {
         Checkpoint::from_manifest(Path::new(&self.step_url(step)), &self.parsed(step)?.0)
     }
 
-    /// The parsed manifest of a step. Errors: [`Exit::Checkpoint`] for one that is absent, damaged, or of another step.
+    /// The manifest of a step: its bytes, and parsed. Errors: [`Exit::Checkpoint`] for one that is absent, damaged, or of another step.
     pub fn parsed(&self, step: u64) -> Result<(Vec<u8>, Manifest)> {
         let url = self.step_url(step);
         let bytes = self

@@ -28,6 +28,7 @@ const MAX_PARTS: u64 = 9_000;
 
 /// How an upload goes about it.
 pub struct Way<'a> {
+    /// The bandwidth limit, which goes on from one upload to the next.
     pub pace: &'a mut Pace,
     /// Parts under way at once.
     pub parallel: usize,
@@ -40,12 +41,15 @@ pub struct Way<'a> {
 /// A checkpoint that is whole and verified in the store.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Uploaded {
+    /// Step of the checkpoint.
     pub step: u64,
+    /// Where the step lies in the store.
     pub url: String,
     /// Bytes of the checkpoint.
     pub bytes: u64,
     /// Bytes sent by this try; the others were there already.
     pub sent: u64,
+    /// Wall time of this try.
     pub seconds: f64,
 }
 

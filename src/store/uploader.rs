@@ -24,6 +24,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// What a cancelled upload gets to free its parts.
 const CANCELLED: Duration = Duration::from_secs(5);
 
+/// The upload thread, and what waits for it.
 pub struct Uploader {
     run: PathBuf,
     shared: Arc<Shared>,

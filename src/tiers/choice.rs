@@ -14,10 +14,18 @@ pub enum NewestOnDisk {
     /// There is none.
     Nothing,
     /// It opens. `compared`: and its bytes are those that were written.
-    Opened { step: u64, session: u64, compared: bool },
+    Opened {
+        /// Steps finished.
+        step: u64,
+        /// Start of the run that wrote it, a random number; 0 unknown.
+        session: u64,
+        /// Whether its bytes were compared with their checksums, and are whole.
+        compared: bool,
+    },
 }
 
 impl NewestOnDisk {
+    /// What was found on disk: `opened` describes the newest checkpoint that opens, `None` when none does.
     pub fn of(opened: Option<&Meta>, compared: bool) -> NewestOnDisk {
         opened.map_or(NewestOnDisk::Nothing, |m| NewestOnDisk::Opened { step: m.step, session: m.session, compared })
     }
@@ -30,6 +38,7 @@ pub struct RestoreView<'a> {
     pub sets: &'a [Set],
     /// Steps that have a directory on disk, whole or not.
     pub directories: &'a [u64],
+    /// What is known of the newest checkpoint among them.
     pub disk: NewestOnDisk,
     /// There is an object store, and it has not been asked since it may have become of use.
     pub may_fetch: bool,
@@ -41,13 +50,26 @@ pub enum RestoreAction {
     /// Look for the newest checkpoint on disk that opens.
     Open,
     /// Ask the object store for a step that is newer.
-    Fetch { newer_than: Option<u64> },
+    Fetch {
+        /// The newest step that can be read from memory or disk; `None` when there is none.
+        newer_than: Option<u64>,
+    },
     /// Compare the bytes of the checkpoint on disk before they fill in for memory.
     Compare,
     /// Leave a set out: a part is missing, and the disk does not have it. `is_loss`: nothing on disk is as new.
-    Drop { set: usize, is_loss: bool },
+    Drop {
+        /// The set to leave out.
+        set: usize,
+        /// Whether its step is newer than all that opens on disk.
+        is_loss: bool,
+    },
     /// Read the set; `with_disk`: its missing parts from the checkpoint on disk.
-    Memory { set: usize, with_disk: bool },
+    Memory {
+        /// The set to read.
+        set: usize,
+        /// Whether the checkpoint on disk is of the same step and start, and may fill in.
+        with_disk: bool,
+    },
     /// Read the checkpoint on disk.
     Disk,
     /// There is nothing to go on from.
@@ -60,6 +82,7 @@ impl<'a> RestoreView<'a> {
         RestoreView { sets, directories: &[], disk: NewestOnDisk::Nothing, may_fetch: false }
     }
 
+    /// What to do next. The same view gives the same action.
     pub fn next(&self) -> RestoreAction {
         let set = self.first();
         let of = |i: usize| &self.sets[i];

@@ -24,11 +24,15 @@ const BLOCK: usize = 1 << 20;
 /// What a flush did.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Flushed {
+    /// Step that the disk has now.
     pub step: u64,
+    /// Directory of its checkpoint.
     pub path: PathBuf,
     /// False: the disk had this step, or a newer one, already.
     pub written: bool,
+    /// Bytes in all files written, the manifest included; 0 when nothing was written.
     pub bytes: u64,
+    /// Wall time of writing on rank 0; 0 when nothing was written.
     pub seconds: f64,
     /// Parts that came from second copies.
     pub from_partners: usize,

@@ -24,19 +24,24 @@ pub type Fetch<'a> = &'a mut dyn FnMut(Option<u64>, &World) -> Result<bool>;
 
 /// Where to look.
 pub struct Tiers<'a> {
+    /// The run directory, in which the checkpoints lie.
     pub run_dir: &'a Path,
+    /// Directory of snapshots in the memory of each node (`checkpoint.snapshot_dir`).
     pub snapshot_dir: &'a Path,
     /// The run's identity.
     pub run: u64,
+    /// Asks the object store; `None` for a run without one.
     pub fetch: Option<Fetch<'a>>,
 }
 
 /// Where the state came from.
 #[derive(Clone, Debug)]
 pub struct Restored {
+    /// Steps finished.
     pub step: u64,
     /// Start of the run that wrote it; 0 unknown.
     pub session: u64,
+    /// Number of the attempt that wrote it.
     pub attempt: u64,
     /// The checkpoint's directory, where it came from disk.
     pub path: Option<PathBuf>,

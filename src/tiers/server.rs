@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 
 /// A thread on every node that hands out bytes of its snapshots.
 pub struct Server {
+    /// A duplicate of the ranks' world, in which snapshots are asked for and handed out.
     pub world: Arc<World>,
     thread: Option<JoinHandle<Result<()>>>,
 }

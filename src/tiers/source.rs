@@ -53,6 +53,7 @@ struct Memory<'a> {
 pub type Damaged = (Error, Vec<(u64, u64)>);
 
 impl<'a> Source<'a> {
+    /// The state in a checkpoint on disk alone.
     pub fn disk(checkpoint: &'a Checkpoint) -> Source<'a> {
         let (tally, compared) = (RefCell::default(), RefCell::default());
         Source { memory: None, meta: checkpoint.meta().clone(), disk: Some(checkpoint), tally, compared }
@@ -85,6 +86,7 @@ impl<'a> Source<'a> {
         Ok(Source { memory: Some(RefCell::new(memory)), disk, meta, tally, compared })
     }
 
+    /// What it says about its run and step.
     pub fn meta(&self) -> &Meta {
         &self.meta
     }
@@ -102,6 +104,7 @@ impl<'a> Source<'a> {
         self.disk.filter(|_| self.memory.is_none()).map(Checkpoint::path)
     }
 
+    /// Bytes that this rank has read so far, by where they lay.
     pub fn tally(&self) -> Tally {
         *self.tally.borrow()
     }

@@ -26,12 +26,15 @@ pub struct StepRecord {
     pub time: jiff::Timestamp,
     /// Mean cross-entropy per token, natural logarithm.
     pub loss: f64,
+    /// Learning rate of this step.
     pub lr: f64,
     /// Global L2 norm before clipping.
     pub grad_norm: f64,
     /// Tokens trained on so far, this step included.
     pub tokens: u64,
+    /// Tokens of the step over `step_s`.
     pub tokens_per_s: f64,
+    /// Seconds that the step took on the rank that writes, validation and saves left out.
     pub step_s: f64,
     /// Model FLOP/s over the devices' peak, attention counted for the causal half; absent where no peak is known.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,10 +61,13 @@ pub struct StepRecord {
     /// which rank had the most; absent with one rank.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rank_work_min_s: Option<f64>,
+    /// Own work, mean over the ranks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rank_work_mean_s: Option<f64>,
+    /// Own work of the slowest rank.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rank_work_max_s: Option<f64>,
+    /// World rank with the most own work; of several the highest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slowest_rank: Option<usize>,
     /// Loss or norm was not finite and no rank updated its parameters.

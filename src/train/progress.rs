@@ -22,6 +22,7 @@ impl TrainProgress {
         TrainProgress { total, every: every.max(1), first: None, pace: 0.0, bar }
     }
 
+    /// Shows a finished step. Without a terminal: the first, every n-th, the last, and those that were skipped.
     pub fn step(&mut self, r: &StepRecord) {
         let first = *self.first.get_or_insert(r.step);
         let weight = if r.step <= first + 1 { 1.0 } else { 0.1 };

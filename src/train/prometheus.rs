@@ -10,8 +10,11 @@ use std::time::{Duration, Instant};
 
 /// A metric: its name, what it is, and its value in a step, where it has one.
 pub struct Metric {
+    /// Full name, `herd_` included.
     pub name: &'static str,
+    /// `gauge` or `counter`.
     pub kind: &'static str,
+    /// Words of the `# HELP` line.
     pub help: &'static str,
     value: fn(&StepRecord) -> Option<f64>,
 }

@@ -7,25 +7,45 @@ use serde::Deserialize;
 /// not finite is `None`.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct StepPoint {
+    /// Counted from 1; a line without it is no step's.
     pub step: u64,
+    /// When the step (with its validation) had ended.
     pub time: Option<Timestamp>,
+    /// Mean cross-entropy, nats per token.
     pub loss: Option<f64>,
+    /// The same on held-out data; `None` also in steps that do not validate.
     pub validation_loss: Option<f64>,
+    /// Learning rate.
     pub lr: Option<f64>,
+    /// Global L2 norm before clipping.
     pub grad_norm: Option<f64>,
+    /// Tokens trained on so far, this step included.
     pub tokens: Option<f64>,
+    /// Over all ranks.
     pub tokens_per_s: Option<f64>,
+    /// Seconds that the step took.
     pub step_s: Option<f64>,
+    /// Share of the devices' peak, attention counted for the causal half.
     pub mfu_causal: Option<f64>,
+    /// The same with attention counted in full.
     pub mfu_full: Option<f64>,
+    /// Bytes of tensors at the highest point, on the rank that wrote.
     pub memory_peak: Option<f64>,
+    /// Time of the wires that the step waited for, on the rank that wrote.
     pub comm_exposed_s: Option<f64>,
+    /// Time of the wires that computation covered, on the rank that wrote.
     pub comm_hidden_s: Option<f64>,
+    /// Time in which the rank that wrote waited for other pipeline stages; `None` also without a pipeline.
     pub pipeline_wait_s: Option<f64>,
+    /// Own work of the fastest rank; `None` also with one rank, as in the next three.
     pub rank_work_min_s: Option<f64>,
+    /// Own work, mean over the ranks.
     pub rank_work_mean_s: Option<f64>,
+    /// Own work of the slowest rank.
     pub rank_work_max_s: Option<f64>,
+    /// World rank with the most own work.
     pub slowest_rank: Option<u64>,
+    /// No rank updated its parameters; false where the line does not say.
     #[serde(default)]
     pub skipped: bool,
 }

@@ -20,6 +20,7 @@ impl StopFlag {
         Ok(StopFlag(flag))
     }
 
+    /// Whether a signal has come to this process since [`StopFlag::install`].
     pub fn raised(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }

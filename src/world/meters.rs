@@ -40,9 +40,13 @@ pub struct WireMembers {
 /// What [`CollectiveCounters`] said at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MeterReading {
+    /// Collectives entered so far, by wire; the control plane is wire 0.
     pub entered: [u32; WIRES],
+    /// Collectives left so far, by wire.
     pub left: [u32; WIRES],
+    /// Wire that a caller waits for, from 1; 0 when nobody waits, or for a wire without a meter.
     pub blocked_wire: u32,
+    /// Rank on that wire whose message is waited for, from 1; 0 for a collective.
     pub blocked_peer: u32,
 }
 
@@ -53,6 +57,7 @@ impl CollectiveCounters {
         CollectiveCounters { tables: Mutex::new(vec![control]), ..Default::default() }
     }
 
+    /// The counters now. They are read one after another, while collectives go on.
     pub fn read(&self) -> MeterReading {
         let blocked = self.blocked.load(Ordering::Relaxed);
         MeterReading {

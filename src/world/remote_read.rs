@@ -15,8 +15,11 @@ const ANSWER: i32 = 9;
 /// What is asked for: `len` bytes from `at` of the answering rank's item `item`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
+    /// Its number at the answering rank; `u64::MAX` is taken.
     pub item: u64,
+    /// Byte of the item, from 0.
     pub at: u64,
+    /// Length in bytes.
     pub len: u64,
 }
 

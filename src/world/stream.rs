@@ -19,7 +19,9 @@ const TAG: i32 = 7;
 
 /// A stream that is to be received: as many bytes as `into` has, from rank `from`.
 pub struct Incoming<'a> {
+    /// World rank that sends it.
     pub from: usize,
+    /// Where it goes, as long as the stream.
     pub into: &'a mut [u8],
 }
 

@@ -67,10 +67,12 @@ impl Gguf {
         Ok(Gguf { file, tensors, model, special_tokens: vocabulary::special_tokens(&head) })
     }
 
+    /// Shape of the model, from the file's metadata and its tensors.
     pub fn model(&self) -> &ModelConfig {
         &self.model
     }
 
+    /// Token ids that the metadata names; several may end a text.
     pub fn special_tokens(&self) -> &SpecialTokens {
         &self.special_tokens
     }

@@ -15,7 +15,9 @@ use std::path::Path;
 /// What a `config.json` says, as far as herd uses it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HfConfig {
+    /// Shape of the model.
     pub model: ModelConfig,
+    /// Ids that begin, end and pad a text, as far as the file names them.
     pub special_tokens: SpecialTokens,
     /// What was guessed or left out, a line each.
     pub notes: Vec<String>,

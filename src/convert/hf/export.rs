@@ -20,8 +20,10 @@ use std::path::{Path, PathBuf};
 /// Elements in memory at a time.
 const BLOCK: usize = 1 << 20;
 
+/// How an export is written.
 #[derive(Clone, Debug)]
 pub struct ExportOptions {
+    /// Type of the weights in the files; they are rounded from fp32 to nearest even.
     pub dtype: Dtype,
     /// Largest data size of one safetensors file, in bytes; a single tensor may pass it.
     pub shard_size: u64,
@@ -34,6 +36,7 @@ pub struct ExportOptions {
 /// What [`export`] wrote.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Exported {
+    /// Directory that was written.
     pub path: PathBuf,
     /// Safetensors files.
     pub shards: usize,

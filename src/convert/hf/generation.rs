@@ -8,6 +8,7 @@ use crate::text::unmarked;
 use serde_json::{json, Value};
 use std::path::Path;
 
+/// Name of the file, beside `config.json`.
 pub const FILE: &str = "generation_config.json";
 
 /// The file of `directory` as it stands; null where there is none. Errors ([`Exit::Model`]): no JSON object.

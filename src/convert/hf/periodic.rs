@@ -19,6 +19,7 @@ use std::time::Instant;
 /// Largest safetensors file: Hugging Face's own default.
 const SHARD: u64 = 5_000_000_000;
 
+/// The thread that exports, and the checkpoints that wait for it.
 pub struct Exporter {
     to: Option<Sender<()>>,
     waiting: Arc<Mutex<Queue>>,

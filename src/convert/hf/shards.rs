@@ -23,8 +23,11 @@ const MAX_HEADER: u64 = 100_000_000;
 /// Type of weights in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 pub enum Dtype {
+    /// bfloat16, 2 bytes a weight.
     Bf16,
+    /// IEEE half precision, 2 bytes a weight, at most 65504.
     Fp16,
+    /// IEEE single precision, 4 bytes a weight.
     Fp32,
 }
 
@@ -155,10 +158,12 @@ impl Shards {
         self.files.iter().filter_map(|f| f.path.file_name()?.to_str()).collect()
     }
 
+    /// Names of all tensors in the files, in no order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Global shape of a tensor; `None` where no file holds one of that name.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|t| t.shape.as_slice())
     }

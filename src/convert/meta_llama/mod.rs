@@ -92,6 +92,7 @@ impl Original {
         Ok(o)
     }
 
+    /// Shape of the model, from `params.json` and the tensors' own shapes.
     pub fn model(&self) -> &ModelConfig {
         &self.model
     }

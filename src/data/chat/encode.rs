@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard};
 /// How conversations become tokens.
 #[derive(Clone, Debug)]
 pub struct ChatRules {
+    /// Which of the model's turns count in the loss.
     pub counted: Counted,
     /// Put before each conversation; the template decides without it.
     pub front: Option<u32>,
@@ -25,12 +26,15 @@ pub struct ChatRules {
 /// What was met.
 #[derive(Clone, Debug, Default)]
 pub struct ChatTally {
+    /// Conversations that became tokens, by the form of their rows.
     pub forms: BTreeMap<ChatForm, u64>,
-    /// Rows left out, and what was wrong with the first.
+    /// Rows left out.
     pub skipped: u64,
+    /// What was wrong with the first row left out; `None` where none was.
     pub first_skipped: Option<String>,
-    /// Conversations in whose messages the name of a special token stands, which became the token; and the first such name.
+    /// Conversations in whose messages the name of a special token stands, which became the token.
     pub named: u64,
+    /// The name that was met first; `None` where none was.
     pub first_name: Option<String>,
     /// Conversations of each trap that was let pass.
     pub allowed: BTreeMap<Trap, u64>,
@@ -62,6 +66,7 @@ pub struct ChatEncoder<'a> {
 }
 
 impl<'a> ChatEncoder<'a> {
+    /// Encodes with `tokenizer` what `template` writes; nothing has been met yet.
     pub fn new(tokenizer: &'a Tokenizer, template: &'a ChatTemplate, rules: ChatRules) -> ChatEncoder<'a> {
         ChatEncoder { tokenizer, template, rules, tally: Mutex::default() }
     }

@@ -15,9 +15,13 @@ use std::fmt;
 /// What a row was found to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ChatForm {
+    /// A list of objects with `role` and `content`.
     Messages,
+    /// A list of objects with `from` and `value`.
     ShareGpt,
+    /// `instruction`, `input` and `output`.
     Alpaca,
+    /// `prompt`, and `completion` or `response`: texts or lists of messages.
     PromptCompletion,
 }
 
@@ -35,6 +39,7 @@ impl fmt::Display for ChatForm {
 /// Messages as a template takes them, and which of them are learned from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conversation {
+    /// Form of the row it was read from.
     pub form: ChatForm,
     /// Objects with `role` and `content`.
     pub messages: Vec<Value>,

@@ -23,11 +23,13 @@ pub enum Counted {
 /// A conversation as tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MaskedTokens {
+    /// Ids of the whole conversation.
     pub ids: Vec<u32>,
     /// 1 where the model is to learn to write this token, else 0.
     pub mask: Vec<u8>,
-    /// What the tokens are of the text.
+    /// The conversation as the template renders it.
     pub text: String,
+    /// Of each token, the bytes of `text` that it is; empty for one that was put around the conversation.
     pub places: Vec<Range<usize>>,
 }
 

@@ -19,6 +19,7 @@ pub enum Trap {
 }
 
 impl Trap {
+    /// Every trap, in order of declaration.
     pub const ALL: [Trap; 5] =
         [Trap::EmptyMask, Trap::DoubleBos, Trap::EndNotTrained, Trap::ForeignTemplate, Trap::CutBeforeTrained];
 

@@ -8,6 +8,7 @@ use std::ops::Range;
 /// How much of an index is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IndexExtent {
+    /// Every number of each column.
     All,
     /// This many blocks of each column, evenly spread, the first and the last among them.
     Blocks(u64),

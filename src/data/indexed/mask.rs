@@ -9,6 +9,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
 
+/// What stands behind the prefix in the mask's file name.
 pub const ENDING: &str = ".mask";
 
 /// What the sidecar says of a loss mask.

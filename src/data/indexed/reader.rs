@@ -29,7 +29,9 @@ const STRIDE: u64 = 4 << 20;
 pub struct Indexed {
     bin: LazyFile,
     index: Index,
+    /// Path of its files without their endings.
     pub prefix: PathBuf,
+    /// How the `.bin` stores an id.
     pub dtype: TokenDtype,
     tokens: u64,
     /// The loss mask, where there is one.
@@ -41,11 +43,15 @@ pub struct Indexed {
 /// What the process that has opened a token file tells the others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IndexedFacts {
+    /// Path of its files without their endings, the same on every rank.
     pub prefix: PathBuf,
+    /// How the `.bin` stores an id.
     pub dtype: TokenDtype,
+    /// Sequences; herd writes one a document, other programs may write several.
     pub sequences: u64,
     /// Entries of the document index: documents + 1.
     pub entries: u64,
+    /// Tokens of all documents.
     pub tokens: u64,
     /// [`Indexed::masked`].
     pub masked: bool,
@@ -146,14 +152,17 @@ impl Indexed {
         self.bin.reach().map(|_| ())
     }
 
+    /// Tokens of all documents.
     pub fn tokens(&self) -> u64 {
         self.tokens
     }
 
+    /// Documents, by the document index.
     pub fn documents(&self) -> u64 {
         self.index.entries - 1
     }
 
+    /// Sequences; herd writes one a document, other programs may write several.
     pub fn sequences(&self) -> u64 {
         self.index.sequences
     }

@@ -17,17 +17,21 @@ pub const VERSION: u32 = 1;
 pub struct Sidecar {
     /// Always `herd-tokens`.
     pub format: String,
+    /// Version of this format; any but this herd's is refused.
     pub version: u32,
+    /// The tokenizer the ids belong to.
     pub tokenizer: TokenizerNote,
     /// `u16` or `i32`.
     pub dtype: String,
+    /// Documents in the file.
     pub documents: u64,
+    /// Tokens of all documents.
     pub tokens: u64,
     /// Largest id in the file; absent in an empty one.
     pub highest_id: Option<u32>,
     /// Bytes of text that became these tokens.
     pub text_bytes: u64,
-    /// Input files, in order, as they were named.
+    /// Input files, in order, as they were named; of a merged file the prefixes that it was made from.
     pub sources: Vec<String>,
     /// `all`, `train` or `validation`.
     pub split: String,
@@ -50,7 +54,9 @@ pub struct TokenizerNote {
     pub spec: String,
     /// `bytes`, `huggingface` or `tiktoken`.
     pub kind: String,
+    /// xxh3-128 of its defining file, 32 hexadecimal digits; a constant for `bytes`.
     pub fingerprint: String,
+    /// Highest id + 1, special tokens included.
     pub vocab_size: usize,
     /// The ids before each document; none before herd put some there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -99,6 +105,7 @@ impl Sidecar {
         Ok(Some(sidecar))
     }
 
+    /// The text of `<prefix>.json`.
     pub fn to_json(&self) -> Vec<u8> {
         let mut text = serde_json::to_vec_pretty(self).unwrap_or_default();
         text.push(b'\n');

@@ -1,4 +1,4 @@
-//! Streams documents into an indexed token file. Everything goes to temporary names first; the ids and the index are
+//! Streams documents into an indexed token file. Everything goes to temporary names first; ids, mask and index are
 //! synced and renamed by [`IndexedWriter::finish`], the sidecar last. A writer that is dropped before leaves nothing behind.
 
 use super::mask::{MaskWriter, ENDING};
@@ -27,12 +27,17 @@ pub struct IndexedWriter {
 
 /// What [`IndexedWriter::finish`] cannot know itself.
 pub struct IndexedWritten {
+    /// The tokenizer that made the ids.
     pub tokenizer: TokenizerNote,
     /// How the loss mask came to be; of a file with one.
     pub chat: Option<ChatNote>,
+    /// What the ids came from, in order: input files as they were named, or the prefixes of merged token files.
     pub sources: Vec<String>,
+    /// `all`, `train` or `validation`.
     pub split: String,
+    /// Share of documents held out for validation; 0 for `all`.
     pub holdout: f64,
+    /// Bytes of text that became these tokens.
     pub text_bytes: u64,
 }
 

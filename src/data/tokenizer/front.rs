@@ -36,6 +36,7 @@ impl Bos {
 /// The ids in front of each text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Front {
+    /// In the order in which they stand; empty where nothing does.
     pub ids: Vec<u32>,
     /// What they are and who says so, for one line.
     pub says: String,

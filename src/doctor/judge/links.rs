@@ -9,13 +9,16 @@ use std::collections::BTreeMap;
 /// What is to be measured once more.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Suspects {
+    /// Products and copies, on all hosts.
     pub speed: bool,
+    /// Writing and reading in the shared directories, on all hosts.
     pub storage: bool,
     /// Indexes of two hosts, the lower first.
     pub links: Vec<(usize, usize)>,
 }
 
 impl Suspects {
+    /// Whether nothing is to be measured again.
     pub fn none(&self) -> bool {
         *self == Suspects::default()
     }

@@ -35,8 +35,11 @@ pub enum Argument<'a> {
     Tensor(&'a Tensor),
     /// A null pointer.
     Null,
+    /// An `int`.
     I32(i32),
+    /// A `long long`.
     I64(i64),
+    /// A `float`.
     F32(f32),
     /// A struct of nine floats.
     Floats([f32; 9]),

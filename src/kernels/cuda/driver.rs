@@ -42,8 +42,11 @@ unsafe impl Sync for Function {}
 /// Blocks and threads of a launch: a grid of x · y blocks, x < 2³¹ and y < 2¹⁶, each of `threads` threads, whole warps up to 1,024.
 #[derive(Clone, Copy, Debug)]
 pub struct Grid {
+    /// Blocks along x, at least 1.
     pub x: i64,
+    /// Blocks along y, at least 1.
     pub y: i64,
+    /// Threads of one block.
     pub threads: i64,
 }
 

@@ -31,6 +31,7 @@ pub struct Nvrtc {
     functions: Functions,
     /// Compute capabilities that it knows, ten times, ascending.
     known: Vec<u32>,
+    /// Its version, (major, minor).
     pub version: (i32, i32),
 }
 
@@ -45,7 +46,9 @@ pub enum Target {
 
 /// A compiled source, and what the compiler said.
 pub struct CompiledSource {
+    /// Machine code or PTX, as the [`Target`] says.
     pub image: Vec<u8>,
+    /// The compiler's words; empty where it had none.
     pub log: String,
 }
 

@@ -35,14 +35,18 @@ pub struct Executor {
 /// When an action ran, from the start of the list; waiting for its input not counted.
 #[derive(Clone, Copy, Debug)]
 pub struct Ran {
+    /// As the stage's list has it.
     pub action: Action,
+    /// When its input was there.
     pub start: Duration,
+    /// When [`Compute::run`] returned, before its output is sent.
     pub end: Duration,
 }
 
 /// What running a list cost.
 #[derive(Clone, Debug, Default)]
 pub struct PassReport {
+    /// One for each action of the list, in its order.
     pub ran: Vec<Ran>,
     /// Time spent waiting for other stages.
     pub waited: Duration,

@@ -16,14 +16,19 @@ use tch::{Device, Kind, Tensor};
 pub struct Between {
     /// Of one sequence.
     pub rows: usize,
+    /// Elements of a row: the model's hidden size.
     pub hidden: usize,
+    /// Compute dtype.
     pub dtype: Kind,
+    /// Device of this rank.
     pub device: Device,
 }
 
 /// What the passes of a step work on.
 pub struct StageWork<'a> {
+    /// Geometry and operations of the whole model.
     pub model: &'a Llama,
+    /// Where this rank's parameters lie and its gradients go.
     pub units: &'a mut dyn Units,
     /// Makes a micro-batch, when a stage first needs it.
     pub load: &'a mut dyn FnMut(usize) -> Result<Micro>,
@@ -35,10 +40,13 @@ pub struct StageWork<'a> {
 
 /// The chunks of one stage at work.
 pub struct PipelineStage<'a> {
+    /// What its passes work on.
     pub work: StageWork<'a>,
     /// Of this stage alone, in forward order.
     pub chunks: &'a [Chunk],
+    /// Stages of the whole pipeline; 1 without one.
     pub stages: usize,
+    /// What any two neighbouring chunks hand to each other.
     pub between: Between,
 }
 
@@ -68,6 +76,7 @@ pub struct Training<'a> {
 }
 
 impl<'a> Training<'a> {
+    /// For one training step of a stage; a drill may spoil its gradients by `inject`.
     pub fn new(stage: PipelineStage<'a>, step: StepOptions, inject: &'a Inject) -> Training<'a> {
         let (micros, kept, deferred) = Default::default();
         Training { stage, step, inject, sums: LossSums::default(), micros, kept, deferred }
@@ -138,6 +147,7 @@ impl Compute for Training<'_> {
 
 /// Forward passes without gradients.
 pub struct Evaluation<'a> {
+    /// Whose chunks are run.
     pub stage: PipelineStage<'a>,
     /// Loss of the micro-batches so far; zero on stages without the head.
     pub sums: LossSums,

@@ -12,10 +12,15 @@ use crate::text::binary;
 
 /// A configuration that is about to be cut for an allocation, with everything but its axes checked when a layout is chosen.
 pub struct Question<'a> {
+    /// Name of the configuration's file, or of a model, for messages.
     pub place: String,
+    /// As it was given; a search replaces its axes and settings.
     pub config: Config,
+    /// Nodes and ranks that it is to be cut for.
     pub allocation: Allocation,
+    /// Machine that it is planned for.
     pub hardware: &'a Hardware,
+    /// Kernels that memory and time are counted with.
     pub forms: KernelForms,
 }
 

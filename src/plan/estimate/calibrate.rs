@@ -25,22 +25,30 @@ const WARMUP: usize = 3;
 /// A run as it was and as the roofline has it now.
 #[derive(Clone, Debug, Serialize)]
 pub struct CalibrationRun {
+    /// Run directory.
     pub run: PathBuf,
+    /// Steps that counted: neither the first ones nor those with a validation.
     pub steps: usize,
+    /// Median of a step as it was measured.
     pub measured_s: f64,
+    /// A step as predicted with the rates that were given.
     pub before_s: f64,
+    /// A step as predicted with the fitted rates.
     pub after_s: f64,
 }
 
 /// What was learned.
 #[derive(Clone, Debug, Serialize)]
 pub struct Calibration {
+    /// The machine with fitted efficiencies, costs and links.
     pub hardware: Hardware,
     /// Rates now over rates before.
     pub matrix: f64,
+    /// The same of attention, of streams through memory and of fixed costs.
     pub rest: f64,
     /// None where no run exchanged anything.
     pub links: Option<f64>,
+    /// In the order in which they were given.
     pub runs: Vec<CalibrationRun>,
 }
 

@@ -12,6 +12,7 @@ use crate::topology::Axis;
 /// Ranks that exchange, as far as links matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RankGroup {
+    /// All ranks of the group.
     pub size: usize,
     /// Of them, those in one node or NVLink domain.
     pub near: usize,

@@ -49,15 +49,19 @@ pub struct LayerTimes<'a> {
     v: f64,
 }
 
-/// One pass of a block.
+/// The passes of a block.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BlockPasses {
+    /// Forward pass.
     pub forward: StepParts,
+    /// Gradients of the inputs, with attention's backward pass and what is recomputed before it.
     pub backward_input: StepParts,
+    /// Gradients of the matrices, summed in fp32.
     pub backward_weight: StepParts,
 }
 
 impl<'a> LayerTimes<'a> {
+    /// Of one rank of `shape` on `hardware`.
     pub fn new(shape: &'a StepShape, hardware: &'a Hardware) -> LayerTimes<'a> {
         let (m, t) = (&shape.model, shape.tensor);
         let fabric = Fabric::new(hardware, shape.local);
@@ -183,6 +187,7 @@ impl<'a> LayerTimes<'a> {
         self.fabric.send(pipeline, self.share * self.h * self.e)
     }
 
+    /// The machine's links as the ranks of this shape reach them.
     pub fn fabric(&self) -> &Fabric {
         &self.fabric
     }

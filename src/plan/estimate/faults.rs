@@ -17,6 +17,7 @@ const DAY: f64 = 86_400.0;
 /// What faults do to a run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct FaultEstimate {
+    /// Faults a day over all devices.
     pub per_day: f64,
     /// Mean time between them.
     pub mtbf_s: f64,
@@ -24,6 +25,7 @@ pub struct FaultEstimate {
     pub nodes_per_day: f64,
     /// Best time between checkpoints without snapshots.
     pub checkpoint_interval_s: f64,
+    /// The same in steps, at least 1.
     pub checkpoint_interval_steps: u64,
     /// Best steps between snapshots.
     pub snapshot_interval_steps: u64,
@@ -42,8 +44,11 @@ pub struct FaultEstimate {
 /// Intervals that a configuration has, in steps; 0 never.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Intervals {
+    /// Between snapshots in the memory of nodes.
     pub snapshot: u64,
+    /// Between checkpoints on shared storage; of an interval in minutes the steps that it takes.
     pub checkpoint: u64,
+    /// Whether checkpoints are written behind the steps (`checkpoint.background`).
     pub background: bool,
 }
 

@@ -10,9 +10,11 @@ use std::path::Path;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hardware {
+    /// Name in the table (`--gpu`) and in messages.
     pub name: String,
     /// Where the figures are from.
     pub source: String,
+    /// What ranks compute on; CUDA where a file does not say.
     #[serde(default)]
     pub device: DeviceKind,
     /// Of a node, where ranks compute on a CPU: ranks beyond that many threads take turns.
@@ -24,6 +26,7 @@ pub struct Hardware {
     pub bf16_tflops: f64,
     /// Of plain fp32, no TF32: matrix products, and unfused attention in any dtype.
     pub fp32_tflops: f64,
+    /// Bandwidth of its memory on the data sheet.
     pub memory_gb_s: f64,
     /// Between devices of one node, or of one NVLink domain.
     pub inside: Link,
@@ -32,21 +35,28 @@ pub struct Hardware {
     /// Devices that `inside` reaches where that is more than a node (GB200 NVL72: 72).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<usize>,
+    /// Shares of the rates above that are reached; an H100's by default.
     #[serde(default)]
     pub efficiency: Efficiency,
+    /// Shortest operation, cost of a step, memory kept free, rate of snapshots.
     #[serde(default)]
     pub costs: FixedCosts,
+    /// Rates of shared storage, and the memory of a node.
     #[serde(default)]
     pub storage: StorageRates,
+    /// How often devices fail, and how long it takes to go on.
     #[serde(default)]
     pub faults: FaultRates,
 }
 
+/// What a rank computes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceKind {
+    /// A GPU for each rank.
     #[default]
     Cuda,
+    /// CPU cores; rates are of one of them.
     Cpu,
 }
 
@@ -54,7 +64,9 @@ pub enum DeviceKind {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Link {
+    /// Bandwidth on the data sheet, 10⁹ bytes a second.
     pub gb_s: f64,
+    /// What a hop takes beside its bytes.
     pub latency_us: f64,
 }
 
@@ -64,14 +76,17 @@ pub struct Link {
 pub struct Efficiency {
     /// Large matrix products.
     pub matrix: f64,
-    /// Fused attention, forward and backward, counted below the diagonal.
+    /// Fused attention's forward pass, counted below the diagonal.
     pub attention_forward: f64,
+    /// Its backward pass, counted likewise.
     pub attention_backward: f64,
     /// Unfused attention's products, of the fp32 rate.
     pub attention_unfused: f64,
     /// Streams through memory.
     pub memory: f64,
+    /// Links inside a node or NVLink domain.
     pub inside: f64,
+    /// Links between nodes.
     pub between: f64,
 }
 
@@ -117,12 +132,15 @@ impl Default for FixedCosts {
 pub struct StorageRates {
     /// What one node writes.
     pub node_write_gb_s: f64,
+    /// What one node reads.
     pub node_read_gb_s: f64,
     /// What the filesystem takes from all nodes.
     pub write_gb_s: f64,
+    /// What the filesystem gives to all nodes.
     pub read_gb_s: f64,
     /// What leaves the one node that uploads.
     pub store_gb_s: f64,
+    /// Main memory of a node, which a plan shows beside what snapshots take of it.
     pub node_memory_gib: f64,
 }
 

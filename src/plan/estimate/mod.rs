@@ -48,11 +48,14 @@ use tch::Kind;
 /// So many nodes of so many devices, a rank each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allocation {
+    /// All with the same number of devices.
     pub nodes: usize,
+    /// Devices, and so ranks, on each node.
     pub per_node: usize,
 }
 
 impl Allocation {
+    /// Ranks in all.
     pub fn world(&self) -> usize {
         self.nodes * self.per_node
     }
@@ -69,39 +72,57 @@ impl Allocation {
 /// Everything that can be said of a run before it starts.
 #[derive(Clone, Debug, Serialize)]
 pub struct Estimate {
+    /// Ranks in all.
     pub world: usize,
     /// tensor, context, pipeline, data.
     pub axes: [usize; 4],
+    /// Of the whole model, adapters not counted.
     pub parameters: usize,
+    /// Tokens of an optimizer step over all ranks.
     pub tokens_per_step: usize,
+    /// Of one rank of the pipeline stage that needs most.
     pub memory: StageMemory,
+    /// Kernels that memory and time were counted with.
     pub forms: KernelForms,
+    /// Time of an optimizer step, and what it goes to.
     pub step: StepEstimate,
+    /// Tokens a second and MFU.
     pub speed: SpeedEstimate,
+    /// Steps and days to the last token.
     pub run: RunEstimate,
+    /// Snapshots and checkpoints, with the configuration's settings.
     pub saves: SaveEstimate,
+    /// Faults to expect, the best intervals, goodput.
     pub faults: FaultEstimate,
 }
 
 /// Throughput without faults.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct SpeedEstimate {
+    /// Over all devices.
     pub tokens_per_s: f64,
+    /// Of one device.
     pub tokens_per_s_device: f64,
+    /// Share of the compute dtype's peak that model FLOPs take, with attention counted below the diagonal.
     pub mfu_causal: f64,
+    /// The same with attention counted in full.
     pub mfu_full: f64,
 }
 
 /// The whole run.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct RunEstimate {
+    /// Tokens to train on in all.
     pub tokens: f64,
+    /// Optimizer steps for them, not rounded.
     pub steps: f64,
     /// Without faults.
     pub tokens_per_day: f64,
+    /// Without faults.
     pub days: f64,
     /// With faults, under the configuration's own intervals.
     pub days_with_faults: f64,
+    /// Of all devices together, with faults.
     pub device_hours: f64,
 }
 

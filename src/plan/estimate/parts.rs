@@ -8,12 +8,15 @@ use std::ops::{Add, AddAssign, Mul};
 pub struct StepParts {
     /// Matrix products of the linear layers.
     pub matrix: f64,
+    /// Attention itself, without the linear layers around it.
     pub attention: f64,
     /// Everything else that computes.
     pub elementwise: f64,
     /// Collectives that the rank waits for, by axis.
     pub tensor: f64,
+    /// Keys and values, and their gradients.
     pub context: f64,
+    /// Gradients and parameters over the replicas (context × data).
     pub data: f64,
     /// Collectives that computation covers.
     pub hidden: f64,
@@ -25,6 +28,7 @@ impl StepParts {
         self.compute() + self.exposed()
     }
 
+    /// Seconds that the rank computes.
     pub fn compute(&self) -> f64 {
         self.matrix + self.attention + self.elementwise
     }

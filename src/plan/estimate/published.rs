@@ -17,9 +17,13 @@ use std::sync::Arc;
 /// A published speed beside the one predicted from the other rows.
 #[derive(Clone, Debug, Serialize)]
 pub struct PublishedRow {
+    /// Model, devices and layout, for a table.
     pub name: &'static str,
+    /// Name of the device; rows of the same one share a factor.
     pub machine: String,
+    /// Where the speed was published.
     pub source: &'static str,
+    /// What the source does not say, as it was taken here.
     pub assumed: &'static str,
     /// Share of the peak, as the source counts FLOPs.
     pub published_mfu: f64,
@@ -27,6 +31,7 @@ pub struct PublishedRow {
     pub roofline_mfu: f64,
     /// Geometric mean of published over roofline, of the other rows on this kind of machine.
     pub factor: f64,
+    /// The roofline's times the factor.
     pub predicted_mfu: f64,
     /// Predicted over published, less 1.
     pub error: f64,

@@ -22,6 +22,7 @@ pub struct SaveEstimate {
     pub partner_s: f64,
     /// To shared storage, behind the steps unless `checkpoint.background` is off.
     pub write_s: f64,
+    /// From shared storage, by all nodes at once.
     pub read_s: f64,
     /// To the object store, from one node.
     pub upload_s: f64,

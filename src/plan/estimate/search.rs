@@ -32,8 +32,11 @@ const MICRO: [usize; 4] = [1, 2, 4, 8];
 /// One way, with what it takes.
 #[derive(Clone, Debug)]
 pub struct RankedLayout {
+    /// The one searched from, with this layout's axes and settings.
     pub config: Config,
+    /// Time of its step, by which layouts are ranked.
     pub step: StepEstimate,
+    /// Of a rank of its stage that needs most.
     pub memory: StageMemory,
 }
 
@@ -54,11 +57,17 @@ pub struct Ranking {
 
 /// What is searched in.
 pub struct SearchSpace<'a> {
+    /// Every key but axes, schedule, chunks, ZeRO stage, shard size, micro-batch and recomputation stays.
     pub config: &'a Config,
+    /// The model's sizes, which limit the axes.
     pub shape: &'a Shape,
+    /// Nodes and ranks that every layout has to fill.
     pub allocation: Allocation,
+    /// Machine that gives the memory and the rates.
     pub hardware: &'a Hardware,
+    /// Kernels that memory and time are counted with.
     pub forms: KernelForms,
+    /// The first rank's, which its plans have.
     pub device: Device,
     /// The model's chunks, by pipeline stages and chunks on each.
     pub chunks: RefCell<HashMap<(usize, usize), ModelChunks>>,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 /// A step, cut into ranks.
 #[derive(Clone, Debug)]
 pub struct StepShape {
+    /// The whole model's sizes.
     pub model: ModelConfig,
     /// Tokens a sequence.
     pub sequence: usize,
@@ -18,11 +19,17 @@ pub struct StepShape {
     pub micro: usize,
     /// Micro-batches a step on each rank.
     pub accumulation: usize,
+    /// Whether the compute dtype is bf16; fp32 otherwise.
     pub bf16: bool,
+    /// Ranks on the tensor axis.
     pub tensor: usize,
+    /// Ranks on the context axis.
     pub context: usize,
+    /// Stages: ranks on the pipeline axis.
     pub pipeline: usize,
+    /// Ranks on the data axis.
     pub data: usize,
+    /// Order of passes on the stages.
     pub schedule: PipelineSchedule,
     /// Of the whole model in forward order; chunk c lies on stage c mod `pipeline`.
     pub chunks: Arc<[ChunkSize]>,
@@ -30,11 +37,15 @@ pub struct StepShape {
     pub zero: u8,
     /// Replicas that share one copy of the state.
     pub shard: usize,
+    /// Bytes of fp32 gradients from which on a bucket is sent, with ZeRO 0 and 1.
     pub bucket_bytes: f64,
+    /// Whether replicas exchange while computation goes on.
     pub overlap: bool,
+    /// What the backward pass makes again.
     pub recompute: Recompute,
     /// Blocks of a stage that recompute; 0: all.
     pub recompute_blocks: usize,
+    /// Kernels that time is counted with.
     pub forms: KernelForms,
     /// Threads of a rank on a CPU.
     pub threads: usize,
@@ -47,12 +58,16 @@ pub struct StepShape {
 /// Units of one chunk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ChunkSize {
+    /// Whether it begins with the embedding.
     pub embedding: bool,
+    /// Transformer blocks.
     pub blocks: usize,
+    /// Whether it ends with the head.
     pub head: bool,
 }
 
 impl ChunkSize {
+    /// Of a chunk's units in forward order.
     pub fn of(units: &[Unit]) -> ChunkSize {
         ChunkSize {
             embedding: units.first() == Some(&Unit::Embedding),
@@ -116,14 +131,17 @@ impl StepShape {
         }
     }
 
+    /// Ranks in all.
     pub fn world(&self) -> usize {
         self.tensor * self.context * self.pipeline * self.data
     }
 
+    /// Ranks with the same parameters and other tokens: context × data.
     pub fn replicas(&self) -> usize {
         self.context * self.data
     }
 
+    /// Chunks on each pipeline stage.
     pub fn per_stage(&self) -> usize {
         self.chunks.len() / self.pipeline
     }

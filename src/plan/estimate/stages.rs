@@ -11,9 +11,12 @@ use std::collections::BTreeMap;
 /// Memory of one rank of the stage that needs most.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct StageMemory {
+    /// Pipeline stage, from 0.
     pub stage: usize,
+    /// Bytes by what they are for.
     #[serde(flatten)]
     pub parts: Memory,
+    /// Bytes of all parts.
     pub total: u64,
     /// What a rank has, less what is kept free.
     pub room: u64,
@@ -22,6 +25,7 @@ pub struct StageMemory {
 }
 
 impl StageMemory {
+    /// Whether the rank has room for it.
     pub fn fits(&self) -> bool {
         self.headroom >= 0
     }

@@ -11,10 +11,12 @@ use crate::schedules::simulate::{self, Costs};
 use crate::schedules::{self, Action};
 use serde::Serialize;
 
-/// Seconds of a step on the first pipeline stage; everything but `parts.hidden` adds up to `seconds`.
+/// Seconds of a step as the first pipeline stage spends them; everything but `parts.hidden` adds up to `seconds`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct StepEstimate {
+    /// Of the whole step, until the slowest stage is done.
     pub seconds: f64,
+    /// What the first stage computes and exchanges in all micro-batches.
     pub parts: StepParts,
     /// Waiting for other stages, and for cores that other ranks have.
     pub bubble: f64,

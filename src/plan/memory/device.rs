@@ -29,6 +29,7 @@ const MESSAGES: u64 = 32 * MIB;
 const CONTEXT: u64 = 768 * MIB;
 
 impl BesideTensors {
+    /// Beside the tensors of this rank of `plan`.
     pub fn of(plan: &Plan) -> BesideTensors {
         if !plan.device.is_cuda() {
             return BesideTensors::default();
@@ -38,6 +39,7 @@ impl BesideTensors {
         BesideTensors { workspace: WORKSPACE, communicators, context: CONTEXT }
     }
 
+    /// Bytes of all three.
     pub fn total(&self) -> u64 {
         self.workspace + self.communicators + self.context
     }

@@ -16,12 +16,14 @@ use tch::Device;
 pub enum KernelForm {
     /// Nothing of the size of the scores (or of fp32 copies of activations) exists.
     Fused,
+    /// Each operation's result goes through memory.
     Unfused,
 }
 
 /// The forms of three groups of operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct KernelForms {
+    /// From q, k and v to the output, forward and backward.
     pub attention: KernelForm,
     /// Norms, rotary embedding, SwiGLU, cross-entropy, AdamW.
     pub elementwise: KernelForm,
@@ -30,11 +32,13 @@ pub struct KernelForms {
 }
 
 impl KernelForms {
+    /// All three fused.
     pub const FUSED: KernelForms = KernelForms {
         attention: KernelForm::Fused,
         elementwise: KernelForm::Fused,
         weight_gradients: KernelForm::Fused,
     };
+    /// All three unfused.
     pub const UNFUSED: KernelForms = KernelForms {
         attention: KernelForm::Unfused,
         elementwise: KernelForm::Unfused,

@@ -11,11 +11,13 @@ use serde_json::{json, Map, Value};
 /// One text of a task.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Made {
+    /// What was written, up to the first stop string.
     pub text: String,
     /// All that were chosen, one that ended the text included.
     pub tokens: Vec<u32>,
     /// Of every token of the text: itself, the likeliest ones, and where its text begins.
     pub scored: Vec<ScoredToken>,
+    /// What ended it; a stop string is [`Stop::Reader`].
     pub why: Stop,
 }
 

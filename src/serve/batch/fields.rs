@@ -10,10 +10,12 @@ pub struct Refusal {
     pub code: &'static str,
     /// The field.
     pub param: Option<String>,
+    /// For people, one line.
     pub message: String,
 }
 
 impl Refusal {
+    /// `param`: the field at fault, empty where it is none in particular.
     pub fn new(code: &'static str, param: &str, message: impl Into<String>) -> Refusal {
         Refusal { code, param: (!param.is_empty()).then(|| param.to_string()), message: message.into() }
     }
@@ -27,6 +29,7 @@ impl Refusal {
 pub struct Fields(Map<String, Value>);
 
 impl Fields {
+    /// All fields of a request's object, none taken yet.
     pub fn new(map: Map<String, Value>) -> Fields {
         Fields(map)
     }
@@ -36,10 +39,12 @@ impl Fields {
         self.0.remove(name).filter(|v| !v.is_null())
     }
 
+    /// Whether the value is there and not null; it is not taken.
     pub fn has(&self, name: &str) -> bool {
         self.0.get(name).is_some_and(|v| !v.is_null())
     }
 
+    /// A number, whole or not.
     pub fn number(&mut self, name: &str) -> Result<Option<f64>, Refusal> {
         self.typed(name, "a number", |v| v.as_f64())
     }
@@ -49,10 +54,12 @@ impl Fields {
         self.typed(name, "a whole number from 0 on", |v| v.as_u64())
     }
 
+    /// True or false.
     pub fn flag(&mut self, name: &str) -> Result<Option<bool>, Refusal> {
         self.typed(name, "true or false", |v| v.as_bool())
     }
 
+    /// One string.
     pub fn text(&mut self, name: &str) -> Result<Option<String>, Refusal> {
         self.typed(name, "a string", |v| v.as_str().map(str::to_string))
     }
@@ -67,6 +74,7 @@ impl Fields {
         Ok(all.unwrap_or_default())
     }
 
+    /// The value through `read`, which gives none for one of another type than it `must` be. None: absent or null.
     pub fn typed<T>(
         &mut self, name: &str, must: &str, read: impl Fn(&Value) -> Option<T>,
     ) -> Result<Option<T>, Refusal> {

@@ -70,6 +70,7 @@ impl Input {
         self.lines.len()
     }
 
+    /// Whether no line is a request.
     pub fn is_empty(&self) -> bool {
         self.lines.is_empty()
     }

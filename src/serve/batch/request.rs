@@ -24,7 +24,9 @@ pub const ABOUT: [&str; 5] = ["user", "metadata", "store", "service_tier", "safe
 /// Which of OpenAI's objects answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Form {
+    /// `/v1/completions`: a text behind a prompt.
     Completion,
+    /// `/v1/chat/completions`: the next message of a conversation.
     Chat,
 }
 
@@ -33,8 +35,11 @@ pub enum Form {
 pub struct Task {
     /// Line of the input, from 1 on.
     pub line: u64,
+    /// What its author calls it, repeated in the answer: a string, a number, or null where it has none.
     pub custom_id: Value,
+    /// Told by the line's `url`; where it has none, `messages` make it a conversation.
     pub form: Form,
+    /// The model's name as the request has it, else the first of [`RequestRules::models`].
     pub model: String,
     /// One for each text.
     pub asked: Vec<Asked>,
@@ -60,6 +65,7 @@ pub(in crate::serve) struct Wanted {
 
 /// What holds for every line.
 pub struct RequestRules<'a> {
+    /// The model's own, for prompts and answers.
     pub tokenizer: &'a Tokenizer,
     /// Ids in front of a prompt that is a text.
     pub front: Vec<u32>,
@@ -69,14 +75,18 @@ pub struct RequestRules<'a> {
     pub ends: Vec<u32>,
     /// Names of the model.
     pub models: Vec<String>,
+    /// Ids of the model's vocabulary; those of a prompt are below it.
     pub vocab: usize,
+    /// Tokens of the longest text, prompt and continuation.
     pub longest: usize,
+    /// What is taken for fields that a request leaves out.
     pub defaults: Defaults,
 }
 
 /// What a request that does not say gets.
 #[derive(Clone, Copy, Debug)]
 pub struct Defaults {
+    /// Divides the logits. 0: always the likeliest token.
     pub temperature: f64,
     /// None: 16 for completions, else up to the longest text, as OpenAI has it.
     pub max_tokens: Option<usize>,

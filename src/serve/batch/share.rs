@@ -52,15 +52,21 @@ pub enum Finish {
 
 /// The first rank's side.
 pub struct Queue<'a> {
+    /// The file of requests.
     pub input: &'a Input,
+    /// The file of answers, which only this rank writes.
     pub output: Output,
+    /// By which a line is read as a task.
     pub rules: RequestRules<'a>,
     /// Lines that nobody has answered or is working at, in order.
     pub left: VecDeque<u64>,
+    /// Replicas in the world, this rank's own included.
     pub replicas: usize,
+    /// Counts requests that are answered or refused, and tokens.
     pub meter: Meter,
     /// Tokens chosen by all replicas.
     pub tokens: u64,
+    /// Requests refused since this process began.
     pub refused: u64,
 }
 

@@ -33,6 +33,7 @@ struct Text<'t> {
 }
 
 impl<'t> Worker<'t> {
+    /// A worker without tasks; `engine` must have no requests yet, `tokenizer` is its model's.
     pub fn new(engine: Engine, tokenizer: &'t Tokenizer) -> Worker<'t> {
         let texts =
             Texts { tokenizer, places: HashMap::new(), open: HashMap::new(), tasks: HashMap::new(), answers: vec![] };
@@ -58,6 +59,7 @@ impl<'t> Worker<'t> {
         (2 * self.engine.capacity().limits.sequences).saturating_sub(self.engine.pending())
     }
 
+    /// Whether every task is done.
     pub fn is_idle(&self) -> bool {
         self.engine.pending() == 0
     }
@@ -68,6 +70,7 @@ impl<'t> Worker<'t> {
         Ok(std::mem::take(&mut self.texts.answers))
     }
 
+    /// What the engine has read and chosen since it was made.
     pub fn tally(&self) -> EngineTally {
         self.engine.tally()
     }

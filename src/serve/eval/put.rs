@@ -15,6 +15,7 @@ use std::collections::HashMap;
 
 /// What holds for every row.
 pub struct TaskRules<'a> {
+    /// The model's own, for contexts and for what is behind them.
     pub tokenizer: &'a Tokenizer,
     /// Ids in front of a context.
     pub front: Vec<u32>,
@@ -22,11 +23,15 @@ pub struct TaskRules<'a> {
     pub chat: Option<&'a ChatTemplate>,
     /// Between a context and a choice that does not begin with space.
     pub delimiter: String,
+    /// Tokens at most that the model writes for a row of kind generation.
     pub max_tokens: usize,
-    /// Strings and ids that end a text.
+    /// Strings that end a text that the model writes.
     pub stops: Vec<String>,
+    /// Ids that end a text that the model writes.
     pub ends: Vec<u32>,
+    /// Ids of the model's vocabulary.
     pub vocab: usize,
+    /// Tokens of the longest text, context and what is behind it.
     pub longest: usize,
 }
 

@@ -9,6 +9,7 @@ use serde_json::{json, Map, Value};
 pub struct HeardText {
     /// Natural log, summed over the scored tokens in order.
     pub logprob: f64,
+    /// Tokens that were scored.
     pub tokens: usize,
     /// Each scored token was the likeliest one.
     pub greedy: bool,
@@ -27,6 +28,7 @@ impl Default for HeardText {
 /// A number of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Measure {
+    /// A share of rows from 0 to 1, a perplexity, or bits per byte.
     pub value: f64,
     /// Standard error of the mean over rows; none for ratios of sums.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,7 +38,9 @@ pub struct Measure {
 /// A task's rows as they came out.
 #[derive(Clone, Debug)]
 pub struct TaskScore {
+    /// The task's name: its file, without folders and ending.
     pub name: String,
+    /// Which kind all its rows are of.
     pub kind: TaskKind,
     /// Line numbers of the rows, in the file's order.
     pub lines: Vec<usize>,
@@ -47,6 +51,7 @@ pub struct TaskScore {
 }
 
 impl TaskScore {
+    /// A score of `task` to which no row is added yet.
     pub fn new(task: &EvalTask) -> TaskScore {
         TaskScore {
             name: task.name.clone(),
@@ -105,6 +110,7 @@ impl TaskScore {
         }
     }
 
+    /// Name, kind, number of rows and measures, as the file of results has them.
     pub fn json(&self) -> Value {
         let measures: Map<String, Value> = self.measures().into_iter().map(|(n, m)| (n.into(), json!(m))).collect();
         json!({ "task": self.name, "kind": self.kind.name(), "rows": self.rows.len(), "measures": measures })

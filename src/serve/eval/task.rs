@@ -21,21 +21,45 @@ const RIGHT: [&str; 5] = ["answer", "label", "gold", "target", "answerKey"];
 #[derive(Clone, Debug, PartialEq)]
 pub enum TaskRow {
     /// Which of the choices is likeliest behind the context.
-    Choice { context: String, choices: Vec<String>, right: usize },
+    Choice {
+        /// What stands before each choice.
+        context: String,
+        /// Two at least, none of them empty.
+        choices: Vec<String>,
+        /// Place of the right choice, from 0 on.
+        right: usize,
+    },
     /// What the model writes behind the prompt.
-    Generate { prompt: String, answers: Vec<String> },
+    Generate {
+        /// What the model goes on from.
+        prompt: String,
+        /// Texts of which each is right, one at least.
+        answers: Vec<String>,
+    },
     /// How likely a text is behind the context, and whether the model would have written it.
-    Continuation { context: String, continuation: String },
+    Continuation {
+        /// What stands before it, not scored.
+        context: String,
+        /// What is scored, not empty.
+        continuation: String,
+    },
     /// How likely a text is.
-    Text { text: String },
+    Text {
+        /// What is scored, in several windows where it is longer than the longest text.
+        text: String,
+    },
 }
 
 /// The kind of a file's rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TaskKind {
+    /// A context and choices: [`TaskRow::Choice`].
     Choice,
+    /// A prompt and answers: [`TaskRow::Generate`].
     Generate,
+    /// A context and what follows it: [`TaskRow::Continuation`].
     Continuation,
+    /// A text alone: [`TaskRow::Text`].
     Text,
 }
 
@@ -44,6 +68,7 @@ pub enum TaskKind {
 pub struct EvalTask {
     /// Its file, without folders and ending.
     pub name: String,
+    /// Which kind all rows are of: a file with several is refused.
     pub kind: TaskKind,
     /// With their line numbers, from 1 on.
     pub rows: Vec<(usize, TaskRow)>,
@@ -52,6 +77,7 @@ pub struct EvalTask {
 }
 
 impl TaskKind {
+    /// In words, as messages and results have it.
     pub fn name(self) -> &'static str {
         match self {
             TaskKind::Choice => "multiple choice",
@@ -63,6 +89,7 @@ impl TaskKind {
 }
 
 impl TaskRow {
+    /// Which kind the row is of.
     pub fn kind(&self) -> TaskKind {
         match self {
             TaskRow::Choice { .. } => TaskKind::Choice,

@@ -10,14 +10,18 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-/// Names in the run directory.
+/// The socket in the run directory.
 pub const SOCKET: &str = "serve.sock";
+/// Holds the token that clients of a TCP port must send ([`token`]).
 pub const TOKEN: &str = "serve.token";
+/// Holds the door's [`Door::name`], as long as the server runs.
 pub const ADDRESS: &str = "serve.address";
 
 /// An open door.
 pub enum Door {
+    /// A Unix socket of mode 0600 and its path; the file goes when the door is dropped.
     Unix(UnixListener, PathBuf),
+    /// A TCP port and the address it is bound to; where port 0 was asked for, with the port it got.
     Tcp(TcpListener, SocketAddr),
 }
 

@@ -19,6 +19,7 @@ pub struct Streamed {
 /// A prompt as its client wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShownPrompt {
+    /// A string as it was given, or the text of ids that were given; empty for conversations.
     pub text: String,
     /// Of its ids so many are in front of that text.
     pub front: usize,
@@ -27,19 +28,27 @@ pub struct ShownPrompt {
 /// A request that can be run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServedCall {
+    /// Told by the path of the request.
     pub form: Form,
+    /// The model's name as the request has it, else the first of [`RequestRules::models`].
     pub model: String,
     /// The prompts, as `echo` gives them back.
     pub shown: Vec<ShownPrompt>,
     /// For each prompt `best_of` texts, in order.
     pub asked: Vec<Asked>,
+    /// Texts that are answered for each prompt, 1 to [`TEXTS`].
     pub n: usize,
+    /// Texts that are made for each prompt, `n` at least.
     pub best_of: usize,
+    /// Strings that end a text.
     pub stops: Vec<String>,
     /// How many likeliest tokens the answer shows, if it shows log-probabilities.
     pub logprobs: Option<usize>,
+    /// Whether each text has its prompt before it; completions only.
     pub echo: bool,
+    /// Whether the answer has the tokens' ids (`return_token_ids`).
     pub ids: bool,
+    /// None: the answer comes whole, in one response.
     pub stream: Option<Streamed>,
 }
 

@@ -17,25 +17,32 @@ use std::time::{Duration, Instant};
 
 /// How long the engine sleeps without work before it looks whether it is to stop.
 const LOOK: Duration = Duration::from_millis(50);
-/// Tokens go to the journal this often, and are made durable this often.
+/// Tokens go to the journal this often.
 const NOTE_EVERY: Duration = Duration::from_millis(200);
+/// What went to the journal is made durable this often.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 /// A request that was accepted.
 pub struct TextJob {
+    /// Number of the request in this server, from 0 on.
     pub id: u64,
+    /// One for each text, in order.
     pub asked: Vec<Asked>,
     /// Tokens that each text has from an earlier server.
     pub begun: Vec<Vec<u32>>,
+    /// Strings that end a text.
     pub stops: Vec<String>,
+    /// Where what comes is written.
     pub record: Arc<AnswerRecord>,
     /// Its client will ask for the answer again, should it get lost: it is in the journal under this name.
     pub key: Option<String>,
+    /// Its place at the gate, held until it is done or its client leaves.
     pub pass: Pass,
 }
 
 /// What the server's side says.
 pub enum DeskOrder {
+    /// A request to answer.
     Take(Box<TextJob>),
     /// The client of the request has gone.
     Leave(u64),
@@ -85,6 +92,7 @@ struct OpenJob {
 }
 
 impl<'t> Desk<'t> {
+    /// A desk without requests; `engine` must have none yet, `tokenizer` is its model's.
     pub fn new(engine: Engine, tokenizer: &'t Tokenizer, journal: SharedJournal) -> Desk<'t> {
         let texts =
             OpenTexts { tokenizer, places: HashMap::new(), open: HashMap::new(), jobs: HashMap::new(), journal };

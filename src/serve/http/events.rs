@@ -26,6 +26,7 @@ pub struct EventWriter {
 pub const DONE: &str = "data: [DONE]\n\n";
 
 impl EventWriter {
+    /// Events of the answer to `call`, from the first on.
     pub fn new(call: Arc<ServedCall>, head: AnswerHead, tokenizer: &'static Tokenizer) -> EventWriter {
         let prompts = call.asked.iter().map(|_| Some(vec![])).collect();
         EventWriter { call, head, tokenizer, prompts, made: 0 }

@@ -68,14 +68,17 @@ impl Figures {
         });
     }
 
+    /// A request to `path` was answered with this HTTP status.
     pub fn request(&self, path: &str, status: u16) {
         self.with(|v| *v.requests.entry((path.to_string(), status)).or_default() += 1);
     }
 
+    /// The first news of a request, as a rule its first token, came so long after it.
     pub fn first_token(&self, after: Duration) {
         self.with(|v| v.first_token.add(after.as_secs_f64()));
     }
 
+    /// The answer to a request was whole so long after it.
     pub fn answered(&self, after: Duration) {
         self.with(|v| v.request.add(after.as_secs_f64()));
     }

@@ -26,11 +26,17 @@ const KEY: usize = 255;
 
 /// What the server's side knows.
 pub struct FrontDesk {
+    /// What holds for every request.
     pub rules: RequestRules<'static>,
+    /// That of `rules`, for as long as the server runs.
     pub tokenizer: &'static Tokenizer,
+    /// To the engine's thread, which hears them between two iterations.
     pub orders: Sender<DeskOrder>,
+    /// Bounds the texts of requests that are not done; the engine's thread closes it.
     pub gate: Arc<Gate>,
+    /// What `/metrics` shows, written by both sides.
     pub figures: Arc<Figures>,
+    /// Where requests with an `Idempotency-Key` are noted on disk.
     pub journal: SharedJournal,
     /// What a client must bring, where the door has no other lock.
     pub token: Option<String>,
@@ -50,15 +56,20 @@ struct KeptAnswers {
 /// A request that the engine has.
 #[derive(Clone)]
 pub struct Accepted {
+    /// Number of the request in this server, from 0 on.
     pub number: u64,
+    /// The request as it was read.
     pub call: Arc<ServedCall>,
+    /// What identifies the answer.
     pub head: AnswerHead,
+    /// What has come of it so far, for any number of readers.
     pub record: Arc<AnswerRecord>,
     /// It goes on when its client leaves.
     pub keyed: bool,
 }
 
 impl FrontDesk {
+    /// `gate` and `journal` are those of the engine's side; `token` is none for a door that is a socket.
     pub fn new(
         rules: RequestRules<'static>, orders: Sender<DeskOrder>, gate: Arc<Gate>, journal: SharedJournal,
         token: Option<String>,

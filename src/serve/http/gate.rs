@@ -33,6 +33,7 @@ impl Gate {
         Arc::new(Gate { most, inside: AtomicUsize::new(0), closed: AtomicBool::new(false) })
     }
 
+    /// Lets in a request of so many texts, all or none of them; they are inside until the pass is dropped.
     pub fn enter(self: &Arc<Gate>, texts: usize) -> Result<Pass, Shut> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Shut::Closed);
@@ -53,18 +54,22 @@ impl Gate {
         Pass { gate: self.clone(), texts }
     }
 
+    /// From now on [`Gate::enter`] lets nobody in; those inside stay.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
     }
 
+    /// Whether [`Gate::close`] was called.
     pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
 
+    /// Texts that are inside; with those of an earlier server they can be above [`Gate::most`].
     pub fn inside(&self) -> usize {
         self.inside.load(Ordering::Acquire)
     }
 
+    /// Texts that may be inside at a time.
     pub fn most(&self) -> usize {
         self.most
     }

@@ -2,8 +2,7 @@
 //! with a node lost. Only those are kept whose clients can come back for them, by an `Idempotency-Key`.
 //!
 //! A line of JSON an event: `accepted` (durable before the client hears anything), `tokens` of a text, several times a second and
-//! durable within one, `done`. Opened
-//! again, it is written anew with what is unfinished.
+//! durable within one, `done`. Opened again, it is written anew with what is unfinished.
 
 use crate::durable::{refused, write_atomic};
 use crate::error::Result;
@@ -29,8 +28,11 @@ enum Line {
 /// A request that was accepted and not finished.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unfinished {
+    /// The client's `Idempotency-Key`.
     pub key: String,
+    /// Which path it was sent to.
     pub form: Form,
+    /// The request's body, JSON as it was sent.
     pub body: String,
     /// By text, the tokens so far.
     pub texts: BTreeMap<usize, Vec<u32>>,
@@ -96,10 +98,12 @@ impl SharedJournal {
         self.loosely(|j| j.append(&Line::Tokens { key: key.into(), text, tokens: tokens.into() }));
     }
 
+    /// A request is done, or refused for good: no next server takes it up. Durable with the next [`SharedJournal::sync`].
     pub fn done(&self, key: &str) {
         self.loosely(|j| j.append(&Line::Done { key: key.into() }));
     }
 
+    /// Makes durable what was written since the last time.
     pub fn sync(&self) {
         self.loosely(|j| match std::mem::take(&mut j.dirty) {
             true => j.file.sync_data().map_err(refused(&j.path, "sync")),

@@ -12,6 +12,7 @@ use serde_json::{json, Map, Value};
 /// What identifies an answer.
 #[derive(Clone, Debug)]
 pub struct AnswerHead {
+    /// `cmpl-` or `chatcmpl-` and 24 hexadecimal digits of the hash of the request's name; one with a key always has the same.
     pub id: String,
     /// Seconds since 1970.
     pub created: i64,
@@ -20,14 +21,17 @@ pub struct AnswerHead {
 /// One text, all of it.
 #[derive(Clone, Debug, Default)]
 pub struct WholeText {
+    /// As it is shown: without stop strings and the token that ended it.
     pub text: String,
     /// All that were chosen, one that ended the text included.
     pub tokens: Vec<u32>,
+    /// Of each token but one that ended the text; empty where no scores were asked for.
     pub scored: Vec<ScoredToken>,
     /// The score of the token that ended the text.
     pub last: Option<ScoredToken>,
     /// Of the prompt, from its second token on.
     pub prompt: Vec<ScoredPlace>,
+    /// Why it ended; none while it grows.
     pub why: Option<Stop>,
 }
 

@@ -13,19 +13,36 @@ use tokio::sync::Notify;
 #[derive(Clone, Debug, PartialEq)]
 pub enum News {
     /// The next token of the prompt of a text, with its score.
-    Prompt { text: usize, own: Scored, top: Vec<Scored> },
+    Prompt {
+        /// Which text of the request, from 0 on.
+        text: usize,
+        /// The prompt's token and its log-probability.
+        own: Scored,
+        /// The likeliest ones in its place, as many as were asked for.
+        top: Vec<Scored>,
+    },
     /// A token of a text.
     Token {
+        /// Which text of the request, from 0 on.
         text: usize,
+        /// Token id, in the model's vocabulary.
         id: u32,
         /// It ends the text, and is no part of it.
         ends: bool,
         /// What can be shown now that could not before.
         piece: String,
+        /// Its score, if scores were asked for.
         scored: Option<ScoredToken>,
     },
     /// The text is done; the rest of it.
-    Ended { text: usize, piece: String, why: Stop },
+    Ended {
+        /// Which text of the request, from 0 on.
+        text: usize,
+        /// What was not shown yet, often nothing.
+        piece: String,
+        /// What ended it; a stop string is [`Stop::Reader`].
+        why: Stop,
+    },
     /// The server stops before the request is done.
     Abandoned,
 }
@@ -40,6 +57,7 @@ pub struct AnswerRecord {
 }
 
 impl AnswerRecord {
+    /// Adds one to the news and wakes all readers.
     pub fn write(&self, news: News) {
         lock(&self.news).push(news);
         self.grown.notify_waiters();
@@ -64,6 +82,7 @@ impl AnswerRecord {
         self.done.store(true, Ordering::Release);
     }
 
+    /// Whether nothing more will be written.
     pub fn is_closed(&self) -> bool {
         self.done.load(Ordering::Acquire)
     }
@@ -79,6 +98,7 @@ pub struct RecordReader<F: FnMut()> {
 }
 
 impl<F: FnMut()> RecordReader<F> {
+    /// Reads from the first news on; `texts`: how many the request has.
     pub fn new(record: Arc<AnswerRecord>, texts: usize, gone: F) -> RecordReader<F> {
         RecordReader { record, at: 0, open: texts, gone }
     }

@@ -8,17 +8,21 @@ use serde_json::{json, Value};
 /// A refusal with its status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
+    /// Of the HTTP response: 4xx or 5xx.
     pub status: StatusCode,
+    /// Code, message and field of the response's body.
     pub why: Refusal,
     /// Seconds after which another try may succeed.
     pub retry_after: Option<u64>,
 }
 
 impl Refused {
+    /// A refusal that names no field.
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Refused {
         Refused { status, why: Refusal::new(code, "", message), retry_after: None }
     }
 
+    /// The same, with the seconds after which another try may succeed.
     pub fn after(self, seconds: u64) -> Refused {
         Refused { retry_after: Some(seconds), ..self }
     }

@@ -38,6 +38,7 @@ const PATHS: [&str; 8] = [
     "/metrics",
 ];
 
+/// All paths, behind one check of the token and one count of answers; bodies of up to [`BODY`] bytes.
 pub fn router(front: Arc<FrontDesk>) -> Router {
     let [completions, chat, models, tokenize, detokenize, info, health, metrics] = PATHS;
     Router::new()

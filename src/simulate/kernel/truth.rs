@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
+    /// Steps with what their saves take from them, steps that are done again included.
     Training,
     /// From a fault to the end of the attempt in the supervisor's books, and steps that stand for a while.
     Notice,
@@ -26,9 +27,11 @@ pub enum Cause {
 /// Something that must not be.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Violation {
+    /// Seed of the run, which shows it again.
     pub seed: u64,
     /// Simulated seconds since the start.
     pub at_s: f64,
+    /// The rule that was broken and by what, in words.
     pub what: String,
     /// What had happened before, newest last.
     pub story: Vec<String>,

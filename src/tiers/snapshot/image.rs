@@ -15,8 +15,11 @@ use std::path::Path;
 
 /// An opened snapshot: its description is whole, its data is checked as it is read.
 pub struct SnapshotReader<'a> {
+    /// What is read, and where it lies.
     pub entry: SnapshotEntry,
+    /// What the snapshot says about its run and step.
     pub meta: Meta,
+    /// The writer's slices and their places in the data.
     pub table: Table,
     sums: Vec<u64>,
     bytes: Bytes<'a>,

@@ -15,12 +15,13 @@ use std::path::PathBuf;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct SnapshotEntry {
+    /// Its first page: whose it is, and of which step.
     pub header: Header,
     /// The rank that speaks for the node where it lies.
     pub leader: u64,
     /// Its number on that node.
     pub item: u64,
-    /// 1: the copy for a rank of another node.
+    /// 1: the copy for another rank; 0: a rank's own.
     pub partner: u64,
 }
 
@@ -33,7 +34,9 @@ impl SnapshotEntry {
 
 /// All snapshots of the run, the same on every rank.
 pub struct Inventory {
+    /// Which ranks share a node.
     pub nodes: Nodes,
+    /// Snapshots on all nodes whose header is whole, less those that turned out damaged.
     pub entries: Vec<SnapshotEntry>,
     /// This node's files, by number.
     pub files: Vec<PathBuf>,
@@ -42,9 +45,13 @@ pub struct Inventory {
 /// The snapshots of all ranks at one step: by rank of the writer, copies of each.
 #[derive(Clone, Debug)]
 pub struct Set {
+    /// Steps finished.
     pub step: u64,
+    /// Number of the attempt that wrote them.
     pub attempt: u64,
+    /// Start of the run that wrote them, a random number.
     pub session: u64,
+    /// Checksum over the tables of all their ranks.
     pub layout: u64,
     /// Own ones first.
     pub copies: Vec<Vec<SnapshotEntry>>,

@@ -51,6 +51,7 @@ impl SlotRing {
         }
     }
 
+    /// Slot `i`, counted from 0; it is not written while what this returns is held.
     pub fn get(&self, i: usize) -> Arc<Slot> {
         self.slots[i].clone()
     }

@@ -41,6 +41,7 @@ impl Nodes {
         (0..self.leader.len()).filter(|&r| self.leader[r] == r).collect()
     }
 
+    /// Ranks of the node for which `leader` speaks, ascending, itself among them.
     pub fn members(&self, leader: usize) -> Vec<usize> {
         (0..self.leader.len()).filter(|&r| self.leader[r] == leader).collect()
     }

@@ -35,6 +35,7 @@ pub struct PartnerCopies {
 
 /// Both slots for the copy of one rank.
 pub struct PartnerSlots {
+    /// World rank whose snapshots are copied here.
     pub from: usize,
     /// Where that rank is of this node.
     near: Option<LocalPartner>,
@@ -64,6 +65,7 @@ impl PartnerSlots {
 
 /// Who sends to whom, and how much. Collective.
 pub struct Pairs {
+    /// The rank that keeps this one's copies.
     pub to: To,
     /// Ranks that send to this one, with the bytes of their snapshots.
     pub from: Vec<(usize, usize)>,

@@ -1,7 +1,7 @@
 //! Where a run's snapshots lie on a node, and what is found there.
 //!
 //! `<snapshot_dir>/herd-<uid>/<hash of the run directory>/`, with the files `rank-NNNNN.N` (this node's own) and
-//! `partner-of-NNNNN.N` (copies for ranks of another node). A run that was removed and begun anew under the same path has
+//! `partner-of-NNNNN.N` (copies for other ranks: of another node, unless the configuration names a rank). A run that was removed and begun anew under the same path has
 //! another identity ([`run_id`]), and what its predecessor left is not its own.
 
 use crate::checkpoint::disk::{self, refused};
@@ -17,23 +17,29 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Directory of a run's snapshots on this node.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SnapshotDir {
+    /// The directory itself, which need not exist.
     pub dir: PathBuf,
+    /// The run's identity ([`run_id`]).
     pub run: u64,
 }
 
 /// A snapshot whose header is whole. Its content has not been looked at.
 #[derive(Clone, Debug)]
 pub struct FoundSnapshot {
+    /// Its file on this node.
     pub path: PathBuf,
-    /// Copy for a rank of another node.
+    /// Copy for another rank.
     pub partner: bool,
+    /// Its first page, of the run that was asked for.
     pub header: Header,
 }
 
 /// Snapshots of another run of this user that no living process holds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Leftover {
+    /// Directory of that run's snapshots on this node.
     pub dir: PathBuf,
+    /// Bytes of all files in it.
     pub bytes: u64,
 }
 
@@ -63,10 +69,12 @@ impl SnapshotDir {
         Ok(())
     }
 
+    /// File of world rank `rank`'s own snapshot in its slot `slot`, counted from 0.
     pub fn own(&self, rank: usize, slot: usize) -> PathBuf {
         self.dir.join(format!("rank-{rank:05}.{slot}"))
     }
 
+    /// File of the second copy of world rank `rank`'s snapshot; `slot` is 0 or 1.
     pub fn partner_of(&self, rank: usize, slot: usize) -> PathBuf {
         self.dir.join(format!("partner-of-{rank:05}.{slot}"))
     }

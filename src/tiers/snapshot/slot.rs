@@ -29,6 +29,7 @@ pub type Take<'a> = &'a mut dyn FnMut(&[(usize, &[f32])]);
 /// Hands slices over by calling its argument.
 pub type Give<'a> = &'a mut dyn FnMut(Take) -> Result<()>;
 
+/// Bytes that the header takes of the file; the data starts at a multiple of it.
 pub const PAGE: usize = 4096;
 /// The meta part has room to grow, in steps so large that starts of one run agree on it.
 fn room(meta: usize) -> usize {
@@ -45,9 +46,11 @@ pub struct Owner {
     pub run: u64,
     /// This start of it, a random number: snapshots of two starts are never put together.
     pub session: u64,
+    /// Number of the attempt that this start is.
     pub attempt: u64,
     /// World rank of the writer, of `world`.
     pub rank: u64,
+    /// Ranks of the world.
     pub world: u64,
     /// Checksum over all ranks' tables.
     pub layout: u64,
@@ -59,17 +62,29 @@ pub struct Owner {
 pub struct Header {
     magic: u64,
     version: u64,
+    /// The run, as [`Owner::run`].
     pub run: u64,
+    /// The start of the run that wrote it, as [`Owner::session`].
     pub session: u64,
+    /// Number of the attempt that wrote it.
     pub attempt: u64,
+    /// World rank of the writer.
     pub rank: u64,
+    /// Ranks of the writer's world.
     pub world: u64,
+    /// Checksum over all ranks' tables.
     pub layout: u64,
+    /// Steps finished.
     pub step: u64,
+    /// [`Table::hash`] of the writer's table.
     pub table_hash: u64,
+    /// JSON of the [`Meta`]; its length is what was written, not the room.
     pub meta: SlotPart,
+    /// JSON of the [`Table`]'s slices.
     pub table: SlotPart,
+    /// xxh3-64 of every block, 8 bytes each.
     pub sums: SlotPart,
+    /// The slices, fp32, padding between them included.
     pub data: SlotPart,
     /// xxh3-64 of meta, table and sums, one after the other.
     content: u64,
@@ -81,11 +96,14 @@ pub struct Header {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct SlotPart {
+    /// First byte, counted from the start of the file.
     pub at: u64,
+    /// Length in bytes.
     pub len: u64,
 }
 
 impl SlotPart {
+    /// The same as a range of indices into the file.
     pub fn range(self) -> std::ops::Range<usize> {
         self.at as usize..(self.at + self.len) as usize
     }
@@ -100,6 +118,7 @@ impl Header {
         (whole && [h.meta, h.table, h.sums, h.data].into_iter().all(inside)).then_some(h)
     }
 
+    /// Whose snapshot it is.
     pub fn owner(&self) -> Owner {
         let Header { run, session, attempt, rank, world, layout, .. } = *self;
         Owner { run, session, attempt, rank, world, layout }
@@ -173,6 +192,7 @@ impl Slot {
         Ok(Slot { map, _file: Some(file), table, header, meta_room: room(meta) })
     }
 
+    /// The slices that it has room for.
     pub fn table(&self) -> &Arc<Table> {
         &self.table
     }

@@ -15,6 +15,7 @@ const LINE: usize = 64;
 /// The slices of one rank and their places. The same for the whole life of a run on one topology.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table {
+    /// The slices, in the order of their data.
     pub specs: Vec<Spec>,
     /// First byte of each slice in the data.
     pub at: Vec<usize>,
@@ -22,6 +23,7 @@ pub struct Table {
     first_block: Vec<usize>,
     /// Bytes of all data.
     pub data: usize,
+    /// Blocks of all slices; the last of a slice may be shorter than [`BLOCK`].
     pub blocks: usize,
     /// The table as it is stored.
     pub bytes: Vec<u8>,

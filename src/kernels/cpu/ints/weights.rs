@@ -12,7 +12,9 @@ use half::f16;
 /// How weights are quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightFormat {
+    /// A byte a weight, and an fp32 scale a row.
     Int8,
+    /// Half a byte a weight, and an fp16 scale for each 32 columns of a row.
     Int4,
 }
 
@@ -38,6 +40,7 @@ impl WeightFormat {
         [WeightFormat::Int8, WeightFormat::Int4].into_iter().find(|f| f.name() == name)
     }
 
+    /// The name that options have for it: `int8` or `int4`.
     pub fn name(self) -> &'static str {
         match self {
             WeightFormat::Int8 => "int8",

@@ -8,7 +8,7 @@ use crate::run_dir::RunDir;
 use std::path::PathBuf;
 
 impl Cluster {
-    /// Invariants that need a look at the run directory, once for each attempt that has ended.
+    /// Whether the job has stood still for longer than the bound; looked at again every [`LOOK`].
     pub fn look(&mut self, agenda: &mut Agenda) {
         let now = agenda.now;
         let disturbed = self.job.state != JobState::Running

@@ -41,9 +41,11 @@ pub enum SimFault {
 use SimFault::*;
 
 impl SimFault {
+    /// Every kind, in order.
     pub const ALL: [SimFault; 13] =
         [Kill, Stop, Crash, Cut, Switch, Slow, Full, Block, Controller, Late, Warning, Requeue, Supervisor];
 
+    /// The key under which reports count it.
     pub fn name(self) -> &'static str {
         match self {
             Kill => "kill",
