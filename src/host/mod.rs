@@ -167,6 +167,7 @@ pub fn plant(mistake: Option<Planted>) {
     PLANTED.set(mistake);
 }
 
+/// The mistake that is planted in this thread.
 #[cfg(test)]
 pub fn planted() -> Option<Planted> {
     PLANTED.get()
