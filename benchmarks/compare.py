@@ -1,0 +1,157 @@
+"""Two builds of herd, the same runs in turn: losses to the bit, seconds a step, old state restored by the new build.
+
+    python benchmarks/compare.py --before ../older/target/release/herd            # this checkout's build against an older one
+    python benchmarks/compare.py --before OLD --only resume                       # cells whose name matches
+
+A change that is not about numerics leaves fp32 losses, gradient norms and a resumed run bit-identical, and the speed as it was.
+Exit code 1 where a loss differs or old state is not restored. Records nothing: what it prints belongs to the change that it judges.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import statistics
+import sys
+from pathlib import Path
+
+import common
+
+FOLDER = common.SCRATCH / "compare"
+STEPS = 8
+# What of a step must be equal: all that does not tell of time or machine.
+EQUAL = ("loss", "grad_norm", "lr")
+# Runs whose numbers are held against each other: name, keys set, ranks.
+EXACT = [
+    ("fp32, one rank", {}, 1),
+    ("fp32, two replicas", {"parallel": {"data": 2}}, 2),
+    ("fp32, two replicas, ZeRO 3", {"parallel": {"data": 2, "zero": 3}}, 2),
+    ("fp32, tensor 2", {"parallel": {"tensor": 2}}, 2),
+    ("fp32, pipeline 2", {"parallel": {"pipeline": 2}}, 2),
+    ("fp32, context 2", {"parallel": {"context": 2}}, 2),
+]
+# Runs that are timed: name, precision, ranks.
+TIMED = [("bf16, one rank", "bf16", 1), ("bf16, two replicas", "bf16", 2), ("fp32, one rank, speed", "fp32", 1)]
+
+
+class Compare:
+    def __init__(self, args):
+        self.args = args
+        self.builds = {"before": Path(args.before).resolve(), "now": common.herd_binary(args.herd)}
+        self.wrong = []
+
+    def wanted(self, name):
+        return re.search(self.args.only, name)
+
+    def run(self, build, name, document, ranks):
+        """The steps that one run tells of."""
+        slug = re.sub(r"\W+", "-", name) + "-" + build
+        config = FOLDER / f"{slug}.yaml"
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.write_text(json.dumps(document, indent=2))  # JSON is YAML
+        command = [*common.mpirun(ranks), self.builds[build], "train", config]
+        if "stop_at" in document["train"]:
+            # 75 is its good end
+            command = ["sh", "-c", '"$@"; test $? = 75', "sh", *command]
+        common.Run(command, FOLDER / f"{slug}.log")
+        return common.read_metrics(Path(document["run_dir"]))
+
+    def document(self, run_dir, shape, steps, precision, ranks, sequence, **sections):
+        tokens = FOLDER / f"tokens-{shape['vocab_size']}"
+        common.write_tokens(tokens, shape["vocab_size"])
+        document = common.herd_config(
+            run_dir, tokens, shape=shape, steps=steps, precision=precision, ranks=ranks, threads=max(1, 2 // ranks), sequence=sequence, batch=4
+        )
+        for section, keys in sections.items():
+            document[section] = keys if section == "parallel" else document.get(section, {}) | keys
+        document["batch"]["micro"] = 2
+        return document
+
+    def same(self, name, old, new):
+        """Whether the steps of both are equal to the bit; JSON's numbers are the shortest that mean their float."""
+        differ = [a["step"] for a, b in zip(old, new) if any(a.get(k) != b.get(k) for k in EQUAL)]
+        if differ or len(old) != len(new):
+            self.wrong.append(name)
+        last = new[-1] if new else {}
+        print(f"{name:32}{len(new):3} steps, {len(differ)} differ; last loss {last.get('loss')}, norm {last.get('grad_norm')}", flush=True)
+
+    def exact(self, name, sections, ranks):
+        steps = {}
+        for build in self.builds:
+            run_dir = self.fresh(name, build)
+            document = self.document(run_dir, common.TINY_SHAPE, STEPS, "fp32", ranks, 128, **({"parallel": {}} | sections))
+            steps[build] = self.run(build, name, document, ranks)
+        self.same(name, steps["before"], steps["now"])
+
+    def resume(self, name, checkpoint):
+        """The old build trains half of the steps, the new one goes on; against the old one alone."""
+        steps = {}
+        for last in ("before", "now"):
+            run_dir = self.fresh(name, last)
+            memory = FOLDER / "memory" / last
+            shutil.rmtree(memory, ignore_errors=True)
+            memory.mkdir(parents=True)
+            keys = {k: str(memory) if v is None else v for k, v in checkpoint.items()}
+            document = self.document(run_dir, common.TINY_SHAPE, STEPS, "fp32", 2, 128, parallel={"data": 2}, checkpoint=keys)
+            half = json.loads(json.dumps(document))
+            half["train"]["stop_at"] = STEPS // 2
+            self.run("before", name, half, 2)
+            if "snapshot_every" in checkpoint:
+                shutil.rmtree(run_dir / "checkpoints")
+            steps[last] = self.run(last, name, document, 2)
+            log = (FOLDER / (re.sub(r"\W+", "-", name) + f"-{last}.log")).read_text(errors="replace")
+            print(f"  {last}: " + next((line.strip() for line in log.splitlines() if "resumed from" in line), "nothing was restored"))
+        self.same(name, steps["before"], steps["now"])
+
+    def timed(self, name, precision, ranks):
+        """Seconds of a step, the builds in turn."""
+        ratios, seconds = [], {build: [] for build in self.builds}
+        for number in range(self.args.rounds):
+            once = {}
+            for build in list(self.builds)[:: 1 if number % 2 else -1]:
+                run_dir = self.fresh(name, build)
+                document = self.document(run_dir, common.SHAPE, STEPS, precision, ranks, 512, parallel={"data": ranks})
+                ends = [s["time"] for s in self.run(build, name, document, ranks)]
+                once[build] = statistics.median(b - a for a, b in zip(ends[2:], ends[3:]))
+                seconds[build].append(once[build])
+                shutil.rmtree(run_dir, ignore_errors=True)
+            ratios.append(once["before"] / once["now"])
+        value, low, high = common.spread(ratios)
+        before, now = (statistics.median(seconds[b]) for b in ("before", "now"))
+        print(f"{name:32}{before:.3f} s a step before, {now:.3f} s now: {value:.3f} times the speed ({low:.3f} to {high:.3f})", flush=True)
+
+    def fresh(self, name, build):
+        run_dir = FOLDER / (re.sub(r"\W+", "-", name) + f"-{build}.run")
+        shutil.rmtree(run_dir, ignore_errors=True)
+        return run_dir
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--before", required=True, help="the older herd")
+    p.add_argument("--herd", help="the newer one (default target/release/herd)")
+    p.add_argument("--only", default="", help="cells whose name matches this regular expression")
+    p.add_argument("--rounds", type=int, default=5, help="times that each build runs a timed cell (default 5)")
+    args = p.parse_args()
+    compare = Compare(args)
+    for name, sections, ranks in EXACT:
+        if compare.wanted(name):
+            compare.exact(name, sections, ranks)
+    for name, checkpoint in (
+        ("resume from a checkpoint", {"every": STEPS // 2}),
+        ("resume from a snapshot", {"every": STEPS, "snapshot_every": 1, "snapshot_dir": None}),
+    ):
+        if compare.wanted(name):
+            compare.resume(name, checkpoint)
+    for name, precision, ranks in TIMED:
+        if compare.wanted(name):
+            compare.timed(name, precision, ranks)
+    if compare.wrong:
+        sys.exit(f"differ: {'; '.join(compare.wrong)}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except common.Failed as e:
+        sys.exit(f"compare: {e}")
