@@ -54,7 +54,13 @@ impl Heritage {
     pub fn give(self, meta: &mut Meta, tokenizer: &Tokenizer) {
         let theirs = match self.tokenizer.as_str() {
             "" => None,
-            spec => Tokenizer::open(spec).ok().filter(|t| t.fingerprint() != tokenizer.fingerprint()),
+            spec => match Tokenizer::open(spec) {
+                Ok(t) => Some(t).filter(|t| t.fingerprint() != tokenizer.fingerprint()),
+                Err(e) => {
+                    tracing::warn!("{e}: the token ids of {} are taken to be those of {}", self.name, tokenizer.place());
+                    None
+                }
+            },
         };
         let SpecialTokens { bos, eos, pad } = self.special;
         let all: Vec<u32> =
