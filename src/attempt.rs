@@ -86,8 +86,7 @@ pub fn announce(run_dir: &Path, attempt: u64, supervised: bool) -> Result<()> {
     if let Some(other) = newest(run_dir)?.filter(|a| a.attempt > attempt) {
         return Err(fenced(attempt, &other));
     }
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let value = Attempt { attempt, supervised, host, time: host::wall() };
+    let value = Attempt { attempt, supervised, host: host::node(), time: host::wall() };
     std::fs::create_dir_all(run_dir).map_err(|e| Error::io(run_dir, "create", &e, Exit::Storage))?;
     let text = serde_json::to_string_pretty(&value).map_err(|e| Error::new(Exit::Internal, e.to_string()))?;
     write_atomic(&RunDir::new(run_dir).newest_attempt(), format!("{text}\n").as_bytes())

@@ -8,6 +8,7 @@
 //! One file a node and code, the first: `code-CODE-NODE.json`. Who was gone without a record, neighbours write down ([`Lost`]).
 
 use crate::error::{Error, Exit, Result};
+use crate::host;
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::Path;
@@ -46,7 +47,7 @@ pub fn write(e: &Error) {
     let record = ExitRecord {
         code: e.exit.code(),
         rank,
-        node: node(),
+        node: host::node(),
         agreed: e.agreed,
         fact: e.to_string().split_whitespace().collect::<Vec<_>>().join(" "),
     };
@@ -58,12 +59,6 @@ pub fn write(e: &Error) {
     if std::thread::Builder::new().name("herd-record".into()).spawn(write).is_ok() {
         let _ = wait.recv_timeout(PATIENCE);
     }
-}
-
-/// The name that Slurm has for this node, else the host's.
-pub fn node() -> String {
-    let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
-    std::env::var("SLURMD_NODENAME").unwrap_or_else(|_| host())
 }
 
 /// Whether a rank leaves a record. Of an error that all share the first does: else there would be a file a node.

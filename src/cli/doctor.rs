@@ -132,8 +132,7 @@ fn question(config: Option<&Path>, sets: &[String], nodes: usize, per_node: usiz
 
 fn facts(args: &Args, load_s: f64) -> Result<()> {
     let q = question(args.config.as_deref(), &args.set, 1, 1)?;
-    let node = std::env::var("SLURMD_NODENAME").unwrap_or_default();
-    super::print(&preflight::facts_lines(&doctor::alone(&q, &node, load_s)))
+    super::print(&preflight::facts_lines(&doctor::alone(&q, &crate::host::node(), load_s)))
 }
 
 fn show(args: &Args, d: &Diagnosis, told: Option<&Recorded>) -> Result<()> {

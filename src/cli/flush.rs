@@ -75,9 +75,9 @@ fn work(args: &Args, world: &World) -> Result<()> {
     let path = done.path.display();
     super::print(&match done.written {
         true => {
-            let (mb, copies) = (done.bytes as f64 / 1e6, done.from_partners);
+            let (bytes, copies) = (crate::text::bytes(done.bytes), done.from_partners);
             format!(
-                "wrote {path}: step {}, {mb:.1} MB in {:.2} s, {copies} parts from second copies{passed}\n",
+                "wrote {path}: step {}, {bytes} in {:.2} s, {copies} parts from second copies{passed}\n",
                 done.step, done.seconds
             )
         }

@@ -5,6 +5,7 @@ mod watch;
 use crate::error::{Error, Exit, Result};
 use crate::launch::follow;
 use crate::launch::status::{RunState, RunStatus};
+use crate::text::span;
 use jiff::Timestamp;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -140,14 +141,4 @@ fn step(s: &RunStatus) -> String {
         text += &format!(", last step {} ago", span(t));
     }
     text
-}
-
-/// Seconds for a person.
-fn span(seconds: f64) -> String {
-    match seconds {
-        s if s < 120.0 => format!("{s:.1} s"),
-        s if s < 7200.0 => format!("{:.1} min", s / 60.0),
-        s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
-        s => format!("{:.1} days", s / 86400.0),
-    }
 }

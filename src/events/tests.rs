@@ -233,5 +233,5 @@ fn what_somebody_should_look_at_has_words() {
         assert!(!event.is_warning() || event.words().is_some(), "{event:?}");
     }
     let saved = RunEvent::Checkpoint { step: 5, path: "/c".into(), bytes: 1_500_000, seconds: 0.5 };
-    assert_eq!(saved.words().unwrap(), "saved /c, 1.5 MB in 0.50 s");
+    assert_eq!(saved.words().unwrap(), "saved /c, 1.50 MB in 0.50 s");
 }

@@ -1,6 +1,7 @@
 //! What events say to the person who watches.
 
 use super::RunEvent;
+use crate::text;
 use std::fmt;
 
 impl RunEvent {
@@ -29,13 +30,21 @@ impl RunEvent {
         use RunEvent::*;
         Some(match self {
             Checkpoint { path, bytes, seconds, .. } => {
-                format!("saved {}, {:.1} MB in {seconds:.2} s", path.display(), *bytes as f64 / 1e6)
+                format!("saved {}, {} in {seconds:.2} s", path.display(), text::bytes(*bytes))
             }
-            CheckpointFailed { step, error } => format!("the checkpoint of step {step} failed, training goes on: {error}"),
-            CheckpointSlow { step, running, save_s, interval_s } => format!(
-                "no checkpoint of step {step}: that of step {running} is being written for {save_s:.1} s, and one was due \
-                 {interval_s:.1} s ago (hint: raise checkpoint.every)"
-            ),
+            CheckpointFailed { step, error } => {
+                format!("the checkpoint of step {step} failed, training goes on: {error}")
+            }
+            CheckpointSlow { step, running, save_s, interval_s } => {
+                let before = match running {
+                    0 => "other ranks have been writing the one before".to_string(),
+                    n => format!("that of step {n} is being written"),
+                };
+                format!(
+                    "no checkpoint of step {step}: {before} for {save_s:.1} s, and one was due {interval_s:.1} s ago \
+                     (hint: raise checkpoint.every)"
+                )
+            }
             PruneFailed { error } => format!("old checkpoints could not be removed: {error}"),
             PartnerFailed { error } => format!("a second copy of the snapshots is missing: {error}"),
             NoSecondCopy { error } => format!("snapshots have no second copy, the run goes on: {error}"),
@@ -44,7 +53,7 @@ impl RunEvent {
                 format!("no room in {} beside the snapshots of an earlier start, which were removed", dir.display())
             }
             Export { path, bytes, seconds, .. } => {
-                format!("exported {}, {:.1} MB in {seconds:.2} s", path.display(), *bytes as f64 / 1e6)
+                format!("exported {}, {} in {seconds:.2} s", path.display(), text::bytes(*bytes))
             }
             ExportFailed { step, error } => format!("the export of step {step} failed, training goes on: {error}"),
             _ => return self.store_words(),
@@ -55,8 +64,8 @@ impl RunEvent {
         use RunEvent::*;
         Some(match self {
             Upload { url, bytes, sent, seconds, .. } => {
-                let (all, now) = (*bytes as f64 / 1e6, *sent as f64 / 1e6);
-                format!("uploaded {url}: {all:.1} MB, {now:.1} MB of it now, verified after {seconds:.1} s")
+                let (all, now) = (text::bytes(*bytes), text::bytes(*sent));
+                format!("uploaded {url}: {all}, {now} of it now, verified after {seconds:.1} s")
             }
             UploadFailed { step, error, attempts, .. } => {
                 format!("the upload of step {step} failed {attempts} times and is left for later: {error}")

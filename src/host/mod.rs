@@ -121,6 +121,11 @@ pub fn variable(name: &str) -> Option<String> {
     }
 }
 
+/// The name that Slurm has for this node, which is the one that can be excluded; else the host's.
+pub fn node() -> String {
+    variable("SLURMD_NODENAME").unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned())
+}
+
 /// Called before each file that a run's books and events depend on is touched.
 ///
 /// # Errors

@@ -76,6 +76,9 @@ fn who_was_seen_to_end_first_is_to_blame() {
     let with_record = Seen { records: vec![record(Exit::Storage, 0, false)], ..seen.clone() };
     assert_eq!(classify(&with_record).class, Class::Storage);
     assert_ne!(classify(&Seen { asked: true, ..seen }).nodes, ["n2"]);
+    // Slurm ends all ranks when their srun is killed, and somebody sees one of them end first
+    let killed = classify(&Seen { lost: lost(&[("n2", 0)]), code: Some(137), ..said(&[]) });
+    assert_eq!((killed.reason.as_str(), killed.nodes.len()), ("srun_killed", 0));
 }
 
 /// A rank that complains of a peer leaves, and Slurm kills the others for that: none of them is to blame, in whatever order srun

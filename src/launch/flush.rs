@@ -18,6 +18,8 @@ use std::time::Duration;
 const FLUSH: Duration = Duration::from_secs(300);
 /// After the first rank of a flush has ended, how long the others may take.
 const FLUSH_TOGETHER_S: u64 = 15;
+/// The same, where a node is among them that could not run the ranks.
+const DOUBTFUL_TOGETHER_S: u64 = 3;
 /// How long a node that was given up may take to answer: less than other roll calls, since the run waits for it.
 const SIGN_OF_LIFE: Duration = Duration::from_millis(1500);
 
@@ -83,11 +85,14 @@ fn flush(context: &JobContext, records: &mut Records, program: &mut Program, abs
         Ok(program) => program,
         Err(e) => return tracing::error!("snapshots stay in memory: {e}"),
     };
+    // where ranks did not start, this may not start either, and the others would wait for it; but its memory may be needed
+    let is_doubtful = |n: &String| records.book.ledger.is_unfit(n);
     let flush = |nodes: &[String]| {
+        let together_s = if nodes.iter().any(is_doubtful) { DOUBTFUL_TOGETHER_S } else { FLUSH_TOGETHER_S };
         let line = context.step_line("herd-flush", nodes, 1, &hosts_file);
         let mut command = line.command();
         // nothing watches over these ranks: when one dies, the others would wait for it
-        command.arg(format!("--wait={FLUSH_TOGETHER_S}"));
+        command.arg(format!("--wait={together_s}"));
         let run_dir = context.run_dir.display().to_string();
         command.args([program.clone(), "checkpoint".into(), "flush".into(), run_dir]);
         command.args(remove.then_some("--remove"));

@@ -2,7 +2,7 @@
 
 use super::alert::{Alerts, Sent};
 use super::context::{Fault, JobContext, LaunchState};
-use super::history::{Class, History, Record, NO_ANSWER};
+use super::history::{Class, History, Record, NO_ANSWER, UNFIT};
 use super::ledger::{Book, Failure};
 use super::place::Placement;
 use super::run_log;
@@ -21,6 +21,8 @@ use std::time::Duration;
 
 /// The longest pause of a node that was only late.
 const LATE_PAUSE_S: f64 = 600.0;
+/// The shortest pause of a node that cannot run the ranks: it does not mend itself while memory goes to disk.
+const UNFIT_PAUSE_S: f64 = 600.0;
 /// How long after a filesystem has refused to write it is asked again.
 const STORAGE_AGAIN: Duration = Duration::from_secs(1);
 
@@ -169,8 +171,12 @@ impl Records {
         if nodes.is_empty() {
             return Ok(());
         }
-        let longest = if reason == NO_ANSWER { LATE_PAUSE_S } else { f64::MAX };
-        let pause = pause.then(|| SignedDuration::from_secs_f64(self.limits.node_pause_s.min(longest)));
+        let pause_s = match reason {
+            NO_ANSWER => self.limits.node_pause_s.min(LATE_PAUSE_S),
+            UNFIT => self.limits.node_pause_s.max(UNFIT_PAUSE_S),
+            _ => self.limits.node_pause_s,
+        };
+        let pause = pause.then(|| SignedDuration::from_secs_f64(pause_s));
         let limit = self.limits.node_failures;
         for node in nodes {
             let failure = Failure { time: host::wall(), job: self.job, attempt, reason: reason.to_string() };

@@ -199,7 +199,13 @@ pub(super) fn of_deaths(seen: &Seen) -> Option<Finding> {
 /// end them: else what srun says in its order is as good. What was seen after a rank had spoken follows from its leaving.
 fn first_lost(seen: &Seen) -> Option<&Lost> {
     let spoken = |l: &&Lost| seen.verdicts.iter().any(|v| v.time < l.time);
-    seen.lost.first().filter(|l| !seen.leaves_steps && !seen.asked && !spoken(l))
+    seen.lost.first().filter(|l| !seen.leaves_steps && !seen.asked && !srun_was_killed(seen) && !spoken(l))
+}
+
+/// srun of the ranks was ended by a signal, and said nothing of them before: Slurm ends them all for that.
+fn srun_was_killed(seen: &Seen) -> bool {
+    let told = |m: &SlurmMessage| matches!(m, SlurmMessage::Tasks { .. } | SlurmMessage::Aborted);
+    seen.code.is_some_and(|code| code > 128) && !seen.said.iter().any(told)
 }
 
 /// What a neighbour saw, where srun tells of that node only together with others, or not at all.
@@ -283,7 +289,7 @@ pub(super) fn of_codes(seen: &Seen) -> Finding {
     } else if seen.said.contains(&SlurmMessage::Aborted) {
         let fact = format!("Slurm or PMIx ended the step, and nothing says why: {who} ended with code {code}");
         (Class::Unknown, "step_ended".into(), fact, Exit::Peer)
-    } else if first.is_none() && code > 128 {
+    } else if srun_was_killed(seen) {
         let fact = format!("srun of the ranks was ended by signal {}", code - 128);
         (Class::Unknown, "srun_killed".into(), fact, Exit::Peer)
     } else {

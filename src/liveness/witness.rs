@@ -8,6 +8,7 @@
 
 use super::roster::RosterNode;
 use crate::exit_record::{self, Lost, SLOTS};
+use crate::host;
 use crate::threads;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{Read, Write};
@@ -55,7 +56,7 @@ impl Witness {
         let folder = PathBuf::from(std::env::var_os(exit_record::FOLDER)?);
         let mine = all.iter().position(|n| n.ranks[0] == rank).filter(|_| all.len() > 1)?;
         let next = &all[(mine + 1) % all.len()];
-        let witness = Witness { folder, node: exit_record::node(), ranks: all[mine].ranks.clone() };
+        let witness = Witness { folder, node: host::node(), ranks: all[mine].ranks.clone() };
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
         let (port, word) = (listener.local_addr().ok()?.port(), RandomState::new().build_hasher().finish());
         let line = witness.line(0, &next.name);

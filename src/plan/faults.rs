@@ -7,6 +7,7 @@
 use super::flops::PerToken;
 use super::Plan;
 use crate::config::Partner;
+use crate::text::span;
 
 /// Seconds of one device between unexpected interruptions: 2,112 days.
 const DEVICE_SECONDS: f64 = 16_384.0 * 54.0 * 86_400.0 / 419.0;
@@ -84,28 +85,18 @@ impl FaultCost {
 
     /// One line for a person.
     pub fn line(&self) -> String {
-        let (ranks, between) = (crate::text::grouped(self.ranks as u64), duration(self.between));
+        let (ranks, between) = (crate::text::grouped(self.ranks as u64), span(self.between));
         let cost = match (self.redone, self.step_limit()) {
             (Redone::Steps(n), Some(limit)) => format!(
                 "costs {n} steps on average, more than 1% of the time where a step takes {} or longer",
-                duration(limit)
+                span(limit)
             ),
             (Redone::Steps(n), None) => format!("costs {n} steps on average"),
             (Redone::Seconds(s), _) => {
-                format!("costs {} on average, {:.1}% of the time", duration(s), 100.0 * s / self.between)
+                format!("costs {} on average, {:.1}% of the time", span(s), 100.0 * s / self.between)
             }
         };
         format!("with {} {} a fault {cost}; at {ranks} ranks one is expected every {between}", self.key, self.value)
-    }
-}
-
-/// Two digits or more in the largest unit that fits.
-fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s >= 2.0 * 86_400.0 => format!("{:.0} days", s / 86_400.0),
-        s if s >= 3_600.0 => format!("{:.1} h", s / 3_600.0),
-        s if s >= 60.0 => format!("{:.1} min", s / 60.0),
-        s => format!("{s:.2} s"),
     }
 }
 
@@ -140,7 +131,7 @@ mod tests {
         }
         let off = shipped("llama3_405b.yaml", 16_384, &["checkpoint.snapshot_every=0"]);
         let said = off.warning().expect("a warning");
-        assert!(said.contains("checkpoint.every 500 a fault costs 250 steps") && said.contains("0.45 s"), "{said}");
+        assert!(said.contains("checkpoint.every 500 a fault costs 250 steps") && said.contains("445 ms"), "{said}");
         // No copy on another node: a lost node goes back to the disk.
         let alone = shipped("llama3_405b.yaml", 16_384, &["checkpoint.partner=off"]);
         assert_eq!((alone.key, alone.value), ("checkpoint.every", 500.0));

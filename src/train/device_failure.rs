@@ -7,6 +7,7 @@ use crate::error::{Error, Exit};
 use crate::kernels::device::DeviceMemory;
 use crate::plan::memory::Memory;
 use crate::plan::Plan;
+use crate::text::binary;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::OnceLock;
 use tch::Device;
@@ -71,20 +72,20 @@ fn out_of_memory(fact: &str) -> Error {
         return Error::new(Exit::Config, format!("out of device memory: {fact}"))
             .hint("a smaller batch, or more devices");
     };
-    let terms: Vec<String> = memory.terms().iter().map(|(name, bytes)| format!("{name} {}", size(*bytes))).collect();
+    let terms: Vec<String> = memory.terms().iter().map(|(name, bytes)| format!("{name} {}", binary(*bytes))).collect();
     let seen = DeviceMemory::of(*device);
     let held = seen.map_or(String::new(), |m| {
-        format!("; this process's tensors hold {} of the card's {}", size(m.tensors.live), size(m.total))
+        format!("; this process's tensors hold {} of the card's {}", binary(m.tensors.live), binary(m.total))
     });
     let fact = format!(
         "out of device memory after {steps} steps: {fact}{held}; the plan needs {}: {}",
-        size(memory.total()),
+        binary(memory.total()),
         terms.join(", ")
     );
     let strangers = seen.map_or(0, |m| m.others().saturating_sub(memory.beside.total()));
     if strangers > STRANGE {
         let hint =
-            format!("{} are held by other processes of that node: end them, or use another node", size(strangers));
+            format!("{} are held by other processes of that node: end them, or use another node", binary(strangers));
         return Error::new(Exit::Device, fact).hint(hint);
     }
     if steps >= PROVEN {
@@ -94,13 +95,6 @@ fn out_of_memory(fact: &str) -> Error {
     Error::new(Exit::Config, fact).hint(
         "make the largest term smaller: batch.micro, train.recompute, parallel.zero, or tensor and pipeline ranks",
     )
-}
-
-fn size(bytes: u64) -> String {
-    match bytes {
-        0..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / (1u64 << 20) as f64),
-        _ => format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64),
-    }
 }
 
 #[cfg(test)]

@@ -57,7 +57,11 @@ impl Heritage {
             spec => match Tokenizer::open(spec) {
                 Ok(t) => Some(t).filter(|t| t.fingerprint() != tokenizer.fingerprint()),
                 Err(e) => {
-                    tracing::warn!("{e}: the token ids of {} are taken to be those of {}", self.name, tokenizer.place());
+                    tracing::warn!(
+                        "{e}: the token ids of {} are taken to be those of {}",
+                        self.name,
+                        tokenizer.place()
+                    );
                     None
                 }
             },

@@ -4,6 +4,7 @@
 //! alone. The calls that move small host messages are in `control`.
 
 use crate::error::{Error, Exit, Result};
+use crate::host;
 use crate::world::comm::Comm;
 use crate::world::ffi::check;
 use crate::world::meters::CollectiveCounters;
@@ -70,8 +71,7 @@ impl World {
             size,
             local_rank: node.rank()?,
             local_size: node.size(),
-            // Slurm's name of a node is the one that can be excluded.
-            host: std::env::var("SLURMD_NODENAME").unwrap_or_else(|_| hostname()),
+            host: host::node(),
             comm: world.duplicate()?,
             stop: Arc::new(AtomicBool::new(false)),
             meters: Arc::new(CollectiveCounters::new(size)),
@@ -247,13 +247,6 @@ fn check_tasks(size: usize, tasks: Option<usize>) -> Result<()> {
         ))),
         _ => Ok(()),
     }
-}
-
-fn hostname() -> String {
-    let mut name = [0u8; 256];
-    // SAFETY: the length leaves room for the terminating zero.
-    unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) };
-    String::from_utf8_lossy(name.split(|&b| b == 0).next().unwrap_or_default()).into_owned()
 }
 
 #[cfg(test)]

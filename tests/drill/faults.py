@@ -130,7 +130,7 @@ CASES = [
     Case("the filesystem blocks for a minute", freeze(60), kind="none", faults=(0, 0), recovers=False, disk=True),
     Case("the filesystem blocks for 40 s, liveness.storage_s is 5", freeze_too_long, kind="stuck", spare=False, disk=True,
          sets=("liveness.storage_s=5",), after=left_meanwhile),
-    Case("wall clocks of two nodes off by +60 s and -60 s, a rank killed", skewed, cluster=SKEWED, steps=1500, after=shifts_seen),
+    Case("wall clocks of two nodes off by +60 s and -60 s, a rank killed", skewed, cluster=SKEWED, steps=3000, after=shifts_seen),
     Case("a rank is slow for 20 steps", order('{"kind": "slow", "seconds": 0.3, "steps": 20}'), kind="none", faults=(0, 0), recovers=False),
     Case("NaN in a gradient", order('{"kind": "nan_gradient"}'), kind="none", faults=(0, 0), recovers=False, bitwise=False, after=skipped),
     Case("newest checkpoint damaged, rank 0 killed", corrupt_and_kill, lost=None,

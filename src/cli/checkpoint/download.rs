@@ -1,12 +1,13 @@
 //! `herd checkpoint download`
 
-use super::places::{human, place, say, steps_of, Place};
+use super::places::{place, say, steps_of, Place};
 use crate::checkpoint::Checkpoint;
 use crate::cli::progress::shown;
 use crate::config::StoreSection;
 use crate::error::{Error, Exit, Result};
 use crate::run_dir::RunDir;
 use crate::store::persist_fetch;
+use crate::text;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -48,5 +49,5 @@ pub fn run(args: &Args) -> Result<()> {
         .ok_or_else(|| Error::new(Exit::Checkpoint, format!("{} is gone", remote.step_url(step))))?;
     let bytes = Checkpoint::open(&path)?.bytes();
     let value = json!({ "path": path, "step": step, "bytes": bytes });
-    say(args.json, value, &format!("downloaded {}: {}, verified\n", path.display(), human(bytes)))
+    say(args.json, value, &format!("downloaded {}: {}, verified\n", path.display(), text::bytes(bytes)))
 }

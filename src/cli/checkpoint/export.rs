@@ -1,10 +1,11 @@
 //! `herd checkpoint export`
 
-use super::places::{human, say};
+use super::places::say;
 use crate::cli::progress::shown;
 use crate::convert::hf::{self, Dtype, ExportOptions};
 use crate::convert::weights;
 use crate::error::Result;
+use crate::text;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -53,7 +54,7 @@ pub fn run(args: &Args) -> Result<()> {
         Some(why) => format!("no tokenizer: {why} (pass --tokenizer)"),
         None => done.tokenizer.join(", "),
     };
-    let (path, bytes, shards) = (done.path.display(), human(done.bytes), done.shards);
+    let (path, bytes, shards) = (done.path.display(), text::bytes(done.bytes), done.shards);
     let line = format!("exported {path}: {bytes} of {} in {shards} safetensors, {tokenizer}\n", dtype.torch());
     say(args.json, json!(done), &line)
 }

@@ -1,6 +1,6 @@
 //! `herd checkpoint import`
 
-use super::places::{human, say};
+use super::places::say;
 use crate::checkpoint::list;
 use crate::cli::progress::shown;
 use crate::convert::gguf::{is_gguf, tokenizer_of};
@@ -9,6 +9,7 @@ use crate::convert::{hf, weights};
 use crate::durable::{refused, write_synced};
 use crate::error::{Error, Exit, Result};
 use crate::run_dir::RunDir;
+use crate::text;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -47,7 +48,7 @@ pub fn run(args: &Args) -> Result<()> {
         .hint("import into a new run directory"));
     }
     let saved = shown(|meter| hf::import(&weights::open_metered(&args.from, meter)?, &checkpoints, meter))?;
-    let (path, bytes, seconds) = (saved.path.display(), human(saved.bytes), saved.seconds);
+    let (path, bytes, seconds) = (saved.path.display(), text::bytes(saved.bytes), saved.seconds);
     say(args.json, json!(saved), &format!("imported {path}: {bytes} in {seconds:.1} s\n"))
 }
 
@@ -71,7 +72,7 @@ fn import_gguf(args: &Args) -> Result<()> {
     });
     let _ = std::fs::remove_dir_all(&beside);
     let done = done?;
-    let (path, bytes) = (done.path.display(), human(done.bytes));
+    let (path, bytes) = (done.path.display(), text::bytes(done.bytes));
     say(
         args.json,
         json!(done),

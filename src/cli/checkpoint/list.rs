@@ -1,9 +1,10 @@
 //! `herd checkpoint list`
 
-use super::places::{human, place, say, Place};
+use super::places::{place, say, Place};
 use crate::checkpoint::{list, Checkpoint};
 use crate::error::Result;
 use crate::store::Remote;
+use crate::text;
 use serde_json::{json, Value};
 use std::path::Path;
 
@@ -32,7 +33,7 @@ pub fn run(args: &Args) -> Result<()> {
         out += &match r["valid"].as_bool() {
             Some(true) => {
                 let (step, files) = (r["step"].as_u64().unwrap_or_default(), &r["files"]);
-                let size = human(r["bytes"].as_u64().unwrap_or_default());
+                let size = text::bytes(r["bytes"].as_u64().unwrap_or_default());
                 let written = text("written").split('.').next().unwrap_or_default();
                 format!("{step:>10}  {size:>9}  {files:>5}  {written:<20}  {}\n", text("path"))
             }

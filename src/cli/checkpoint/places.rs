@@ -74,16 +74,6 @@ pub fn checkpoints_of(run: &Path) -> Result<PathBuf> {
     Ok(if inside.is_dir() { inside } else { run.to_path_buf() })
 }
 
-/// Bytes for a person, powers of 1000.
-pub fn human(bytes: u64) -> String {
-    match bytes as f64 {
-        b if b >= 1e12 => format!("{:.2} TB", b / 1e12),
-        b if b >= 1e9 => format!("{:.2} GB", b / 1e9),
-        b if b >= 1e6 => format!("{:.1} MB", b / 1e6),
-        b => format!("{:.1} kB", b / 1e3),
-    }
-}
-
 /// JSON for a program on stdout, or lines for a person.
 pub fn say(json: bool, value: serde_json::Value, lines: &str) -> Result<()> {
     crate::cli::print(&if json { format!("{value:#}\n") } else { lines.to_string() })

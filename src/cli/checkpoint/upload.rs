@@ -1,12 +1,13 @@
 //! `herd checkpoint upload`
 
-use super::places::{checkpoints_of, human, is_step, say};
+use super::places::{checkpoints_of, is_step, say};
 use crate::checkpoint::{list, newest_valid_alone};
 use crate::cli::progress::shown;
 use crate::config::StoreSection;
 use crate::error::{Error, Exit, Result};
 use crate::progress::Meter;
 use crate::store::{persist_upload, Pace, Remote, UploadLedger, Uploaded, Way};
+use crate::text;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -39,7 +40,7 @@ pub fn run(args: &Args) -> Result<()> {
     let remote = Remote::open(&args.url)?;
     let all = shown(|meter| upload_all(args, &remote, meter))?;
     let line = |done: &Uploaded| {
-        let (all, sent) = (human(done.bytes), human(done.sent));
+        let (all, sent) = (text::bytes(done.bytes), text::bytes(done.sent));
         format!("uploaded {}: {all}, {sent} of it now, verified after {:.1} s\n", done.url, done.seconds)
     };
     say(args.json, json!(all), &all.iter().map(line).collect::<String>())

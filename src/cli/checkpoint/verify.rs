@@ -1,11 +1,12 @@
 //! `herd checkpoint verify`
 
-use super::places::{human, place, say, steps_of, Place};
+use super::places::{place, say, steps_of, Place};
 use crate::checkpoint::{list, Checkpoint, FileReport};
 use crate::cli::progress::shown;
 use crate::error::{Error, Exit, Result};
 use crate::progress::Meter;
 use crate::store;
+use crate::text;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -40,7 +41,7 @@ pub fn run(args: &Args) -> Result<()> {
         lines += &match &problem {
             None => {
                 let bytes = files.iter().map(|f| f.bytes).sum();
-                format!("whole    {path}  ({} files, {})\n", files.len(), human(bytes))
+                format!("whole    {path}  ({} files, {})\n", files.len(), text::bytes(bytes))
             }
             Some(p) => format!("DAMAGED  {path}  {p}\n"),
         };

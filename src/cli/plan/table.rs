@@ -8,7 +8,7 @@ use crate::plan::estimate::published::{self, PublishedRow};
 use crate::plan::estimate::search::{differences, RankedLayout, Ranking};
 use crate::plan::estimate::Estimate;
 use crate::plan::memory::KernelForm;
-use crate::text::{binary, decimal, grouped};
+use crate::text::{binary, decimal, grouped, span};
 
 /// Layouts that are shown.
 const SHOWN: usize = 5;
@@ -292,17 +292,4 @@ pub fn published_json(rows: &[PublishedRow]) -> Result<String> {
 
 fn plural(n: usize, what: &str) -> String {
     format!("{} {what}{}", grouped(n as u64), if n == 1 { "" } else { "s" })
-}
-
-/// 1.23 ms to 4.5 years.
-fn span(seconds: f64) -> String {
-    match seconds {
-        s if s < 1e-3 => format!("{:.0} µs", s * 1e6),
-        s if s < 1.0 => format!("{:.1} ms", s * 1e3),
-        s if s < 120.0 => format!("{s:.2} s"),
-        s if s < 7200.0 => format!("{:.1} min", s / 60.0),
-        s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
-        s if s < 1e8 => format!("{:.1} days", s / 86_400.0),
-        s => format!("{:.1} years", s / 86_400.0 / 365.25),
-    }
 }

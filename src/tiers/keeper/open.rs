@@ -97,10 +97,10 @@ impl StateKeeper {
             let mine = if world.local_rank() == 0 { place.leftovers()? } else { Vec::new() };
             for l in mine {
                 notes.push(format!(
-                    "{}: {} holds {:.1} MB of snapshots of another run that nobody uses (`rm -r` frees them)",
+                    "{}: {} holds {} of snapshots of another run that nobody uses (`rm -r` frees them)",
                     world.host(),
                     l.dir.display(),
-                    l.bytes as f64 / 1e6
+                    crate::text::bytes(l.bytes)
                 ));
             }
             if self.partner.is_none() && self.config.partner != config::Partner::Off {
