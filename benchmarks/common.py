@@ -203,7 +203,8 @@ def sh(*command):
 
 @functools.cache
 def versions():
-    commit = sh("git", "rev-parse", "--short=12", "HEAD") or "unknown"
+    # a copy without its history (tests/stacks/stack) is told
+    commit = sh("git", "rev-parse", "--short=12", "HEAD") or os.environ.get("HERD_COMMIT") or "unknown"
     generated = [":!benchmarks/results", ":!docs/benchmarks.md", ":!docs/recovery.md"]
     if sh("git", "status", "--porcelain", "--untracked-files=no", "--", ".", *generated):
         commit += "+changes"

@@ -13,6 +13,7 @@ import re
 import shutil
 import statistics
 import sys
+import time
 from pathlib import Path
 
 import common
@@ -30,8 +31,13 @@ EXACT = [
     ("fp32, pipeline 2", {"parallel": {"pipeline": 2}}, 2),
     ("fp32, context 2", {"parallel": {"context": 2}}, 2),
 ]
-# Runs that are timed: name, precision, ranks.
-TIMED = [("bf16, one rank", "bf16", 1), ("bf16, two replicas", "bf16", 2), ("fp32, one rank, speed", "fp32", 1)]
+# Runs that are timed: name, precision, ranks, keys of the section checkpoint; {memory} is a folder in memory.
+TIMED = [
+    ("bf16, one rank", "bf16", 1, {}),
+    ("bf16, two replicas", "bf16", 2, {}),
+    ("bf16, two replicas, snapshots", "bf16", 2, {"snapshot_every": 1, "snapshot_dir": "{memory}"}),
+    ("fp32, one rank, speed", "fp32", 1, {}),
+]
 
 
 class Compare:
@@ -91,7 +97,7 @@ class Compare:
             memory = FOLDER / "memory" / last
             shutil.rmtree(memory, ignore_errors=True)
             memory.mkdir(parents=True)
-            keys = {k: str(memory) if v is None else v for k, v in checkpoint.items()}
+            keys = in_memory(checkpoint, memory)
             document = self.document(run_dir, common.TINY_SHAPE, STEPS, "fp32", 2, 128, parallel={"data": 2}, checkpoint=keys)
             half = json.loads(json.dumps(document))
             half["train"]["stop_at"] = STEPS // 2
@@ -103,27 +109,37 @@ class Compare:
             print(f"  {last}: " + next((line.strip() for line in log.splitlines() if "resumed from" in line), "nothing was restored"))
         self.same(name, steps["before"], steps["now"])
 
-    def timed(self, name, precision, ranks):
-        """Seconds of a step, the builds in turn."""
-        ratios, seconds = [], {build: [] for build in self.builds}
+    def timed(self, name, precision, ranks, checkpoint):
+        """Seconds of a step, of the save at the end and from the start to the first step's end, the builds in turn."""
+        seconds = {what: {build: [] for build in self.builds} for what in ("a step", "the save", "the first step")}
+        memory = Path("/dev/shm/herd-compare")
         for number in range(self.args.rounds):
-            once = {}
             for build in list(self.builds)[:: 1 if number % 2 else -1]:
                 run_dir = self.fresh(name, build)
-                document = self.document(run_dir, common.SHAPE, STEPS, precision, ranks, 512, parallel={"data": ranks})
+                memory.mkdir(exist_ok=True)
+                sections = {"parallel": {"data": ranks}, "checkpoint": in_memory(checkpoint, memory)}
+                document = self.document(run_dir, common.SHAPE, STEPS, precision, ranks, 512, **sections)
+                began = time.time()
                 ends = [s["time"] for s in self.run(build, name, document, ranks)]
-                once[build] = statistics.median(b - a for a, b in zip(ends[2:], ends[3:]))
-                seconds[build].append(once[build])
+                events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+                seconds["a step"][build].append(statistics.median(b - a for a, b in zip(ends[2:], ends[3:])))
+                seconds["the save"][build].append([e["seconds"] for e in events if e["kind"] == "checkpoint"][-1])
+                seconds["the first step"][build].append(ends[0] - began)
                 shutil.rmtree(run_dir, ignore_errors=True)
-            ratios.append(once["before"] / once["now"])
-        value, low, high = common.spread(ratios)
-        before, now = (statistics.median(seconds[b]) for b in ("before", "now"))
-        print(f"{name:32}{before:.3f} s a step before, {now:.3f} s now: {value:.3f} times the speed ({low:.3f} to {high:.3f})", flush=True)
+                shutil.rmtree(memory, ignore_errors=True)
+        for what, of in seconds.items():
+            value, low, high = common.spread([b / n for b, n in zip(of["before"], of["now"])])
+            before, now = (statistics.median(of[b]) for b in ("before", "now"))
+            print(f"{name + ', ' + what:46}{before:.3f} s before, {now:.3f} s now: {value:.3f} times the speed ({low:.3f} to {high:.3f})", flush=True)
 
     def fresh(self, name, build):
         run_dir = FOLDER / (re.sub(r"\W+", "-", name) + f"-{build}.run")
         shutil.rmtree(run_dir, ignore_errors=True)
         return run_dir
+
+
+def in_memory(checkpoint, memory):
+    return {k: v.format(memory=memory) if isinstance(v, str) else v for k, v in checkpoint.items()}
 
 
 def main():
@@ -139,13 +155,13 @@ def main():
             compare.exact(name, sections, ranks)
     for name, checkpoint in (
         ("resume from a checkpoint", {"every": STEPS // 2}),
-        ("resume from a snapshot", {"every": STEPS, "snapshot_every": 1, "snapshot_dir": None}),
+        ("resume from a snapshot", {"every": STEPS, "snapshot_every": 1, "snapshot_dir": "{memory}"}),
     ):
         if compare.wanted(name):
             compare.resume(name, checkpoint)
-    for name, precision, ranks in TIMED:
+    for name, precision, ranks, checkpoint in TIMED:
         if compare.wanted(name):
-            compare.timed(name, precision, ranks)
+            compare.timed(name, precision, ranks, checkpoint)
     if compare.wrong:
         sys.exit(f"differ: {'; '.join(compare.wrong)}")
 
