@@ -51,15 +51,14 @@ class Compare:
 
     def run(self, build, name, document, ranks):
         """The steps that one run tells of."""
-        slug = re.sub(r"\W+", "-", name) + "-" + build
-        config = FOLDER / f"{slug}.yaml"
+        config = self.path(name, build, "yaml")
         config.parent.mkdir(parents=True, exist_ok=True)
         config.write_text(json.dumps(document, indent=2))  # JSON is YAML
         command = [*common.mpirun(ranks), self.builds[build], "train", config]
         if "stop_at" in document["train"]:
             # 75 is its good end
             command = ["sh", "-c", '"$@"; test $? = 75', "sh", *command]
-        common.Run(command, FOLDER / f"{slug}.log")
+        common.Run(command, self.path(name, build, "log"))
         return common.read_metrics(Path(document["run_dir"]))
 
     def document(self, run_dir, shape, steps, precision, ranks, sequence, **sections):
@@ -105,8 +104,11 @@ class Compare:
             if "snapshot_every" in checkpoint:
                 shutil.rmtree(run_dir / "checkpoints")
             steps[last] = self.run(last, name, document, 2)
-            log = (FOLDER / (re.sub(r"\W+", "-", name) + f"-{last}.log")).read_text(errors="replace")
-            print(f"  {last}: " + next((line.strip() for line in log.splitlines() if "resumed from" in line), "nothing was restored"))
+            log = self.path(name, last, "log").read_text(errors="replace")
+            restored = [line.strip() for line in log.splitlines() if "resumed from" in line]
+            print(f"  {last}: {restored[0] if restored else 'nothing was restored'}")
+            if not restored:
+                self.wrong.append(f"{name}: nothing was restored ({last})")
         self.same(name, steps["before"], steps["now"])
 
     def timed(self, name, precision, ranks, checkpoint):
@@ -132,8 +134,11 @@ class Compare:
             before, now = (statistics.median(of[b]) for b in ("before", "now"))
             print(f"{name + ', ' + what:46}{before:.3f} s before, {now:.3f} s now: {value:.3f} times the speed ({low:.3f} to {high:.3f})", flush=True)
 
+    def path(self, name, build, ending):
+        return FOLDER / (re.sub(r"\W+", "-", name) + f"-{build}.{ending}")
+
     def fresh(self, name, build):
-        run_dir = FOLDER / (re.sub(r"\W+", "-", name) + f"-{build}.run")
+        run_dir = self.path(name, build, "run")
         shutil.rmtree(run_dir, ignore_errors=True)
         return run_dir
 

@@ -104,7 +104,7 @@ fn flush(context: &JobContext, records: &mut Records, program: &mut Program, abs
         // a node on which herd does not start would end this too
         let said = result.as_ref().map_or_else(|e| e.to_string(), |ended| ended.err.clone());
         let named: Vec<String> = said.lines().filter_map(unfit).collect();
-        let fits = |n: &&String| !records.book.ledger.is_unfit(n) && !named.contains(n);
+        let fits = |n: &&String| !is_doubtful(n) && !named.contains(n);
         let fit: Vec<String> = nodes.iter().filter(fits).cloned().collect();
         let without: Vec<&str> = nodes.iter().filter(|n| !fit.contains(n)).map(String::as_str).collect();
         let without = if without.is_empty() { String::new() } else { format!(", without {}", without.join(", ")) };

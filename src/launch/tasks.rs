@@ -13,6 +13,7 @@ const NO_CAUSE: &[Exit] = &[Exit::Requeue, Exit::Peer, Exit::Fenced];
 const PMIX_GONE: i32 = 14;
 
 /// Tasks that ended together, as srun tells of them.
+#[derive(Clone, Copy)]
 struct Death<'a> {
     nodes: &'a [String],
     ranks: &'a [usize],
@@ -40,29 +41,35 @@ impl Death<'_> {
 
 /// Deaths before Slurm began to end the step; what comes later is of its doing. But the word of the death that made it end the step
 /// may come a moment after the word that it does (Slurm 24.11: one goes by way of the controller, the other does not). So where
-/// there is none before, it is the first one after that Slurm and PMIx do not cause themselves, else the first one of all. Where a
-/// rank has complained and left, Slurm ends the step for that, and none that it kills is the first.
+/// there is none before, one after it may count. Where a rank has complained and left, Slurm ends the step for that, and none that
+/// it kills is the first.
 fn deaths(seen: &Seen) -> Vec<Death<'_>> {
     let aborted = seen.said.iter().position(|m| *m == SlurmMessage::Aborted).unwrap_or(seen.said.len());
     let (before, after) = seen.said.split_at(aborted);
-    let mut complained = false;
-    let mut first = |d: &Death| {
-        complained |= d.complained();
-        seen.leaves_steps || !complained || !d.killed()
-    };
-    let found: Vec<Death> = before.iter().filter_map(death_of).filter(|d| first(d)).collect();
-    if !found.is_empty() || seen.leaves_steps {
+    let mut found: Vec<Death> = before.iter().filter_map(death_of).collect();
+    if seen.leaves_steps {
         return found;
     }
-    let later: Vec<Death> = after.iter().filter_map(death_of).collect();
-    let complained = later.iter().any(Death::complained) || seen.verdicts.iter().any(|v| v.reason == Reason::PeerLost);
-    let own = later.iter().position(|d| d.may_be_first() && !d.killed());
-    // where PMIx ended all the others, the only one that was killed is the one that it ended them for
-    let everybody = later.iter().map(|d| d.ranks.len()).sum::<usize>() >= seen.nodes;
-    let mut killed = (0..later.len()).filter(|&n| later[n].killed());
-    let only = killed.next().filter(|_| killed.next().is_none() && everybody && !complained);
-    let first = own.or(only).or((!complained && !later.is_empty()).then_some(0));
-    first.and_then(|n| later.into_iter().nth(n)).into_iter().filter(|d| d.ranks.len() == 1).collect()
+    let complaint = found.iter().position(Death::complained).unwrap_or(found.len());
+    let later = found.split_off(complaint);
+    found.extend(later.into_iter().filter(|d| !d.killed()));
+    if found.is_empty() {
+        found.extend(first_of_the_ended(seen, after));
+    }
+    found
+}
+
+/// Of the deaths told after the word that Slurm ends the step: the first that Slurm and PMIx do not cause themselves; else the only
+/// one that was killed, where PMIx ended all the others for it; else the first one of all. `None` where that may be several ranks.
+fn first_of_the_ended<'a>(seen: &Seen, after: &'a [SlurmMessage]) -> Option<Death<'a>> {
+    let told: Vec<Death> = after.iter().filter_map(death_of).collect();
+    let complained = told.iter().any(Death::complained) || seen.verdicts.iter().any(|v| v.reason == Reason::PeerLost);
+    let all_told = told.iter().map(|d| d.ranks.len()).sum::<usize>() >= seen.nodes;
+    let own = told.iter().find(|d| d.may_be_first() && !d.killed());
+    let mut killed = told.iter().filter(|d| d.killed());
+    let only = killed.next().filter(|_| killed.next().is_none() && all_told);
+    let ended = only.or(told.first()).filter(|_| !complained);
+    own.or(ended).filter(|d| d.ranks.len() == 1).copied()
 }
 
 fn death_of(m: &SlurmMessage) -> Option<Death<'_>> {

@@ -109,10 +109,7 @@ pub(super) static MYSELF: OnceLock<Myself> = OnceLock::new();
 /// Writes this process's own failure down as a verdict, waiting for a slow filesystem only so long. Does nothing before
 /// the run directory is known, or when another rank's verdict is why the process ends.
 pub fn confess(reason: Reason, fact: &str, exit: Exit) {
-    if reason == Reason::PeerLost {
-        witness::look_round();
-    }
-    witness::goodbye();
+    take_leave(reason);
     let Some(me) = MYSELF.get() else { return };
     if me.condemned.load(SeqCst) != 0 || exit == Exit::Fenced {
         return;
@@ -126,10 +123,7 @@ pub fn confess(reason: Reason, fact: &str, exit: Exit) {
 /// [`confess`] for an error that ends this rank's run. One that all ranks share is written down by the first of them.
 pub fn confess_error(e: &Error) {
     let reason = Reason::of(e.exit);
-    if reason == Reason::PeerLost {
-        witness::look_round();
-    }
-    witness::goodbye();
+    take_leave(reason);
     let Some(me) = MYSELF.get() else { return };
     if e.exit == Exit::Fenced || me.condemned.load(SeqCst) != 0 || (e.agreed && me.rank != 0) {
         return;
@@ -145,6 +139,14 @@ pub fn confess_error(e: &Error) {
     let (step, phase) = me.progress.place();
     let verdict = own(me, reason, ranks, &e.to_string(), e.exit, step, phase);
     let _ = within(CONFESSION, me.run_dir.clone(), Verdict { nodes, ..verdict }, false);
+}
+
+/// The last word to the neighbours before this process says why it leaves.
+fn take_leave(reason: Reason) {
+    if reason == Reason::PeerLost {
+        witness::look_round();
+    }
+    witness::goodbye();
 }
 
 fn own(me: &Myself, reason: Reason, ranks: Vec<usize>, fact: &str, exit: Exit, step: u64, phase: Phase) -> Verdict {
