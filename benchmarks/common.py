@@ -225,6 +225,14 @@ def versions():
     }
 
 
+def vectors():
+    """The widest vector instructions of the CPU that matter for matrix products."""
+    flags = re.search(r"^flags\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    names = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 bf16", "avx512f": "AVX-512", "avx2": "AVX2"}
+    found = set(flags[1].split()) if flags else set()
+    return next((name for flag, name in names.items() if flag in found), "none of x86-64's")
+
+
 def machine():
     cpu = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
     family = re.search(r"^cpu family\s*:\s*(\d+)$", Path("/proc/cpuinfo").read_text(), re.M)
@@ -232,6 +240,7 @@ def machine():
     model = cpu[1] if cpu else platform.machine()
     return {
         "cpu": f"{model} (family {family[1]})" if family else model,
+        "vectors": vectors(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(kib / 2**20, 1),
         "kernel": platform.release(),
@@ -264,9 +273,15 @@ def read_results(path=RESULTS):
     return json.loads(path.read_text()) if path.exists() else []
 
 
+def cpu_kind(entry):
+    """Figures of one kind of CPU say nothing about another."""
+    return entry["machine"]["cpu"]
+
+
 def write_results(entries, path=RESULTS):
-    """Replaces the entries of the same name and keeps the others."""
-    merged = {e["name"]: e for e in [*read_results(path), *entries]}
+    """Replaces the entries of the same name and keeps the others; of training speed also those of other kinds of CPU."""
+    by_cpu = path.name == RESULTS.name
+    merged = {(e["name"], by_cpu and cpu_kind(e)): e for e in [*read_results(path), *entries]}
     replace(path, json.dumps(list(merged.values()), indent=2) + "\n")
 
 

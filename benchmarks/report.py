@@ -26,6 +26,18 @@ def table(entries):
     return lines
 
 
+def tables(entries):
+    """One table, or one for each kind of CPU where a figure was measured on several."""
+    if len({e["name"] for e in entries}) == len(entries):
+        return [*table(entries), "", *provenance(entries)]
+    body = []
+    for kind in sorted({common.cpu_kind(e) for e in entries}):
+        own = [e for e in entries if common.cpu_kind(e) == kind]
+        wide = next((e["machine"]["vectors"] for e in own if "vectors" in e["machine"]), None)
+        body += [f"**{kind}{f', {wide}' if wide else ''}**", "", *table(own), "", *provenance(own), ""]
+    return body[:-1]
+
+
 def provenance(entries):
     """Where the figures come from, one line for each different origin."""
     lines = []
@@ -45,7 +57,7 @@ def render(page):
     """The page with every table as the results files have it."""
     for name in FILES:
         entries = common.read_results(common.RESULTS.with_name(f"{name}.json"))
-        body = [*table(entries), "", *provenance(entries)] if entries else ["No figures yet."]
+        body = tables(entries) if entries else ["No figures yet."]
         page = common.between(page, *marks(name), body)
     return page
 

@@ -217,6 +217,30 @@ pub fn weight_gradients_in_place(kind: Kind, device: tch::Device) -> bool {
     }
 }
 
+/// How a CPU makes the backward pass of attention, for memory formulas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttentionOnCpu {
+    /// herd's own kernel.
+    Own,
+    /// libtorch's flash attention in the type of the tensors.
+    Flash,
+    /// libtorch's flash attention over fp32 copies of them.
+    FlashWidened,
+}
+
+/// How this CPU makes the backward pass of attention in `kind`.
+pub fn attention_on_cpu(kind: Kind) -> AttentionOnCpu {
+    let own = match kind {
+        Kind::BFloat16 => cpu::attend::is_own::<bf16>(),
+        _ => cpu::attend::is_own::<f32>(),
+    };
+    match (own, cpu::attend::widens(kind)) {
+        (true, _) => AttentionOnCpu::Own,
+        (false, true) => AttentionOnCpu::FlashWidened,
+        (false, false) => AttentionOnCpu::Flash,
+    }
+}
+
 /// grad [V,H] f32 += rows of dy [N,H] T at `ids` [N] i64.
 pub fn embedding_backward(dy: &Tensor, ids: &Tensor, grad: &Tensor) {
     by_kind!(dy, cpu::flat::embedding_backward(dy, ids, grad))

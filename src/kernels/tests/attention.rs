@@ -1,7 +1,7 @@
 //! Attention, herd's own and libtorch's flash attention as herd calls it.
 
 use super::*;
-use crate::kernels::cpu::{attend, linear::sums_bf16_in_fp32};
+use crate::kernels::cpu::attend;
 use crate::kernels::{self, parallel, reference};
 use half::bf16;
 
@@ -89,7 +89,7 @@ fn reference_attention_after_a_past() {
 
 #[test]
 fn attention_forward_and_backward() {
-    let bounds = if sums_bf16_in_fp32() { [2e-6, 8e-3] } else { FLASH_BOUNDS };
+    let bounds = if attend::is_own::<bf16>() { [2e-6, 8e-3] } else { FLASH_BOUNDS };
     check(
         "attention",
         bounds,

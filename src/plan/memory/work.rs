@@ -11,8 +11,8 @@
 //!   product, N·H·e and F/t·H·e once some activations have gone;
 //! - *attention backward*: the feed-forward half's activations, N/t·2·H·e + N·3·F/t·e, have gone; dy, the gradients of the
 //!   attention output and of q|k|v, N·(H/t+Q+A)·e, and each query head's own dk and dv in fp32, N·Q·8; with libtorch's flash
-//!   attention (on the same CPUs that make such products) k and v spread over the query heads, three gradients and the
-//!   copies that add those of a group, N·7·Q·e. A tensor axis adds the normed input of all ranks and its gradient, N·2·H·e
+//!   attention (`kernels::attention_on_cpu`) k and v spread over the query heads, three gradients and the copies that add those
+//!   of a group, N·7·Q·e, or where it computes in fp32 copies N·9·Q·4. A tensor axis adds the normed input of all ranks and its gradient, N·2·H·e
 //!   + N/t·H·e; a context axis the keys and values of the whole sequence and their gradients.
 //!
 //!
@@ -24,7 +24,7 @@
 
 use super::device;
 use crate::config::{LoraTarget, ModelConfig, Recompute};
-use crate::kernels;
+use crate::kernels::{self, AttentionOnCpu};
 use crate::layout::Unit;
 use crate::model::{block, head};
 use crate::plan::memory::forms::{self, KernelForm, KernelForms};
@@ -60,6 +60,7 @@ pub(super) struct ActivationWork<'a> {
     tensor: u128,
     /// Weight gradients are added where they are summed.
     in_place: bool,
+    attention_on_cpu: AttentionOnCpu,
     /// Temporaries of row-wise operations in the blocks that are no kernel of their own, and of the loss.
     temporaries: u128,
     loss: u128,
@@ -92,6 +93,7 @@ impl ActivationWork<'_> {
             rows,
             tensor: tensor as u128,
             in_place: kernels::weight_gradients_in_place(plan.dtype, plan.device),
+            attention_on_cpu: kernels::attention_on_cpu(plan.dtype),
             temporaries: if in_pieces { device::temporaries(plan, [n, h, f]) } else { 0 },
             loss: if in_pieces { device::loss_temporaries(plan, [rows, v as u128]) } else { 0 },
             forms,
@@ -223,8 +225,11 @@ impl ActivationWork<'_> {
                 forms::unfused_scores(m, s, self.plan.micro_batch, tensor, context) + forms::unfused_copies(n, q)
             }
             KernelForm::Fused if self.plan.device.is_cuda() => device::attention(self.plan, [n, q, a], self.heads),
-            KernelForm::Fused if self.in_place => n * q * 8,
-            KernelForm::Fused => n * 7 * q * e,
+            KernelForm::Fused => match self.attention_on_cpu {
+                AttentionOnCpu::Own => n * q * 8,
+                AttentionOnCpu::Flash => n * 7 * q * e,
+                AttentionOnCpu::FlashWidened => n * 9 * q * size_of::<f32>() as u128,
+            },
         }
     }
 

@@ -10,3 +10,4 @@ pub mod gemm;
 pub mod ints;
 pub mod pack;
 pub mod scratch;
+pub mod widened;
