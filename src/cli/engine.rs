@@ -14,6 +14,8 @@ use crate::serve::batch::request::{Defaults, RequestRules};
 use crate::serve::replica::Replica;
 use crate::serve::scheduler::Limits;
 use crate::serve::start::{self, cache_blocks, Holding};
+use crate::serve::Engine;
+use crate::text::grouped;
 use crate::topology::Topology;
 use crate::world::{Op, World};
 use serde::{Deserialize, Serialize};
@@ -49,6 +51,10 @@ pub struct EngineArgs {
     /// Memory of a rank for keys and values, in GB. Default: a quarter of what is free, shared by the node's ranks.
     #[arg(long, value_name = "GB")]
     pub cache_gb: Option<f64>,
+    /// Propose up to this many tokens of a text at a time, from what stood behind its last tokens before, and read them at once
+    /// (prompt lookup). Changes no answer; faster where a text repeats or copies. 0: never.
+    #[arg(long, value_name = "K", default_value_t = 0, value_parser = proposed)]
+    pub num_speculative_tokens: usize,
     /// Read every prompt whole, also where another has the same beginning. Changes no answer.
     #[arg(long)]
     pub no_prefix_cache: bool,
@@ -71,6 +77,23 @@ pub fn positive(text: &str) -> std::result::Result<usize, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("must be a whole number from 1 on".into()),
         Ok(n) => Ok(n),
+    }
+}
+
+/// Tokens to propose at a time.
+pub fn proposed(text: &str) -> std::result::Result<usize, String> {
+    const MOST: usize = 64;
+    match text.parse() {
+        Ok(n) if n <= MOST => Ok(n),
+        _ => Err(format!("must be a whole number from 0 to {MOST}")),
+    }
+}
+
+/// A share in words: `12 of 34 proposed tokens accepted`, for the line that ends a command; nothing where none was proposed.
+pub fn accepted(tally: (u64, u64)) -> String {
+    match tally {
+        (0, _) => String::new(),
+        (proposed, accepted) => format!(", {} of {} proposed tokens accepted", grouped(accepted), grouped(proposed)),
     }
 }
 
@@ -100,8 +123,10 @@ impl EngineArgs {
         self.tensor * self.pipeline
     }
 
-    pub fn limits(&self) -> Limits {
-        Limits { tokens: self.max_batch_tokens, sequences: self.max_sequences }
+    /// The leader of a replica, ready.
+    pub fn engine(&self, holding: &Holding, replica: Replica) -> Engine {
+        let limits = Limits { tokens: self.max_batch_tokens, sequences: self.max_sequences };
+        holding.engine(replica, limits, !self.no_prefix_cache).proposing(self.num_speculative_tokens)
     }
 
     /// Type and device of this rank; sets its threads.

@@ -107,7 +107,7 @@ fn serve(args: &Args, world: &World) -> Result<()> {
     let replica = replica.ok_or_else(missing)?;
     match (opened, door) {
         (Some(opened), Some(door)) => {
-            let made = holding.engine(replica, engine.limits(), !engine.no_prefix_cache);
+            let made = engine.engine(&holding, replica);
             answer(args, opened, door, made, &stop)
         }
         _ => replica.follow(),

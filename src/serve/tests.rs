@@ -1,5 +1,7 @@
 //! The engine over a small random model: against the model's full forward pass, and in company against alone.
 
+mod speculation;
+
 use super::engine::{Asked, Chosen, Engine, Reader, Stop};
 use super::logprobs::Scored;
 use super::scheduler::{blocks, Limits};
