@@ -1,6 +1,6 @@
 //! How a model is held by the ranks of `herd batch`, `herd serve` and `herd eval`: the options that say so, and what they open.
 
-use super::generate::{choose_device, dtype, open_tokenizer, quantize};
+use super::generate::{choose_device, dtype, open_tokenizer, proposed, quantize};
 use super::tell::{of_json, to_json};
 use super::train::cores;
 use crate::config::ModelConfig;
@@ -11,15 +11,16 @@ use crate::error::{Error, Exit, Result};
 use crate::kernels::quantized::WeightFormat;
 use crate::progress::Meter;
 use crate::serve::batch::request::{Defaults, RequestRules};
+use crate::serve::guide::Grammars;
 use crate::serve::replica::Replica;
 use crate::serve::scheduler::Limits;
 use crate::serve::start::{self, cache_blocks, Holding};
 use crate::serve::Engine;
-use crate::text::grouped;
 use crate::topology::Topology;
 use crate::world::{Op, World};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::sync::Arc;
 use tch::{Device, Kind};
 
 #[derive(clap::Args)]
@@ -77,23 +78,6 @@ pub fn positive(text: &str) -> std::result::Result<usize, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("must be a whole number from 1 on".into()),
         Ok(n) => Ok(n),
-    }
-}
-
-/// Tokens to propose at a time.
-pub fn proposed(text: &str) -> std::result::Result<usize, String> {
-    const MOST: usize = 64;
-    match text.parse() {
-        Ok(n) if n <= MOST => Ok(n),
-        _ => Err(format!("must be a whole number from 0 to {MOST}")),
-    }
-}
-
-/// A share in words: `12 of 34 proposed tokens accepted`, for the line that ends a command; nothing where none was proposed.
-pub fn accepted(tally: (u64, u64)) -> String {
-    match tally {
-        (0, _) => String::new(),
-        (proposed, accepted) => format!(", {} of {} proposed tokens accepted", grouped(accepted), grouped(proposed)),
     }
 }
 
@@ -250,6 +234,7 @@ impl EngineArgs {
             vocab: weights.model().vocab_size,
             longest,
             defaults,
+            grammars: Arc::new(Grammars::new(tokenizer, weights.model().vocab_size)),
         })
     }
 }

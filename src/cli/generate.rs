@@ -3,7 +3,6 @@
 mod prompts;
 
 use super::devices;
-use super::engine::{accepted, proposed};
 use super::progress::shown;
 use crate::convert::gguf::is_gguf;
 use crate::convert::weights::{self, Weights};
@@ -123,7 +122,8 @@ pub fn run(args: Args) -> Result<()> {
         super::print(&shown)?;
         let mut printed = Printed(TextStream::new(|ids: &[u32]| tokenizer.decode(ids)));
         let (max_tokens, sample, stop) = (args.max_new_tokens, index as u64, stop.clone());
-        engine.submit(Asked { prompt, max_tokens, sampling, sample, stop, logprobs: None, score_from: None })?;
+        let (logprobs, score_from, grammar) = (None, None, None);
+        engine.submit(Asked { prompt, max_tokens, sampling, sample, stop, logprobs, score_from, grammar })?;
         while engine.pending() > 0 {
             engine.step(&mut printed)?;
         }
@@ -213,5 +213,22 @@ pub(super) fn quantize(asked: Option<&str>, device: Device) -> Result<Option<Wei
             Err(Error::new(Exit::Usage, fact).hint("add --device cpu, or leave --quantize out"))
         }
         (asked, _) => Ok(asked.and_then(WeightFormat::named)),
+    }
+}
+
+/// Tokens to propose at a time.
+pub(super) fn proposed(text: &str) -> std::result::Result<usize, String> {
+    const MOST: usize = 64;
+    match text.parse() {
+        Ok(n) if n <= MOST => Ok(n),
+        _ => Err(format!("must be a whole number from 0 to {MOST}")),
+    }
+}
+
+/// A share in words: `12 of 34 proposed tokens accepted`, for the line that ends a command; nothing where none was proposed.
+pub(super) fn accepted(tally: (u64, u64)) -> String {
+    match tally {
+        (0, _) => String::new(),
+        (proposed, accepted) => format!(", {} of {} proposed tokens accepted", grouped(accepted), grouped(proposed)),
     }
 }

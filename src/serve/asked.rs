@@ -1,6 +1,7 @@
 //! What is asked of the engine and what comes of it, as values.
 
 use crate::error::{Error, Exit, Result};
+use crate::serve::guide::Grammar;
 use crate::serve::logprobs::Scored;
 use crate::serve::Sampling;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,9 @@ pub struct Asked {
     /// tokens as `logprobs` says.
     #[serde(default)]
     pub score_from: Option<usize>,
+    /// The form that the text is to have.
+    #[serde(default)]
+    pub grammar: Option<Grammar>,
 }
 
 /// A token that was chosen.
@@ -48,6 +52,10 @@ pub enum Stop {
     Length,
     /// The longest text.
     Context,
+    /// It is whole: [`Asked::grammar`] admits nothing behind it.
+    Grammar,
+    /// [`Asked::grammar`] could not say what may come next.
+    Failed,
 }
 
 /// Whether a prompt can be continued by a model of so many tokens, in texts of so many.

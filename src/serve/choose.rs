@@ -4,7 +4,9 @@
 use crate::error::{Error, Exit, Result};
 use crate::kernels::{host, parallel};
 use crate::serve::asked::{Asked, Chosen};
+use crate::serve::guide::Guide;
 use crate::serve::logprobs::{self, Scored};
+use crate::serve::sample::finite;
 use crate::serve::sequence::Sequence;
 use crate::threads::lock;
 use std::borrow::Cow;
@@ -13,9 +15,13 @@ use std::sync::Mutex;
 use tch::Tensor;
 
 /// What a row of logits came to.
-pub(super) enum Outcome {
+pub(super) enum RowOutcome {
     Scored(Scored, Vec<Scored>),
     Chosen(Chosen),
+    /// The same, and the text is whole.
+    Last(Chosen),
+    /// The text's grammar does not say what may come next, and why.
+    Failed(String),
 }
 
 /// Rows of an iteration, which come a chunk at a time, and what they came to.
@@ -25,7 +31,7 @@ pub(super) struct Choices<'a> {
     rows: &'a [(usize, usize)],
     vocab: usize,
     /// Of each row that counts, in order: whose it is, and the outcome.
-    out: Vec<(usize, Outcome)>,
+    out: Vec<(usize, RowOutcome)>,
 }
 
 impl<'a> Choices<'a> {
@@ -37,7 +43,7 @@ impl<'a> Choices<'a> {
     pub fn take(&mut self, first: usize, logits: &Tensor) -> Result<()> {
         let runs = self.runs(first..first + logits.size()[0] as usize);
         let all = host::floats(logits);
-        let done: Vec<Mutex<Option<Result<Vec<Outcome>>>>> = runs.iter().map(|_| Mutex::new(None)).collect();
+        let done: Vec<Mutex<Option<Result<Vec<RowOutcome>>>>> = runs.iter().map(|_| Mutex::new(None)).collect();
         let (sequences, rows, vocab) = (self.sequences, self.rows, self.vocab);
         parallel::tasks(runs.len(), |n| {
             let run = runs[n].clone();
@@ -55,7 +61,7 @@ impl<'a> Choices<'a> {
     }
 
     /// Of each row that counts, in order: whose it is, and the outcome.
-    pub fn outcomes(self) -> Vec<(usize, Outcome)> {
+    pub fn outcomes(self) -> Vec<(usize, RowOutcome)> {
         self.out
     }
 
@@ -78,7 +84,7 @@ impl<'a> Choices<'a> {
     /// Whether the first `n` proposed tokens of a sequence, all in earlier chunks, were chosen.
     fn accepted(&self, i: usize, n: usize) -> bool {
         let own = self.out.iter().rev().take_while(|(j, _)| *j == i).count() == n;
-        own && matches!(self.out.last(), Some((_, Outcome::Chosen(c))) if self.sequences[i].goes_on(n - 1, c))
+        own && matches!(self.out.last(), Some((_, RowOutcome::Chosen(c))) if self.sequences[i].goes_on(n - 1, c))
     }
 }
 
@@ -92,7 +98,7 @@ impl Sequence {
 /// Rows of one sequence: its first `at` tokens, and the logits [V] behind them.
 fn of_run<'l>(
     s: &Sequence, ats: impl Iterator<Item = usize>, logits: impl Iterator<Item = &'l [f32]>,
-) -> Result<Vec<Outcome>> {
+) -> Result<Vec<RowOutcome>> {
     let tokens: Cow<[u32]> = match s.proposal.is_empty() {
         true => Cow::Borrowed(&s.tokens),
         false => Cow::Owned([&s.tokens[..], &s.proposal].concat()),
@@ -101,16 +107,19 @@ fn of_run<'l>(
     for (at, logits) in ats.zip(logits) {
         if let Some(&next) = s.tokens.get(at) {
             let (own, top) = logprobs::of(logits, next, s.asked.logprobs.unwrap_or(0));
-            out.push(Outcome::Scored(own, top));
+            out.push(RowOutcome::Scored(own, top));
             continue;
         }
         if s.asked.max_tokens == 0 {
-            out.push(Outcome::Chosen(Chosen { id: 0, ends: false, scored: None }));
+            out.push(RowOutcome::Chosen(Chosen { id: 0, ends: false, scored: None }));
             break;
         }
-        let chosen = choose(&s.asked, &tokens[..at], logits)?;
-        let goes_on = s.goes_on(at - s.tokens.len(), &chosen);
-        out.push(Outcome::Chosen(chosen));
+        let outcome = match &s.guide {
+            Some(guide) => guided(&s.asked, &tokens[..at], logits, &mut lock(guide))?,
+            None => RowOutcome::Chosen(choose(&s.asked, &tokens[..at], logits)?),
+        };
+        let goes_on = matches!(&outcome, RowOutcome::Chosen(c) if s.goes_on(at - s.tokens.len(), c));
+        out.push(outcome);
         if !goes_on {
             break;
         }
@@ -127,6 +136,27 @@ fn choose(asked: &Asked, tokens: &[u32], logits: &[f32]) -> Result<Chosen> {
     Ok(Chosen { id, ends: stop.contains(&id), scored })
 }
 
+/// The same of what the guide admits, behind penalties and before filters; the guide is told.
+fn guided(asked: &Asked, tokens: &[u32], logits: &[f32], guide: &mut Guide) -> Result<RowOutcome> {
+    let Asked { sampling, prompt, sample, stop, logprobs, .. } = asked;
+    finite(logits, tokens.len() as u64)?;
+    let mut admitted = sampling.penalised(logits, prompt, &tokens[prompt.len()..]).into_owned();
+    if let Err(why) = guide.restrict(stop, &mut admitted) {
+        return Ok(RowOutcome::Failed(why));
+    }
+    let id = sampling.pick(&admitted, *sample, tokens.len() as u64);
+    let scored = logprobs.map(|top| logprobs::of(logits, id, top));
+    let chosen = Chosen { id, ends: stop.contains(&id), scored };
+    if chosen.ends {
+        return Ok(RowOutcome::Chosen(chosen));
+    }
+    Ok(match guide.accept(id) {
+        Ok(false) => RowOutcome::Chosen(chosen),
+        Ok(true) => RowOutcome::Last(chosen),
+        Err(why) => RowOutcome::Failed(why),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,7 +165,7 @@ mod tests {
     fn sequence(tokens: &[u32], proposal: &[u32], stop: &[u32], score_from: Option<usize>) -> Sequence {
         let (prompt, sampling) = (tokens.to_vec(), Sampling::greedy());
         let (max_tokens, sample, stop, logprobs) = (9, 0, stop.to_vec(), Some(0));
-        let asked = Asked { prompt, max_tokens, sampling, sample, stop, logprobs, score_from };
+        let asked = Asked { prompt, max_tokens, sampling, sample, stop, logprobs, score_from, grammar: None };
         Sequence { proposal: proposal.to_vec(), ..Sequence::new(0, asked, &[], 9) }
     }
 
@@ -163,8 +193,9 @@ mod tests {
             }
             let told: Vec<(usize, char, u32)> = (choices.outcomes().into_iter())
                 .map(|(i, outcome)| match outcome {
-                    Outcome::Scored(own, _) => (i, 's', own.id),
-                    Outcome::Chosen(c) => (i, if c.ends { 'e' } else { 'c' }, c.id),
+                    RowOutcome::Scored(own, _) => (i, 's', own.id),
+                    RowOutcome::Chosen(c) => (i, if c.ends { 'e' } else { 'c' }, c.id),
+                    RowOutcome::Last(_) | RowOutcome::Failed(_) => panic!("there is no grammar"),
                 })
                 .collect();
             let want = [

@@ -1,9 +1,10 @@
 //! Requests in, tokens out: the scheduler's decisions carried out over a replica, a token chosen wherever logits come back.
 
-use crate::error::Result;
+use crate::error::{Error, Exit, Result};
 use crate::kernels::paged::BLOCK;
 pub use crate::serve::asked::{check, Asked, Chosen, Stop};
-use crate::serve::choose::{Choices, Outcome};
+use crate::serve::choose::{Choices, RowOutcome};
+use crate::serve::guide::Guide;
 use crate::serve::iteration::{Stretch, TokenBatch};
 use crate::serve::logprobs::Scored;
 use crate::serve::pool::BlockPool;
@@ -11,6 +12,7 @@ use crate::serve::replica::Replica;
 use crate::serve::scheduler::{self, blocks, Limits, SequenceStanding};
 use crate::serve::sequence::Sequence;
 use std::collections::VecDeque;
+use std::sync::Mutex;
 
 /// Whoever reads what comes, told apart by the tickets that [`Engine::submit`] gave.
 pub trait Reader {
@@ -102,14 +104,31 @@ impl Engine {
         check(&asked.prompt, vocab, longest)
     }
 
-    /// Takes a request; its ticket.
+    /// Takes a request without a form of its own; its ticket.
     pub fn submit(&mut self, asked: Asked) -> Result<u64> {
         self.resume(asked, &[])
     }
 
+    /// Takes a request; `guide` is its form's ([`crate::serve::guide::Grammars`]), and none where it has none.
+    pub fn submit_guided(&mut self, asked: Asked, guide: Option<Guide>) -> Result<u64> {
+        self.check(&asked)?;
+        if asked.grammar.is_some() != guide.is_some() {
+            return Err(Error::new(Exit::Internal, "a text of a given form needs its guide, and no other has one"));
+        }
+        let ticket = self.next;
+        self.next += 1;
+        let sequence = Sequence::new(ticket, asked, &[], self.proposed);
+        self.waiting.push_back(Sequence { guide: guide.map(Mutex::new), ..sequence });
+        Ok(ticket)
+    }
+
     /// Takes a request whose text has begun; what comes is what would have come behind `text`, to the bit.
+    /// One of a given form cannot be resumed.
     pub fn resume(&mut self, asked: Asked, text: &[u32]) -> Result<u64> {
         self.check(&asked)?;
+        if asked.grammar.is_some() {
+            return Err(Error::new(Exit::Internal, "a text of a given form begins at its beginning"));
+        }
         let ticket = self.next;
         self.next += 1;
         self.waiting.push_back(Sequence::new(ticket, asked, text, self.proposed));
@@ -288,14 +307,19 @@ impl Engine {
     }
 
     /// Adds a token; why the text has ended, if it has.
-    fn take(&mut self, i: usize, outcome: Outcome, reader: &mut dyn Reader) -> Result<Option<Stop>> {
+    fn take(&mut self, i: usize, outcome: RowOutcome, reader: &mut dyn Reader) -> Result<Option<Stop>> {
         let longest = self.capacity.longest;
         let s = &mut self.running[i];
-        let chosen = match outcome {
-            Outcome::Chosen(chosen) if s.asked.max_tokens > 0 => chosen,
+        let (chosen, whole) = match outcome {
             // The prompt was to be scored, and no more.
-            Outcome::Chosen(_) => return Ok(Some(Stop::Length)),
-            Outcome::Scored(own, top) => {
+            RowOutcome::Chosen(_) | RowOutcome::Last(_) if s.asked.max_tokens == 0 => return Ok(Some(Stop::Length)),
+            RowOutcome::Chosen(chosen) => (chosen, false),
+            RowOutcome::Last(chosen) => (chosen, true),
+            RowOutcome::Failed(why) => {
+                tracing::warn!("a text ends after {} tokens, its grammar fails: {why}", s.tokens.len());
+                return Ok(Some(Stop::Failed));
+            }
+            RowOutcome::Scored(own, top) => {
                 s.scored += 1;
                 return reader.scored(s.ticket, own, top).map(|()| None);
             }
@@ -307,6 +331,7 @@ impl Engine {
         Ok(match s.tokens.len() - s.asked.prompt.len() {
             _ if ends => Some(Stop::Token),
             _ if enough => Some(Stop::Reader),
+            _ if whole => Some(Stop::Grammar),
             n if n == s.asked.max_tokens => Some(Stop::Length),
             _ if s.tokens.len() == longest => Some(Stop::Context),
             _ => None,

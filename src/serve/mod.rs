@@ -7,7 +7,7 @@
 //! - [`engine`]: requests in, tokens out; [`asked`]: both as values
 //! - `sequence`, `choose`: a text under way; its next tokens from rows of logits
 //! - [`speculate`]: what probably comes next, proposed without a model
-//! - [`sample`], [`logprobs`]: one token from logits
+//! - [`sample`], [`logprobs`]: one token from logits; [`guide`]: which tokens the form of a text admits
 //! - [`stream`], [`text`]: tokens to text as they come; stop strings
 //! - [`start`], [`load`]: from weights on disk to a replica
 //! - [`batch`]: files of requests; [`http`]: requests over HTTP; [`eval`]: tasks that score a model
@@ -17,6 +17,7 @@ pub mod batch;
 mod choose;
 pub mod engine;
 pub mod eval;
+pub mod guide;
 pub mod http;
 pub mod iteration;
 pub mod load;

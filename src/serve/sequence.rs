@@ -1,9 +1,12 @@
 //! A text under way: its tokens, its blocks of the cache, and what is proposed of what comes.
 
 use crate::serve::asked::Asked;
+use crate::serve::guide::Guide;
 use crate::serve::pool::{BlockPool, Chain, Prefix};
 use crate::serve::scheduler::SequenceStanding;
 use crate::serve::speculate::{lookup, Trust};
+use crate::threads::lock;
+use std::sync::Mutex;
 
 /// A text that the engine has.
 pub(super) struct Sequence {
@@ -22,6 +25,8 @@ pub(super) struct Sequence {
     /// Tokens that are proposed to follow, in this iteration, and read with the last of `tokens`.
     pub proposal: Vec<u32>,
     pub trust: Trust,
+    /// Where [`Asked::grammar`] is: what may come behind `tokens`.
+    pub guide: Option<Mutex<Guide>>,
 }
 
 impl Sequence {
@@ -30,7 +35,8 @@ impl Sequence {
         let tokens = [&asked.prompt, text].concat();
         let scored = if text.is_empty() { asked.score_from.unwrap_or(1).max(1) } else { asked.prompt.len() };
         let (proposal, trust) = (vec![], Trust::new(proposed));
-        Sequence { ticket, asked, tokens, read: 0, blocks: vec![], known: 0, chain: 0, scored, proposal, trust }
+        let (read, blocks, known, chain, guide) = (0, vec![], 0, 0, None);
+        Sequence { ticket, asked, tokens, read, blocks, known, chain, scored, proposal, trust, guide }
     }
 
     /// Whether prompt tokens are still to be scored.
@@ -75,6 +81,10 @@ impl Sequence {
             self.proposal = lookup(&self.tokens, most);
             let ends = self.proposal.iter().position(|id| self.asked.stop.contains(id));
             self.proposal.truncate(ends.unwrap_or(most));
+            if let Some(guide) = &self.guide {
+                // What may not come is not chosen; a guide that fails says so when it is asked what may.
+                self.proposal.truncate(lock(guide).admits(&self.proposal).unwrap_or(0));
+            }
         }
     }
 

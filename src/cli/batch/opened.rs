@@ -1,6 +1,7 @@
 //! What the first rank of `herd batch` has open: the requests, the weights, the tokenizer; and how it answers with them.
 
-use super::super::engine::{accepted, OpenedModel};
+use super::super::engine::OpenedModel;
+use super::super::generate::accepted;
 use super::Args;
 use crate::error::Result;
 use crate::progress::Meter;

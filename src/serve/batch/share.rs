@@ -11,9 +11,11 @@ use crate::serve::batch::output::Output;
 use crate::serve::batch::request::{RequestRules, Task};
 use crate::serve::batch::worker::Worker;
 use crate::serve::engine::{Engine, EngineTally};
+use crate::serve::guide::Grammars;
 use crate::world::{Mailbox, World};
 use serde::{de::DeserializeOwned, Deserialize, Serialize};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A pause where there is nothing to compute.
@@ -72,7 +74,7 @@ pub struct Queue<'a> {
     pub refused: u64,
 }
 
-impl Queue<'_> {
+impl<'a> Queue<'a> {
     /// Tasks for up to `texts` more texts, but of several replicas none gets more than half of its share of what is left, so that all
     /// end together. Lines that are none are answered at once.
     fn take(&mut self, texts: usize) -> Result<Vec<Task>> {
@@ -109,9 +111,9 @@ impl Queue<'_> {
 
     /// Runs the first replica's engine and serves the leaders of the others, until everything is answered or `stop` says so.
     pub fn run(
-        &mut self, engine: Engine, tokenizer: &Tokenizer, mailbox: &mut Mailbox, stop: &dyn Fn() -> bool,
+        &mut self, engine: Engine, tokenizer: &'a Tokenizer, mailbox: &mut Mailbox, stop: &dyn Fn() -> bool,
     ) -> Result<Finish> {
-        let mut worker = Worker::new(engine, tokenizer);
+        let mut worker = Worker::new(engine, tokenizer, self.rules.grammars.clone());
         let (mut away, mut before, mut stopped) = (self.replicas - 1, EngineTally::default(), false);
         loop {
             stopped |= stop();
@@ -154,7 +156,8 @@ impl Queue<'_> {
 
 /// The part of the leader of another replica.
 pub fn lead(engine: Engine, tokenizer: &Tokenizer, mailbox: &mut Mailbox, world: &World) -> Result<()> {
-    let mut worker = Worker::new(engine, tokenizer);
+    let grammars = Arc::new(Grammars::new(tokenizer, engine.capacity().vocab));
+    let mut worker = Worker::new(engine, tokenizer, grammars);
     let (mut answers, mut before, mut asked) = (Vec::new(), EngineTally::default(), false);
     // When the last question was asked, and whether the queue had nothing then.
     let (mut last, mut dry) = (Instant::now(), false);
