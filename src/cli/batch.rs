@@ -93,7 +93,7 @@ fn work(args: &Args, world: &World, options: (Kind, Device), meter: &Meter, stop
     let weights = opened.as_ref().map(|o| &o.model.weights).or(weights.as_ref());
     let mut mailbox = Mailbox::open(world)?;
     let replica = holding.replica(weights, world, meter)?;
-    let made = |replica| holding.engine(replica, engine.limits(), !engine.no_prefix_cache);
+    let made = |replica| engine.engine(&holding, replica);
     let mut finish = Finish::All;
     match (&opened, begun, tokenizer) {
         (Some(opened), Some(begun), _) => {

@@ -1,6 +1,6 @@
 //! How a model is held by the ranks of `herd batch`, `herd serve` and `herd eval`: the options that say so, and what they open.
 
-use super::generate::{choose_device, dtype, open_tokenizer, quantize};
+use super::generate::{choose_device, dtype, open_tokenizer, proposed, quantize};
 use super::tell::{of_json, to_json};
 use super::train::cores;
 use crate::config::ModelConfig;
@@ -11,13 +11,16 @@ use crate::error::{Error, Exit, Result};
 use crate::kernels::quantized::WeightFormat;
 use crate::progress::Meter;
 use crate::serve::batch::request::{Defaults, RequestRules};
+use crate::serve::guide::Grammars;
 use crate::serve::replica::Replica;
 use crate::serve::scheduler::Limits;
 use crate::serve::start::{self, cache_blocks, Holding};
+use crate::serve::Engine;
 use crate::topology::Topology;
 use crate::world::{Op, World};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::sync::Arc;
 use tch::{Device, Kind};
 
 #[derive(clap::Args)]
@@ -49,6 +52,10 @@ pub struct EngineArgs {
     /// Memory of a rank for keys and values, in GB. Default: a quarter of what is free, shared by the node's ranks.
     #[arg(long, value_name = "GB")]
     pub cache_gb: Option<f64>,
+    /// Propose up to this many tokens of a text at a time, from what stood behind its last tokens before, and read them at once
+    /// (prompt lookup). Changes no answer; faster where a text repeats or copies. 0: never.
+    #[arg(long, value_name = "K", default_value_t = 0, value_parser = proposed)]
+    pub num_speculative_tokens: usize,
     /// Read every prompt whole, also where another has the same beginning. Changes no answer.
     #[arg(long)]
     pub no_prefix_cache: bool,
@@ -100,8 +107,10 @@ impl EngineArgs {
         self.tensor * self.pipeline
     }
 
-    pub fn limits(&self) -> Limits {
-        Limits { tokens: self.max_batch_tokens, sequences: self.max_sequences }
+    /// The leader of a replica, ready.
+    pub fn engine(&self, holding: &Holding, replica: Replica) -> Engine {
+        let limits = Limits { tokens: self.max_batch_tokens, sequences: self.max_sequences };
+        holding.engine(replica, limits, !self.no_prefix_cache).proposing(self.num_speculative_tokens)
     }
 
     /// Type and device of this rank; sets its threads.
@@ -225,6 +234,7 @@ impl EngineArgs {
             vocab: weights.model().vocab_size,
             longest,
             defaults,
+            grammars: Arc::new(Grammars::new(tokenizer, weights.model().vocab_size)),
         })
     }
 }

@@ -85,7 +85,7 @@ fn eval(args: &Args, world: &World) -> Result<()> {
         let (holding, replica) = args.engine.hold(world, opened.as_ref(), compute, &meter)?;
         match (tasks, &opened) {
             (Some(tasks), Some(opened)) => {
-                let mut engine = holding.engine(replica, args.engine.limits(), !args.engine.no_prefix_cache);
+                let mut engine = args.engine.engine(&holding, replica);
                 let done = put_all(args, opened, &tasks, &mut engine, &meter);
                 let ended = engine.end();
                 scores = done?;

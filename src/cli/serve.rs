@@ -107,7 +107,7 @@ fn serve(args: &Args, world: &World) -> Result<()> {
     let replica = replica.ok_or_else(missing)?;
     match (opened, door) {
         (Some(opened), Some(door)) => {
-            let made = holding.engine(replica, engine.limits(), !engine.no_prefix_cache);
+            let made = engine.engine(&holding, replica);
             answer(args, opened, door, made, &stop)
         }
         _ => replica.follow(),
@@ -169,7 +169,7 @@ fn answer(
     let server = RunningServer::start(door, front.clone())?;
     tracing::info!("serving {} at {name} ({lock})", front.rules.models[0]);
     let asked = || stop.raised() || server.is_over();
-    let desk = Desk::new(engine, tokenizer, journal);
+    let desk = Desk::new(engine, tokenizer, front.rules.grammars.clone(), journal);
     let drained = desk.run(ordered, &gate, &front.figures, &asked, Duration::from_secs(args.drain_seconds))?;
     let ended_itself = server.is_over();
     let served = server.end();

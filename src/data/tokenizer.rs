@@ -6,6 +6,7 @@
 mod bytes;
 mod front;
 mod huggingface;
+mod pieces;
 mod tiktoken;
 mod words;
 
@@ -164,6 +165,18 @@ impl Tokenizer {
             Kind::Bytes => bytes::decode(ids),
             Kind::HuggingFace(t) => t.decode(ids),
             Kind::Tiktoken(t) => t.decode(ids),
+        }
+    }
+
+    /// The bytes that each of [`Tokenizer::vocab_size`] ids is in a text; none for special tokens and for ids without a token. Errors
+    /// ([`Exit::Data`]): a tokenizer whose tokens are no fixed bytes.
+    pub fn pieces(&self) -> Result<Vec<Vec<u8>>> {
+        match &self.kind {
+            Kind::Bytes => Ok((0..self.vocab_size).map(|id| u8::try_from(id).into_iter().collect()).collect()),
+            Kind::HuggingFace(t) => pieces::of(&t.files[0].1, self.vocab_size).map_err(|why| {
+                Error::new(Exit::Data, format!("{}: tokens have no bytes of their own: {why}", self.spec))
+            }),
+            Kind::Tiktoken(t) => Ok(t.pieces()),
         }
     }
 

@@ -2,63 +2,17 @@
 
 use crate::error::{Error, Exit, Result};
 use crate::kernels::paged::BLOCK;
-use crate::kernels::{host, parallel};
+pub use crate::serve::asked::{check, Asked, Chosen, Stop};
+use crate::serve::choose::{Choices, RowOutcome};
+use crate::serve::guide::Guide;
 use crate::serve::iteration::{Stretch, TokenBatch};
-use crate::serve::logprobs::{self, Scored};
-use crate::serve::pool::{BlockPool, Chain, Prefix};
+use crate::serve::logprobs::Scored;
+use crate::serve::pool::BlockPool;
 use crate::serve::replica::Replica;
 use crate::serve::scheduler::{self, blocks, Limits, SequenceStanding};
-use crate::serve::Sampling;
-use crate::threads::lock;
-use serde::{Deserialize, Serialize};
+use crate::serve::sequence::Sequence;
 use std::collections::VecDeque;
 use std::sync::Mutex;
-use tch::Tensor;
-
-/// One text to make: a value, which gives the same text wherever and whenever it is run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Asked {
-    /// Token ids, one at least.
-    pub prompt: Vec<u32>,
-    /// Tokens to add at most.
-    pub max_tokens: usize,
-    /// By which each token is chosen from its logits.
-    pub sampling: Sampling,
-    /// With the seed and a token's place it fixes the draw: 0, 1, … for several texts of one prompt.
-    pub sample: u64,
-    /// Token ids that end the text; the one that did is the last token.
-    pub stop: Vec<u32>,
-    /// How many of the likeliest tokens to report at each place besides the chosen one.
-    pub logprobs: Option<usize>,
-    /// The prompt's own tokens from this one on, 1 at least, are scored too ([`Reader::scored`]); as many likeliest tokens as
-    /// `logprobs` says.
-    #[serde(default)]
-    pub score_from: Option<usize>,
-}
-
-/// A token that was chosen.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Chosen {
-    /// Token id, in the model's vocabulary.
-    pub id: u32,
-    /// It ends the text ([`Asked::stop`]).
-    pub ends: bool,
-    /// Its score and those of the likeliest, where [`Asked::logprobs`] asks for them.
-    pub scored: Option<(Scored, Vec<Scored>)>,
-}
-
-/// Why a text ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// A token of [`Asked::stop`].
-    Token,
-    /// Its reader had enough.
-    Reader,
-    /// [`Asked::max_tokens`].
-    Length,
-    /// The longest text.
-    Context,
-}
 
 /// Whoever reads what comes, told apart by the tickets that [`Engine::submit`] gave.
 pub trait Reader {
@@ -102,50 +56,10 @@ pub struct EngineTally {
     pub shared: u64,
     /// Sequences that gave up their blocks.
     pub gave_up: u64,
-}
-
-struct Sequence {
-    ticket: u64,
-    asked: Asked,
-    /// Prompt and text.
-    tokens: Vec<u32>,
-    read: usize,
-    blocks: Vec<u32>,
-    /// Blocks that are whole and known, and what stands for them.
-    known: usize,
-    chain: Chain,
-    /// Tokens of the prompt whose scores are out, those counted that are not to be scored.
-    scored: usize,
-}
-
-impl Sequence {
-    /// Whether prompt tokens are still to be scored.
-    fn scores(&self) -> bool {
-        self.asked.score_from.is_some() && self.scored < self.asked.prompt.len()
-    }
-
-    /// What is in the cache of one that waits, of use where no more of the prompt is there than stands before what is to be scored.
-    fn prefix(&self, pool: &BlockPool) -> Prefix {
-        match self.scores() {
-            true => pool.find(&self.tokens[..self.scored]),
-            false => pool.find(&self.tokens),
-        }
-    }
-
-    /// Of the tokens `start..end`, after how many of the last logits are wanted.
-    fn wanted(&self, start: usize, end: usize) -> usize {
-        match end == self.tokens.len() {
-            // The last token of a prompt is followed by a choice, all others by tokens that are there.
-            _ if self.scores() => end.saturating_sub(start.max(self.scored - 1)),
-            last => usize::from(last),
-        }
-    }
-}
-
-/// What a row of logits came to.
-enum Outcome {
-    Scored(Scored, Vec<Scored>),
-    Chosen(Chosen),
+    /// Tokens that were proposed and read before they were chosen.
+    pub proposed: u64,
+    /// Those of them that then were chosen.
+    pub accepted: u64,
 }
 
 /// The leader of a replica at work.
@@ -157,6 +71,8 @@ pub struct Engine {
     waiting: VecDeque<Sequence>,
     next: u64,
     tally: EngineTally,
+    /// Tokens that are proposed at a time, of a sequence, at most.
+    proposed: usize,
 }
 
 impl Engine {
@@ -171,7 +87,14 @@ impl Engine {
             waiting: VecDeque::new(),
             next: 0,
             tally: EngineTally::default(),
+            proposed: 0,
         }
+    }
+
+    /// The same engine; of each text that decodes up to `tokens` tokens are proposed at a time and read at once. It changes no token and
+    /// no score, only how soon they come. 0: none.
+    pub fn proposing(self, tokens: usize) -> Engine {
+        Engine { proposed: tokens, ..self }
     }
 
     /// Whether [`Engine::submit`] can take the request. Errors ([`Exit::Data`]): an empty prompt, an id outside the vocabulary,
@@ -181,18 +104,34 @@ impl Engine {
         check(&asked.prompt, vocab, longest)
     }
 
-    /// Takes a request; its ticket.
+    /// Takes a request without a form of its own; its ticket.
     pub fn submit(&mut self, asked: Asked) -> Result<u64> {
         self.resume(asked, &[])
     }
 
+    /// Takes a request; `guide` is its form's ([`crate::serve::guide::Grammars`]), and none where it has none.
+    pub fn submit_guided(&mut self, asked: Asked, guide: Option<Guide>) -> Result<u64> {
+        self.check(&asked)?;
+        if asked.grammar.is_some() != guide.is_some() {
+            return Err(Error::new(Exit::Internal, "a text of a given form needs its guide, and no other has one"));
+        }
+        let ticket = self.next;
+        self.next += 1;
+        let sequence = Sequence::new(ticket, asked, &[], self.proposed);
+        self.waiting.push_back(Sequence { guide: guide.map(Mutex::new), ..sequence });
+        Ok(ticket)
+    }
+
     /// Takes a request whose text has begun; what comes is what would have come behind `text`, to the bit.
+    /// One of a given form cannot be resumed.
     pub fn resume(&mut self, asked: Asked, text: &[u32]) -> Result<u64> {
         self.check(&asked)?;
-        let (ticket, tokens) = (self.next, [&asked.prompt, text].concat());
+        if asked.grammar.is_some() {
+            return Err(Error::new(Exit::Internal, "a text of a given form begins at its beginning"));
+        }
+        let ticket = self.next;
         self.next += 1;
-        let scored = if text.is_empty() { asked.score_from.unwrap_or(1).max(1) } else { asked.prompt.len() };
-        self.waiting.push_back(Sequence { ticket, asked, tokens, read: 0, blocks: vec![], known: 0, chain: 0, scored });
+        self.waiting.push_back(Sequence::new(ticket, asked, text, self.proposed));
         Ok(ticket)
     }
 
@@ -234,7 +173,10 @@ impl Engine {
     /// One iteration. Errors: of the wires, of the reader, logits that are not numbers.
     pub fn step(&mut self, reader: &mut dyn Reader) -> Result<()> {
         self.end_those_who_want_nothing(reader)?;
-        let running: Vec<SequenceStanding> = self.running.iter().map(|s| self.standing(s)).collect();
+        if self.proposed > 0 {
+            self.running.iter_mut().for_each(|s| s.propose(self.capacity.longest));
+        }
+        let running: Vec<SequenceStanding> = self.running.iter().map(|s| s.standing(&self.pool)).collect();
         let first = self.waiting.iter().take(self.capacity.limits.sequences);
         let waiting: Vec<SequenceStanding> = first.map(|s| self.prospect(s)).collect();
         let plan = scheduler::step(&self.capacity.limits, &running, &waiting, self.pool.free());
@@ -242,6 +184,7 @@ impl Engine {
             let mut s = self.running.remove(i);
             s.blocks.drain(..).for_each(|block| self.pool.let_go(block));
             (s.read, s.known, s.chain) = (0, 0, 0);
+            s.proposal.clear();
             self.tally.gave_up += 1;
             let at = self.waiting.partition_point(|w| w.ticket < s.ticket);
             self.waiting.insert(at, s);
@@ -264,21 +207,18 @@ impl Engine {
             (end - s.wanted..end).map(move |at| (i, at + 1))
         };
         let rows: Vec<(usize, usize)> = plan.read.iter().zip(&batch.stretches).flat_map(row).collect();
-        let mut outcomes = Vec::with_capacity(rows.len());
-        let (sequences, vocab) = (&self.running, self.capacity.vocab);
-        self.replica.run(&batch, &mut |first, logits| {
-            let rows = &rows[first..first + logits.size()[0] as usize];
-            outcomes.extend(outcomes_of(sequences, rows, logits, vocab));
-            Ok(())
-        })?;
-        self.count(&batch, &rows);
-        self.publish(&plan.read);
-        let mut ended = Vec::new();
-        for (&(i, _), outcome) in rows.iter().zip(outcomes) {
-            if let Some(why) = self.take(i, outcome?, reader)? {
-                ended.push((i, why));
+        let mut choices = Choices::new(&self.running, &rows, self.capacity.vocab);
+        self.replica.run(&batch, &mut |first, logits| choices.take(first, logits))?;
+        let outcomes = choices.outcomes();
+        self.count(&plan.read, &batch);
+        let mut ended: Vec<(usize, Stop)> = Vec::new();
+        for (i, outcome) in outcomes {
+            // What would come behind an end is not wanted.
+            if ended.last().is_none_or(|e| e.0 != i) {
+                ended.extend(self.take(i, outcome, reader)?.map(|why| (i, why)));
             }
         }
+        plan.read.iter().for_each(|&(i, _)| self.settle(i));
         for &(i, why) in ended.iter().rev() {
             let mut s = self.running.remove(i);
             s.blocks.drain(..).for_each(|block| self.pool.let_go(block));
@@ -306,11 +246,12 @@ impl Engine {
         let mut batch = TokenBatch::default();
         for &(i, n) in read {
             let s = &mut self.running[i];
-            let more = blocks(s.tokens.len()).saturating_sub(s.blocks.len());
-            s.blocks.extend((0..more).map(|_| self.pool.take()));
             let end = s.read + n;
+            s.proposal.truncate(end.saturating_sub(s.tokens.len()));
+            let more = blocks(end.max(s.tokens.len())).saturating_sub(s.blocks.len());
+            s.blocks.extend((0..more).map(|_| self.pool.take()));
             batch.stretches.push(Stretch {
-                ids: s.tokens[s.read..end].to_vec(),
+                ids: [&s.tokens[s.read..end - s.proposal.len()], &s.proposal].concat(),
                 start: s.read,
                 blocks: s.blocks[..blocks(end)].to_vec(),
                 wanted: s.wanted(s.read, end),
@@ -320,107 +261,80 @@ impl Engine {
         batch
     }
 
-    fn standing(&self, s: &Sequence) -> SequenceStanding {
-        let sole = s.blocks.iter().filter(|&&b| self.pool.is_sole(b)).count();
-        SequenceStanding { tokens: s.tokens.len(), read: s.read, blocks: s.blocks.len(), sole }
-    }
-
     /// What a sequence that waits would find.
     fn prospect(&self, s: &Sequence) -> SequenceStanding {
         let prefix = s.prefix(&self.pool);
-        SequenceStanding { tokens: s.tokens.len(), read: prefix.blocks.len() * BLOCK, blocks: prefix.held, sole: 0 }
-    }
-
-    /// Makes the blocks known that have become whole.
-    fn publish(&mut self, read: &[(usize, usize)]) {
-        for &(i, _) in read {
-            let s = &mut self.running[i];
-            while (s.known + 1) * BLOCK <= s.read {
-                let part = &s.tokens[s.known * BLOCK..(s.known + 1) * BLOCK];
-                s.chain = self.pool.publish(s.blocks[s.known], s.chain, part);
-                s.known += 1;
-            }
+        SequenceStanding {
+            tokens: s.tokens.len(),
+            read: prefix.blocks.len() * BLOCK,
+            blocks: prefix.held,
+            sole: 0,
+            proposed: 0,
         }
     }
 
-    fn count(&mut self, batch: &TokenBatch, rows: &[(usize, usize)]) {
-        let decoded = batch.stretches.iter().filter(|s| s.start > 0 && s.ids.len() == 1 && s.wanted == 1).count();
+    /// What the iteration leaves of a sequence: proposals that did not come true are forgotten and their blocks given back, what lies of
+    /// them in others is written over before it is read; blocks that have become whole are made known.
+    fn settle(&mut self, i: usize) {
+        let s = &mut self.running[i];
+        if !s.proposal.is_empty() {
+            let proposal = std::mem::take(&mut s.proposal);
+            let chosen = &s.tokens[s.read - proposal.len()..];
+            let accepted = proposal.iter().zip(chosen).take_while(|(a, b)| a == b).count();
+            s.trust.learn(proposal.len(), accepted);
+            self.tally.accepted += accepted as u64;
+            s.read = s.read.min(s.tokens.len() - 1);
+            let over = s.blocks.split_off(blocks(s.tokens.len()).min(s.blocks.len()));
+            over.into_iter().for_each(|block| self.pool.let_go(block));
+        }
+        while (s.known + 1) * BLOCK <= s.read {
+            let part = &s.tokens[s.known * BLOCK..(s.known + 1) * BLOCK];
+            s.chain = self.pool.publish(s.blocks[s.known], s.chain, part);
+            s.known += 1;
+        }
+    }
+
+    fn count(&mut self, read: &[(usize, usize)], batch: &TokenBatch) {
+        let proposals = |&(i, _): &(usize, usize)| self.running[i].proposal.len();
+        let decodes =
+            |(r, s): &(&(usize, usize), &Stretch)| s.start > 0 && s.ids.len() == 1 + proposals(r) && s.wanted > 0;
+        let decoded = read.iter().zip(&batch.stretches).filter(decodes).count() as u64;
+        let proposed = read.iter().map(proposals).sum::<usize>() as u64;
         self.tally.iterations += 1;
-        self.tally.decode += decoded as u64;
-        self.tally.prefill += (batch.tokens() - decoded) as u64;
-        let chosen = rows.iter().filter(|&&(i, at)| at == self.running[i].tokens.len());
-        self.tally.chosen += chosen.count() as u64;
+        self.tally.decode += decoded;
+        self.tally.proposed += proposed;
+        self.tally.prefill += batch.tokens() as u64 - decoded - proposed;
     }
 
     /// Adds a token; why the text has ended, if it has.
-    fn take(&mut self, i: usize, outcome: Outcome, reader: &mut dyn Reader) -> Result<Option<Stop>> {
+    fn take(&mut self, i: usize, outcome: RowOutcome, reader: &mut dyn Reader) -> Result<Option<Stop>> {
         let longest = self.capacity.longest;
         let s = &mut self.running[i];
-        let chosen = match outcome {
-            Outcome::Chosen(chosen) if s.asked.max_tokens > 0 => chosen,
+        let (chosen, whole) = match outcome {
             // The prompt was to be scored, and no more.
-            Outcome::Chosen(_) => return Ok(Some(Stop::Length)),
-            Outcome::Scored(own, top) => {
+            RowOutcome::Chosen(_) | RowOutcome::Last(_) if s.asked.max_tokens == 0 => return Ok(Some(Stop::Length)),
+            RowOutcome::Chosen(chosen) => (chosen, false),
+            RowOutcome::Last(chosen) => (chosen, true),
+            RowOutcome::Failed(why) => {
+                tracing::warn!("a text ends after {} tokens, its grammar fails: {why}", s.tokens.len());
+                return Ok(Some(Stop::Failed));
+            }
+            RowOutcome::Scored(own, top) => {
                 s.scored += 1;
                 return reader.scored(s.ticket, own, top).map(|()| None);
             }
         };
         s.tokens.push(chosen.id);
+        self.tally.chosen += 1;
         let ends = chosen.ends;
         let enough = reader.token(s.ticket, chosen)?;
         Ok(match s.tokens.len() - s.asked.prompt.len() {
             _ if ends => Some(Stop::Token),
             _ if enough => Some(Stop::Reader),
+            _ if whole => Some(Stop::Grammar),
             n if n == s.asked.max_tokens => Some(Stop::Length),
             _ if s.tokens.len() == longest => Some(Stop::Context),
             _ => None,
         })
     }
-}
-
-/// What each of the rows (whose, after how many tokens) of logits [C,V] comes to.
-fn outcomes_of(sequences: &[Sequence], rows: &[(usize, usize)], logits: &Tensor, vocab: usize) -> Vec<Result<Outcome>> {
-    let all = host::floats(logits);
-    let done: Vec<Mutex<Option<Result<Outcome>>>> = rows.iter().map(|_| Mutex::new(None)).collect();
-    let of: Vec<(&Asked, &[u32], usize)> =
-        rows.iter().map(|&(i, at)| (&sequences[i].asked, &sequences[i].tokens[..], at)).collect();
-    parallel::tasks(rows.len(), |n| {
-        let ((asked, tokens, at), logits) = (of[n], &all[n * vocab..(n + 1) * vocab]);
-        let outcome = match tokens.get(at) {
-            Some(&next) => {
-                let (own, top) = logprobs::of(logits, next, asked.logprobs.unwrap_or(0));
-                Ok(Outcome::Scored(own, top))
-            }
-            None if asked.max_tokens == 0 => Ok(Outcome::Chosen(Chosen { id: 0, ends: false, scored: None })),
-            None => choose(asked, tokens, logits).map(Outcome::Chosen),
-        };
-        *lock(&done[n]) = Some(outcome);
-    });
-    let missing = || Err(Error::new(Exit::Internal, "no token was chosen"));
-    done.into_iter().map(|m| m.into_inner().unwrap_or_else(|e| e.into_inner()).unwrap_or_else(missing)).collect()
-}
-
-/// The token after `tokens`, prompt and text, from its logits [V].
-fn choose(asked: &Asked, tokens: &[u32], logits: &[f32]) -> Result<Chosen> {
-    let Asked { sampling, prompt, sample, stop, logprobs, .. } = asked;
-    let penalised = sampling.penalised(logits, prompt, &tokens[prompt.len()..]);
-    let id = sampling.choose(&penalised, *sample, tokens.len() as u64)?;
-    let scored = logprobs.map(|top| logprobs::of(logits, id, top));
-    Ok(Chosen { id, ends: stop.contains(&id), scored })
-}
-
-/// Whether a prompt can be continued by a model of so many tokens, in texts of so many.
-pub fn check(prompt: &[u32], vocab: usize, longest: usize) -> Result<()> {
-    if prompt.is_empty() {
-        return Err(Error::new(Exit::Data, "the prompt has no tokens").hint("give at least one character"));
-    }
-    if let Some((at, id)) = prompt.iter().enumerate().find(|(_, &id)| id as usize >= vocab) {
-        let fact = format!("token {id} at place {at} of the prompt is outside the model's vocabulary of {vocab}");
-        return Err(Error::new(Exit::Data, fact).hint("use the tokenizer that the model was trained with"));
-    }
-    if prompt.len() >= longest {
-        let fact = format!("the prompt has {} tokens, the longest text may have {longest}", prompt.len());
-        return Err(Error::new(Exit::Data, fact).hint("shorten the prompt: the continuation must fit too"));
-    }
-    Ok(())
 }

@@ -104,13 +104,14 @@ impl Sampling {
 
     /// The token after `position` tokens of sample number `sample`, from its logits [V].
     pub fn choose(&self, logits: &[f32], sample: u64, position: u64) -> Result<u32> {
-        if let Some(bad) = logits.iter().position(|x| !x.is_finite()) {
-            let fact = format!("the logit of token {bad} is {} after {position} tokens", logits[bad]);
-            return Err(Error::new(Exit::Model, fact).hint("the weights are damaged, or not of this model"));
-        }
+        finite(logits, position).map(|()| self.pick(logits, sample, position))
+    }
+
+    /// The same of logits that are numbers, or −∞ where a token may not be chosen; one at least may.
+    pub fn pick(&self, logits: &[f32], sample: u64, position: u64) -> u32 {
         let best = argmax(logits);
         if self.temperature == 0.0 {
-            return Ok(best as u32);
+            return best as u32;
         }
         // Weights relative to the best token: no overflow, whatever the temperature.
         let top = logits[best] as f64;
@@ -126,8 +127,15 @@ impl Sampling {
             kept.sort_unstable_by_key(|k| k.0);
         }
         kept.retain(|k| k.1 >= self.min_p);
-        Ok(draw(&kept, uniform(self.seed, sample, position)))
+        draw(&kept, uniform(self.seed, sample, position))
     }
+}
+
+/// Whether logits [V] behind `position` tokens are numbers. Errors ([`Exit::Model`]): the first that is none.
+pub fn finite(logits: &[f32], position: u64) -> Result<()> {
+    let Some(bad) = logits.iter().position(|x| !x.is_finite()) else { return Ok(()) };
+    let fact = format!("the logit of token {bad} is {} after {position} tokens", logits[bad]);
+    Err(Error::new(Exit::Model, fact).hint("the weights are damaged, or not of this model"))
 }
 
 fn argmax(logits: &[f32]) -> usize {

@@ -3,7 +3,8 @@
 //!
 //! Continuous batching with chunked prefill (Orca, OSDI '22; Sarathi, arXiv:2308.16369). In order: every running sequence
 //! that has one token to read (decoding) reads it; what is left of the iteration's tokens goes to prompts that are half read,
-//! then to sequences that wait, first come first served. A sequence is let in when there are blocks for all its tokens so far.
+//! then to sequences that wait, first come first served. A sequence is let in when there are blocks for all its tokens so far. What
+//! nobody else wants, of tokens and of blocks, goes to proposals of what decoding sequences will choose next (speculative decoding).
 //! Where a decoding sequence needs a block and none is free, the one that came last gives all of its up and waits again; its
 //! tokens are kept and read anew, which changes no bit.
 
@@ -29,6 +30,8 @@ pub struct SequenceStanding {
     pub blocks: usize,
     /// Of those, the ones that nobody else holds.
     pub sole: usize,
+    /// Tokens that are proposed to follow, of one that decodes.
+    pub proposed: usize,
 }
 
 /// The next iteration.
@@ -38,7 +41,8 @@ pub struct Iteration {
     pub give_up: Vec<usize>,
     /// How many of the waiting, from the first on, are let in.
     pub let_in: usize,
-    /// Tokens to read: (place, how many) among the running, and behind them those let in.
+    /// Tokens to read: (place, how many) among the running, and behind them those let in. More than the tokens that are known: so
+    /// many of those proposed too.
     pub read: Vec<(usize, usize)>,
 }
 
@@ -97,6 +101,14 @@ pub fn step(limits: &Limits, running: &[SequenceStanding], waiting: &[SequenceSt
             (plan.let_in, free, left) = (plan.let_in + 1, free - need, left - n);
         }
     }
+    for (i, n) in &mut reads {
+        // Behind the running are those let in, which have no proposals.
+        let Some(s) = running[..stays].get(*i).filter(|s| s.proposed > 0 && decoding(s)) else { continue };
+        let has = s.blocks.max(blocks(s.tokens));
+        let more = s.proposed.min(left).min((has + free) * BLOCK - s.tokens);
+        (*n, left) = (*n + more, left - more);
+        free -= blocks(s.tokens + more).saturating_sub(has);
+    }
     reads.sort_unstable();
     plan.read = reads;
     plan
@@ -109,11 +121,11 @@ mod tests {
     const LIMITS: Limits = Limits { tokens: 64, sequences: 4 };
 
     fn at(tokens: usize, read: usize) -> SequenceStanding {
-        SequenceStanding { tokens, read, blocks: blocks(read.max(1)), sole: blocks(read.max(1)) }
+        SequenceStanding { tokens, read, blocks: blocks(read.max(1)), sole: blocks(read.max(1)), proposed: 0 }
     }
 
     fn waits(tokens: usize) -> SequenceStanding {
-        SequenceStanding { tokens, read: 0, blocks: 0, sole: 0 }
+        SequenceStanding { tokens, read: 0, blocks: 0, sole: 0, proposed: 0 }
     }
 
     #[test]
@@ -153,6 +165,31 @@ mod tests {
         assert_eq!((plan.give_up, plan.read), (vec![1], vec![(0, 1)]));
     }
 
+    #[test]
+    fn proposals_get_what_nobody_else_wants() {
+        let proposals = |tokens: usize, n: usize| SequenceStanding { proposed: n, ..at(tokens, tokens - 1) };
+        let running = [proposals(20, 5), at(30, 29), proposals(40, 9)];
+        assert_eq!(step(&LIMITS, &running, &[], 50).read, [(0, 6), (1, 1), (2, 10)]);
+        let read = step(&LIMITS, &running, &[waits(55)], 50).read;
+        assert_eq!(read, [(0, 6), (1, 1), (2, 2), (3, 55)], "what is left of the 64");
+        assert_eq!(step(&LIMITS, &running, &[waits(100)], 50).read, [(0, 1), (1, 1), (2, 1), (3, 61)]);
+        // Of blocks too: 20 tokens have two, and 12 more places in them.
+        assert_eq!(
+            step(&LIMITS, &[proposals(20, 30)], &[], 0),
+            Iteration { read: vec![(0, 13)], ..Iteration::default() }
+        );
+        assert_eq!(step(&LIMITS, &[proposals(20, 30)], &[], 1).read, [(0, 29)]);
+        assert_eq!(
+            step(&LIMITS, &[proposals(17, 30)], &[], 1).read,
+            [(0, 16)],
+            "one block is needed for what is known"
+        );
+        assert_eq!(step(&LIMITS, &[proposals(17, 30), at(5, 4)], &[], 0).give_up, [1]);
+        // A prompt that is half read has none.
+        let half = SequenceStanding { proposed: 3, ..at(20, 10) };
+        assert_eq!(step(&LIMITS, &[half], &[], 9).read, [(0, 10)]);
+    }
+
     /// Random requests through few blocks: everything ends, nothing is ever overdrawn, and nobody waits for ever.
     #[test]
     fn every_sequence_ends_whatever_the_cache() {
@@ -177,6 +214,8 @@ mod tests {
             while !(running.is_empty() && waiting.is_empty()) {
                 rounds += 1;
                 assert!(rounds < 50_000, "{limits:?} {running:?} {waiting:?} {free}");
+                // Proposals of any length, as far as the text may go.
+                running.iter_mut().for_each(|(_, s, end)| s.proposed = random(9).min(*end - s.tokens));
                 let standing = |all: &[(usize, SequenceStanding, usize)]| all.iter().map(|s| s.1).collect::<Vec<_>>();
                 let plan = step(&limits, &standing(&running), &standing(&waiting), free);
                 for &i in plan.give_up.iter().rev() {
@@ -191,11 +230,17 @@ mod tests {
                 assert!(!plan.read.is_empty() || !plan.give_up.is_empty(), "an iteration of nothing");
                 for (i, n) in plan.read {
                     let s = &mut running[i].1;
-                    let need = blocks(s.tokens).saturating_sub(s.blocks);
-                    assert!(need <= free && n > 0 && s.read + n <= s.tokens);
-                    (free, s.blocks, s.read) = (free - need, s.blocks + need, s.read + n);
-                    s.sole = s.blocks;
-                    s.tokens += usize::from(s.read == s.tokens);
+                    let proposed = (s.read + n).saturating_sub(s.tokens);
+                    let need = blocks(s.tokens + proposed).saturating_sub(s.blocks);
+                    assert!(
+                        need <= free && n > 0 && proposed <= s.proposed && (proposed == 0 || s.read + 1 == s.tokens)
+                    );
+                    (free, s.blocks, s.read) = (free - need, s.blocks + need, s.read + n - proposed);
+                    // Some of the proposals come true, and blocks of the others are given back.
+                    let chosen = usize::from(s.read == s.tokens) * (1 + random(proposed + 1));
+                    (s.tokens, s.read) = (s.tokens + chosen, s.read + chosen.saturating_sub(1));
+                    let keep = s.blocks.min(blocks(s.tokens));
+                    (free, s.blocks, s.sole) = (free + s.blocks - keep, keep, keep);
                 }
                 running.retain(|(_, s, end)| {
                     free += if s.tokens >= *end { s.blocks } else { 0 };

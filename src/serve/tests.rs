@@ -1,5 +1,8 @@
 //! The engine over a small random model: against the model's full forward pass, and in company against alone.
 
+mod guided;
+mod speculation;
+
 use super::engine::{Asked, Chosen, Engine, Reader, Stop};
 use super::logprobs::Scored;
 use super::scheduler::{blocks, Limits};
@@ -114,7 +117,8 @@ fn holding(m: &ModelConfig, (kind, quantize): Held, limits: Limits, cached: usiz
 }
 
 fn asked(prompt: &[u32], max_tokens: usize, sampling: Sampling) -> Asked {
-    Asked { prompt: prompt.into(), max_tokens, sampling, sample: 0, stop: vec![], logprobs: None, score_from: None }
+    let (prompt, stop, logprobs, score_from, grammar) = (prompt.into(), vec![], None, None, None);
+    Asked { prompt, max_tokens, sampling, sample: 0, stop, logprobs, score_from, grammar }
 }
 
 const ALONE: Limits = Limits { tokens: 64, sequences: 1 };
@@ -255,6 +259,7 @@ pub fn various(n: usize, vocab: usize, longest: usize) -> Vec<Asked> {
             stop,
             logprobs,
             score_from: i.is_multiple_of(5).then_some(1),
+            grammar: None,
         }
     };
     (0..n).map(&mut one).collect()

@@ -1,7 +1,7 @@
 //! `herd serve`: every endpoint against what the other commands give, bad input, clients that leave, overload, the end and the next
 //! start; the official client.
 
-mod client;
+pub mod client;
 
 use crate::batch::small;
 use crate::models_in_out::{json_file, put, tokenizer};

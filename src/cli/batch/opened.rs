@@ -1,6 +1,7 @@
 //! What the first rank of `herd batch` has open: the requests, the weights, the tokenizer; and how it answers with them.
 
 use super::super::engine::OpenedModel;
+use super::super::generate::accepted;
 use super::Args;
 use crate::error::Result;
 use crate::progress::Meter;
@@ -96,7 +97,17 @@ impl Opened {
         let defaults = Defaults { temperature: args.temperature, max_tokens: args.max_tokens, seed: args.seed };
         let (input, rules) = (&self.input, args.engine.rules(weights, tokenizer, *longest, defaults)?);
         let replicas = others.leaders + 1;
-        let mut queue = Queue { input, output, rules, left, replicas, meter: meter.clone(), tokens: 0, refused: 0 };
+        let mut queue = Queue {
+            input,
+            output,
+            rules,
+            left,
+            replicas,
+            meter: meter.clone(),
+            tokens: 0,
+            proposed: (0, 0),
+            refused: 0,
+        };
         meter.begin_pieces("batch", "requests", all);
         let finish = queue.run(engine, tokenizer, others.mailbox, &|| stop.raised())?;
         let (seconds, tokens) = (began.elapsed().as_secs_f64(), queue.tokens);
@@ -104,11 +115,12 @@ impl Opened {
         let done = meter.done();
         let of = if finish == Finish::Stopped { "stopped by a signal; start again to go on: " } else { "" };
         tracing::info!(
-            "{of}{} of {} requests answered, {} refused, {} tokens in {seconds:.1} s, {speed:.1} tokens/s, replicas {replicas}",
+            "{of}{} of {} requests answered, {} refused, {} tokens in {seconds:.1} s, {speed:.1} tokens/s{}, replicas {replicas}",
             grouped(done),
             grouped(all),
             grouped(queue.refused),
             grouped(tokens),
+            accepted(queue.proposed),
         );
         Ok(finish)
     }

@@ -166,3 +166,32 @@ fn bad_files_say_where() {
     let empty = tempfile::tempdir().unwrap();
     assert!(Tokenizer::open(empty.path().to_str().unwrap()).err().unwrap().fact.contains("holds no tokenizer"));
 }
+
+#[test]
+fn pieces_are_the_bytes_of_the_text() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    for spec in ["bytes".into(), tiny_bpe(dirs[0].path()), tiny_tiktoken(dirs[1].path())] {
+        let t = Tokenizer::open(&spec).unwrap();
+        let pieces = t.pieces().unwrap();
+        assert_eq!(pieces.len(), t.vocab_size());
+        for text in TEXTS {
+            let bytes: Vec<u8> = t.encode(text).unwrap().iter().flat_map(|&id| pieces[id as usize].clone()).collect();
+            assert_eq!(bytes, text.as_bytes(), "{spec}");
+        }
+        assert!((0..pieces.len()).all(|id| pieces[id].is_empty() == t.is_special(id as u32)), "{spec}");
+    }
+}
+
+#[test]
+fn sentencepiece_names_are_bytes_too_and_other_decoders_are_refused() {
+    let json = |decoder: &str| {
+        let vocab = r#"{"<s>": 0, "<0xE2>": 1, "▁the": 2, "x": 3}"#;
+        let added = r#"[{"id": 0, "content": "<s>", "special": true}, {"id": 4, "content": "▁y", "special": false}]"#;
+        format!(r#"{{"decoder": {decoder}, "model": {{"vocab": {vocab}}}, "added_tokens": {added}}}"#)
+    };
+    let fallback = json(r#"{"type": "Sequence", "decoders": [{"type": "Replace"}, {"type": "ByteFallback"}]}"#);
+    let got = pieces::of(fallback.as_bytes(), 6).unwrap();
+    assert_eq!(got, [&b""[..], &[0xe2], b" the", b"x", "▁y".as_bytes(), b""]);
+    let why = pieces::of(json(r#"{"type": "WordPiece"}"#).as_bytes(), 6).unwrap_err();
+    assert!(why.contains("WordPiece"), "{why}");
+}

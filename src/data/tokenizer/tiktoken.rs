@@ -121,6 +121,13 @@ impl Tiktoken {
         special_names().iter().position(|n| n == name).map(|i| self.base + i as u32)
     }
 
+    /// Of each id its bytes; none of special tokens.
+    pub fn pieces(&self) -> Vec<Vec<u8>> {
+        let piece =
+            |id: u32| if self.is_special(id) { vec![] } else { self.bpe.decode_bytes(&[id]).unwrap_or_default() };
+        (0..self.base + SPECIALS).map(piece).collect()
+    }
+
     pub fn decode(&self, ids: &[u32]) -> String {
         let mut bytes = Vec::with_capacity(ids.len() * 4);
         for &id in ids {

@@ -78,8 +78,9 @@ pub fn refused(line: u64, custom_id: &Value, r: &Refusal) -> String {
 
 pub(in crate::serve) fn reason(why: Stop) -> &'static str {
     match why {
-        Stop::Token | Stop::Reader => "stop",
+        Stop::Token | Stop::Reader | Stop::Grammar => "stop",
         Stop::Length | Stop::Context => "length",
+        Stop::Failed => "error",
     }
 }
 

@@ -5,10 +5,13 @@ use crate::data::chat::ChatTemplate;
 use crate::data::Tokenizer;
 use crate::error::Error;
 use crate::serve::batch::fields::{Fields, Refusal};
+use crate::serve::batch::format;
 use crate::serve::engine::{check, Asked};
+use crate::serve::guide::{Grammar, Grammars};
 use crate::serve::Sampling;
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Map, Value};
+use std::sync::Arc;
 
 /// Stop strings of a request at most.
 pub const STOPS: usize = 64;
@@ -61,6 +64,8 @@ pub(in crate::serve) struct Wanted {
     pub tokens: Option<usize>,
     /// Whether the answer has the tokens' ids.
     pub ids: bool,
+    /// The form that the text is to have; it compiles.
+    pub grammar: Option<Grammar>,
 }
 
 /// What holds for every line.
@@ -81,6 +86,8 @@ pub struct RequestRules<'a> {
     pub longest: usize,
     /// What is taken for fields that a request leaves out.
     pub defaults: Defaults,
+    /// By which the forms of texts are compiled.
+    pub grammars: Arc<Grammars<'a>>,
 }
 
 /// What a request that does not say gets.
@@ -158,7 +165,7 @@ impl RequestRules<'_> {
         };
         let sampling = self.sampling(&mut body, &custom_id)?;
         let n = within(&mut body, "n", 1, TEXTS)?.unwrap_or(1);
-        let Wanted { logprobs, stops, stop, tokens, ids } = self.wanted(&mut body, form)?;
+        let Wanted { logprobs, stops, stop, tokens, ids, grammar } = self.wanted(&mut body, form)?;
         let max_tokens = self.tokens_for(tokens, form, prompt.len());
         for (name, value) in [("stream", json!(false)), ("echo", json!(false)), ("best_of", json!(n))] {
             body.neutral(name, &[value])?;
@@ -176,6 +183,7 @@ impl RequestRules<'_> {
             stop: stop.clone(),
             logprobs,
             score_from: None,
+            grammar: grammar.clone(),
         };
         Ok(Task { line, custom_id, form, model, asked: (0..n).map(asked).collect(), stops, ids })
     }
@@ -279,7 +287,16 @@ impl RequestRules<'_> {
             stop: self.stop_ids(body)?,
             tokens: self.asked_tokens(body, form)?,
             ids: body.flag("return_token_ids")?.unwrap_or(false),
+            grammar: self.grammar(body)?,
         })
+    }
+
+    fn grammar(&self, body: &mut Fields) -> Result<Option<Grammar>, Refusal> {
+        let Some((grammar, field)) = format::grammar(body)? else { return Ok(None) };
+        match self.grammars.guide(&grammar) {
+            Ok(_) => Ok(Some(grammar)),
+            Err(why) => Err(Refusal::new("invalid_value", field, format!("{field} cannot be used: {why}"))),
+        }
     }
 
     fn stop_ids(&self, body: &mut Fields) -> Result<Vec<u32>, Refusal> {
@@ -367,7 +384,6 @@ pub(in crate::serve) fn nothing_else(body: &mut Fields) -> Result<(), Refusal> {
         ("functions", vec![list]),
         ("function_call", vec![none]),
         ("parallel_tool_calls", vec![no, json!(true)]),
-        ("response_format", vec![json!({"type": "text"})]),
         ("modalities", vec![json!(["text"])]),
     ] {
         body.neutral(name, &means_nothing)?;

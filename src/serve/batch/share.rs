@@ -10,10 +10,12 @@ use crate::serve::batch::input::Input;
 use crate::serve::batch::output::Output;
 use crate::serve::batch::request::{RequestRules, Task};
 use crate::serve::batch::worker::Worker;
-use crate::serve::engine::Engine;
+use crate::serve::engine::{Engine, EngineTally};
+use crate::serve::guide::Grammars;
 use crate::world::{Mailbox, World};
 use serde::{de::DeserializeOwned, Deserialize, Serialize};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A pause where there is nothing to compute.
@@ -25,8 +27,8 @@ const REPORT_EVERY: Duration = Duration::from_millis(500);
 #[derive(Serialize, Deserialize)]
 struct Ask {
     answers: Vec<String>,
-    /// Tokens chosen since the last question.
-    tokens: u64,
+    /// Tokens chosen since the last question, those proposed before, and of these those that were right.
+    tokens: [u64; 3],
     wants: usize,
     /// It has no task left.
     idle: bool,
@@ -66,11 +68,13 @@ pub struct Queue<'a> {
     pub meter: Meter,
     /// Tokens chosen by all replicas.
     pub tokens: u64,
+    /// Tokens that were proposed ([`Engine::proposing`]), and those of them that were chosen.
+    pub proposed: (u64, u64),
     /// Requests refused since this process began.
     pub refused: u64,
 }
 
-impl Queue<'_> {
+impl<'a> Queue<'a> {
     /// Tasks for up to `texts` more texts, but of several replicas none gets more than half of its share of what is left, so that all
     /// end together. Lines that are none are answered at once.
     fn take(&mut self, texts: usize) -> Result<Vec<Task>> {
@@ -99,17 +103,18 @@ impl Queue<'_> {
         Ok(())
     }
 
-    fn chosen(&mut self, tokens: u64) {
+    fn chosen(&mut self, [tokens, proposed, accepted]: [u64; 3]) {
         self.tokens += tokens;
+        self.proposed = (self.proposed.0 + proposed, self.proposed.1 + accepted);
         self.meter.tokens(self.tokens);
     }
 
     /// Runs the first replica's engine and serves the leaders of the others, until everything is answered or `stop` says so.
     pub fn run(
-        &mut self, engine: Engine, tokenizer: &Tokenizer, mailbox: &mut Mailbox, stop: &dyn Fn() -> bool,
+        &mut self, engine: Engine, tokenizer: &'a Tokenizer, mailbox: &mut Mailbox, stop: &dyn Fn() -> bool,
     ) -> Result<Finish> {
-        let mut worker = Worker::new(engine, tokenizer);
-        let (mut away, mut before, mut stopped) = (self.replicas - 1, 0, false);
+        let mut worker = Worker::new(engine, tokenizer, self.rules.grammars.clone());
+        let (mut away, mut before, mut stopped) = (self.replicas - 1, EngineTally::default(), false);
         loop {
             stopped |= stop();
             while let Some((from, bytes)) = mailbox.receive()? {
@@ -138,9 +143,7 @@ impl Queue<'_> {
             }
             let answers = worker.step()?;
             self.answered(&answers)?;
-            let now = worker.tally().chosen;
-            self.chosen(now - before);
-            before = now;
+            self.chosen(since(&mut before, worker.tally()));
         }
         worker.end()?;
         self.output.sync()?;
@@ -153,8 +156,9 @@ impl Queue<'_> {
 
 /// The part of the leader of another replica.
 pub fn lead(engine: Engine, tokenizer: &Tokenizer, mailbox: &mut Mailbox, world: &World) -> Result<()> {
-    let mut worker = Worker::new(engine, tokenizer);
-    let (mut answers, mut before, mut asked) = (Vec::new(), 0, false);
+    let grammars = Arc::new(Grammars::new(tokenizer, engine.capacity().vocab));
+    let mut worker = Worker::new(engine, tokenizer, grammars);
+    let (mut answers, mut before, mut asked) = (Vec::new(), EngineTally::default(), false);
     // When the last question was asked, and whether the queue had nothing then.
     let (mut last, mut dry) = (Instant::now(), false);
     let gone = world.stop_flag();
@@ -164,14 +168,12 @@ pub fn lead(engine: Engine, tokenizer: &Tokenizer, mailbox: &mut Mailbox, world:
         let hungry = if dry { worker.is_idle() } else { worker.wants() >= enough };
         if !asked && (late || hungry) {
             last = Instant::now();
-            let tokens = worker.tally().chosen;
             let ask = Ask {
                 answers: std::mem::take(&mut answers),
-                tokens: tokens - before,
+                tokens: since(&mut before, worker.tally()),
                 wants: worker.wants(),
                 idle: worker.is_idle(),
             };
-            before = tokens;
             mailbox.send(0, pack(&ask)?)?;
             asked = true;
         }
@@ -195,6 +197,12 @@ pub fn lead(engine: Engine, tokenizer: &Tokenizer, mailbox: &mut Mailbox, world:
         answers.extend(worker.step()?);
     }
     worker.end()
+}
+
+/// Tokens chosen, proposed and proposed rightly since `before`, which becomes `now`.
+fn since(before: &mut EngineTally, now: EngineTally) -> [u64; 3] {
+    let then = std::mem::replace(before, now);
+    [now.chosen - then.chosen, now.proposed - then.proposed, now.accepted - then.accepted]
 }
 
 fn pack<T: Serialize>(value: &T) -> Result<Vec<u8>> {

@@ -6,8 +6,10 @@ use super::output::{note_path, Output};
 use super::request::{Defaults, Form, RequestRules, Task};
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit};
+use crate::serve::guide::{Grammar, Grammars};
 use serde_json::{json, Value};
 use std::fs;
+use std::sync::Arc;
 
 fn read(line: &str) -> Result<Task, Refusal> {
     let tokenizer = Tokenizer::open("bytes").unwrap();
@@ -20,6 +22,7 @@ fn read(line: &str) -> Result<Task, Refusal> {
         vocab: 258,
         longest: 100,
         defaults: Defaults { temperature: 1.0, max_tokens: None, seed: 0 },
+        grammars: Arc::new(Grammars::new(&tokenizer, 258)),
     };
     rules.read(7, line.as_bytes())
 }
@@ -44,6 +47,27 @@ fn both_forms_of_a_line_are_tasks() {
     assert!(seed("a") == seed("a") && seed("a") != seed("b"), "a request without a seed has its own");
     let neutral = json!({"prompt": "x", "stream": false, "echo": null, "logit_bias": {}, "best_of": 1, "tools": []});
     assert!(read(&openai(neutral)).is_ok());
+}
+
+#[test]
+fn the_form_of_a_text_is_taken_from_either_field() {
+    let form = |more: Value| {
+        let mut body = json!({"prompt": "x"});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        read(&openai(body)).unwrap().asked[0].grammar.clone()
+    };
+    let schema = json!({"type": "integer"});
+    assert_eq!(form(json!({"response_format": {"type": "text"}, "structured_outputs": null})), None);
+    assert_eq!(form(json!({"response_format": {"type": "json_object"}})), Some(Grammar::object()));
+    let named = json!({"name": "n", "description": "d", "strict": false, "schema": schema});
+    let asked = form(json!({"response_format": {"type": "json_schema", "json_schema": named}}));
+    assert_eq!(asked, Some(Grammar::Json(schema.clone())));
+    for given in [schema.clone(), json!(schema.to_string())] {
+        assert_eq!(form(json!({"structured_outputs": {"json": given}})), Some(Grammar::Json(schema.clone())));
+    }
+    assert_eq!(form(json!({"structured_outputs": {"regex": "a+"}})), Some(Grammar::Regex("a+".into())));
+    let choice = json!({"structured_outputs": {"choice": ["a", "b"], "disable_fallback": false, "grammar": null}});
+    assert_eq!(form(choice), Some(Grammar::Choice(vec!["a".into(), "b".into()])));
 }
 
 #[test]
@@ -92,6 +116,30 @@ fn what_is_wrong_with_a_line_is_said_with_its_field() {
         (body(json!({"prompt": "x", "stop": [1]})), "invalid_type", Some("stop"), "strings"),
         (body(json!({"prompt": "x", "stream": true})), "not_supported", Some("stream"), "true"),
         (body(json!({"prompt": "x", "echo": true})), "not_supported", Some("echo"), "does not do"),
+        (
+            body(json!({"prompt": "x", "response_format": {"type": "grammar"}})),
+            "invalid_value",
+            Some("response_format.type"),
+            "json_schema",
+        ),
+        (
+            body(json!({"prompt": "x", "structured_outputs": {"regex": "(", "disable_any_whitespace": false}})),
+            "invalid_value",
+            Some("structured_outputs.regex"),
+            "cannot be used",
+        ),
+        (
+            body(json!({"prompt": "x", "structured_outputs": {"disable_any_whitespace": true}})),
+            "not_supported",
+            Some("structured_outputs.disable_any_whitespace"),
+            "does not do",
+        ),
+        (
+            body(json!({"prompt": "x", "guided_json": {}})),
+            "unknown_field",
+            Some("guided_json"),
+            "structured_outputs.json",
+        ),
         (body(json!({"prompt": "x", "tempratur": 1})), "unknown_field", Some("tempratur"), "no field"),
         (r#"{"messages": [{"role": "user", "content": "x"}]}"#.into(), "not_supported", Some("messages"), "template"),
     ] {

@@ -5,13 +5,16 @@ use crate::error::Result;
 use crate::serve::batch::answer::{self, Made};
 use crate::serve::batch::request::Task;
 use crate::serve::engine::{Chosen, Engine, EngineTally, Reader, Stop};
+use crate::serve::guide::Grammars;
 use crate::serve::logprobs::Scored;
 use crate::serve::text::TokenizerText;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// An engine and the tasks that it has.
 pub struct Worker<'t> {
     engine: Engine,
+    grammars: Arc<Grammars<'t>>,
     texts: Texts<'t>,
 }
 
@@ -33,18 +36,19 @@ struct Text<'t> {
 }
 
 impl<'t> Worker<'t> {
-    /// A worker without tasks; `engine` must have no requests yet, `tokenizer` is its model's.
-    pub fn new(engine: Engine, tokenizer: &'t Tokenizer) -> Worker<'t> {
+    /// A worker without tasks; `engine` must have no requests yet, `tokenizer` and `grammars` are its model's.
+    pub fn new(engine: Engine, tokenizer: &'t Tokenizer, grammars: Arc<Grammars<'t>>) -> Worker<'t> {
         let texts =
             Texts { tokenizer, places: HashMap::new(), open: HashMap::new(), tasks: HashMap::new(), answers: vec![] };
-        Worker { engine, texts }
+        Worker { engine, grammars, texts }
     }
 
     /// Takes a task.
     pub fn submit(&mut self, task: Task) -> Result<()> {
         let tokenizer = self.texts.tokenizer;
         for (i, asked) in task.asked.iter().enumerate() {
-            let ticket = self.engine.submit(asked.clone())?;
+            let guide = self.grammars.guide_of(asked.grammar.as_ref())?;
+            let ticket = self.engine.submit_guided(asked.clone(), guide)?;
             let text = TokenizerText::of(tokenizer, &task.stops);
             self.texts.places.insert(ticket, (task.line, i));
             self.texts.open.insert(ticket, Text { text, tokens: vec![], scored: vec![] });

@@ -202,7 +202,8 @@ impl TaskRules<'_> {
     fn asked(&self, prompt: Vec<u32>, score_from: Option<usize>, max_tokens: usize) -> Asked {
         let stop = if max_tokens > 0 { self.ends.clone() } else { vec![] };
         let logprobs = score_from.map(|_| 1);
-        Asked { prompt, max_tokens, sampling: Sampling::greedy(), sample: 0, stop, logprobs, score_from }
+        let (sampling, sample, grammar) = (Sampling::greedy(), 0, None);
+        Asked { prompt, max_tokens, sampling, sample, stop, logprobs, score_from, grammar }
     }
 }
 

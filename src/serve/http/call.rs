@@ -75,7 +75,7 @@ impl ServedCall {
             return Err(Refusal::new("invalid_value", "best_of", "best_of is above n, which no stream can be"));
         }
         let echo = form == Form::Completion && body.flag("echo")?.unwrap_or(false);
-        let Wanted { logprobs: shown, stops, stop, tokens, ids } = rules.wanted(&mut body, form)?;
+        let Wanted { logprobs: shown, stops, stop, tokens, ids, grammar } = rules.wanted(&mut body, form)?;
         nothing_else(&mut body)?;
         body.end()?;
         if prompts.len() * best_of > ALL_TEXTS {
@@ -98,6 +98,7 @@ impl ServedCall {
                 stop: stop.clone(),
                 logprobs,
                 score_from,
+                grammar: grammar.clone(),
             }));
         }
         let before = prompts.into_iter().map(|(_, shown)| shown).collect();

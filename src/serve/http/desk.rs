@@ -4,6 +4,7 @@
 use crate::data::Tokenizer;
 use crate::error::Result;
 use crate::serve::engine::{Asked, Chosen, Engine, Reader, Stop};
+use crate::serve::guide::Grammars;
 use crate::serve::http::figures::Figures;
 use crate::serve::http::gate::{Gate, Pass};
 use crate::serve::http::journal::SharedJournal;
@@ -60,6 +61,7 @@ pub struct Drained {
 /// An engine, and the requests that it has.
 pub struct Desk<'t> {
     engine: Engine,
+    grammars: Arc<Grammars<'t>>,
     texts: OpenTexts<'t>,
     noted: Instant,
     synced: Instant,
@@ -92,11 +94,13 @@ struct OpenJob {
 }
 
 impl<'t> Desk<'t> {
-    /// A desk without requests; `engine` must have none yet, `tokenizer` is its model's.
-    pub fn new(engine: Engine, tokenizer: &'t Tokenizer, journal: SharedJournal) -> Desk<'t> {
+    /// A desk without requests; `engine` must have none yet, `tokenizer` and `grammars` are its model's.
+    pub fn new(
+        engine: Engine, tokenizer: &'t Tokenizer, grammars: Arc<Grammars<'t>>, journal: SharedJournal,
+    ) -> Desk<'t> {
         let texts =
             OpenTexts { tokenizer, places: HashMap::new(), open: HashMap::new(), jobs: HashMap::new(), journal };
-        Desk { engine, texts, noted: Instant::now(), synced: Instant::now() }
+        Desk { engine, grammars, texts, noted: Instant::now(), synced: Instant::now() }
     }
 
     /// Works until `stop` says so and what was accepted is done, or `drain` is over.
@@ -165,7 +169,10 @@ impl<'t> Desk<'t> {
                 let piece = text.piece();
                 record.write(News::Token { text: i, id, ends: false, piece, scored: None });
             }
-            let ticket = self.engine.resume(asked, begun)?;
+            let ticket = match self.grammars.guide_of(asked.grammar.as_ref())? {
+                None => self.engine.resume(asked, begun)?,
+                guide => self.engine.submit_guided(asked, guide)?,
+            };
             tickets.push(ticket);
             self.texts.places.insert(ticket, (id, i));
             self.texts.open.insert(ticket, text);

@@ -112,6 +112,18 @@ impl Figures {
             line("herd_decode_tokens_total", "counter", "Tokens read one by one.", t.decode);
             line("herd_generated_tokens_total", "counter", "Tokens chosen.", t.chosen);
             line("herd_prefix_tokens_total", "counter", "Tokens that were not read: the cache had them.", t.shared);
+            line(
+                "herd_proposed_tokens_total",
+                "counter",
+                "Tokens that were proposed and read before they were chosen.",
+                t.proposed,
+            );
+            line(
+                "herd_accepted_tokens_total",
+                "counter",
+                "Tokens that were chosen as they had been proposed.",
+                t.accepted,
+            );
             line("herd_gave_up_total", "counter", "Texts that gave up their blocks to others for a while.", t.gave_up);
             line("herd_clients_left_total", "counter", "Clients that went away before their answer was whole.", v.left);
             line("herd_stopping", "gauge", "1: accepts no more.", u64::from(gate.is_closed()));

@@ -128,15 +128,16 @@ impl FrontDesk {
     /// Goes on with a request of an earlier server. Errors: why it cannot be, in a line.
     pub fn resume(&self, u: Unfinished) -> Result<(), String> {
         let call = ServedCall::read(&self.rules, u.form, &u.key, u.body.as_bytes()).map_err(|why| why.message)?;
-        // Scores are not in the journal: a text whose scores are asked for is made again, with the same bits.
-        let begun = |(i, asked): (usize, &crate::serve::Asked)| match asked.logprobs {
-            Some(_) => vec![],
-            None => {
-                let tokens = u.texts.get(&i).map_or(&[][..], |t| t);
-                // At least one token is left to make: it may be the one that ends the text.
-                tokens[..tokens.len().min(asked.max_tokens.saturating_sub(1))].to_vec()
-            }
-        };
+        // Scores are not in the journal, nor how far the grammar of a text is: such a text is made again, with the same bits.
+        let begun =
+            |(i, asked): (usize, &crate::serve::Asked)| match asked.logprobs.is_some() || asked.grammar.is_some() {
+                true => vec![],
+                false => {
+                    let tokens = u.texts.get(&i).map_or(&[][..], |t| t);
+                    // At least one token is left to make: it may be the one that ends the text.
+                    tokens[..tokens.len().min(asked.max_tokens.saturating_sub(1))].to_vec()
+                }
+            };
         let begun = call.asked.iter().enumerate().map(begun).collect();
         let print = xxh3_128(&[u.body.as_bytes(), if u.form == Form::Chat { b"chat" } else { b"text" }].concat());
         let pass = self.gate.let_in(call.asked.len());
