@@ -34,7 +34,7 @@ from common import Failed
 
 RESULTS = common.ROOT / "benchmarks" / "results" / "finetune.json"
 ORACLE = common.ROOT / "tests" / "oracle" / "chat_masks.py"
-TRAPS = ["empty-mask", "double-bos", "end-not-trained", "foreign-template", "cut-before-trained"]
+TRAPS = ["empty-mask", "double-bos", "end-not-trained", "foreign-template", "cut-before-trained", "same-answers"]
 END, BOS = "<|end_of_text|>", "<|begin_of_text|>"
 
 
@@ -336,6 +336,7 @@ class Bench:
         prepared("a template without an end token", "end-not-trained", plain(""), [row])
         prepared("a generation block that ends before it", "end-not-trained", outside, [row])
         prepared("a template of another model", "foreign-template", plain("<|im_end|>"), [row])
+        prepared("a pair of the same answer twice", "same-answers", plain(END), [{"prompt": "a", "chosen": "b", "rejected": "b"}])
 
         def started(name, trap, rows, *sets, **more):
             said, code = self.chat(plain(END), rows)
