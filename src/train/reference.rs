@@ -1,7 +1,7 @@
 //! Log-probabilities of preference pairs under the reference model, computed once and kept on disk.
 //!
 //! They lie in a directory of their own, `ref-KEY` in `dpo.reference_dir` (default: `reference` in the run directory). The key is a
-//! hash of what they depend on: the reference's weights, its precision, the corpora with their masks, how samples are cut. So the
+//! hash of what they depend on: the reference's weights and shape, its precision, the corpora with their masks, how samples are cut. So the
 //! directory of another model or corpus is never taken for this one's, and runs that begin alike find the same. A file a corpus,
 //! `train-0.f64`: of each pair two little-endian f64, the summed log-probabilities of the chosen and the rejected answer; NaN where
 //! the pair is in no sample. `reference.json` says what was hashed. The directory appears whole, by a rename.
@@ -87,8 +87,10 @@ impl ReferencePlace {
         let of = |list: &[crate::data::identity::CorpusNote]| -> Vec<Value> {
             list.iter().map(|c| json!({"content": c.content, "tokens": c.tokens, "pairs": c.documents / 2})).collect()
         };
+        // As a text, since a number read back may be another by its last bit.
+        let shape = serde_json::to_string(&plan.model).unwrap_or_default();
         let key = json!({
-            "format": "herd-reference", "version": 1, "weights": sum, "precision": config.train.precision,
+            "format": "herd-reference", "version": 1, "weights": sum, "shape": shape, "precision": config.train.precision,
             "sequence_length": config.data.sequence_length, "train": of(&data.train), "validation": of(&data.validation),
         });
         let dir = root.join(format!("ref-{:016x}", xxh3_64(key.to_string().as_bytes())));
