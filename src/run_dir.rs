@@ -53,6 +53,11 @@ impl<'a> RunDir<'a> {
         self.0.join("checkpoints")
     }
 
+    /// Log-probabilities of preference pairs under the model that the run began with.
+    pub fn reference(self) -> PathBuf {
+        self.0.join("reference")
+    }
+
     /// Models in Hugging Face form, a directory a step.
     pub fn exports(self) -> PathBuf {
         self.0.join("exports")

@@ -121,6 +121,16 @@ pub struct Meta {
     /// Where the checkpoint holds a part of a model only: the rest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<BaseNote>,
+    /// Of a run of preference pairs: what they are compared with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<ReferenceNote>,
+}
+
+/// The model that preference pairs are compared with: the one that their run began with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReferenceNote {
+    /// Checksum of its weights; the same on every topology.
+    pub sum: String,
 }
 
 /// The frozen weights beside which the tensors of a checkpoint were trained. They are not in it.
@@ -176,6 +186,7 @@ impl Meta {
             herd_version: env!("CARGO_PKG_VERSION").into(),
             data: None,
             base: None,
+            reference: None,
         }
     }
 }

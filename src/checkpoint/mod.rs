@@ -37,7 +37,7 @@ pub use direct::on_local_disk;
 pub use disk::directory;
 pub use lustre::Stripes;
 pub use map::Spec;
-pub use meta::{BaseNote, Group, Meta, Piece, Saved, SpecialTokens};
+pub use meta::{BaseNote, Group, Meta, Piece, ReferenceNote, Saved, SpecialTokens};
 pub use prune::{prune, prune_if, Keep, Pruned};
 pub use read::{Checkpoint, FileReport};
 pub use restore::{list, newest_valid, newest_valid_alone, Event};

@@ -159,6 +159,7 @@ mod tests {
                 "model.config",
                 "model.weights",
                 "lora.weights",
+                "dpo.reference_dir",
                 "data.tokenizer",
                 "data.train[].path",
                 "data.validation[].path",

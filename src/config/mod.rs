@@ -5,6 +5,7 @@
 
 pub mod check;
 mod checkpoint;
+mod dpo;
 mod expand;
 mod launch;
 mod liveness;
@@ -19,6 +20,7 @@ mod trained;
 mod yaml;
 
 pub use checkpoint::{CheckpointSection, Partner};
+pub use dpo::{DpoLoss, DpoSection};
 pub use launch::{AlertKind, AlertsSection, LaunchSection};
 pub use liveness::LivenessSection;
 pub use load::{load, to_yaml, Draft};
@@ -68,6 +70,9 @@ pub struct Config {
     /// Train low-rank adapters (LoRA) beside the matrices of the blocks; `model.weights` are frozen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraSection>,
+    /// Train on pairs of a chosen and a rejected answer (DPO), as `herd data chat` makes them, instead of on the next token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dpo: Option<DpoSection>,
     /// Tokenizer, corpora and sequence length.
     pub data: DataSection,
     /// Batch sizes in sequences. Gradient accumulation follows from them: global / (micro × data-parallel size).

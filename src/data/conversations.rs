@@ -7,7 +7,7 @@
 use super::chat::{ChatTemplate, Trap};
 use super::indexed::{IndexExtent, Indexed};
 use super::packing::Packs;
-use super::sample::{Cutting, Sample};
+use super::sample::{Cutting, PairId, Sample};
 use super::Tokenizer;
 use crate::config::{ChatPacking, ChatSection, Corpus, TooLong};
 use crate::error::{Error, Exit, Result};
@@ -16,25 +16,31 @@ use crate::text::grouped;
 /// Conversations of a mask that herd has not made that are looked at.
 const LOOKED_AT: u64 = 1000;
 
-/// Packs the conversations of `file` for rows of [`Cutting::sequence_length`].
+/// Packs the conversations of `file`, or with [`Cutting::pairs`] its preference pairs, for rows of [`Cutting::sequence_length`].
 ///
 /// # Errors
-/// [`Exit::Data`]: there is no loss mask; conversations are longer than a row, and nothing says what to do with them; or one would
-/// be cut before its first token that counts.
+/// [`Exit::Data`]: there is no loss mask; it is pairs that are asked for and there are none, or the other way round; some are longer
+/// than a row, and nothing says what to do with them; or one would be cut before its first token that counts.
 pub fn look(file: &Indexed, how: &Cutting, rules: &ChatSection) -> Result<Packs> {
     if !file.masked() {
         let fact =
             format!("{} has no loss mask, but data.chat says that it holds conversations", file.prefix.display());
         return Err(Error::new(Exit::Data, fact).hint("make it with `herd data chat`, or leave data.chat out"));
     }
+    of_kind(file, how.pairs)?;
     let room = how.sequence_length as u64;
-    let (mut lengths, mut long, mut longest, mut start, mut unlearned) = (Vec::new(), 0u64, 0, 0, 0u64);
-    for length in file.document_lengths() {
-        let length = length?;
-        let over = length > room + 1;
+    let (mut needs, mut long, mut longest, mut start, mut unlearned) = (Vec::new(), 0u64, 0, 0, 0u64);
+    let mut lengths = file.document_lengths();
+    while let Some(first) = lengths.next() {
+        let second = if how.pairs { lengths.next() } else { None };
+        let parts = [Some(first), second].into_iter().flatten().collect::<Result<Vec<u64>>>()?;
+        let length: u64 = parts.iter().sum();
+        // A conversation of L tokens takes L − 1 places.
+        let need: u64 = parts.iter().map(|l| l.saturating_sub(1)).sum();
+        let over = need > room;
         (long, longest) = (long + over as u64, longest.max(length));
         let kept = match (over, rules.too_long) {
-            (false, _) => length >= 2,
+            (false, _) => parts.iter().all(|&l| l >= 2),
             (true, TooLong::Drop) => false,
             (true, TooLong::Refuse) => true,
             (true, TooLong::Cut) => {
@@ -44,41 +50,79 @@ pub fn look(file: &Indexed, how: &Cutting, rules: &ChatSection) -> Result<Packs>
                 true
             }
         };
-        lengths.push(kept.then_some((length.saturating_sub(1)).min(room) as u32));
+        needs.push(kept.then_some(need.min(room) as u32));
         start += length;
     }
+    drop(lengths);
     file.close();
     let name = file.prefix.display();
+    let (what, most) = match how.pairs {
+        true => ("preference pairs", room + 2),
+        false => ("conversations", room + 1),
+    };
     if long > 0 && rules.too_long == TooLong::Refuse {
         let fact = format!(
-            "{name}: {} of {} conversations are longer than the {} tokens of a sample; the longest has {}",
+            "{name}: {} of {} {what} are longer than the {most} tokens of a sample; the longest has {}",
             grouped(long),
-            grouped(lengths.len() as u64),
-            room + 1,
+            grouped(needs.len() as u64),
             grouped(longest)
         );
-        return Err(Error::new(Exit::Data, fact)
-            .hint("raise data.sequence_length, or say with data.chat.too_long what becomes of them: cut or drop"));
+        let hint = match how.pairs {
+            true => "raise data.sequence_length, which both answers of a pair share, or leave them out with data.chat.too_long: drop",
+            false => "raise data.sequence_length, or say with data.chat.too_long what becomes of them: cut or drop",
+        };
+        return Err(Error::new(Exit::Data, fact).hint(hint));
     }
     if unlearned > 0 {
         let fact = format!("{name}: {unlearned} conversations are cut at {} tokens before one that counts", room + 1);
         return Err(Trap::CutBeforeTrained.error(fact));
     }
-    let packs = Packs::first_fit(&lengths, room as u32, how.seed, rules.packing == ChatPacking::FirstFit)?;
+    let packs = Packs::first_fit(&needs, room as u32, how.seed, rules.packing == ChatPacking::FirstFit)?;
     match packs.is_empty() {
-        true => Err(Error::new(Exit::Data, format!("{name}: none of its {} conversations is left", lengths.len()))
+        true => Err(Error::new(Exit::Data, format!("{name}: none of its {} {what} is left", needs.len()))
             .hint("data.chat.too_long: drop leaves out those longer than data.sequence_length")),
         false => Ok(packs),
     }
 }
 
-/// Row `i` of `packs`.
-pub fn read(file: &Indexed, packs: &Packs, i: u64, how: &Cutting) -> Result<Sample> {
+/// Conversations are not trained on as pairs, nor pairs as conversations.
+fn of_kind(file: &Indexed, pairs: bool) -> Result<()> {
+    let name = file.prefix.display();
+    let is = file.sidecar.as_ref().and_then(|s| s.chat.as_ref()).is_some_and(|c| c.pairs);
+    let (fact, hint) = match (pairs, is) {
+        (true, false) => (
+            format!("{name} holds no preference pairs, which dpo trains on"),
+            "make it with `herd data chat` from rows with chosen and rejected, or leave dpo out",
+        ),
+        (false, true) => (
+            format!("{name} holds preference pairs: without dpo the rejected answers would be learned as well"),
+            "set dpo: {} to train on pairs",
+        ),
+        (true, true) if !file.documents().is_multiple_of(2) => (
+            format!("{name} is said to hold preference pairs, but has {} conversations", file.documents()),
+            "make it again with `herd data chat`",
+        ),
+        _ => return Ok(()),
+    };
+    Err(Error::new(Exit::Data, fact).hint(hint))
+}
+
+/// Row `i` of `packs`, of corpus number `corpus`.
+pub fn read(file: &Indexed, packs: &Packs, corpus: usize, i: u64, how: &Cutting) -> Result<Sample> {
     let room = how.sequence_length;
     let (mut ids, mut targets, mut starts) = (Vec::with_capacity(room + 1), Vec::with_capacity(room), Vec::new());
     let (mut tokens, mut mask) = (Vec::new(), Vec::new());
-    for &d in packs.documents(i as usize) {
-        let place = file.document(d as u64)?;
+    let packed = packs.documents(i as usize).iter().map(|&d| d as u64);
+    let pairs: Vec<PairId> = match how.pairs {
+        true => packed.clone().map(|number| PairId { corpus, number }).collect(),
+        false => Vec::new(),
+    };
+    let documents: Vec<u64> = match how.pairs {
+        true => packed.flat_map(|p| [2 * p, 2 * p + 1]).collect(),
+        false => packed.collect(),
+    };
+    for d in documents {
+        let place = file.document(d)?;
         let n = (place.end - place.start).min(room as u64 + 1) as usize;
         tokens.clear();
         mask.clear();
@@ -98,7 +142,7 @@ pub fn read(file: &Indexed, packs: &Packs, i: u64, how: &Cutting) -> Result<Samp
     starts.retain(|&s| s > 0);
     ids.resize(room + 1, 0);
     targets.resize(room, -1);
-    Ok(Sample { ids, starts, targets: Some(targets) })
+    Ok(Sample { ids, starts, targets: Some(targets), pairs })
 }
 
 /// What can be told of the masks of `corpora` without reading all of them: the template that made one must be the one beside the

@@ -132,7 +132,7 @@ impl Mixture {
     fn read(&self, corpus: usize, sample: u64) -> Result<Sample> {
         let (s, Open { file, packs, .. }) = (self.how.sequence_length, &self.corpora[corpus]);
         if let Some(packs) = packs {
-            return conversations::read(file, packs, sample, &self.how);
+            return conversations::read(file, packs, corpus, sample, &self.how);
         }
         let first = sample * s as u64;
         let mut ids = Vec::with_capacity(s + 1);
@@ -141,7 +141,23 @@ impl Mixture {
             true => file.document_starts(first..first + s as u64)?,
             false => Vec::new(),
         };
-        Ok(Sample { ids, starts: starts.iter().map(|at| (at - first) as usize).collect(), targets: None })
+        let starts = starts.iter().map(|at| (at - first) as usize).collect();
+        Ok(Sample { ids, starts, targets: None, pairs: Vec::new() })
+    }
+
+    /// Preference pairs of each corpus, those that are left out counted.
+    pub fn pairs(&self) -> Vec<u64> {
+        self.corpora.iter().map(|c| c.file.documents() / 2).collect()
+    }
+
+    /// Samples of corpus number `corpus`.
+    pub fn samples(&self, corpus: usize) -> u64 {
+        self.corpora[corpus].samples
+    }
+
+    /// Sample `sample` of corpus number `corpus`, in the order of its file.
+    pub fn of_corpus(&self, corpus: usize, sample: u64) -> Result<Sample> {
+        self.read(corpus, sample)
     }
 
     /// Samples of all corpora together. With one corpus, indices `0..epoch_len` read each of them once.
@@ -171,9 +187,10 @@ impl Mixture {
         let line = |(c, open): (usize, &Open)| {
             let packed = open.packs.as_ref().map(|p| {
                 let filled = 100.0 * p.filled as f64 / (p.len() * self.how.sequence_length) as f64;
-                let out = open.file.documents() - p.packed() as u64;
+                let (what, each) = if self.how.pairs { ("preference pairs", 2) } else { ("conversations", 1) };
+                let out = open.file.documents() / each - p.packed() as u64;
                 let out = if out > 0 { format!(", {out} left out") } else { String::new() };
-                format!(" from {} conversations{out}, {filled:.1}% filled", p.packed())
+                format!(" from {} {what}{out}, {filled:.1}% filled", p.packed())
             });
             format!(
                 "{}: {} tokens, {} samples of {}{}, {:.4}% of draws",

@@ -19,5 +19,5 @@ pub mod source;
 pub mod tokenizer;
 
 pub use mixture::{CorpusFacts, Mixture};
-pub use sample::{Cutting, Sample};
+pub use sample::{Cutting, PairId, Sample};
 pub use tokenizer::Tokenizer;

@@ -46,13 +46,14 @@ pub struct Mark {
     pub name: Option<String>,
 }
 
-/// Ids of a document and, where documents are masked, which of them count. Without ids the document is left out.
+/// Ids of a document and, where documents are masked, which of them count.
 pub type IdsAndMask = (Vec<u32>, Vec<u8>);
 
 /// Makes tokens of a document.
 pub trait Encode: Sync {
-    /// An error ends the whole work.
-    fn encode(&self, document: &str) -> Result<IdsAndMask>;
+    /// One document as a rule; none where it is left out; those of a preference pair, which stay side by side. An error ends the
+    /// whole work.
+    fn encode(&self, document: &str) -> Result<Vec<IdsAndMask>>;
 
     /// What errors call a document, if they are to say which it was.
     fn noun(&self) -> Option<&'static str> {
@@ -71,12 +72,12 @@ pub struct TextEncoder<'a> {
 }
 
 impl Encode for TextEncoder<'_> {
-    fn encode(&self, text: &str) -> Result<IdsAndMask> {
+    fn encode(&self, text: &str) -> Result<Vec<IdsAndMask>> {
         twice(self, text)?;
         let mut ids: Vec<u32> = self.front.iter().map(|mark| mark.id).collect();
         ids.extend(self.tokenizer.encode(text)?);
         ids.extend(self.eos.iter().map(|mark| mark.id));
-        Ok((ids, Vec::new()))
+        Ok(vec![(ids, Vec::new())])
     }
 }
 
@@ -156,10 +157,14 @@ fn work(job: &BatchJob, batches: Receiver<Result<Batch>>, to_sink: SyncSender<Re
             Some(noun) => e.context(format!("{}, {noun} {number}", job.inputs[input])),
             None => e,
         });
-        made.map(|(ids, mask)| Encoded { part, ids, mask, text_bytes: text.len() as u64 })
+        // The first document of a text stands for its bytes.
+        let bytes = |i: usize| if i == 0 { text.len() as u64 } else { 0 };
+        let named = |(i, (ids, mask))| Encoded { part, ids, mask, text_bytes: bytes(i) };
+        made.map(|all| all.into_iter().enumerate().map(named).collect::<Vec<_>>())
     };
     for batch in batches {
-        let done = batch.and_then(|b| b.into_iter().map(encode).collect());
+        let done = batch.and_then(|b| b.into_iter().map(encode).collect::<Result<Vec<_>>>());
+        let done = done.map(|all| all.into_iter().flatten().collect());
         if to_sink.send(done).is_err() {
             return;
         }

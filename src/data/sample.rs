@@ -12,6 +12,18 @@ pub struct Sample {
     pub starts: Vec<usize>,
     /// Of conversations: S targets, −1 where one does not count; the last of the ids is none then.
     pub targets: Option<Vec<i64>>,
+    /// The preference pairs in it, in order: documents 2·n and 2·n + 1 are the chosen and the rejected conversation of the n-th.
+    /// Empty where [`Cutting::pairs`] is false.
+    pub pairs: Vec<PairId>,
+}
+
+/// A preference pair of a list of corpora.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PairId {
+    /// Place of its corpus in the list.
+    pub corpus: usize,
+    /// Its number there.
+    pub number: u64,
 }
 
 /// How samples are cut from corpora.
@@ -27,4 +39,6 @@ pub struct Cutting {
     pub documents: bool,
     /// The corpora are conversations.
     pub chat: Option<ChatSection>,
+    /// The conversations are preference pairs: of two that follow each other the first is the chosen one. Pairs stay together.
+    pub pairs: bool,
 }

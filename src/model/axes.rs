@@ -3,8 +3,9 @@
 use crate::error::Result;
 use crate::threads::lock;
 use crate::wire::{CommTiming, MpiWire, Wire, Work};
+use crate::world::Op;
 use std::sync::{Arc, Mutex};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 /// Tensor and context axis of this rank.
 #[derive(Clone)]
@@ -62,6 +63,19 @@ impl Axes {
     /// [`Axes::reduce`] over the context axis.
     pub fn reduce_context(&self, partial: Tensor) -> Result<Coming> {
         reduce(&*self.context, partial, &self.spent)
+    }
+
+    /// The sums of a few numbers over the context axis, on each of its ranks; `device` is the wire's.
+    pub fn sum_context(&self, mine: Vec<f64>, device: Device) -> Result<Vec<f64>> {
+        if self.context.size() == 1 || mine.is_empty() {
+            return Ok(mine);
+        }
+        let sums = Tensor::from_slice(&mine).to_device(device);
+        let took = self.context.all_reduce(&sums, Op::Sum)?.wait()?;
+        count(&self.spent, &sums);
+        lock(&self.spent).took(took);
+        let sums = sums.to_device(Device::Cpu);
+        Ok((0..mine.len()).map(|i| sums.double_value(&[i as i64])).collect())
     }
 
     /// Counts from zero again, and says what has been spent until now. Shared by all clones of these axes.

@@ -1,6 +1,6 @@
 //! A chunk of the model: a run of adjacent units. On one rank without a pipeline the whole model, else what one virtual stage holds.
 
-use super::Positions;
+use super::{PairBatch, Positions};
 use crate::layout::Unit;
 use std::ops::Range;
 use tch::Tensor;
@@ -28,6 +28,8 @@ pub struct Micro {
     pub at: Positions,
     /// [N] i32, what tells the tokens apart for dropout ([`super::dropout::token`]); None: nothing is dropped.
     pub noise: Option<Tensor>,
+    /// The documents are preference pairs, whose loss takes the place of the next token's; None: they are not.
+    pub pairs: Option<PairBatch>,
 }
 
 impl Chunk {

@@ -3,12 +3,16 @@
 //!
 //! Over the tensor axis (t ranks; arXiv:1909.08053 §3.4) a rank has the logits of its rows of the output matrix, V' of V, for all
 //! tokens of a chunk: N/t rows of x of every rank. What the ranks tell each other of a token's logits is two numbers.
+//!
+//! The loss of preference pairs is of sums over whole answers, so the gradient of a token waits for the last one of its answer: there
+//! the chunks are gone through twice, and the logits made a second time.
 
 use crate::config::ModelConfig;
 use crate::error::Result;
+use crate::kernels::host::floats;
 use crate::kernels::{self, LossSums};
-use crate::model::{embedding, Accumulate, Axes, Flat, StepOptions};
-use tch::{Device, Tensor};
+use crate::model::{embedding, Accumulate, Axes, Flat, PairBatch, StepOptions};
+use tch::{Device, Kind, Tensor};
 
 pub(super) const NORM: &str = "model.norm.weight";
 pub(super) const MATRIX: &str = "lm_head.weight";
@@ -80,23 +84,31 @@ impl Head {
     /// rank of the tensor axis, and dx [N/t,H] T of `grad_scale·(loss + z_loss·z)`. Writes the gradients of the norm (this
     /// rank's tokens only) and of the matrix.
     ///
+    /// Of `pairs` the loss is theirs, and what is summed are pairs, not tokens; without z-loss.
+    ///
     /// Memory beyond x: dx, and of one chunk the logits (overwritten by their gradient), normed x and its gradient.
     pub fn forward_backward(
-        &self, w: &Flat, out: Projection, x: &Tensor, targets: &Tensor, step: &StepOptions,
+        &self, w: &Flat, out: Projection, x: &Tensor, targets: &Tensor, pairs: Option<&PairBatch>, step: &StepOptions,
     ) -> Result<(LossSums, Tensor)> {
         let (weight, dweight) = (out.weight(), (!out.frozen()).then(|| out.grad()));
         let (norm, dnorm) = (w.param(NORM), w.norm_grad(NORM, step.grads));
         let alone = self.axes.tensor.size() == 1;
         let mut grads = step.grads;
-        let mut sums = LossSums::default();
+        let (mut sums, slopes) = match pairs {
+            Some(pairs) => self.judge(w, out, x, targets, pairs).map(|(sums, slopes)| (sums, Some(slopes)))?,
+            None => (LossSums::default(), None),
+        };
         let dx = x.empty_like();
-        for (start, len) in self.chunks(x) {
+        for (n, (start, len)) in self.chunks(x).enumerate() {
             let x = x.narrow(0, start, len);
             let (normed, rstd) = kernels::rms_norm(&x, &norm, self.eps);
             let normed = self.axes.gather(&normed)?.rows()?;
             let logits = kernels::linear(&normed, &weight, None);
             let targets = self.chunk_targets(targets, start, len);
-            add(&mut sums, self.loss_(&logits, &targets, out.first(), Some((step.grad_scale, step.z_loss)))?);
+            match &slopes {
+                None => sums += self.loss_(&logits, &targets, out.first(), Some((step.grad_scale, step.z_loss)))?,
+                Some(slopes) => slopes[n].gradient_(&logits, &targets, out.first(), step.grad_scale),
+            }
             let dlogits = logits;
             // With others to wait for, their sum is under way while the weight gradient is made.
             let coming = match alone {
@@ -117,13 +129,18 @@ impl Head {
         Ok((sums, dx))
     }
 
-    /// Loss alone: x [N/t,H] T, targets [N] i64.
-    pub fn loss(&self, w: &Flat, out: Projection, x: &Tensor, targets: &Tensor) -> Result<LossSums> {
+    /// Loss alone: x [N/t,H] T, targets [N] i64; of `pairs` theirs, as in [`Head::forward_backward`].
+    pub fn loss(
+        &self, w: &Flat, out: Projection, x: &Tensor, targets: &Tensor, pairs: Option<&PairBatch>,
+    ) -> Result<LossSums> {
+        if let Some(pairs) = pairs {
+            return Ok(self.judge(w, out, x, targets, pairs)?.0);
+        }
         let mut sums = LossSums::default();
         for (start, len) in self.chunks(x) {
             let logits = self.logits(w, out, &x.narrow(0, start, len))?;
             let targets = self.chunk_targets(targets, start, len);
-            add(&mut sums, self.loss_(&logits, &targets, out.first(), None)?);
+            sums += self.loss_(&logits, &targets, out.first(), None)?;
         }
         Ok(sums)
     }
@@ -147,6 +164,42 @@ impl Head {
             kernels::cross_entropy_gradient_(logits, targets, first, &lse, scale, z_loss);
         }
         Ok(sums)
+    }
+
+    /// The first look at pairs: the log-probability of every answer, over all chunks and all ranks of the sequences, what follows from
+    /// them, and of each chunk what its gradient needs. The sums are the loss and the number of pairs, on the first rank of the
+    /// context axis.
+    fn judge(
+        &self, w: &Flat, out: Projection, x: &Tensor, targets: &Tensor, pairs: &PairBatch,
+    ) -> Result<(LossSums, Vec<Slopes>)> {
+        let mut policy = vec![0f64; 2 * pairs.ids.len()];
+        let mut looked = Vec::new();
+        for (start, len) in self.chunks(x) {
+            let logits = self.logits(w, out, &x.narrow(0, start, len))?;
+            let chunk = |of: &Tensor| self.chunk_targets(of, start, len);
+            let (targets, documents) = (chunk(targets), chunk(&pairs.documents));
+            let part = kernels::cross_entropy_part(&logits, &targets, out.first()).unsqueeze(0);
+            drop(logits);
+            let parts = self.axes.gather(&part)?.rows()?;
+            let lse = parts.select(1, 0).logsumexp([0i64].as_slice(), false);
+            let at = parts.select(1, 1).sum_dim_intlist([0i64].as_slice(), false, Kind::Float);
+            let logps = (at - &lse) * targets.ge(0).to_kind(Kind::Float);
+            let host = |t: Tensor| t.to_kind(Kind::Float).to_device(Device::Cpu).contiguous();
+            let (documents, logps) = (host(documents), host(logps));
+            for (d, logp) in floats(&documents).iter().zip(floats(&logps)) {
+                if let Some(sum) = policy.get_mut(*d as usize) {
+                    *sum += *logp as f64;
+                }
+            }
+            looked.push((lse, runs(floats(&documents))));
+        }
+        let policy = self.axes.sum_context(policy, x.device())?;
+        let says = self.axes.context.rank() == 0;
+        let (sums, slopes) = pairs.judge(&policy, says);
+        let weigh = |(rows, d): (i64, usize)| (rows, slopes.get(d).map_or(0.0, |slope| -slope));
+        let looked = looked.into_iter().map(|(lse, runs)| Slopes { lse, runs: runs.into_iter().map(weigh).collect() });
+        let sums = LossSums { loss: sums.loss, z: 0.0, tokens: sums.pairs as u64 };
+        Ok((if says { sums } else { LossSums::default() }, looked.collect()))
     }
 
     /// Of targets [N] those of the tokens in rows `start..start + len` of every rank's x, in rank order.
@@ -178,8 +231,30 @@ pub fn chunk_rows(n: usize, vocab: usize, elem: usize, chunk_bytes: usize, devic
     }
 }
 
-fn add(sums: &mut LossSums, chunk: LossSums) {
-    sums.loss += chunk.loss;
-    sums.z += chunk.z;
-    sums.tokens += chunk.tokens;
+/// What the second look at a chunk of pairs needs to know of the first.
+struct Slopes {
+    /// [C] f32: log of the sum of exponentials of each token's logits.
+    lse: Tensor,
+    /// Rows of one answer after the other: how many, and the derivative of the summed loss by minus the log-probability of each.
+    runs: Vec<(i64, f64)>,
+}
+
+impl Slopes {
+    /// Logits [C,V'] T, whose first column is token `first`, become the gradient of `scale` times the loss.
+    fn gradient_(&self, logits: &Tensor, targets: &Tensor, first: i64, scale: f64) {
+        let mut at = 0;
+        for &(rows, weight) in &self.runs {
+            // Copies, since kernels take what begins at a whole vector.
+            let part = |t: &Tensor| t.narrow(0, at, rows).copy();
+            let (targets, lse) = (part(targets), part(&self.lse));
+            let logits = logits.narrow(0, at, rows);
+            kernels::cross_entropy_gradient_(&logits, &targets, first, &lse, scale * weight, 0.0);
+            at += rows;
+        }
+    }
+}
+
+/// Lengths and values of the runs of equal values.
+fn runs(values: &[f32]) -> Vec<(i64, usize)> {
+    values.chunk_by(|a, b| a == b).map(|run| (run.len() as i64, run[0] as usize)).collect()
 }

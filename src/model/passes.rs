@@ -120,7 +120,7 @@ impl Llama {
             return Ok((Some(x), LossSums::default()));
         }
         let sums = self.with_head(units, Use::Forward, |head, projection, _| {
-            self.head.loss(head, projection, &x, &micro.targets)
+            self.head.loss(head, projection, &x, &micro.targets, micro.pairs.as_ref())
         })?;
         Ok((None, sums))
     }
@@ -161,7 +161,7 @@ impl Llama {
         };
         let (sums, dx) = self.with_head(units, Use::Backward, |head, projection, grads| {
             let step = StepOptions { grads, ..*step };
-            self.head.forward_backward(head, projection, &x, &micro.targets, &step)
+            self.head.forward_backward(head, projection, &x, &micro.targets, micro.pairs.as_ref(), &step)
         })?;
         drop(x);
         units.complete(Unit::Head)?;

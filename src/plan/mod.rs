@@ -181,6 +181,7 @@ impl Plan {
             vocab_size: self.model.vocab_size,
             documents: self.config.data.document_mask,
             chat: self.config.data.chat,
+            pairs: self.config.dpo.is_some(),
         }
     }
 

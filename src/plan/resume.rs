@@ -27,6 +27,15 @@ pub fn check_resume(plan: &Plan, meta: &Meta) -> Result<()> {
         let then = |section: &str, key: &str| meta.config[section][key].clone();
         differ("seed", plan.config.seed.into(), meta.seed.into());
         differ("batch.global", plan.config.batch.global.into(), then("batch", "global"));
+        let dpo = |section: Value| match section {
+            Value::Object(mut keys) => {
+                keys.remove("reference_dir");
+                Value::Object(keys)
+            }
+            _ => "absent".into(),
+        };
+        let now = serde_json::to_value(&plan.config.dpo).unwrap_or_default();
+        differ("dpo", dpo(now), dpo(meta.config["dpo"].clone()));
         differ("data.sequence_length", plan.config.data.sequence_length.into(), then("data", "sequence_length"));
     }
     if meta.step > plan.config.train.steps {

@@ -1,8 +1,8 @@
-//! Runs that train a part of the model: whether adapters and frozen layers fit the model.
+//! Runs that train a part of the model or on preference pairs: whether adapters, frozen layers and the loss fit the model and the data.
 
 use super::shape::Shape;
 use super::Plan;
-use crate::config::{Config, FreezeSection, LoraSection, Problem};
+use crate::config::{Config, DpoLoss, DpoSection, FreezeSection, LoraSection, Problem, TooLong};
 use crate::layout::adapter_shapes;
 
 /// All clashes of `lora` and `model.freeze` with each other and the model.
@@ -16,6 +16,9 @@ pub fn check(config: &Config, shape: Option<&Shape>, out: &mut Vec<Problem>) {
     if (config.lora.is_some() || freeze.is_some()) && config.model.weights.is_none() {
         let fact = "weights are to be frozen, but the run has none to start from: they would stay random";
         out.push(Problem::new([key, "model.weights"], fact).hint("give model.weights"));
+    }
+    if let Some(dpo) = &config.dpo {
+        preference(dpo, config, out);
     }
     if let Some(lora) = &config.lora {
         adapters(lora, shape, out);
@@ -31,6 +34,35 @@ pub fn check(config: &Config, shape: Option<&Shape>, out: &mut Vec<Problem>) {
             let fact = format!("all {layers} blocks, the embedding and the head are frozen: nothing is trained");
             out.push(Problem::new(["model.freeze"], fact).hint("leave something to train"));
         }
+    }
+}
+
+fn preference(dpo: &DpoSection, config: &Config, out: &mut Vec<Problem>) {
+    let mut clash = |keys: &[&str], fact: &str, hint: &str| {
+        out.push(Problem::new(keys.iter().copied(), fact).hint(hint));
+    };
+    match config.data.chat {
+        None => clash(&["dpo", "data.chat"], "preference pairs are conversations", "set data.chat: {}"),
+        Some(chat) if chat.too_long == TooLong::Cut => clash(
+            &["data.chat.too_long", "dpo"],
+            "the answers of a pair are not cut: their log-probabilities would be those of other answers",
+            "refuse or drop",
+        ),
+        Some(_) => {}
+    }
+    if config.model.weights.is_none() {
+        let fact = "pairs are compared with the model that the run begins with, but it begins with random weights";
+        clash(&["dpo", "model.weights"], fact, "give model.weights");
+    }
+    if config.train.z_loss > 0.0 {
+        clash(&["train.z_loss", "dpo"], "the z-loss belongs to the cross-entropy of every token", "set it to 0");
+    }
+    if dpo.loss == DpoLoss::Ipo && dpo.length_normalized {
+        let fact = "ipo averages over the tokens of each answer already";
+        clash(&["dpo.length_normalized", "dpo.loss"], fact, "leave length_normalized out");
+    }
+    if dpo.loss == DpoLoss::Ipo && dpo.label_smoothing > 0.0 {
+        clash(&["dpo.label_smoothing", "dpo.loss"], "label smoothing is of the sigmoid loss", "leave it out");
     }
 }
 

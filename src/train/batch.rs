@@ -1,11 +1,14 @@
 //! Which samples a rank reads: a pure function of (step, rank, micro-batch), so that changing the number of ranks or the
 //! accumulation changes who reads a sample, never which samples a step is made of.
 
+use super::reference::{List, Reference};
 use crate::data::{Mixture, Sample};
 use crate::error::Result;
-use crate::model::{dropout, positions, Documents};
+use crate::model::{dropout, positions, Documents, Llama, Micro, PairBatch, PairLoss, PairsFound};
 use crate::plan::Plan;
 use crate::topology::Axis;
+use std::cell::RefCell;
+use std::rc::Rc;
 use tch::Tensor;
 
 /// One micro-batch of B sequences of S tokens, as far as this rank of the context axis (c ranks) holds them.
@@ -18,6 +21,40 @@ pub struct Batch {
     pub documents: Documents,
     /// [B·S/c] i32, what tells the tokens apart for dropout; None where there is none.
     pub noise: Option<Tensor>,
+    /// The preference pairs in it; None where nothing is done with any.
+    pub pairs: Option<PairBatch>,
+}
+
+impl Batch {
+    /// A batch of which nothing counts.
+    pub fn empty(&mut self) {
+        let _ = self.targets.fill_(-1);
+        self.pairs = None;
+    }
+
+    /// As the layers of `model` read it.
+    pub fn micro(self, model: &Llama) -> Micro {
+        let micro = model.micro(&self.tokens, &self.targets, &self.documents);
+        Micro { noise: self.noise, pairs: self.pairs, ..micro }
+    }
+}
+
+/// What is done with the preference pairs of a list of corpora.
+pub struct PairWork<'a> {
+    pub loss: PairLoss,
+    /// What they are compared with; None: their log-probabilities are measured.
+    pub reference: Option<(&'a Reference, List)>,
+    /// Where findings go.
+    pub found: Rc<RefCell<PairsFound>>,
+}
+
+impl<'a> PairWork<'a> {
+    /// Of the run of `plan`, if it has pairs and a reference.
+    pub fn of(plan: &Plan, reference: Option<&'a Reference>, list: List) -> Option<PairWork<'a>> {
+        let dpo = plan.config.dpo.as_ref()?;
+        let reference = Some((reference?, list));
+        Some(PairWork { loss: PairLoss::of(dpo), reference, found: Rc::default() })
+    }
 }
 
 /// Global sample index of row `row` of micro-batch `micro` on data rank `rank` in `step`.
@@ -30,11 +67,11 @@ pub fn sample_index(plan: &Plan, step: u64, rank: usize, micro: usize, row: usiz
 }
 
 /// The micro-batch `micro` of `step` for this rank.
-pub fn train(plan: &Plan, corpus: &Mixture, step: u64, micro: usize) -> Result<Batch> {
+pub fn train(plan: &Plan, corpus: &Mixture, step: u64, micro: usize, pairs: Option<&PairWork>) -> Result<Batch> {
     let rank = plan.topology.coord(Axis::Data);
     let index = |row| sample_index(plan, step, rank, micro, row);
     (0..plan.micro_batch).for_each(|row| tracing::trace!(step, sample = index(row), "read"));
-    let batch = collect(plan, (0..plan.micro_batch).map(|row| corpus.sample(index(row))))?;
+    let batch = collect(plan, (0..plan.micro_batch).map(|row| corpus.sample(index(row))), pairs)?;
     let dropped = plan.config.lora.as_ref().is_some_and(|l| l.dropout > 0.0);
     let noise = dropped.then(|| noise(plan, (0..plan.micro_batch).map(index)));
     Ok(Batch { noise, ..batch })
@@ -50,13 +87,14 @@ fn noise(plan: &Plan, samples: impl Iterator<Item = u64>) -> Tensor {
 }
 
 /// Stacks samples of S + 1 ids.
-pub fn collect(plan: &Plan, samples: impl Iterator<Item = Result<Sample>>) -> Result<Batch> {
+pub fn collect(plan: &Plan, samples: impl Iterator<Item = Result<Sample>>, pairs: Option<&PairWork>) -> Result<Batch> {
     let samples = samples.collect::<Result<Vec<_>>>()?;
     let stack = |rows: Vec<Tensor>| Tensor::stack(&rows, 0).to_device(plan.device);
     let ids = stack(samples.iter().map(|s| Tensor::from_slice(&s.ids)).collect());
     let s = ids.size()[1] - 1;
     let (rank, size) = (plan.topology.coord(Axis::Context), plan.topology.size(Axis::Context));
     let own = |rows: &Tensor| positions::share(rows, rank, size).contiguous();
+    let pairs = pairs.map(|work| of_pairs(&samples, work, |rows| own(&stack(rows)).reshape([-1]))).transpose()?;
     // Conversations say of each target whether it counts; of running text every next token is one.
     let masked: Option<Vec<Tensor>> =
         samples.iter().map(|s| s.targets.as_ref().map(|t| Tensor::from_slice(t))).collect();
@@ -66,5 +104,35 @@ pub fn collect(plan: &Plan, samples: impl Iterator<Item = Result<Sample>>) -> Re
         true => Documents { starts: samples.into_iter().map(|s| s.starts).collect(), restart },
         false => Documents::whole(),
     };
-    Ok(Batch { tokens: own(&ids.narrow(1, 0, s)), targets: own(&targets), documents, noise: None })
+    Ok(Batch { tokens: own(&ids.narrow(1, 0, s)), targets: own(&targets), documents, noise: None, pairs })
+}
+
+/// The preference pairs of `samples`; `own` stacks rows of S numbers and takes this rank's part, [N].
+fn of_pairs(samples: &[Sample], work: &PairWork, own: impl Fn(Vec<Tensor>) -> Tensor) -> Result<PairBatch> {
+    let ids: Vec<_> = samples.iter().flat_map(|s| s.pairs.iter().copied()).collect();
+    let (mut counts, mut rows, mut before) = (vec![[0.0; 2]; ids.len()], Vec::new(), 0);
+    for sample in samples {
+        let targets = sample.targets.as_deref().unwrap_or_default();
+        let mut begins = sample.starts.iter().peekable();
+        let mut document = 0;
+        let row = targets.iter().enumerate().map(|(place, target)| {
+            document += begins.next_if(|&&start| start == place).is_some() as usize;
+            if document >= 2 * sample.pairs.len() {
+                return 2 * ids.len() as i64;
+            }
+            let number = 2 * before + document;
+            counts[number / 2][number % 2] += (*target >= 0) as u8 as f64;
+            number as i64
+        });
+        rows.push(Tensor::from_slice(&row.collect::<Vec<_>>()));
+        before += sample.pairs.len();
+    }
+    let against = match work.reference {
+        Some((reference, list)) => {
+            let all = ids.iter().map(|&id| reference.of(list, id)).collect::<Result<Vec<_>>>()?;
+            Some((work.loss, all))
+        }
+        None => None,
+    };
+    Ok(PairBatch { ids, documents: own(rows), counts, against, found: work.found.clone() })
 }

@@ -8,6 +8,7 @@ use crate::appended::{self, Appended};
 use crate::attempt;
 use crate::error::{Error, Exit, Result};
 use crate::kernels::device::DeviceMemory;
+use crate::model::PairSums;
 use crate::run_dir::RunDir;
 use crate::{kernels, wire};
 use serde::Serialize;
@@ -24,7 +25,7 @@ pub struct StepRecord {
     pub step: u64,
     /// When the step (with its validation) had ended: wall clock, for comparison with other programs of this host.
     pub time: jiff::Timestamp,
-    /// Mean cross-entropy per token, natural logarithm.
+    /// Mean cross-entropy per token, natural logarithm; of preference pairs the mean loss of a pair.
     pub loss: f64,
     /// Learning rate of this step.
     pub lr: f64,
@@ -75,9 +76,75 @@ pub struct StepRecord {
     /// Mean (log Z)² per token, where the z-loss is on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub z_loss: Option<f64>,
-    /// Mean cross-entropy on held-out data, in steps that validate.
+    /// The same on held-out data, in steps that validate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation_loss: Option<f64>,
+    /// Of preference pairs.
+    #[serde(flatten)]
+    pub preference: Option<PreferenceRecord>,
+    /// Of held-out preference pairs, in steps that validate.
+    #[serde(flatten)]
+    pub held_out: Option<HeldOutRecord>,
+}
+
+/// Means over held-out preference pairs.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct HeldOutRecord {
+    /// As [`PreferenceRecord::margins`].
+    #[serde(rename = "eval_rewards/margins")]
+    pub margins: f64,
+    /// As [`PreferenceRecord::accuracies`].
+    #[serde(rename = "eval_rewards/accuracies")]
+    pub accuracies: f64,
+}
+
+impl HeldOutRecord {
+    /// Of the sums over all held-out pairs.
+    pub fn of(sums: &PairSums) -> HeldOutRecord {
+        let PreferenceRecord { margins, accuracies, .. } = PreferenceRecord::of(sums);
+        HeldOutRecord { margins, accuracies }
+    }
+}
+
+/// Means over the preference pairs of a step, under the names that TRL gives them.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct PreferenceRecord {
+    /// β times what the log-probability of the chosen answer has gained over the reference.
+    #[serde(rename = "rewards/chosen")]
+    pub chosen: f64,
+    /// The same of the rejected answer.
+    #[serde(rename = "rewards/rejected")]
+    pub rejected: f64,
+    /// The first less the second.
+    #[serde(rename = "rewards/margins")]
+    pub margins: f64,
+    /// Share of pairs whose chosen answer has the higher reward.
+    #[serde(rename = "rewards/accuracies")]
+    pub accuracies: f64,
+    /// Log-probability of the chosen answer, nats.
+    #[serde(rename = "logps/chosen")]
+    pub chosen_logps: f64,
+    /// Log-probability of the rejected answer, nats.
+    #[serde(rename = "logps/rejected")]
+    pub rejected_logps: f64,
+    /// Pairs in the step.
+    pub pairs: f64,
+}
+
+impl PreferenceRecord {
+    /// Of the sums over all pairs of a step.
+    pub fn of(sums: &PairSums) -> PreferenceRecord {
+        let mean = |sum: f64| sum / sums.pairs;
+        PreferenceRecord {
+            chosen: mean(sums.chosen),
+            rejected: mean(sums.rejected),
+            margins: mean(sums.chosen - sums.rejected),
+            accuracies: mean(sums.right),
+            chosen_logps: mean(sums.chosen_logps),
+            rejected_logps: mean(sums.rejected_logps),
+            pairs: sums.pairs,
+        }
+    }
 }
 
 /// Highest bytes of tensors of this process on `device` since the allocator's last reset: of a CPU libtorch's and the wire's.
@@ -147,6 +214,19 @@ fn scalars(r: &StepRecord) -> Vec<(&'static str, f64)> {
         ("validation/loss", r.validation_loss),
     ];
     out.extend(optional.into_iter().filter_map(|(tag, x)| Some((tag, x?))));
+    if let Some(p) = &r.preference {
+        out.extend([
+            ("rewards/chosen", p.chosen),
+            ("rewards/rejected", p.rejected),
+            ("rewards/margins", p.margins),
+            ("rewards/accuracies", p.accuracies),
+            ("logps/chosen", p.chosen_logps),
+            ("logps/rejected", p.rejected_logps),
+        ]);
+    }
+    if let Some(p) = &r.held_out {
+        out.extend([("eval_rewards/margins", p.margins), ("eval_rewards/accuracies", p.accuracies)]);
+    }
     out
 }
 

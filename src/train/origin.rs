@@ -5,7 +5,7 @@ use super::first::{self, Given};
 use super::heritage::Heritage;
 use super::report::{say, Report};
 use super::state::State;
-use crate::checkpoint::{BaseNote, Event, Group, Meta, Team};
+use crate::checkpoint::{BaseNote, Event, Group, Meta, ReferenceNote, Team};
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
 use crate::events::RunEvent;
@@ -28,6 +28,7 @@ pub struct Origin {
     /// Of the checkpoint that it goes on from.
     heritage: Option<Heritage>,
     base: Option<BaseNote>,
+    reference: Option<ReferenceNote>,
     changes: DataChanges,
     /// What the search came across, and what came from the object store.
     found: Vec<Event>,
@@ -52,7 +53,7 @@ impl Origin {
                 if origin.heritage.take().is_some() {
                     state.clear();
                 }
-                (origin.changes, origin.base) = (DataChanges::default(), None);
+                (origin.changes, origin.base, origin.reference) = (DataChanges::default(), None, None);
                 origin.given = first::begin(plan, world, state)?;
             }
         }
@@ -66,7 +67,7 @@ impl Origin {
         plan: &Plan, world: &World, progress: &Progress, run: u64, own: &Meta, state: &mut State,
     ) -> Result<Origin> {
         let config = &plan.config;
-        let (mut heritage, mut base, mut changes) = (None, None, DataChanges::default());
+        let (mut heritage, mut base, mut reference, mut changes) = (None, None, None, DataChanges::default());
         let (mut found, mut fetched) = (Vec::new(), Vec::new());
         let mut ask = |than, world: &World| match &config.checkpoint.store {
             Some(store) => {
@@ -93,15 +94,21 @@ impl Origin {
         let mut apply = |source: &Source| {
             heritage = Some(Heritage::of_meta(source.meta()));
             base = source.meta().base.clone();
+            reference = source.meta().reference.clone();
             changes = resume(plan, own, source, state)?;
             Ok(())
         };
         let restored = tiers::restore(&mut tiers, world, &mut hear, &mut apply)?;
-        Ok(Origin { restored, given: None, heritage, base, changes, found, fetched })
+        Ok(Origin { restored, given: None, heritage, base, reference, changes, found, fetched })
     }
 
     pub fn is_new(&self) -> bool {
         self.restored.is_none()
+    }
+
+    /// What the pairs of the run are compared with, where a checkpoint says so.
+    pub fn reference(&self) -> Option<ReferenceNote> {
+        self.reference.clone()
     }
 
     /// The step that the run goes on from, for those who keep its state.

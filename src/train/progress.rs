@@ -88,6 +88,9 @@ fn line(r: &StepRecord, total: u64, eta: Duration) -> String {
     if r.comm_busy_s > 0.0 && r.step_s > 0.0 {
         s += &format!(" comm {:.1}% exposed", 100.0 * r.comm_exposed_s / r.step_s);
     }
+    if let Some(p) = &r.preference {
+        s += &format!(" margin {:.3} right {:.0}%", p.margins, 100.0 * p.accuracies);
+    }
     if let Some(v) = r.validation_loss {
         s += &format!(" val {v:.4}");
     }

@@ -1,6 +1,6 @@
 //! What a run says about itself, from one rank: metrics, events, progress. On the other ranks every call does nothing.
 
-use super::metrics::{memory_peak, Metrics, StepRecord};
+use super::metrics::{memory_peak, HeldOutRecord, Metrics, PreferenceRecord, StepRecord};
 use super::progress::TrainProgress;
 use super::prometheus::PromFile;
 use super::state::State;
@@ -160,6 +160,8 @@ impl Report {
             skipped: found.skipped,
             z_loss: (plan.config.train.z_loss > 0.0).then_some(found.z),
             validation_loss: found.validation_loss,
+            preference: found.pairs.as_ref().map(PreferenceRecord::of),
+            held_out: found.validation_pairs.as_ref().map(HeldOutRecord::of),
         };
         // measured on every rank at once, since ranks of one node share its memory and its clock
         self.peak = self.peak.or_else(|| peak(plan));

@@ -6,7 +6,7 @@ use super::rescue;
 use super::signals::StopFlag;
 use super::start::{self, Started};
 use super::step::{self, Outcome, Stage};
-use super::validate::validate;
+use super::validate::{validate, HeldOut, Validated};
 use crate::config::due;
 use crate::error::{Error, Exit, Result};
 use crate::events::RunEvent;
@@ -50,13 +50,23 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
 fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Result<End> {
     let progress = liveness.progress();
     let config = &plan.config;
-    let Started { corpus, held_out, model, pipeline, mut state, mut report, meta, mut keeper } =
+    let Started { corpus, held_out, reference, model, pipeline, mut state, mut report, meta, mut keeper } =
         start::start(plan, world, progress)?;
     if let Some(what) = sync::not_compared(&state.units).filter(|_| config.log.sync_check_every > 0) {
         report.note(what);
     }
     let inject = Inject::new(&config.run_dir, world.rank(), world.meters()).in_turn(liveness.turn());
-    let stage = Stage { plan, world, model: &model, pipeline: &pipeline, corpus: &corpus, progress, inject: &inject };
+    let reference = reference.as_ref();
+    let stage = Stage {
+        plan,
+        world,
+        model: &model,
+        pipeline: &pipeline,
+        corpus: &corpus,
+        reference,
+        progress,
+        inject: &inject,
+    };
     let last = config.train.stop_at.unwrap_or(config.train.steps).min(config.train.steps);
     let behind = world.agree(Behind::start(plan, world))?;
     let checkpoints = RunDir::new(&config.run_dir).checkpoints();
@@ -88,7 +98,10 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
         if let Some(held_out) = &held_out {
             if due(state.step, config.validation.every) || (finished && config.validation.every > 0) {
                 progress.at(Phase::Validate);
-                let loss = validate(plan, world, &model, &pipeline, held_out, &mut state, progress)?;
+                let held_out = HeldOut { corpus: held_out, reference };
+                let Validated { loss, pairs } =
+                    validate(plan, world, &model, &pipeline, &held_out, &mut state, progress)?;
+                found.validation_pairs = pairs;
                 state.best_validation = Some(state.best_validation.map_or(loss, |best| best.min(loss)));
                 state.validation = Some(loss);
                 found.validation_loss = Some(loss);

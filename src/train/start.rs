@@ -1,12 +1,15 @@
 //! Before the first step: data, model, state, report, keeper.
 
 use super::corpora::RunData;
+use super::first;
+use super::measure::{weights_sum, Measurement};
 use super::origin::{state_bytes, Origin};
+use super::reference::{Reference, ReferencePlace};
 use super::report::{self, say, Report};
 use super::state::State;
-use super::validate::validate;
+use super::validate::{validate, HeldOut};
 use crate::attempt;
-use crate::checkpoint::{Meta, SpecialTokens};
+use crate::checkpoint::{Meta, ReferenceNote, SpecialTokens};
 use crate::data::tokenizer::TokenizerFacts;
 use crate::data::Mixture;
 use crate::error::{Error, Exit, Result};
@@ -28,6 +31,8 @@ use std::sync::Arc;
 pub struct Started {
     pub corpus: Mixture,
     pub held_out: Option<Mixture>,
+    /// Of preference pairs: what they are compared with.
+    pub reference: Option<Reference>,
     pub model: Llama,
     pub pipeline: Pipeline,
     pub state: State,
@@ -49,7 +54,17 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     let run = identity(plan, world)?;
     let session = session(plan, world, &state)?;
     let mut meta = Meta { session, data: Some(data.note()), ..meta(plan, &data.tokenizer)? };
-    let mut origin = Origin::find(plan, world, progress, run, &meta, &mut state)?;
+    let mut find = |state: &mut State| Origin::find(plan, world, progress, run, &meta, state);
+    let mut origin = find(&mut state)?;
+    let compared = match &plan.config.dpo {
+        Some(_) => {
+            let measurement = Measurement { plan, world, model: &model, pipeline: &pipeline, progress };
+            Some(reference(&measurement, &data, &mut find, &mut origin, &mut state)?)
+        }
+        None => None,
+    };
+    let (reference, note) = compared.unzip();
+    meta.reference = note;
     origin.inherit(plan, world, data.opened.as_ref(), &mut meta)?;
     progress.at(Phase::Start);
     progress.begin(state.step);
@@ -60,13 +75,55 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     if origin.is_new() {
         report.event(&RunEvent::Start { world: world.size(), weights: plan.config.model.weights.clone() })?;
         if let Some(held_out) = data.held_out.as_ref().filter(|_| plan.config.validation.every > 0) {
-            let loss = validate(plan, world, &model, &pipeline, held_out, &mut state, progress)?;
+            let held_out = HeldOut { corpus: held_out, reference: reference.as_ref() };
+            let loss = validate(plan, world, &model, &pipeline, &held_out, &mut state, progress)?.loss;
             report.event(&RunEvent::Validation { step: 0, validation_loss: Some(loss) })?;
             report.note(&format!("validation loss before the first step: {loss:.4}"));
         }
     }
     let RunData { corpus, held_out, .. } = data;
-    Ok(Started { corpus, held_out, model, pipeline, state, report, meta, keeper })
+    Ok(Started { corpus, held_out, reference, model, pipeline, state, report, meta, keeper })
+}
+
+/// What the preference pairs are compared with: from disk, else computed with the weights that the run began with. Those are in
+/// `state` when it begins; when it goes on they are read once more, and `find` puts its state back. Collective.
+fn reference(
+    m: &Measurement, data: &RunData, find: &mut dyn FnMut(&mut State) -> Result<Origin>, origin: &mut Origin,
+    state: &mut State,
+) -> Result<(Reference, ReferenceNote)> {
+    let Measurement { plan, world, .. } = *m;
+    let note = data.note();
+    let lists = [Some(&data.corpus), data.held_out.as_ref()];
+    let then = origin.reference();
+    if let Some(then) = &then {
+        if let Some(found) = ReferencePlace::of(plan, &note, &then.sum).find(world)? {
+            return Ok((found, then.clone()));
+        }
+        tracing::info!("the reference of this run is not where it was: it is computed again with model.weights");
+        state.clear();
+        let given = first::begin(plan, world, state)?;
+        first::base(plan, world, state, None, given.as_ref())?;
+        state.publish()?;
+    }
+    let sum = weights_sum(plan, world, state)?;
+    if let Some(then) = then.as_ref().filter(|then| then.sum != sum) {
+        let fact = format!("model.weights have the checksum {sum}, those that the run began with had {}", then.sum);
+        let hint = "let model.weights name the weights that the run began with, or dpo.reference_dir its reference";
+        return Err(Error { agreed: true, ..Error::new(Exit::Config, fact).hint(hint) });
+    }
+    let place = ReferencePlace::of(plan, &note, &sum);
+    let found = match place.find(world)? {
+        Some(found) => {
+            tracing::info!("reference log-probabilities: those in {}", place.dir().display());
+            found
+        }
+        None => m.make(&place, state, lists)?,
+    };
+    if then.is_some() {
+        state.clear();
+        *origin = find(state)?;
+    }
+    Ok((found, place.note()))
 }
 
 /// The model, its stages and the state without numbers. Collective: wires are made.

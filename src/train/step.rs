@@ -1,6 +1,7 @@
 //! One optimizer step, from samples to updated parameters. It reads top to bottom; everything it calls is one hop away.
 
-use super::batch;
+use super::batch::{self, PairWork};
+use super::reference::{List, Reference};
 use super::spread::Spread;
 use super::state::State;
 use crate::data::Mixture;
@@ -8,7 +9,7 @@ use crate::error::Result;
 use crate::kernels::{clock, LossSums};
 use crate::liveness::inject::Inject;
 use crate::liveness::{Phase, Progress};
-use crate::model::{Accumulate, Llama, Micro, StepOptions};
+use crate::model::{Accumulate, Llama, PairSums, StepOptions};
 use crate::optim::{clip_factor, learning_rate};
 use crate::parallel::pipeline::{Pipeline, StageWork};
 use crate::plan::Plan;
@@ -24,14 +25,18 @@ pub struct Stage<'a> {
     pub model: &'a Llama,
     pub pipeline: &'a Pipeline,
     pub corpus: &'a Mixture,
+    /// Of preference pairs: what they are compared with.
+    pub reference: Option<&'a Reference>,
     pub progress: &'a Progress,
     pub inject: &'a Inject,
 }
 
 /// What a step found, the same on every rank.
 pub struct Outcome {
-    /// Mean cross-entropy over the tokens of the global batch that count, nats per token.
+    /// Mean cross-entropy over the tokens of the global batch that count, nats per token; of preference pairs their mean loss.
     pub loss: f64,
+    /// Sums over the preference pairs of the global batch, where it is made of them.
+    pub pairs: Option<PairSums>,
     pub lr: f64,
     /// Norm of the global gradient before clipping.
     pub grad_norm: f64,
@@ -50,11 +55,13 @@ pub struct Outcome {
     pub spread: Option<Spread>,
     /// Filled in by the loop in steps that validate.
     pub validation_loss: Option<f64>,
+    /// The same of held-out preference pairs.
+    pub validation_pairs: Option<PairSums>,
 }
 
 /// Runs one step on `state`. `stop` is this rank's wish to stop; the outcome's is everybody's.
 pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
-    let Stage { plan, world, model, pipeline, corpus, progress, inject } = stage;
+    let Stage { plan, world, model, pipeline, corpus, reference, progress, inject } = stage;
     let config = &plan.config;
     let products = clock::matmul();
     let lr = learning_rate(&config.optim, state.step, config.train.steps);
@@ -64,12 +71,12 @@ pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
     // ─── gradients: sum over micro-batches; units leave for the other ranks while the backward pass goes on ───
     let now = state.step;
     state.units.begin(plan.accumulation);
+    let pairs = PairWork::of(plan, *reference, List::Train);
     let mut load = |micro| {
         progress.at(Phase::Data);
-        let batch = batch::train(plan, corpus, now, micro)?;
+        let batch = batch::train(plan, corpus, now, micro, pairs.as_ref())?;
         inject.begin_work(progress);
-        let micro = model.micro(&batch.tokens, &batch.targets, &batch.documents);
-        Ok(Micro { noise: batch.noise, ..micro })
+        Ok(batch.micro(model))
     };
     let sequences = |_| plan.micro_batch;
     let work = StageWork { model, units: &mut state.units, load: &mut load, sequences: &sequences, progress };
@@ -77,17 +84,21 @@ pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
     progress.at(Phase::Reduce);
     state.units.finish()?;
 
-    // ─── agreement: loss, tokens that count, gradient norm, wish to stop, summed over all ranks ───
+    // ─── agreement: loss, tokens (or preference pairs) that count, gradient norm, wish to stop, summed over all ranks ───
     progress.at(Phase::Agree);
     // Tensor ranks know the same loss, stages before the last know none.
-    let sums = if plan.topology.coord(Axis::Tensor) == 0 { sums } else { LossSums::default() };
+    let tells = plan.topology.coord(Axis::Tensor) == 0;
+    let sums = if tells { sums } else { LossSums::default() };
     let squares = state.optimizer.grad_sum_squares();
     let own = progress.own_so_far();
-    let mine = [sums.loss, sums.z, sums.tokens as f64, squares, stop as u8 as f64, own.as_secs_f64()];
+    let mut mine = vec![sums.loss, sums.z, sums.tokens as f64, squares, stop as u8 as f64, own.as_secs_f64()];
+    let judged = pairs.map(|p| if tells { p.found.borrow().sums } else { PairSums::default() });
+    mine.extend(judged.iter().flat_map(|sums| sums.words()));
     let all = world.all_reduce_f64(&mine, Op::Sum)?;
     let spread = Spread::over(world, own, all[5])?;
+    let pairs = judged.map(|_| PairSums::of_words(std::array::from_fn(|i| all[6 + i])));
     let (loss, z, stop) = (all[0] / all[2], all[1] / all[2], all[4] > 0.0);
-    // The gradients are of the sum over all tokens / `tokens`; where some do not count the mean is larger by this much.
+    // The gradients are of the sum over all that counts / `tokens`; where some do not count the mean is larger by this much.
     let scale = tokens / all[2];
     let grad_norm = all[3].sqrt() * scale;
     let skipped = !(loss.is_finite() && grad_norm.is_finite());
@@ -108,5 +119,19 @@ pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
     comm += model.axes.take_spent();
     let matmul = clock::matmul() - products;
     let pipeline_wait = passes.waited;
-    Ok(Outcome { loss, lr, grad_norm, skipped, stop, z, comm, pipeline_wait, matmul, spread, validation_loss: None })
+    Ok(Outcome {
+        loss,
+        pairs,
+        lr,
+        grad_norm,
+        skipped,
+        stop,
+        z,
+        comm,
+        pipeline_wait,
+        matmul,
+        spread,
+        validation_loss: None,
+        validation_pairs: None,
+    })
 }

@@ -55,7 +55,8 @@ fn masks_are_those_of_transformers_token_by_token() {
                         "{name} {file}: {e}\n{row}"
                     ),
                     (Ok(_), Some(why)) => panic!("{name}: transformers refuses {row}: {why}"),
-                    (Ok((ids, mask)), None) => {
+                    (Ok(documents), None) => {
+                        let [(ids, mask)] = &documents[..] else { panic!("{} documents of {row}", documents.len()) };
                         assert_eq!(*ids, numbers(&want["ids"]), "{name} {file}: {row}");
                         let mask: Vec<u32> = mask.iter().map(|&m| m as u32).collect();
                         assert_eq!(mask, numbers(&want["mask"]), "{name} {file}: {row}");
@@ -122,11 +123,11 @@ fn the_command_reads_what_people_have_and_says_what_it_was() {
     let (code, said) = run(d, &["data", "chat", "-t", "bytes", "-o", "x", "b.json"]);
     assert!(code == Some(11) && said.contains("no chat template") && said.contains("--template"), "{said}");
     // A place for every mistake; damage is found.
-    fs::write(d.join("bad.jsonl"), format!("{}\n{}\n", rows[0], json!({"chosen": "x", "rejected": "y"}))).unwrap();
+    fs::write(d.join("bad.jsonl"), format!("{}\n{}\n", rows[0], json!({"messages": []}))).unwrap();
     let (code, said) = run(d, &chat(&["-o", "x", "bad.jsonl"]));
-    assert!(code == Some(11) && said.contains("bad.jsonl, conversation 2: a preference pair"), "{said}");
+    assert!(code == Some(11) && said.contains("bad.jsonl, conversation 2: \"messages\" is empty"), "{said}");
     let said = ok(d, &chat(&["-o", "x", "--skip-bad", "bad.jsonl"]));
-    assert!(said.contains("1 left out; the first: a preference pair"), "{said}");
+    assert!(said.contains("1 left out; the first: \"messages\" is empty"), "{said}");
     fs::write(d.join("x.mask"), [0, 1]).unwrap();
     let (code, said) = run(d, &["data", "inspect", "x"]);
     assert!(code == Some(11) && said.contains("2 bytes for"), "{said}");
@@ -205,7 +206,7 @@ const SEQUENCE: usize = 48;
 
 fn how(packing: ChatPacking, too_long: TooLong) -> Cutting {
     let chat = Some(ChatSection { packing, too_long });
-    Cutting { sequence_length: SEQUENCE, seed: 1234, vocab_size: 263, documents: false, chat }
+    Cutting { sequence_length: SEQUENCE, seed: 1234, vocab_size: 263, documents: false, chat, pairs: false }
 }
 
 /// Each token that counts is a target once an epoch, behind the tokens before it in its own conversation.

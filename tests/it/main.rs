@@ -13,6 +13,7 @@ mod crash;
 mod data;
 mod data_parallel;
 mod doctor;
+mod dpo;
 mod errors;
 mod eval;
 mod first_weights;

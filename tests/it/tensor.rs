@@ -78,7 +78,7 @@ fn ends(g: &Grid) {
     let x = shard::noise(&[n, 36], 6);
     let (alone, mut ours) = (g.llama_alone(7), g.llama(7));
     let run = |l: &herd::model::Llama, p: &herd::model::Params, x: &Tensor| {
-        l.head.forward_backward(p.unit(Unit::Head), l.projection(p), x, &targets, &step).unwrap()
+        l.head.forward_backward(p.unit(Unit::Head), l.projection(p), x, &targets, None, &step).unwrap()
     };
     let (sums, dx) = run(&alone, &g.whole, &x);
     let (part, dpart) = run(&ours, &g.local, &g.rows(&x));
@@ -87,7 +87,8 @@ fn ends(g: &Grid) {
     shard::close("dx of the head", &dpart, &g.rows(&dx), 1e-5);
     g.same_gradients(Unit::Head, 1e-5);
     ours.head.chunk_bytes = 1;
-    let alone = ours.head.loss(g.local.unit(Unit::Head), ours.projection(&g.local), &g.rows(&x), &targets).unwrap();
+    let alone =
+        ours.head.loss(g.local.unit(Unit::Head), ours.projection(&g.local), &g.rows(&x), &targets, None).unwrap();
     assert!((alone.loss / sums.loss - 1.0).abs() < 1e-6);
 }
 
@@ -124,7 +125,7 @@ fn head_in_chunks_on_3_ranks() {
             let (mut alone, mut ours) = (g.llama_alone(7), g.llama(7));
             (alone.head.chunk_bytes, ours.head.chunk_bytes) = (1, 1);
             let run = |l: &herd::model::Llama, p: &herd::model::Params, x: &Tensor| {
-                l.head.forward_backward(p.unit(Unit::Head), l.projection(p), x, &targets, &step).unwrap()
+                l.head.forward_backward(p.unit(Unit::Head), l.projection(p), x, &targets, None, &step).unwrap()
             };
             let (sums, dx) = run(&alone, &g.whole, &x);
             let (part, dpart) = run(&ours, &g.local, &g.rows(&x));

@@ -22,7 +22,7 @@ Examples:
   herd data chat --tokenizer Llama-3.1-8B --template chatml.jinja --eos '<|eot_id|>' --output data/sft alpaca.json
 
 Rows may be `messages` (role, content), ShareGPT's `conversations` (from, value), alpaca's `instruction`, `input` and `output`, or
-`prompt` and `completion`. Writes PREFIX.bin and PREFIX.idx as `herd data tokenize` does, PREFIX.mask, which has one byte for each
+`prompt` and `completion`. Rows with `chosen` and `rejected` become preference pairs, which `dpo` in a configuration trains on. Writes PREFIX.bin and PREFIX.idx as `herd data tokenize` does, PREFIX.mask, which has one byte for each
 token, 1 where it counts in the loss, and PREFIX.json. docs/finetuning.md explains what is refused.";
 
 /// Turn conversations into an indexed token file with a loss mask.
@@ -105,13 +105,7 @@ pub fn run(args: Args) -> Result<()> {
     let began = Instant::now();
     meter.begin("chat", total);
     let mut lengths = Lengths::default();
-    let accounts = outputs.fill(&job, &meter, |conversation| {
-        let kept = !conversation.ids.is_empty();
-        if kept {
-            lengths.add(conversation.ids.len());
-        }
-        kept
-    })?;
+    let accounts = outputs.fill(&job, &meter, |conversation| lengths.add(conversation.ids.len()))?;
     let tally = encoder.tally();
     let note = TokenizerNote::of(&tokenizer, front.into_iter().collect(), eos);
     let nothing = |e: Error| match &tally.first_skipped {
@@ -150,12 +144,14 @@ fn said(accounts: &[Account], tally: &ChatTally, template: &ChatTemplate, args: 
         out += &format!("read {name} as {}: {} rows\n", a.format, grouped(a.documents));
     }
     let forms: Vec<String> = tally.forms.iter().map(|(form, n)| format!("{} of {form}", grouped(*n))).collect();
-    out += &format!("conversations: {}\n", forms.join(", "));
+    let what = if tally.pairs == Some(true) { "preference pairs" } else { "conversations" };
+    out += &format!("{what}: {}\n", forms.join(", "));
     let how = match template.marks() {
         true => "its {% generation %} blocks",
         false => "comparing the beginnings of each conversation (the template has no {% generation %})",
     };
     let which = match args.loss {
+        Counted::All if tally.pairs == Some(true) => "every turn of the answers",
         Counted::All => "every turn of the model",
         Counted::Last => "the model's last turn",
     };
@@ -198,9 +194,9 @@ fn results(written: &[(PathBuf, Sidecar)], lengths: &Lengths, took: Duration) ->
     for (prefix, s) in written {
         let trained = s.mask.as_ref().map_or(0, |m| m.trained);
         out += &format!(
-            "{}: {} conversations, {} tokens ({}), {} of them count ({:.1}%)\n",
+            "{}: {}, {} tokens ({}), {} of them count ({:.1}%)\n",
             prefix.display(),
-            grouped(s.documents),
+            counted(s),
             grouped(s.tokens),
             s.dtype,
             grouped(trained),
@@ -214,6 +210,14 @@ fn results(written: &[(PathBuf, Sidecar)], lengths: &Lengths, took: Duration) ->
         grouped(lengths.longest),
         lengths.count as f64 / seconds
     )
+}
+
+/// What a file holds, by number.
+fn counted(s: &Sidecar) -> String {
+    match s.chat.as_ref().is_some_and(|c| c.pairs) {
+        true => format!("{} preference pairs ({} conversations)", grouped(s.documents / 2), grouped(s.documents)),
+        false => format!("{} conversations", grouped(s.documents)),
+    }
 }
 
 #[derive(Default)]

@@ -98,7 +98,7 @@ fn open(prefix: &Path) -> Result<Shard> {
 }
 
 /// What the shards of one corpus have in common, as errors show it.
-fn common(note: &Sidecar) -> [(&'static str, String); 9] {
+fn common(note: &Sidecar) -> [(&'static str, String); 10] {
     let (tokenizer, chat) = (&note.tokenizer, note.chat.as_ref());
     let of_chat = |field: fn(&ChatNote) -> &String| chat.map_or(String::new(), |c| field(c).clone());
     [
@@ -111,6 +111,7 @@ fn common(note: &Sidecar) -> [(&'static str, String); 9] {
         ("loss mask", format!("{:?}", if note.mask.is_some() { "there is one" } else { "there is none" })),
         ("chat template", format!("{:?}", of_chat(|c| &c.template_xxh3_128))),
         ("turns that count", format!("{:?}", of_chat(|c| &c.loss))),
+        ("kind", if chat.is_some_and(|c| c.pairs) { "preference pairs" } else { "no pairs" }.into()),
     ]
 }
 

@@ -100,7 +100,7 @@ pub fn run(args: Args) -> Result<()> {
     };
     let began = Instant::now();
     meter.begin("tokenize", total);
-    let accounts = outputs.fill(&job, &meter, |_| true)?;
+    let accounts = outputs.fill(&job, &meter, |_| {})?;
 
     let front = encoder.front.iter().map(|m| m.id).collect();
     let note = TokenizerNote::of(&tokenizer, front, encoder.eos.as_ref().map(|m| m.id));

@@ -1,6 +1,6 @@
 //! Rows of conversations to masked tokens, on several threads at once, with a look for what spoils a training in silence.
 
-use super::{forms, mask, ChatForm, ChatNote, ChatTemplate, Conversation, Counted, MaskedTokens, Trap};
+use super::{forms, mask, pairs, ChatForm, ChatNote, ChatTemplate, Conversation, Counted, MaskedTokens, Trap};
 use crate::data::pipeline::{Encode, IdsAndMask};
 use crate::data::Tokenizer;
 use crate::error::{Error, Exit, Result};
@@ -26,8 +26,10 @@ pub struct ChatRules {
 /// What was met.
 #[derive(Clone, Debug, Default)]
 pub struct ChatTally {
-    /// Conversations that became tokens, by the form of their rows.
+    /// Conversations or pairs that became tokens, by the form of their rows.
     pub forms: BTreeMap<ChatForm, u64>,
+    /// Whether the rows are preference pairs; `None` before the first.
+    pub pairs: Option<bool>,
     /// Rows left out.
     pub skipped: u64,
     /// What was wrong with the first row left out; `None` where none was.
@@ -88,6 +90,7 @@ impl<'a> ChatEncoder<'a> {
                 Counted::Last => "last".into(),
             },
             ends: tally.ends.iter().copied().collect(),
+            pairs: tally.pairs == Some(true),
         }
     }
 
@@ -191,33 +194,62 @@ impl<'a> ChatEncoder<'a> {
         })
     }
 
-    fn row(&self, row: &str) -> Checked<(ChatForm, Option<String>, MaskedTokens)> {
-        let conversation = forms::read(row).map_err(|what| Error::new(Exit::Data, what))?;
-        let made = self.tokens(&conversation)?;
-        Ok((conversation.form, self.named(&conversation), made))
+    fn row(&self, text: &str) -> Checked<Read> {
+        let bad = |what: String| Error::new(Exit::Data, what);
+        let row = forms::row(text).map_err(bad)?;
+        let pair = pairs::is_pair(&row);
+        let conversations = match pair {
+            true => pairs::read(&row).map(|p| vec![p.chosen, p.rejected]),
+            false => forms::read(&row).map(|c| vec![c]),
+        };
+        let conversations = conversations.map_err(bad)?;
+        let made = conversations.iter().map(|c| self.tokens(c)).collect::<Checked<Vec<_>>>()?;
+        if pair && made[0].ids == made[1].ids {
+            self.trap(Trap::SameAnswers, || "chosen and rejected are the same tokens".into())?;
+        }
+        let name = conversations.iter().find_map(|c| self.named(c));
+        Ok(Read { form: conversations[0].form, name, documents: made.into_iter().map(|m| (m.ids, m.mask)).collect() })
+    }
+
+    /// A corpus is of pairs or of conversations.
+    fn of_one_kind(&self, form: ChatForm, tally: &mut ChatTally) -> Result<()> {
+        match *tally.pairs.get_or_insert(form.is_pair()) == form.is_pair() {
+            true => Ok(()),
+            false => Err(Error::new(Exit::Data, "preference pairs and conversations in one corpus")
+                .hint("give each a corpus of its own")),
+        }
     }
 }
 
+/// A row that became tokens.
+struct Read {
+    form: ChatForm,
+    /// The name of a special token in its messages.
+    name: Option<String>,
+    documents: Vec<IdsAndMask>,
+}
+
 impl Encode for ChatEncoder<'_> {
-    fn encode(&self, row: &str) -> Result<IdsAndMask> {
-        let (form, name, made) = match self.row(row) {
-            Ok(made) => made,
+    fn encode(&self, row: &str) -> Result<Vec<IdsAndMask>> {
+        let read = match self.row(row) {
+            Ok(read) => read,
             // What is wrong with every conversation alike is not left out one by one.
             Err(bad) if self.rules.skip_bad && bad.trap != Some(Trap::ForeignTemplate) => {
                 let mut tally = self.locked();
                 tally.skipped += 1;
                 tally.first_skipped.get_or_insert(bad.error.fact);
-                return Ok((Vec::new(), Vec::new()));
+                return Ok(Vec::new());
             }
             Err(bad) => return Err(*bad.error),
         };
         let mut tally = self.locked();
-        *tally.forms.entry(form).or_default() += 1;
-        if let Some(name) = name {
+        self.of_one_kind(read.form, &mut tally)?;
+        *tally.forms.entry(read.form).or_default() += 1;
+        if let Some(name) = read.name {
             tally.named += 1;
             tally.first_name.get_or_insert(name);
         }
-        Ok((made.ids, made.mask))
+        Ok(read.documents)
     }
 
     fn noun(&self) -> Option<&'static str> {

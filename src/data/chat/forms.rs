@@ -7,7 +7,7 @@
 //! | alpaca | `instruction`, `input`, `output`; `system`, `history` |
 //! | prompt/completion | `prompt` and `completion` (or `response`): texts, or lists of messages |
 //!
-//! Beside each: `tools`, a list or its JSON as text. A message may have `weight`, 0 or 1.
+//! Beside each: `tools`, a list or its JSON as text. A message may have `weight`, 0 or 1. Preference pairs are [`super::pairs`]'s.
 
 use serde_json::{json, Map, Value};
 use std::fmt;
@@ -23,6 +23,19 @@ pub enum ChatForm {
     Alpaca,
     /// `prompt`, and `completion` or `response`: texts or lists of messages.
     PromptCompletion,
+    /// A prompt with `chosen` and `rejected` as texts.
+    PairOfTexts,
+    /// A prompt with `chosen` and `rejected` as messages.
+    PairOfAnswers,
+    /// `chosen` and `rejected`, each a whole conversation.
+    PairOfConversations,
+}
+
+impl ChatForm {
+    /// Whether a row is two conversations, the chosen and the rejected.
+    pub fn is_pair(self) -> bool {
+        matches!(self, ChatForm::PairOfTexts | ChatForm::PairOfAnswers | ChatForm::PairOfConversations)
+    }
 }
 
 impl fmt::Display for ChatForm {
@@ -32,6 +45,9 @@ impl fmt::Display for ChatForm {
             ChatForm::ShareGpt => "ShareGPT (from, value)",
             ChatForm::Alpaca => "alpaca (instruction, input, output)",
             ChatForm::PromptCompletion => "prompt and completion",
+            ChatForm::PairOfTexts => "prompt with chosen and rejected as texts",
+            ChatForm::PairOfAnswers => "prompt with chosen and rejected as messages",
+            ChatForm::PairOfConversations => "chosen and rejected as whole conversations",
         })
     }
 }
@@ -66,26 +82,39 @@ const FORMS: &str =
     "herd reads messages, ShareGPT's conversations, alpaca's instruction and output, and prompt with completion";
 
 /// Reads the row `text`, an object of JSON. The error says what is wrong with it.
-pub fn read(text: &str) -> Result<Conversation, String> {
-    let row: Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
-    let Value::Object(row) = row else { return Err(format!("{}, not an object", kind(&row))) };
-    let has = |key: &str| row.get(key).is_some_and(|v| !v.is_null());
-    if has("chosen") || has("rejected") {
-        return Err("a preference pair (chosen, rejected): herd has no DPO to train on it; take the chosen answer as `messages`".into());
+pub fn row(text: &str) -> Result<Row, String> {
+    match serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))? {
+        Value::Object(row) => Ok(row),
+        other => Err(format!("{}, not an object", kind(&other))),
     }
+}
+
+/// The conversation in a row. The error says what is wrong with it.
+pub fn read(row: &Row) -> Result<Conversation, String> {
+    let has = |key: &str| row.get(key).is_some_and(|v| !v.is_null());
     let turns = ["messages", "conversations", "conversation"]
         .into_iter()
         .find(|key| row.get(*key).is_some_and(Value::is_array));
     let (form, messages, before) = match turns {
-        Some(key) => listed(&row, key)?,
-        None if has("instruction") && has("output") => (ChatForm::Alpaca, alpaca(&row)?, 0),
-        None if has("prompt") && (has("completion") || has("response")) => prompted(&row)?,
+        Some(key) => listed(row, key)?,
+        None if has("instruction") && has("output") => (ChatForm::Alpaca, alpaca(row)?, 0),
+        None if has("prompt") && (has("completion") || has("response")) => prompted(row)?,
         None if has("text") => return Err("plain text under `text`: `herd data tokenize` reads it".into()),
         None => {
             let keys: Vec<&str> = row.keys().map(String::as_str).take(8).collect();
             return Err(format!("no conversation: {FORMS} (there is: {})", keys.join(", ")));
         }
     };
+    conversation(row, form, messages, before)
+}
+
+/// What a row holds.
+pub type Row = Map<String, Value>;
+
+/// The messages as templates take them; nothing is learned of the first `before`.
+pub(super) fn conversation(
+    row: &Row, form: ChatForm, messages: Vec<Value>, before: usize,
+) -> Result<Conversation, String> {
     let tools = tools(row.get("tools"))?;
     let (mut plain, mut learned) = (Vec::new(), Vec::new());
     for (i, message) in messages.into_iter().enumerate() {
@@ -96,8 +125,6 @@ pub fn read(text: &str) -> Result<Conversation, String> {
     Ok(Conversation { form, messages: plain, learned, tools })
 }
 
-type Row = Map<String, Value>;
-
 fn listed(row: &Row, key: &str) -> Result<(ChatForm, Vec<Value>, usize), String> {
     let list = row[key].as_array().cloned().unwrap_or_default();
     if list.is_empty() {
@@ -106,10 +133,19 @@ fn listed(row: &Row, key: &str) -> Result<(ChatForm, Vec<Value>, usize), String>
     if list.iter().all(|m| m.get("from").is_none()) {
         return Ok((ChatForm::Messages, list, 0));
     }
+    let messages = system(row).into_iter().chain(share_gpt(&list)?).collect();
+    Ok((ChatForm::ShareGpt, messages, 0))
+}
+
+/// The message of `system`, where a row has one.
+pub(super) fn system(row: &Row) -> Option<Value> {
+    let system = row.get("system").and_then(Value::as_str).filter(|s| !s.is_empty())?;
+    Some(json!({ "role": "system", "content": system }))
+}
+
+/// Turns with `from` and `value` as messages.
+pub(super) fn share_gpt(list: &[Value]) -> Result<Vec<Value>, String> {
     let mut messages = Vec::new();
-    if let Some(system) = row.get("system").and_then(Value::as_str).filter(|s| !s.is_empty()) {
-        messages.push(json!({ "role": "system", "content": system }));
-    }
     for (i, turn) in list.iter().enumerate() {
         let from = turn.get("from").and_then(Value::as_str).unwrap_or_default();
         let Some((_, role)) = ROLES.iter().find(|(name, _)| *name == from) else {
@@ -121,7 +157,7 @@ fn listed(row: &Row, key: &str) -> Result<(ChatForm, Vec<Value>, usize), String>
         }
         messages.push(message);
     }
-    Ok((ChatForm::ShareGpt, messages, 0))
+    Ok(messages)
 }
 
 /// Instruction and input are joined by a line break, as LLaMA-Factory does.
@@ -248,7 +284,7 @@ fn called(mut call: Value) -> Value {
     call
 }
 
-fn kind(value: &Value) -> &'static str {
+pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -262,6 +298,10 @@ fn kind(value: &Value) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn read(text: &str) -> Result<Conversation, String> {
+        super::read(&row(text)?)
+    }
 
     fn roles(text: &str) -> (ChatForm, Vec<String>, Vec<bool>) {
         let c = read(text).unwrap();
@@ -308,7 +348,6 @@ mod tests {
     #[test]
     fn what_is_no_conversation_is_refused_with_the_reason() {
         for (row, words) in [
-            (r#"{"chosen": [], "rejected": []}"#, "preference pair"),
             (r#"{"text": "a"}"#, "herd data tokenize"),
             (r#"{"a": 1, "b": 2}"#, "there is: a, b"),
             (r#"{"messages": []}"#, "\"messages\" is empty"),

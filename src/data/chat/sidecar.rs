@@ -15,4 +15,7 @@ pub struct ChatNote {
     pub loss: String,
     /// Ids that end a turn that counts, ascending.
     pub ends: Vec<u32>,
+    /// The documents are preference pairs: number 2·p is the chosen conversation of pair p, the next one the rejected.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pairs: bool,
 }

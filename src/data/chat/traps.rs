@@ -16,12 +16,20 @@ pub enum Trap {
     ForeignTemplate,
     /// A conversation is cut before its first token that counts
     CutBeforeTrained,
+    /// The chosen and the rejected answer of a pair are the same
+    SameAnswers,
 }
 
 impl Trap {
     /// Every trap, in order of declaration.
-    pub const ALL: [Trap; 5] =
-        [Trap::EmptyMask, Trap::DoubleBos, Trap::EndNotTrained, Trap::ForeignTemplate, Trap::CutBeforeTrained];
+    pub const ALL: [Trap; 6] = [
+        Trap::EmptyMask,
+        Trap::DoubleBos,
+        Trap::EndNotTrained,
+        Trap::ForeignTemplate,
+        Trap::CutBeforeTrained,
+        Trap::SameAnswers,
+    ];
 
     /// The refusal: `fact` says where and what.
     pub fn error(self, fact: impl fmt::Display) -> Error {
@@ -41,6 +49,7 @@ impl Trap {
             Trap::CutBeforeTrained => {
                 "raise data.sequence_length, or leave long ones out with data.chat.too_long: drop"
             }
+            Trap::SameAnswers => "such a pair teaches nothing: leave it out with --skip-bad",
         }
     }
 }
@@ -53,6 +62,7 @@ impl fmt::Display for Trap {
             Trap::EndNotTrained => "end-not-trained",
             Trap::ForeignTemplate => "foreign-template",
             Trap::CutBeforeTrained => "cut-before-trained",
+            Trap::SameAnswers => "same-answers",
         })
     }
 }

@@ -3,7 +3,7 @@ use crate::data::indexed::{IndexedWriter, IndexedWritten, TokenizerNote};
 use std::path::Path;
 
 fn how(sequence_length: usize, seed: u64, vocab_size: usize) -> Cutting {
-    Cutting { sequence_length, seed, vocab_size, documents: true, chat: None }
+    Cutting { sequence_length, seed, vocab_size, documents: true, chat: None, pairs: false }
 }
 
 fn written() -> IndexedWritten {

@@ -10,7 +10,7 @@ use crate::model::Axes;
 use crate::model::{embedding, Accumulate, Flat, Positions, Rope, StepOptions};
 use tch::{Device, Kind, Tensor};
 
-const TOLERANCE: f64 = 1e-5;
+pub const TOLERANCE: f64 = 1e-5;
 const B: i64 = 2;
 const S: i64 = 13;
 
@@ -23,7 +23,7 @@ fn differentiate(y: &Tensor, dy: &Tensor, x: &Tensor, leaves: &Leaves, names: &[
 }
 
 /// Compares the unit's accumulated gradients; they started from ones, so that adding (not overwriting) is seen.
-fn same_grads(w: &Flat, names: &[&str], want: &[Tensor]) {
+pub fn same_grads(w: &Flat, names: &[&str], want: &[Tensor]) {
     for (name, want) in names.iter().zip(want) {
         close(name, &(w.grad(name) - 1.0), want, TOLERANCE);
     }
@@ -33,7 +33,7 @@ fn positions(m: &ModelConfig) -> Positions {
     Positions::consecutive(&Rope::new(m, 0, S as usize, Device::Cpu), 0, S as usize)
 }
 
-fn ones(w: &Flat) {
+pub fn ones(w: &Flat) {
     let _ = w.grad.shallow_clone().fill_(1.0);
 }
 
@@ -168,7 +168,7 @@ fn head_equals_autograd_over_several_chunks() {
     let targets = targets.where_self(&targets.remainder(5).ne(0), &Tensor::from(-100i64));
     let (scale, z_loss) = (1.0 / 64.0, 3e-3);
     let step = StepOptions { grad_scale: scale, z_loss, grads: Accumulate::Add };
-    let (sums, dx) = head.forward_backward(w, out, &x, &targets, &step).unwrap();
+    let (sums, dx) = head.forward_backward(w, out, &x, &targets, None, &step).unwrap();
 
     let (leaves, xr) = (Leaves::new(w), leaf(&x));
     let (norm, matrix) = (leaves.get("norm.weight"), leaves.get("lm_head.weight"));
@@ -183,7 +183,8 @@ fn head_equals_autograd_over_several_chunks() {
 
     // Replacing holds over all chunks, not for each.
     let _ = w.grad.shallow_clone().fill_(f64::NAN);
-    let _ = head.forward_backward(w, out, &x, &targets, &StepOptions { grads: Accumulate::Replace, ..step }).unwrap();
+    let _ =
+        head.forward_backward(w, out, &x, &targets, None, &StepOptions { grads: Accumulate::Replace, ..step }).unwrap();
     close("norm.weight", &w.grad("norm.weight"), &want[1], TOLERANCE);
     close("lm_head.weight", &w.grad("lm_head.weight"), &want[2], TOLERANCE);
 
@@ -192,7 +193,7 @@ fn head_equals_autograd_over_several_chunks() {
     assert!(skipped.size()[0] > 0);
     assert_eq!(dx.index_select(0, &skipped).abs().max().double_value(&[]), 0.0);
 
-    let alone = head.loss(w, out, &x, &targets).unwrap();
+    let alone = head.loss(w, out, &x, &targets, None).unwrap();
     assert!((alone.loss / sums.loss - 1.0).abs() < 1e-6 && alone.tokens == sums.tokens);
 }
 

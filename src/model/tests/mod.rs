@@ -4,6 +4,7 @@ mod layers;
 mod lora;
 mod oracle;
 mod positions;
+mod preference;
 mod rope;
 mod whole;
 

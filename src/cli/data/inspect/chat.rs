@@ -7,11 +7,12 @@ use crate::text::grouped;
 use std::fmt::Write;
 use std::io::IsTerminal;
 
-/// A line on masks and lengths. `room`: tokens of a sample.
+/// A line on masks and lengths. `room`: tokens of a sample, which both answers of a preference pair share.
 pub fn summary(out: &mut String, file: &Indexed, room: Option<usize>) -> Result<()> {
+    let pairs = file.sidecar.as_ref().and_then(|s| s.chat.as_ref()).is_some_and(|c| c.pairs);
     let (mut mask, mut at, mut empty, mut trained) = (Vec::new(), 0, 0u64, 0u64);
-    let (mut long, mut unlearned, mut lost) = (0u64, 0u64, 0u64);
-    for length in file.document_lengths() {
+    let (mut long, mut unlearned, mut lost, mut places) = (0u64, 0u64, 0u64, 0);
+    for (d, length) in file.document_lengths().enumerate() {
         let length = length?;
         mask.clear();
         file.read_mask(at, length as usize, &mut mask)?;
@@ -19,22 +20,34 @@ pub fn summary(out: &mut String, file: &Indexed, room: Option<usize>) -> Result<
         let counts = |mask: &[u8]| mask.iter().skip(1).map(|&m| m as u64).sum::<u64>();
         let all = counts(&mask);
         (trained, empty) = (trained + all, empty + (all == 0) as u64);
-        if let Some(cut) = room.map(|room| room + 1).filter(|&most| mask.len() > most) {
-            let kept = counts(&mask[..cut]);
+        let Some(room) = room else { continue };
+        if pairs {
+            places = if d % 2 == 0 { 0 } else { places } + mask.len().saturating_sub(1);
+            long += (d % 2 == 1 && places > room) as u64;
+        } else if mask.len() > room + 1 {
+            let kept = counts(&mask[..room + 1]);
             (long, lost, unlearned) = (long + 1, lost + all - kept, unlearned + (kept == 0 && all > 0) as u64);
         }
     }
     let share = 100.0 * trained as f64 / file.tokens().max(1) as f64;
+    if pairs {
+        let _ =
+            writeln!(out, "pairs        {}, the chosen answer before the rejected one", grouped(file.documents() / 2));
+    }
     let _ = writeln!(out, "counting     {} tokens ({share:.1}%)", grouped(trained));
     let _ = writeln!(out, "empty masks  {}", grouped(empty));
-    if let Some(room) = room {
-        let _ = writeln!(
-            out,
-            "too long     {} for samples of {room}: {} counting tokens would be cut off, {} conversations left without one",
-            grouped(long),
-            grouped(lost),
-            grouped(unlearned)
-        );
+    match room {
+        Some(room) if pairs => _ = writeln!(out, "too long     {} pairs for samples of {room}", grouped(long)),
+        Some(room) => {
+            let _ = writeln!(
+                out,
+                "too long     {} for samples of {room}: {} counting tokens would be cut off, {} conversations left without one",
+                grouped(long),
+                grouped(lost),
+                grouped(unlearned)
+            );
+        }
+        None => {}
     }
     Ok(())
 }

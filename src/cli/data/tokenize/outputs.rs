@@ -62,17 +62,14 @@ impl Outputs {
         Ok(Outputs(prefixes.into_iter().map(open).collect::<Result<_>>()?))
     }
 
-    /// Runs `job`, whose progress `meter` shows, and writes the documents of which `keep` says so. Returns what became of each
-    /// input.
-    pub fn fill(
-        &mut self, job: &BatchJob, meter: &Meter, mut keep: impl FnMut(&Encoded) -> bool,
-    ) -> Result<Vec<Account>> {
+    /// Runs `job`, whose progress `meter` shows, and writes its documents, each of which `see` is shown. Returns what became of
+    /// each input.
+    pub fn fill(&mut self, job: &BatchJob, meter: &Meter, mut see: impl FnMut(&Encoded)) -> Result<Vec<Account>> {
         shown_by(meter, || {
             pipeline::run(job, |document| {
-                if keep(&document) {
-                    self.push(&document)?;
-                    meter.tokens(self.tokens());
-                }
+                see(&document);
+                self.push(&document)?;
+                meter.tokens(self.tokens());
                 Ok(())
             })
         })

@@ -27,7 +27,7 @@ fn caught(source: &str, rules: ChatRules, row: &str) -> String {
 #[test]
 fn a_clean_row_passes() {
     with(&plain(END), rules(), |e| {
-        let (ids, mask) = e.encode(ROW).unwrap();
+        let (ids, mask) = e.encode(ROW).unwrap().remove(0);
         assert_eq!((ids.len(), mask.iter().map(|&m| m as usize).sum::<usize>()), (23, 3));
         let tally = e.tally();
         assert_eq!((tally.skipped, tally.named, tally.ends.len()), (0, 0, 1));
@@ -50,6 +50,7 @@ fn every_trap_is_caught_by_name_and_let_pass_when_it_is_allowed() {
         (Trap::DoubleBos, bare, rules(), written),
         (Trap::EndNotTrained, plain(""), rules(), ROW),
         (Trap::ForeignTemplate, plain("<|im_end|>"), rules(), ROW),
+        (Trap::SameAnswers, plain(END), rules(), r#"{"prompt": "a", "chosen": "b", "rejected": "b"}"#),
     ];
     for (trap, source, rules, row) in cases {
         let e = caught(&source, rules.clone(), row);
@@ -63,18 +64,42 @@ fn every_trap_is_caught_by_name_and_let_pass_when_it_is_allowed() {
     let outside = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}<|end_of_text|>{% else %}{{ m.content }}{% endif %}{% endfor %}";
     assert!(caught(outside, rules(), ROW).contains("trap end-not-trained"));
     let appended = ChatRules { eos: Some(257), ..rules() };
-    with(&plain(""), appended, |e| assert_eq!(e.encode(ROW).unwrap().1.last(), Some(&1)));
+    with(&plain(""), appended, |e| assert_eq!(e.encode(ROW).unwrap()[0].1.last(), Some(&1)));
 }
 
 #[test]
 fn bad_rows_are_left_out_only_when_that_is_asked_for() {
-    assert!(caught(&plain(END), rules(), r#"{"chosen": "a", "rejected": "b"}"#).contains("preference pair"));
+    assert!(caught(&plain(END), rules(), r#"{"chosen": "a", "rejected": "b"}"#).contains("without a prompt"));
     let skipping = ChatRules { skip_bad: true, ..rules() };
     with(&plain(END), skipping, |e| {
-        assert!(e.encode("{}").unwrap().0.is_empty());
-        assert!(!e.encode(r#"{"prompt": "<|end_of_text|>", "completion": "b"}"#).unwrap().0.is_empty());
+        assert!(e.encode("{}").unwrap().is_empty());
+        assert!(!e.encode(r#"{"prompt": "<|end_of_text|>", "completion": "b"}"#).unwrap().is_empty());
         let tally = e.tally();
         assert_eq!((tally.skipped, tally.named, tally.first_name.as_deref()), (1, 1, Some(END)));
         assert!(tally.first_skipped.unwrap().contains("no conversation"));
+    });
+}
+
+/// The answers of a pair are documents side by side, each with the prompt and nothing learned of it; conversations are not among them.
+#[test]
+fn a_pair_is_two_documents() {
+    let pair = r#"{"prompt": "a", "chosen": "b", "rejected": "cd"}"#;
+    with(&plain(END), rules(), |e| {
+        let documents = e.encode(pair).unwrap();
+        let learned = |(ids, mask): &IdsAndMask| -> Vec<u32> {
+            ids.iter().zip(mask).filter(|(_, &m)| m > 0).map(|(&id, _)| id).collect()
+        };
+        let end = [257, b'\n' as u32];
+        assert_eq!(documents.len(), 2);
+        assert_eq!(learned(&documents[0]), [&[b'b' as u32], &end[..]].concat());
+        assert_eq!(learned(&documents[1]), [&[b'c' as u32, b'd' as u32], &end[..]].concat());
+        assert!(e.note().pairs);
+        let fact = e.encode(ROW).unwrap_err().fact;
+        assert!(fact.contains("preference pairs and conversations"), "{fact}");
+        assert_eq!(e.tally().forms.len(), 1);
+    });
+    with(&plain(END), rules(), |e| {
+        e.encode(ROW).unwrap();
+        assert!(!e.note().pairs && e.encode(pair).is_err());
     });
 }

@@ -12,7 +12,7 @@ fn template(source: &str) -> ChatTemplate {
 /// What counts, each run between bars.
 fn counted(source: &str, row: &str, which: Counted) -> Result<String> {
     let t = Tokenizer::open("bytes").unwrap();
-    let made = tokens(&template(source), &t, &forms::read(row).unwrap(), which)?;
+    let made = tokens(&template(source), &t, &forms::read(&forms::row(row).unwrap()).unwrap(), which)?;
     assert_eq!(made.ids, t.encode_special(&made.text).unwrap());
     let runs: Vec<(u32, u8)> = made.ids.iter().copied().zip(made.mask.iter().copied()).collect();
     let shown = runs.chunk_by(|a, b| a.1 == b.1).filter(|run| run[0].1 > 0);
