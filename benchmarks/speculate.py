@@ -1,6 +1,7 @@
 """The part of serve.py about proposed tokens: SmolLM2-135M-Instruct with and without them, over requests whose answers copy what they
 were given, and over requests whose answers do not. Both ways are run in turn, round after round; the answers must be the same bytes."""
 
+import itertools
 import json
 import re
 
@@ -8,7 +9,7 @@ import common
 import tokenizing
 
 SCRATCH = common.SCRATCH / "serve"
-DOCS = ["recovery.md", "wires.md", "planning.md", "memory.md", "liveness.md", "data.md", "checkpoints.md", "numerics.md"]
+PASSAGES = 8
 SUBJECTS = ["a fox", "the sea", "a lighthouse", "an old clock", "two sisters", "a train at night", "a lost map", "winter"]
 PROPOSED, ROUNDS, TEXT = 8, 3, 160
 # Texts at a time.
@@ -18,11 +19,10 @@ GOALS = {"write": 0.97}
 
 
 def passages():
-    """A paragraph of each of a few documents, about as long as TEXT tokens."""
-    for name in DOCS:
-        parts = (common.ROOT / "docs" / name).read_text().split("\n\n")
-        plain = [" ".join(p.split()) for p in parts if re.match(r"[A-Z]", p)]
-        yield next(p[:520].rsplit(" ", 1)[0] for p in plain if len(p) > 450)
+    """Paragraphs of the documents, about as long as TEXT tokens."""
+    for path in sorted((common.ROOT / "docs").glob("*.md")):
+        parts = [" ".join(p.split()) for p in path.read_text().split("\n\n") if re.match(r"[A-Z]", p)]
+        yield from (p[:520].rsplit(" ", 1)[0] for p in parts if len(p) > 450)
 
 
 def requests(kind):
@@ -33,7 +33,7 @@ def requests(kind):
     if kind == "edit":
         return [
             {"messages": ask(f"Correct the spelling of this text and repeat it whole, without any comment:\n\n{p}"), "temperature": 0, **same}
-            for p in passages()
+            for p in itertools.islice(passages(), PASSAGES)
         ]
     return [{"messages": ask(f"Write a story about {s}."), "temperature": 1, "seed": i, **same} for i, s in enumerate(SUBJECTS)]
 
