@@ -15,6 +15,7 @@ build_packages=(
     gcc g++ make pkg-config libclang-dev           # to build; libclang is for the MPI bindings
     python3 python3-venv ca-certificates           # for the wheels below
     bible-kjv bible-kjv-text                       # real text to train on: 4.3 MB, public domain
+    tzdata                                         # a table to be taught: make demo-finetune
     shellcheck
 )
 cluster_packages=(
