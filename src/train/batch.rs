@@ -4,9 +4,10 @@
 use super::reference::{List, Reference};
 use crate::data::{Mixture, Sample};
 use crate::error::Result;
-use crate::model::{dropout, positions, Documents, Llama, Micro, PairBatch, PairLoss, PairsFound};
+use crate::model::{dropout, positions, Documents, Llama, Micro, PairBatch, PairLoss, PairSums, PairsFound};
 use crate::plan::Plan;
 use crate::topology::Axis;
+use crate::world::{Op, World};
 use std::cell::RefCell;
 use std::rc::Rc;
 use tch::Tensor;
@@ -26,12 +27,6 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// A batch of which nothing counts.
-    pub fn empty(&mut self) {
-        let _ = self.targets.fill_(-1);
-        self.pairs = None;
-    }
-
     /// As the layers of `model` read it.
     pub fn micro(self, model: &Llama) -> Micro {
         let micro = model.micro(&self.tokens, &self.targets, &self.documents);
@@ -54,6 +49,57 @@ impl<'a> PairWork<'a> {
         let dpo = plan.config.dpo.as_ref()?;
         let reference = Some((reference?, list));
         Some(PairWork { loss: PairLoss::of(dpo), reference, found: Rc::default() })
+    }
+}
+
+/// `mine` summed over all ranks, and the sums over the pairs that were judged; `tells`: whether those that this rank found count.
+/// Collective.
+pub fn sum_with_pairs(
+    world: &World, mut mine: Vec<f64>, pairs: Option<&PairWork>, tells: bool,
+) -> Result<(Vec<f64>, Option<PairSums>)> {
+    let own = mine.len();
+    let judged = pairs.map(|p| if tells { p.found.borrow().sums } else { PairSums::default() });
+    mine.extend(judged.iter().flat_map(PairSums::words));
+    let all = world.all_reduce_f64(&mine, Op::Sum)?;
+    let pairs = judged.map(|_| PairSums::of_words(std::array::from_fn(|i| all[own + i])));
+    Ok((all, pairs))
+}
+
+/// Samples 0, 1, … shared out over the data ranks, for passes without gradients.
+pub struct Portion<'a> {
+    plan: &'a Plan,
+    own: Vec<u64>,
+    /// Every rank makes as many passes as the first, which has most: under ZeRO 3 each pass gathers the parameters.
+    pub passes: usize,
+}
+
+impl Portion<'_> {
+    /// Of `count` samples.
+    pub fn of(plan: &Plan, count: u64) -> Portion<'_> {
+        let (rank, ranks) = (plan.topology.coord(Axis::Data) as u64, plan.topology.size(Axis::Data) as u64);
+        let passes = count.div_ceil(ranks).div_ceil(plan.micro_batch as u64) as usize;
+        Portion { plan, own: (rank..count).step_by(ranks as usize).collect(), passes }
+    }
+
+    fn samples(&self, pass: usize) -> &[u64] {
+        self.own.chunks(self.plan.micro_batch).nth(pass).unwrap_or_default()
+    }
+
+    /// Sequences of a pass.
+    pub fn sequences(&self, pass: usize) -> usize {
+        self.samples(pass).len().max(1)
+    }
+
+    /// The batch of a pass. Where this rank has no sample left, it is one of which nothing counts.
+    pub fn batch(&self, pass: usize, read: impl Fn(u64) -> Result<Sample>, pairs: Option<&PairWork>) -> Result<Batch> {
+        let own = self.samples(pass);
+        let indices = if own.is_empty() { &[0] } else { own };
+        let mut batch = collect(self.plan, indices.iter().map(|&i| read(i)), pairs)?;
+        if own.is_empty() {
+            let _ = batch.targets.fill_(-1);
+            batch.pairs = None;
+        }
+        Ok(batch)
     }
 }
 
@@ -87,7 +133,7 @@ fn noise(plan: &Plan, samples: impl Iterator<Item = u64>) -> Tensor {
 }
 
 /// Stacks samples of S + 1 ids.
-pub fn collect(plan: &Plan, samples: impl Iterator<Item = Result<Sample>>, pairs: Option<&PairWork>) -> Result<Batch> {
+fn collect(plan: &Plan, samples: impl Iterator<Item = Result<Sample>>, pairs: Option<&PairWork>) -> Result<Batch> {
     let samples = samples.collect::<Result<Vec<_>>>()?;
     let stack = |rows: Vec<Tensor>| Tensor::stack(&rows, 0).to_device(plan.device);
     let ids = stack(samples.iter().map(|s| Tensor::from_slice(&s.ids)).collect());

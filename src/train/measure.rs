@@ -1,11 +1,11 @@
 //! The reference of a run of preference pairs: taken from disk, or computed with the weights that the run begins with.
 
-use super::batch::{self, PairWork};
+use super::batch::{PairWork, Portion};
 use super::reference::{List, Reference, ReferencePlace};
 use super::state::State;
 use crate::checkpoint::base::BaseSum;
 use crate::checkpoint::Group;
-use crate::data::{Mixture, PairId};
+use crate::data::{Mixture, PairId, Sample};
 use crate::error::{Error, Exit, Result};
 use crate::kernels::host::floats;
 use crate::liveness::{Phase, Progress};
@@ -83,14 +83,13 @@ impl Measurement<'_> {
     /// Into `values`, on rank 0, the pairs of one corpus.
     fn corpus(&self, mixture: &Mixture, corpus: usize, state: &mut State, values: &mut [[f64; 2]]) -> Result<()> {
         let Measurement { plan, world, .. } = self;
-        let (rank, ranks) = (plan.topology.coord(Axis::Data) as u64, plan.topology.size(Axis::Data) as u64);
+        let ranks = plan.topology.size(Axis::Data) as u64;
         let samples = mixture.samples(corpus);
-        let own: Vec<u64> = (rank..samples).step_by(ranks as usize).collect();
-        // Every rank makes as many passes as the first, which has most.
-        let passes = samples.div_ceil(ranks).div_ceil(plan.micro_batch as u64) as usize;
-        for first in (0..passes).step_by(ROUND) {
-            let count = ROUND.min(passes - first);
-            let measured = self.round(mixture, corpus, state, first, count, &own)?;
+        let portion = Portion::of(plan, samples);
+        for first in (0..portion.passes).step_by(ROUND) {
+            let count = ROUND.min(portion.passes - first);
+            let read = |sample| mixture.of_corpus(corpus, sample);
+            let measured = self.round(&portion, first, count, &read, state)?;
             let bytes: Vec<u8> = measured.iter().flat_map(|(id, logps)| packed(id, logps)).collect();
             for result in
                 world.gather_bytes(&bytes, 0)?.iter().flat_map(|all| all.iter()).flat_map(|b| b.chunks_exact(RESULT))
@@ -110,23 +109,14 @@ impl Measurement<'_> {
 
     /// `count` passes from `first` on, with what this rank is to say of them.
     fn round(
-        &self, mixture: &Mixture, corpus: usize, state: &mut State, first: usize, count: usize, own: &[u64],
+        &self, portion: &Portion, first: usize, count: usize, read: &dyn Fn(u64) -> Result<Sample>, state: &mut State,
     ) -> Result<Vec<(PairId, [f64; 2])>> {
         let Measurement { plan, model, pipeline, progress, .. } = self;
         let found = Rc::new(RefCell::new(PairsFound::default()));
         let dpo = plan.config.dpo.clone().unwrap_or_default();
         let work = PairWork { loss: PairLoss::of(&dpo), reference: None, found: found.clone() };
-        let samples = |pass: usize| own.chunks(plan.micro_batch).nth(first + pass).unwrap_or_default();
-        let mut load = |pass| {
-            let own = samples(pass);
-            let indices = if own.is_empty() { &[0] } else { own };
-            let mut batch = batch::collect(plan, indices.iter().map(|&i| mixture.of_corpus(corpus, i)), Some(&work))?;
-            if own.is_empty() {
-                batch.empty();
-            }
-            Ok(batch.micro(model))
-        };
-        let sequences = |pass| samples(pass).len().max(1);
+        let mut load = |pass| Ok(portion.batch(first + pass, read, Some(&work))?.micro(model));
+        let sequences = |pass| portion.sequences(first + pass);
         let passes = StageWork { model, units: &mut state.units, load: &mut load, sequences: &sequences, progress };
         pipeline.evaluate(passes, count)?;
         // Tensor ranks know the same.

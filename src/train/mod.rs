@@ -2,8 +2,8 @@
 //!
 //! Read `step` first: it is the paper's equations in order. `run` is the loop, `start` what comes before it, `origin` where
 //! its state comes from, `first` its first weights, `heritage` what it takes over from the model it starts from, `corpora`
-//! what it reads, `reference` what preference pairs are compared with and `measure` how that is computed, `rescue` where its last state goes when the run directory is gone, `state` what a checkpoint holds,
-//! `report` what is written down.
+//! what it reads, `reference` what preference pairs are compared with and `measure` how that is computed, `rescue` where its
+//! last state goes when the run directory is gone, `state` what a checkpoint holds, `report` what is written down.
 
 mod batch;
 mod behind;

@@ -15,7 +15,7 @@ use crate::parallel::pipeline::{Pipeline, StageWork};
 use crate::plan::Plan;
 use crate::topology::Axis;
 use crate::wire::CommTiming;
-use crate::world::{Op, World};
+use crate::world::World;
 use std::time::Duration;
 
 /// What a step needs besides the state it changes.
@@ -91,12 +91,9 @@ pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
     let sums = if tells { sums } else { LossSums::default() };
     let squares = state.optimizer.grad_sum_squares();
     let own = progress.own_so_far();
-    let mut mine = vec![sums.loss, sums.z, sums.tokens as f64, squares, stop as u8 as f64, own.as_secs_f64()];
-    let judged = pairs.map(|p| if tells { p.found.borrow().sums } else { PairSums::default() });
-    mine.extend(judged.iter().flat_map(|sums| sums.words()));
-    let all = world.all_reduce_f64(&mine, Op::Sum)?;
+    let mine = vec![sums.loss, sums.z, sums.tokens as f64, squares, stop as u8 as f64, own.as_secs_f64()];
+    let (all, pairs) = batch::sum_with_pairs(world, mine, pairs.as_ref(), tells)?;
     let spread = Spread::over(world, own, all[5])?;
-    let pairs = judged.map(|_| PairSums::of_words(std::array::from_fn(|i| all[6 + i])));
     let (loss, z, stop) = (all[0] / all[2], all[1] / all[2], all[4] > 0.0);
     // The gradients are of the sum over all that counts / `tokens`; where some do not count the mean is larger by this much.
     let scale = tokens / all[2];
