@@ -5,7 +5,7 @@
 //! its own.
 
 use super::chat::{ChatTemplate, Trap};
-use super::indexed::{IndexExtent, Indexed};
+use super::indexed::{IndexExtent, Indexed, Sidecar};
 use super::packing::Packs;
 use super::sample::{Cutting, PairId, Sample};
 use super::Tokenizer;
@@ -88,7 +88,7 @@ pub fn look(file: &Indexed, how: &Cutting, rules: &ChatSection) -> Result<Packs>
 /// Conversations are not trained on as pairs, nor pairs as conversations.
 fn of_kind(file: &Indexed, pairs: bool) -> Result<()> {
     let name = file.prefix.display();
-    let is = file.sidecar.as_ref().and_then(|s| s.chat.as_ref()).is_some_and(|c| c.pairs);
+    let is = file.sidecar.as_ref().is_some_and(Sidecar::holds_pairs);
     let (fact, hint) = match (pairs, is) {
         (true, false) => (
             format!("{name} holds no preference pairs, which dpo trains on"),

@@ -214,7 +214,7 @@ fn results(written: &[(PathBuf, Sidecar)], lengths: &Lengths, took: Duration) ->
 
 /// What a file holds, by number.
 fn counted(s: &Sidecar) -> String {
-    match s.chat.as_ref().is_some_and(|c| c.pairs) {
+    match s.holds_pairs() {
         true => format!("{} preference pairs ({} conversations)", grouped(s.documents / 2), grouped(s.documents)),
         false => format!("{} conversations", grouped(s.documents)),
     }

@@ -111,7 +111,7 @@ fn common(note: &Sidecar) -> [(&'static str, String); 10] {
         ("loss mask", format!("{:?}", if note.mask.is_some() { "there is one" } else { "there is none" })),
         ("chat template", format!("{:?}", of_chat(|c| &c.template_xxh3_128))),
         ("turns that count", format!("{:?}", of_chat(|c| &c.loss))),
-        ("kind", if chat.is_some_and(|c| c.pairs) { "preference pairs" } else { "no pairs" }.into()),
+        ("kind", if note.holds_pairs() { "preference pairs" } else { "no pairs" }.into()),
     ]
 }
 

@@ -80,6 +80,11 @@ impl TokenizerNote {
 }
 
 impl Sidecar {
+    /// Whether the documents are preference pairs.
+    pub fn holds_pairs(&self) -> bool {
+        self.chat.as_ref().is_some_and(|c| c.pairs)
+    }
+
     /// Reads the sidecar of `prefix`; `None` where there is no such file, or where a JSON file of another program has
     /// that name.
     pub fn read(prefix: &Path) -> Result<Option<Sidecar>> {

@@ -1,6 +1,6 @@
 //! What `herd data inspect --chat` shows of conversations: which of their tokens count, and what is wrong with the masks.
 
-use crate::data::indexed::Indexed;
+use crate::data::indexed::{Indexed, Sidecar};
 use crate::data::Tokenizer;
 use crate::error::Result;
 use crate::text::grouped;
@@ -9,7 +9,7 @@ use std::io::IsTerminal;
 
 /// A line on masks and lengths. `room`: tokens of a sample, which both answers of a preference pair share.
 pub fn summary(out: &mut String, file: &Indexed, room: Option<usize>) -> Result<()> {
-    let pairs = file.sidecar.as_ref().and_then(|s| s.chat.as_ref()).is_some_and(|c| c.pairs);
+    let pairs = file.sidecar.as_ref().is_some_and(Sidecar::holds_pairs);
     let (mut mask, mut at, mut empty, mut trained) = (Vec::new(), 0, 0u64, 0u64);
     let (mut long, mut unlearned, mut lost, mut places) = (0u64, 0u64, 0u64, 0);
     for (d, length) in file.document_lengths().enumerate() {
