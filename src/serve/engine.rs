@@ -115,11 +115,7 @@ impl Engine {
         if asked.grammar.is_some() != guide.is_some() {
             return Err(Error::new(Exit::Internal, "a text of a given form needs its guide, and no other has one"));
         }
-        let ticket = self.next;
-        self.next += 1;
-        let sequence = Sequence::new(ticket, asked, &[], self.proposed);
-        self.waiting.push_back(Sequence { guide: guide.map(Mutex::new), ..sequence });
-        Ok(ticket)
+        Ok(self.enqueue(asked, &[], guide))
     }
 
     /// Takes a request whose text has begun; what comes is what would have come behind `text`, to the bit.
@@ -129,10 +125,15 @@ impl Engine {
         if asked.grammar.is_some() {
             return Err(Error::new(Exit::Internal, "a text of a given form begins at its beginning"));
         }
+        Ok(self.enqueue(asked, text, None))
+    }
+
+    fn enqueue(&mut self, asked: Asked, text: &[u32], guide: Option<Guide>) -> u64 {
         let ticket = self.next;
         self.next += 1;
-        self.waiting.push_back(Sequence::new(ticket, asked, text, self.proposed));
-        Ok(ticket)
+        let sequence = Sequence::new(ticket, asked, text, self.proposed);
+        self.waiting.push_back(Sequence { guide: guide.map(Mutex::new), ..sequence });
+        ticket
     }
 
     /// Forgets a request: its blocks are free, and its reader hears no more of it. One that is done or unknown is no mistake.
