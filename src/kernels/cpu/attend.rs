@@ -58,7 +58,7 @@ pub(in crate::kernels) fn flash<E: Real>(q: &Tensor, k: &Tensor, v: &Tensor) -> 
         return None;
     }
     let groups = q.size()[2] / k.size()[2];
-    let (qt, kt, vt) = (wide::<E>(q.transpose(1, 2)), wide::<E>(spread(k, groups)), wide::<E>(spread(v, groups)));
+    let (qt, kt, vt) = (wide::<E>(q).transpose(1, 2), spread(&wide::<E>(k), groups), spread(&wide::<E>(v), groups));
     let scale = 1.0 / (q.size()[3] as f64).sqrt();
     let call = |k: &Tensor, v: &Tensor, causal: bool| {
         let none = None::<&Tensor>;
@@ -88,8 +88,8 @@ pub(in crate::kernels) fn flash_backward<E: Real>(
     }
     let (size, kv_heads) = (q.size(), k.size()[2]);
     let groups = size[2] / kv_heads;
-    let (qt, kt, vt) = (wide::<E>(q.transpose(1, 2)), wide::<E>(spread(k, groups)), wide::<E>(spread(v, groups)));
-    let (dt, ot) = (wide::<E>(dout.transpose(1, 2)), wide::<E>(out.transpose(1, 2)));
+    let (qt, kt, vt) = (wide::<E>(q).transpose(1, 2), spread(&wide::<E>(k), groups), spread(&wide::<E>(v), groups));
+    let (dt, ot) = (wide::<E>(dout).transpose(1, 2), wide::<E>(out).transpose(1, 2));
     let scale = 1.0 / (size[3] as f64).sqrt();
     let call = |k: &Tensor, v: &Tensor, causal: bool| {
         Tensor::internal_scaled_dot_product_flash_attention_for_cpu_backward(
@@ -135,7 +135,7 @@ pub fn widens(kind: Kind) -> bool {
 }
 
 /// As the products are to be made.
-fn wide<E: Real>(t: Tensor) -> Tensor {
+fn wide<E: Real>(t: &Tensor) -> Tensor {
     t.to_kind(if widens(E::KIND) { Kind::Float } else { E::KIND })
 }
 

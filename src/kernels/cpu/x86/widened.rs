@@ -203,12 +203,7 @@ unsafe fn pack_left<E: Real>(a: Operand<E>, first: usize, k: usize, rows: usize,
     }
     for i in (0..depth).step_by(8) {
         for r in (0..rows).step_by(8) {
-            let mut t = [_mm256_setzero_ps(); 8];
-            for (j, t) in t.iter_mut().enumerate() {
-                *t = eight(row(&a.of, k + i + j), first + r);
-            }
-            transpose(&mut t);
-            for (j, &t) in t.iter().enumerate().take(rows - r) {
+            for (j, t) in transposed(&a.of, k + i, first + r).into_iter().enumerate().take(rows - r) {
                 _mm256_storeu_ps(to.add((r + j) * STRIDE + i), t);
             }
         }
@@ -226,22 +221,21 @@ unsafe fn pack_panel<E: Real>(b: Operand<E>, first: usize, k: usize, depth: usiz
             continue;
         }
         for i in (0..depth).step_by(8) {
-            let mut t = [_mm256_setzero_ps(); 8];
-            for (j, t) in t.iter_mut().enumerate() {
-                *t = eight(row(&b.of, first + half + j), k + i);
-            }
-            transpose(&mut t);
-            for (j, &t) in t.iter().enumerate().take(depth - i) {
+            for (j, t) in transposed(&b.of, first + half, k + i).into_iter().enumerate().take(depth - i) {
                 _mm256_store_ps(to.add((i + j) * PANEL + half), t);
             }
         }
     }
 }
 
-/// Eight vectors of eight, transposed.
+/// Columns `from..from + 8` of eight rows from `first` on, a vector a column.
 #[target_feature(enable = "avx2,fma")]
-fn transpose(r: &mut [__m256; 8]) {
-    let mut t = *r;
+fn transposed<E: Real>(of: &Rows<E>, first: usize, from: usize) -> [__m256; 8] {
+    let mut r = [_mm256_setzero_ps(); 8];
+    for (i, r) in r.iter_mut().enumerate() {
+        *r = eight(row(of, first + i), from);
+    }
+    let mut t = r;
     for i in 0..4 {
         t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
         t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
@@ -258,5 +252,5 @@ fn transpose(r: &mut [__m256; 8]) {
         t[j] = _mm256_permute2f128_ps::<0x20>(r[j], r[4 + j]);
         t[4 + j] = _mm256_permute2f128_ps::<0x31>(r[j], r[4 + j]);
     }
-    *r = t;
+    t
 }
