@@ -7,7 +7,7 @@ mod table;
 mod words;
 
 pub use kinds::RunEvent;
-pub use parts::{Class, Failure, Tally, Traffic};
+pub use parts::{Class, CorpusLoss, Failure, Tally, Traffic};
 pub use table::markdown;
 
 use crate::appended::Appended;

@@ -129,6 +129,16 @@ impl Mixture {
         self.read(c, draw % self.corpora[c].samples)
     }
 
+    /// Number of the corpus that sample `index` is of, in training and validation alike.
+    pub fn corpus_of(&self, index: u64) -> usize {
+        self.turns.at(index).0
+    }
+
+    /// Path of each corpus without its ending.
+    pub fn paths(&self) -> impl ExactSizeIterator<Item = String> + '_ {
+        self.corpora.iter().map(|c| c.file.prefix.display().to_string())
+    }
+
     fn read(&self, corpus: usize, sample: u64) -> Result<Sample> {
         let (s, Open { file, packs, .. }) = (self.how.sequence_length, &self.corpora[corpus]);
         if let Some(packs) = packs {

@@ -2,7 +2,7 @@
 //!
 //! A line without a field is read as one with its default: herd has learned to say more over time.
 
-use super::parts::{Class, Failure, Tally, Traffic};
+use super::parts::{Class, CorpusLoss, Failure, Tally, Traffic};
 use crate::config::AlertKind;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
@@ -271,6 +271,12 @@ kinds! {
             step: u64,
             /// Nats a token; `null` where it is not finite.
             validation_loss: Option<f64>,
+            /// Share of the tokens that count which the model thinks likeliest; absent of preference pairs.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            validation_accuracy: Option<f64>,
+            /// The same of each corpus, where there are several: `path`, `loss`, `accuracy`, `tokens`.
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            corpora: Vec<CorpusLoss>,
         },
         /// A step changed no parameter.
         SkippedStep {

@@ -65,6 +65,20 @@ pub struct Tally {
     pub disk: u64,
 }
 
+/// What validation found in one corpus.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct CorpusLoss {
+    /// Of its files, without their endings.
+    pub path: String,
+    /// Nats per token that counts; `null` where it is not finite, or no token counts.
+    pub loss: Option<f64>,
+    /// Share of these tokens that the model thinks likeliest; `null` of none.
+    pub accuracy: Option<f64>,
+    /// How many they are.
+    pub tokens: u64,
+}
+
 /// What has been sent for one purpose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]

@@ -12,6 +12,12 @@ fn lines() -> Vec<(RunEvent, &'static str)> {
     let [why, error, reason, url] = ["w", "e", "r", "file:///s"].map(String::from);
     let failures = vec![Failure { time: Timestamp::UNIX_EPOCH, job: 3, attempt: 1, reason: reason.clone() }];
     let nodes = vec!["n1".to_string()];
+    let validation = |validation_loss, validation_accuracy, corpora| Validation {
+        step: 5,
+        validation_loss,
+        validation_accuracy,
+        corpora,
+    };
     let tiers = Tally { node: 1, node_partner: 2, remote: 3, remote_partner: 4, disk: 5 };
     vec![
         (
@@ -92,8 +98,16 @@ fn lines() -> Vec<(RunEvent, &'static str)> {
             r#""attempt":7,"step":5,"path":null,"tiers":{"node":1,"node_partner":2,"remote":3,"remote_partner":4,"disk":5},"snapshots_opened":1,"from_attempt":6,"seconds":0.25"#,
         ),
         (DataChanged { changes: vec!["c".into()] }, r#""attempt":7,"changes":["c"]"#),
-        (Validation { step: 5, validation_loss: Some(2.5) }, r#""attempt":7,"step":5,"validation_loss":2.5"#),
-        (Validation { step: 5, validation_loss: None }, r#""attempt":7,"step":5,"validation_loss":null"#),
+        (validation(Some(2.5), None, Vec::new()), r#""attempt":7,"step":5,"validation_loss":2.5"#),
+        (validation(None, None, Vec::new()), r#""attempt":7,"step":5,"validation_loss":null"#),
+        (
+            validation(
+                Some(2.5),
+                Some(0.5),
+                vec![CorpusLoss { path: "a".into(), loss: Some(2.5), accuracy: None, tokens: 9 }],
+            ),
+            r#""attempt":7,"step":5,"validation_loss":2.5,"validation_accuracy":0.5,"corpora":[{"path":"a","loss":2.5,"accuracy":null,"tokens":9}]"#,
+        ),
         (
             SkippedStep { step: 5, loss: Some("NaN".into()), grad_norm: Some("inf".into()), why: None },
             r#""attempt":7,"step":5,"loss":"NaN","grad_norm":"inf""#,

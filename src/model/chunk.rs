@@ -1,6 +1,6 @@
 //! A chunk of the model: a run of adjacent units. On one rank without a pipeline the whole model, else what one virtual stage holds.
 
-use super::{PairBatch, Positions};
+use super::{PairBatch, Positions, TokenGroups};
 use crate::layout::Unit;
 use std::ops::Range;
 use tch::Tensor;
@@ -30,6 +30,8 @@ pub struct Micro {
     pub noise: Option<Tensor>,
     /// The documents are preference pairs, whose loss takes the place of the next token's; None: they are not.
     pub pairs: Option<PairBatch>,
+    /// Where passes without gradients say how each group of tokens fares; None: nobody asks. Not of pairs.
+    pub groups: Option<TokenGroups>,
 }
 
 impl Chunk {

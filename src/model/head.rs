@@ -11,7 +11,8 @@ use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::kernels::host::floats;
 use crate::kernels::{self, LossSums};
-use crate::model::{embedding, Accumulate, Axes, Flat, PairBatch, StepOptions};
+use crate::model::grouped::TokenPart;
+use crate::model::{embedding, Accumulate, Axes, Flat, PairBatch, StepOptions, TokenGroups};
 use tch::{Device, Kind, Tensor};
 
 pub(super) const NORM: &str = "model.norm.weight";
@@ -129,9 +130,11 @@ impl Head {
         Ok((sums, dx))
     }
 
-    /// Loss alone: x [N/t,H] T, targets [N] i64; of `pairs` theirs, as in [`Head::forward_backward`].
+    /// Loss alone: x [N/t,H] T, targets [N] i64; of `pairs` theirs, as in [`Head::forward_backward`]. Without pairs `groups` are told
+    /// how their tokens fare.
     pub fn loss(
         &self, w: &Flat, out: Projection, x: &Tensor, targets: &Tensor, pairs: Option<&PairBatch>,
+        groups: Option<&TokenGroups>,
     ) -> Result<LossSums> {
         if let Some(pairs) = pairs {
             return Ok(self.judge(w, out, x, targets, pairs)?.0);
@@ -141,8 +144,19 @@ impl Head {
             let logits = self.logits(w, out, &x.narrow(0, start, len))?;
             let targets = self.chunk_targets(targets, start, len);
             sums += self.loss_(&logits, &targets, out.first(), None)?;
+            if let Some(groups) = groups {
+                self.group(&logits, &targets, out.first(), groups, &self.chunk_targets(&groups.of, start, len))?;
+            }
         }
         Ok(sums)
+    }
+
+    /// Tells the groups of a chunk's tokens, `of` [C] i64, how they fare.
+    fn group(&self, logits: &Tensor, targets: &Tensor, first: i64, groups: &TokenGroups, of: &Tensor) -> Result<()> {
+        let part = kernels::cross_entropy_part(logits, targets, first);
+        let part = TokenPart::of(logits, targets, first, &part).tensor();
+        groups.add(&self.axes.gather(&part)?.rows()?, of, targets);
+        Ok(())
     }
 
     /// x [N/t,H] T → logits [N,V'] T, not chunked.

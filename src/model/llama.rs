@@ -88,7 +88,7 @@ impl Llama {
     /// Tokens and targets [B,S] i64, this rank's share of each sequence, as the chunks read them.
     pub fn micro(&self, tokens: &Tensor, targets: &Tensor, documents: &Documents) -> Micro {
         let at = self.positions(tokens, documents);
-        Micro { ids: tokens.reshape([-1]), targets: targets.reshape([-1]), at, noise: None, pairs: None }
+        Micro { ids: tokens.reshape([-1]), targets: targets.reshape([-1]), at, noise: None, pairs: None, groups: None }
     }
 
     /// What the `n`-th block of this rank keeps for its backward pass.

@@ -120,7 +120,8 @@ impl Llama {
             return Ok((Some(x), LossSums::default()));
         }
         let sums = self.with_head(units, Use::Forward, |head, projection, _| {
-            self.head.loss(head, projection, &x, &micro.targets, micro.pairs.as_ref())
+            let (pairs, groups) = (micro.pairs.as_ref(), micro.groups.as_ref());
+            self.head.loss(head, projection, &x, &micro.targets, pairs, groups)
         })?;
         Ok((None, sums))
     }

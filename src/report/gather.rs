@@ -11,11 +11,16 @@ use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
 
 /// Columns of the thinned-out steps. Hours since the first step began; seconds, nats, tokens, bytes as in `metrics.jsonl`; the `_part` are fractions of a step.
-const COLUMNS: [&str; 16] = [
+const COLUMNS: [&str; 21] = [
     "hours",
     "tokens",
     "loss",
     "validation_loss",
+    "validation_accuracy",
+    "reward_margin",
+    "reward_accuracy",
+    "held_out_margin",
+    "held_out_accuracy",
     "lr",
     "grad_norm",
     "tokens_per_s",
@@ -198,6 +203,11 @@ impl Series {
             p.tokens,
             p.loss,
             p.validation_loss,
+            p.validation_accuracy,
+            p.reward_margin,
+            p.reward_accuracy,
+            p.held_out_margin,
+            p.held_out_accuracy,
             p.lr,
             p.grad_norm,
             p.tokens_per_s,

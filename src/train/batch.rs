@@ -90,12 +90,26 @@ impl Portion<'_> {
         self.samples(pass).len().max(1)
     }
 
+    /// Of each token of a pass, as far as this rank holds them, what `of` says of its sample: [N] i64.
+    pub fn tokens(&self, pass: usize, of: impl Fn(u64) -> i64) -> Tensor {
+        let s = self.plan.config.data.sequence_length as i64;
+        let rows: Vec<i64> = self.indices(pass).iter().map(|&i| of(i)).collect();
+        let all = Tensor::from_slice(&rows).unsqueeze(1).expand([rows.len() as i64, s], false);
+        own_part(self.plan, &all).reshape([-1]).to_device(self.plan.device)
+    }
+
+    /// Where no sample is left, the first stands in.
+    fn indices(&self, pass: usize) -> &[u64] {
+        match self.samples(pass) {
+            [] => &[0],
+            own => own,
+        }
+    }
+
     /// The batch of a pass. Where this rank has no sample left, it is one of which nothing counts.
     pub fn batch(&self, pass: usize, read: impl Fn(u64) -> Result<Sample>, pairs: Option<&PairWork>) -> Result<Batch> {
-        let own = self.samples(pass);
-        let indices = if own.is_empty() { &[0] } else { own };
-        let mut batch = collect(self.plan, indices.iter().map(|&i| read(i)), pairs)?;
-        if own.is_empty() {
+        let mut batch = collect(self.plan, self.indices(pass).iter().map(|&i| read(i)), pairs)?;
+        if self.samples(pass).is_empty() {
             let _ = batch.targets.fill_(-1);
             batch.pairs = None;
         }
@@ -128,8 +142,12 @@ fn noise(plan: &Plan, samples: impl Iterator<Item = u64>) -> Tensor {
     let (s, seed) = (plan.config.data.sequence_length, plan.config.seed);
     let words = samples.flat_map(|i| (0..s as u64).map(move |place| dropout::token(seed, i, place)));
     let all = Tensor::from_slice(&words.collect::<Vec<i32>>()).view([-1, s as i64]);
-    let (rank, size) = (plan.topology.coord(Axis::Context), plan.topology.size(Axis::Context));
-    positions::share(&all, rank, size).reshape([-1]).to_device(plan.device)
+    own_part(plan, &all).reshape([-1]).to_device(plan.device)
+}
+
+/// Of whole sequences [B,S] what this rank of the context axis holds, [B,S/c].
+fn own_part(plan: &Plan, all: &Tensor) -> Tensor {
+    positions::share(all, plan.topology.coord(Axis::Context), plan.topology.size(Axis::Context))
 }
 
 /// Stacks samples of S + 1 ids.
@@ -138,8 +156,7 @@ fn collect(plan: &Plan, samples: impl Iterator<Item = Result<Sample>>, pairs: Op
     let stack = |rows: Vec<Tensor>| Tensor::stack(&rows, 0).to_device(plan.device);
     let ids = stack(samples.iter().map(|s| Tensor::from_slice(&s.ids)).collect());
     let s = ids.size()[1] - 1;
-    let (rank, size) = (plan.topology.coord(Axis::Context), plan.topology.size(Axis::Context));
-    let own = |rows: &Tensor| positions::share(rows, rank, size).contiguous();
+    let own = |rows: &Tensor| own_part(plan, rows).contiguous();
     let pairs = pairs.map(|work| of_pairs(&samples, work, |rows| own(&stack(rows)).reshape([-1]))).transpose()?;
     // Conversations say of each target whether it counts; of running text every next token is one.
     let masked: Option<Vec<Tensor>> =

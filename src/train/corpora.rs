@@ -8,6 +8,7 @@ use crate::data::tokenizer::TokenizerFacts;
 use crate::data::{conversations, CorpusFacts, Mixture, Tokenizer};
 use crate::error::{Error, Exit, Result};
 use crate::plan::{self, Plan};
+use crate::run_dir::RunDir;
 use crate::world::World;
 use rustix::process::{getrlimit, setrlimit, Resource};
 use serde::{Deserialize, Serialize};
@@ -48,6 +49,11 @@ impl RunData {
                 _ => Mixture::look(corpora, &plan.cutting(), Some(&tokenizer.fingerprint)),
             };
             let (train, validation) = (look(&data.train)?, look(&data.validation)?);
+            // A run that goes on was looked at when it began.
+            if !RunDir::new(&plan.config.run_dir).checkpoints().exists() {
+                let said = plan::check_held_out(&plan.config, plan.model.vocab_size, plan::AT_A_START)?;
+                said.iter().for_each(|said| tracing::warn!("{said}"));
+            }
             Ok(Found { tokenizer, train, validation })
         })?;
         let corpus = world.agree(Mixture::given(&data.train, &found.train, plan.cutting()))?;

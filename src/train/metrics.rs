@@ -79,6 +79,9 @@ pub struct StepRecord {
     /// The same on held-out data, in steps that validate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation_loss: Option<f64>,
+    /// Share of the held-out tokens that count which the model thinks likeliest, in steps that validate; absent of pairs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation_accuracy: Option<f64>,
     /// Of preference pairs.
     #[serde(flatten)]
     pub preference: Option<PreferenceRecord>,
@@ -212,6 +215,7 @@ fn scalars(r: &StepRecord) -> Vec<(&'static str, f64)> {
         ("comm/pipeline_wait_s", r.pipeline_wait_s),
         ("train/z_loss", r.z_loss),
         ("validation/loss", r.validation_loss),
+        ("validation/accuracy", r.validation_accuracy),
     ];
     out.extend(optional.into_iter().filter_map(|(tag, x)| Some((tag, x?))));
     if let Some(p) = &r.preference {

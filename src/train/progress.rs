@@ -93,6 +93,9 @@ fn line(r: &StepRecord, total: u64, eta: Duration) -> String {
     }
     if let Some(v) = r.validation_loss {
         s += &format!(" val {v:.4}");
+        if let Some(right) = r.validation_accuracy {
+            s += &format!(" ({:.1}% right)", 100.0 * right);
+        }
     }
     if r.skipped {
         s += " SKIPPED: not finite";

@@ -32,6 +32,7 @@ pub const METRICS: &[Metric] = &[
     Metric { name: "herd_tokens_total", kind: "counter", help: "Tokens trained on.", value: |r| Some(r.tokens as f64) },
     gauge("herd_loss", "Mean cross-entropy of the step, nats per token.", |r| Some(r.loss)),
     gauge("herd_validation_loss", "Mean cross-entropy on held-out data, the last one.", |r| r.validation_loss),
+    gauge("herd_validation_accuracy_ratio", "Held-out tokens guessed right, the last ones.", |r| r.validation_accuracy),
     gauge("herd_learning_rate", "Learning rate.", |r| Some(r.lr)),
     gauge("herd_gradient_norm", "L2 norm before clipping.", |r| Some(r.grad_norm)),
     gauge("herd_tokens_per_second", "Tokens a second, all ranks.", |r| Some(r.tokens_per_s)),
@@ -48,6 +49,12 @@ pub const METRICS: &[Metric] = &[
     gauge("herd_rank_work_mean_seconds", "Own work in the step, mean of the ranks.", |r| r.rank_work_mean_s),
     gauge("herd_rank_work_max_seconds", "Own work in the step of the slowest rank.", |r| r.rank_work_max_s),
     gauge("herd_slowest_rank", "The rank with the most own work.", |r| r.slowest_rank.map(|x| x as f64)),
+    gauge("herd_reward_margin", "Mean reward of the chosen answers less that of the rejected ones.", |r| {
+        r.preference.as_ref().map(|p| p.margins)
+    }),
+    gauge("herd_reward_accuracy_ratio", "Pairs whose chosen answer has the higher reward.", |r| {
+        r.preference.as_ref().map(|p| p.accuracies)
+    }),
     gauge("herd_skipped", "1 where the step was not finite and was left out.", |r| Some(r.skipped as u8 as f64)),
 ];
 
@@ -64,7 +71,8 @@ pub struct PromFile {
     steps: u64,
     every: Duration,
     written: Option<Instant>,
-    validation: Option<f64>,
+    /// Loss and accuracy of the last validation.
+    validation: (Option<f64>, Option<f64>),
     complained: bool,
 }
 
@@ -80,7 +88,7 @@ impl PromFile {
             steps,
             every,
             written: None,
-            validation: None,
+            validation: (None, None),
             complained: false,
         })
     }
@@ -88,12 +96,14 @@ impl PromFile {
     /// Writes the file when it is due, and after the last step. A filesystem that refuses is no reason to stop: what is wrong comes
     /// back once.
     pub fn step(&mut self, r: &StepRecord) -> Option<String> {
-        self.validation = r.validation_loss.or(self.validation);
+        let (loss, accuracy) = self.validation;
+        self.validation = (r.validation_loss.or(loss), r.validation_accuracy.or(accuracy));
         if r.step < self.steps && self.written.is_some_and(|t| t.elapsed() < self.every) {
             return None;
         }
         self.written = Some(Instant::now());
-        let text = self.text(&StepRecord { validation_loss: self.validation, ..r.clone() });
+        let (validation_loss, validation_accuracy) = self.validation;
+        let text = self.text(&StepRecord { validation_loss, validation_accuracy, ..r.clone() });
         // a reader sees the old file or the new one; it need not survive a crash
         let new = self.path.with_extension("prom.tmp");
         let e = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &self.path)).err()?;

@@ -15,6 +15,20 @@ pub struct StepPoint {
     pub loss: Option<f64>,
     /// The same on held-out data; `None` also in steps that do not validate.
     pub validation_loss: Option<f64>,
+    /// Share of the held-out tokens that were guessed right; `None` also in steps that do not validate.
+    pub validation_accuracy: Option<f64>,
+    /// Of preference pairs: mean reward of the chosen answers less that of the rejected ones.
+    #[serde(rename = "rewards/margins")]
+    pub reward_margin: Option<f64>,
+    /// Share of the preference pairs whose chosen answer has the higher reward.
+    #[serde(rename = "rewards/accuracies")]
+    pub reward_accuracy: Option<f64>,
+    /// The margin of held-out pairs; `None` also in steps that do not validate, as in the next one.
+    #[serde(rename = "eval_rewards/margins")]
+    pub held_out_margin: Option<f64>,
+    /// The accuracy of held-out pairs.
+    #[serde(rename = "eval_rewards/accuracies")]
+    pub held_out_accuracy: Option<f64>,
     /// Learning rate.
     pub lr: Option<f64>,
     /// Global L2 norm before clipping.

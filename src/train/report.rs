@@ -159,9 +159,10 @@ impl Report {
             slowest_rank: found.spread.map(|s| s.slowest),
             skipped: found.skipped,
             z_loss: (plan.config.train.z_loss > 0.0).then_some(found.z),
-            validation_loss: found.validation_loss,
+            validation_loss: found.validation.as_ref().map(|v| v.loss),
+            validation_accuracy: found.validation.as_ref().and_then(|v| v.accuracy),
             preference: found.pairs.as_ref().map(PreferenceRecord::of),
-            held_out: found.validation_pairs.as_ref().map(HeldOutRecord::of),
+            held_out: found.validation.as_ref().and_then(|v| v.pairs.as_ref()).map(HeldOutRecord::of),
         };
         // measured on every rank at once, since ranks of one node share its memory and its clock
         self.peak = self.peak.or_else(|| peak(plan));

@@ -6,7 +6,7 @@ use super::rescue;
 use super::signals::StopFlag;
 use super::start::{self, Started};
 use super::step::{self, Outcome, Stage};
-use super::validate::{validate, HeldOut, Validated};
+use super::validate::{validate, HeldOut};
 use crate::config::due;
 use crate::error::{Error, Exit, Result};
 use crate::events::RunEvent;
@@ -98,14 +98,14 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
         if let Some(held_out) = &held_out {
             if due(state.step, config.validation.every) || (finished && config.validation.every > 0) {
                 progress.at(Phase::Validate);
-                let held_out = HeldOut { corpus: held_out, reference };
-                let Validated { loss, pairs } =
-                    validate(plan, world, &model, &pipeline, &held_out, &mut state, progress)?;
-                found.validation_pairs = pairs;
+                let corpus = held_out;
+                let held_out = HeldOut { corpus, reference };
+                let validated = validate(plan, world, &model, &pipeline, &held_out, &mut state, progress)?;
+                let loss = validated.loss;
                 state.best_validation = Some(state.best_validation.map_or(loss, |best| best.min(loss)));
                 state.validation = Some(loss);
-                found.validation_loss = Some(loss);
-                report.event(&RunEvent::Validation { step: state.step, validation_loss: Some(loss) })?;
+                report.event(&validated.event(state.step, corpus))?;
+                found.validation = Some(validated);
             }
         }
         let ending = state.step == last || found.stop;

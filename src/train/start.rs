@@ -75,10 +75,11 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     if origin.is_new() {
         report.event(&RunEvent::Start { world: world.size(), weights: plan.config.model.weights.clone() })?;
         if let Some(held_out) = data.held_out.as_ref().filter(|_| plan.config.validation.every > 0) {
-            let held_out = HeldOut { corpus: held_out, reference: reference.as_ref() };
-            let loss = validate(plan, world, &model, &pipeline, &held_out, &mut state, progress)?.loss;
-            report.event(&RunEvent::Validation { step: 0, validation_loss: Some(loss) })?;
-            report.note(&format!("validation loss before the first step: {loss:.4}"));
+            let corpus = held_out;
+            let held_out = HeldOut { corpus, reference: reference.as_ref() };
+            let found = validate(plan, world, &model, &pipeline, &held_out, &mut state, progress)?;
+            report.event(&found.event(0, corpus))?;
+            report.note(&format!("validation loss before the first step: {:.4}", found.loss));
         }
     }
     let RunData { corpus, held_out, .. } = data;

@@ -4,6 +4,7 @@ use super::batch::{self, PairWork};
 use super::reference::{List, Reference};
 use super::spread::Spread;
 use super::state::State;
+use super::validate::Validated;
 use crate::data::Mixture;
 use crate::error::Result;
 use crate::kernels::{clock, LossSums};
@@ -54,9 +55,7 @@ pub struct Outcome {
     /// How own work differs between the ranks; None with one rank.
     pub spread: Option<Spread>,
     /// Filled in by the loop in steps that validate.
-    pub validation_loss: Option<f64>,
-    /// The same of held-out preference pairs.
-    pub validation_pairs: Option<PairSums>,
+    pub validation: Option<Validated>,
 }
 
 /// Runs one step on `state`. `stop` is this rank's wish to stop; the outcome's is everybody's.
@@ -116,19 +115,5 @@ pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
     comm += model.axes.take_spent();
     let matmul = clock::matmul() - products;
     let pipeline_wait = passes.waited;
-    Ok(Outcome {
-        loss,
-        pairs,
-        lr,
-        grad_norm,
-        skipped,
-        stop,
-        z,
-        comm,
-        pipeline_wait,
-        matmul,
-        spread,
-        validation_loss: None,
-        validation_pairs: None,
-    })
+    Ok(Outcome { loss, pairs, lr, grad_norm, skipped, stop, z, comm, pipeline_wait, matmul, spread, validation: None })
 }

@@ -88,7 +88,7 @@ fn ends(g: &Grid) {
     g.same_gradients(Unit::Head, 1e-5);
     ours.head.chunk_bytes = 1;
     let alone =
-        ours.head.loss(g.local.unit(Unit::Head), ours.projection(&g.local), &g.rows(&x), &targets, None).unwrap();
+        ours.head.loss(g.local.unit(Unit::Head), ours.projection(&g.local), &g.rows(&x), &targets, None, None).unwrap();
     assert!((alone.loss / sums.loss - 1.0).abs() < 1e-6);
 }
 

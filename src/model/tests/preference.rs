@@ -44,7 +44,7 @@ fn pairs_equal_autograd_over_several_chunks() {
     // Measured first: the log-probabilities themselves.
     let base = DpoSection { beta: 0.02, ..DpoSection::default() };
     let measure = pairs(n, &targets, &base, None);
-    let nothing = head.loss(w, out, &x, &targets, Some(&measure)).unwrap();
+    let nothing = head.loss(w, out, &x, &targets, Some(&measure), None).unwrap();
     assert_eq!((nothing.loss, nothing.tokens), (0.0, 0));
     let measured = measure.found.borrow().measured.clone();
     assert_eq!(measured.iter().map(|m| m.0.number).collect::<Vec<_>>(), [7, 8]);
@@ -97,6 +97,6 @@ fn pairs_equal_autograd_over_several_chunks() {
         assert!((found.chosen / (2.0 * 11.0 * dpo.beta) - 1.0).abs() < 1e-4, "{found:?}");
         assert!((found.rejected / (-2.0 * 23.0 * dpo.beta) - 1.0).abs() < 1e-4, "{found:?}");
         assert_eq!((found.right, found.pairs), (2.0, 2.0));
-        assert_eq!(head.loss(w, out, &x, &targets, Some(&pairs)).unwrap().loss, sums.loss);
+        assert_eq!(head.loss(w, out, &x, &targets, Some(&pairs), None).unwrap().loss, sums.loss);
     }
 }

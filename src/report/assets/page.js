@@ -122,6 +122,9 @@ function notes() {
 const GIB = 2 ** 30;
 const CHARTS = [
   { title: "Loss", unit: "nats per token", y: "nats/token", wide: true, log: true, lines: [{ column: "loss", name: "loss" }, { column: "validation_loss", name: "validation", points: true }] },
+  { title: "Held-out accuracy", unit: "% of tokens guessed right", y: "%", factor: 100, lines: [{ column: "validation_accuracy", name: "validation", points: true }] },
+  { title: "Reward margin", unit: "chosen less rejected, mean of the pairs", y: "reward", lines: [{ column: "reward_margin", name: "training" }, { column: "held_out_margin", name: "validation", points: true }] },
+  { title: "Reward accuracy", unit: "% of pairs with the chosen answer ahead", y: "%", factor: 100, lines: [{ column: "reward_accuracy", name: "training" }, { column: "held_out_accuracy", name: "validation", points: true }] },
   { title: "Learning rate", unit: "per update", y: "rate", lines: [{ column: "lr", name: "rate", plain: true, bare: true }] },
   { title: "Gradient norm", unit: "L2 norm before clipping", y: "L2 norm", lines: [{ column: "grad_norm", name: "norm" }] },
   { title: "Throughput", unit: "tokens per second", y: "tokens/s", lines: [{ column: "tokens_per_s", name: "rate" }], zero: true, show: scaled },
