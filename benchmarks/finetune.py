@@ -1,7 +1,7 @@
 """Fine-tuning on conversations against transformers and TRL, and its traps.
 
     python benchmarks/finetune.py                  # about 5 minutes on two cores; records results/finetune.json
-    python benchmarks/finetune.py --only masks     # or batches, traps, adapters, preference
+    python benchmarks/finetune.py --only masks     # or batches, resumes, traps, adapters, preference
     python benchmarks/finetune.py --trl DIR        # the training templates of TRL as well: a folder made by
                                                    #   pip install --no-deps --target DIR trl==1.16.0
     python benchmarks/finetune.py --only preference --trl DIR  # DPO against TRL's own trainer; DIR needs datasets, pandas, pyarrow, dill,
@@ -126,18 +126,29 @@ class Bench:
     # --- batches -------------------------------------------------------------------------------------------------------
 
     def batches(self):
-        found = self.folder / "batch_forms.json"
-        name = "conversations::every_form_of_a_batch_has_the_same_gradient"
-        if self.args.test:
-            env = {**common.environment(), "HERD_BATCH_FORMS": str(found)}
-            failed = subprocess.run([self.args.test, "--exact", name], cwd=common.ROOT, env=env).returncode
-        else:
-            failed = common.cargo_test(name, "--exact", HERD_BATCH_FORMS=found)
-        if failed or not found.exists():
-            raise Failed(f"{name} failed")
-        m = json.loads(found.read_text())
+        m = self.tested("conversations::every_form_of_a_batch_has_the_same_gradient", "HERD_BATCH_FORMS")
         unit = f"largest difference of a gradient, fp32, over {m['cells']} forms and grids; gradient norm {m['grad_norm']:.3g}"
         return [figure("batch_form_gradient_gap", m["gap"], unit, "the same conversations padded, in one micro-batch", 1e-6, cell=m["cell"])]
+
+    def resumes(self):
+        m = self.tested("finetuning::stopped_in_mid_epoch_every_token_is_trained_on_once", "HERD_RESUME_CELLS")
+        unit = f"grids on which a run of {m['steps']} steps, stopped twice in mid-epoch, goes on: each of {m['samples']} samples once, losses undisturbed"
+        return [
+            figure("resume_cells", m["cells"], unit, "one run that is not stopped", 6, at_least=True),
+            figure("resume_cells_failed", m["failed"], "of them", "one run that is not stopped", 0),
+        ]
+
+    def tested(self, name, variable):
+        """What the integration test `name` writes to the file that the variable names; it must pass."""
+        found = self.folder / f"{variable}.json"
+        if self.args.test:
+            env = {**common.environment(), variable: str(found)}
+            failed = subprocess.run([self.args.test, "--exact", name], cwd=common.ROOT, env=env).returncode
+        else:
+            failed = common.cargo_test(name, "--exact", **{variable: found})
+        if failed or not found.exists():
+            raise Failed(f"{name} failed")
+        return json.loads(found.read_text())
 
     # --- adapters ------------------------------------------------------------------------------------------------------
 
@@ -232,7 +243,7 @@ class Bench:
         self.must("data", "chat", "-t", "bytes", "--template", "t.jinja", "--force", "-o", "pairs", "pairs.jsonl")
         config |= {"model": {"weights": "pairs-hf"}, "batch": {"global": 24, "micro": 4}}
         config["data"] = {"sequence_length": 160, "train": [{"path": "pairs"}], "chat": {"packing": "none"}}
-        config["train"] |= {"steps": 2, "clip_norm": 0}
+        config["train"] |= {"steps": 2, "clip_norm": 0, "allow": ["learning-rate"]}
         # The first moment is the gradient, and the first step is long enough to see.
         config["optim"] = {"lr": 2.0, "beta1": 0.0, "eps": 1.0, "warmup_steps": 0, "schedule": "constant", "weight_decay": 0}
         config["checkpoint"] = {"every": 1, "keep": 0}
@@ -356,6 +367,9 @@ class Bench:
         (other / "chat_template.jinja").write_text(plain(END) + "{# of another model #}")
         said, code = self.start(tokenizer=other)
         out["another template beside the run's tokenizer"] = ("trap foreign-template", said, code)
+        started("held-out conversations that are trained on", "trap held-out-in-training", [row], "data.validation=[{path: traps}]")
+        weights = f"model.weights={self.folder / 'weights'}"
+        started("a learning rate of another scale", "trap learning-rate", [row], weights, "optim.lr=0.9")
         return out
 
     def mask_ends(self):
@@ -418,7 +432,7 @@ def sets(*all):
     return [word for s in all for word in ("--set", s)]
 
 
-PARTS = ["masks", "batches", "adapters", "preference", "traps"]
+PARTS = ["masks", "batches", "resumes", "adapters", "preference", "traps"]
 
 
 def main():

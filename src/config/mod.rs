@@ -266,10 +266,38 @@ pub struct TrainSection {
     #[serde(default = "defaults::max_skipped")]
     #[schemars(range(min = 1, max = limit::STEPS))]
     pub max_skipped_steps: u64,
+    /// Traps that are let pass: `learning-rate`, `held-out-in-training` (docs/finetuning.md, Traps).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<RunTrap>,
     /// CPU threads per rank; 0 shares the cores of the node between its ranks.
     #[serde(default)]
     #[schemars(range(max = 4096))]
     pub threads: usize,
+}
+
+/// What spoils a fine-tuning and shows in no loss curve, as far as the configuration and the corpora show it together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunTrap {
+    /// `optim.lr` is of another scale than the method's.
+    LearningRate,
+    /// Held-out conversations are in the training data.
+    HeldOutInTraining,
+}
+
+impl RunTrap {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            RunTrap::LearningRate => "learning-rate",
+            RunTrap::HeldOutInTraining => "held-out-in-training",
+        }
+    }
+
+    /// How it is let pass.
+    pub fn hint(self) -> String {
+        format!("or let it pass with train.allow: [{}]", self.name())
+    }
 }
 
 /// Type of parameters and activations. Master weights, moments, gradient accumulation, norms and loss are fp32 in both.

@@ -11,6 +11,7 @@ pub mod conversations;
 pub mod identity;
 pub mod indexed;
 pub mod mixture;
+pub mod overlap;
 pub mod packing;
 pub mod pipeline;
 pub mod sample;

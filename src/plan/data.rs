@@ -1,9 +1,11 @@
 //! Whether the tokenizer and the corpora of a plan are there and fit it: what a start of the run would find, all at once.
 
 use super::{check_vocabulary, Plan};
-use crate::config::{to_error, Corpus, Problem};
+use crate::config::{to_error, Config, Corpus, Problem, RunTrap};
+use crate::data::overlap::Overlap;
 use crate::data::{conversations, Mixture, Tokenizer};
-use crate::error::{Error, Result};
+use crate::error::{Error, Exit, Result};
+use crate::text::binary;
 use std::fmt::Display;
 use std::slice;
 
@@ -51,8 +53,41 @@ pub fn check_data(plan: &Plan, place: impl Display) -> Result<String> {
             Err(e) => wrong(key.into(), e),
         }
     }
+    if problems.is_empty() {
+        match check_held_out(&plan.config, plan.model.vocab_size, AT_A_CHECK) {
+            Ok(Some(note)) => train = format!("{train}\n{note}"),
+            Ok(None) => {}
+            Err(e) => problems.push(e.hint.into_iter().fold(Problem::new([""], e.fact).exit(e.exit), Problem::hint)),
+        }
+    }
     match problems.is_empty() {
         true => Ok(train),
         false => Err(to_error(place, &problems)),
     }
+}
+
+/// Bytes of training data that `herd config check` reads for held-out conversations.
+const AT_A_CHECK: u64 = 4 << 30;
+/// Bytes of training data that the start of a run reads for them.
+pub const AT_A_START: u64 = 256 << 20;
+
+/// Whether held-out conversations are trained on; what is to be said where that was not looked at. Running text is not compared: its
+/// documents are many, and few are evaluated on.
+///
+/// # Errors
+/// [`Exit::Data`]: some are.
+pub fn check_held_out(config: &Config, vocab_size: usize, most: u64) -> Result<Option<String>> {
+    let (data, trap) = (&config.data, RunTrap::HeldOutInTraining);
+    if data.chat.is_none() || data.validation.is_empty() || config.train.allow.contains(&trap) {
+        return Ok(None);
+    }
+    let found = Overlap::find(&data.train, &data.validation, vocab_size, most)?;
+    if let Some(fact) = found.fact() {
+        let hint = format!("leave them out on one side, {}", trap.hint());
+        return Err(Error::new(Exit::Data, format!("data.validation: {fact} (trap {})", trap.name())).hint(hint));
+    }
+    Ok(found.too_much.map(|bytes| {
+        let (is, read) = (binary(bytes), binary(most));
+        format!("held-out conversations were not looked for in the training data, which has {is} of tokens: {read} are read at most")
+    }))
 }

@@ -6,6 +6,7 @@ mod data;
 pub mod estimate;
 pub mod faults;
 pub mod flops;
+mod learning_rate;
 pub mod memory;
 mod numbers;
 mod resume;
@@ -20,7 +21,7 @@ pub use resume::{check_resume, check_weights};
 pub use rules::check_vocabulary;
 pub use same_data::{check_same_data, DataChanges};
 
-pub use data::check_data;
+pub use data::{check_data, check_held_out, AT_A_START};
 
 use crate::checkpoint::Team;
 use crate::config::{self, load, Config, DeviceChoice, Draft, ModelConfig, Precision, Problem};

@@ -5,7 +5,7 @@
 use super::numbers::{divisors, multiples, near};
 use super::shape::Shape;
 use super::Ranks;
-use super::{axes, settings, trained};
+use super::{axes, learning_rate, settings, trained};
 use crate::config::{Config, ModelConfig, Problem, Schedule};
 use crate::error::{Error, Exit, Result};
 
@@ -19,6 +19,7 @@ pub fn check(config: &Config, shape: Option<&Shape>, ranks: &Ranks) -> Vec<Probl
     data(config, &mut out);
     copies(config, &mut out);
     trained::check(config, shape, &mut out);
+    learning_rate::check(config, shape, &mut out);
     if let Some(shape) = shape {
         heads(shape, &mut out);
         rope(shape, &mut out);

@@ -177,7 +177,7 @@ fn parquet_has_lists_of_messages() {
 }
 
 /// Conversations of unequal lengths below `longest` tokens; some tokens of each count.
-fn corpus(prefix: &Path, count: u64, longest: u64) {
+pub fn corpus(prefix: &Path, count: u64, longest: u64) {
     let mut w = IndexedWriter::create_masked(prefix, 258).unwrap();
     let mix = herd::data::samples::mix;
     for i in 0..count {
@@ -202,7 +202,7 @@ fn corpus(prefix: &Path, count: u64, longest: u64) {
     w.finish(about).unwrap();
 }
 
-const SEQUENCE: usize = 48;
+pub const SEQUENCE: usize = 48;
 
 fn how(packing: ChatPacking, too_long: TooLong) -> Cutting {
     let chat = Some(ChatSection { packing, too_long });
@@ -262,7 +262,7 @@ fn an_epoch_has_every_counting_token_once() {
     assert!(plain.err().unwrap().to_string().contains("data.chat"));
 }
 
-const SHAPE: &str = "model.shape={vocab_size: 263, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 4, \
+pub const SHAPE: &str = "model.shape={vocab_size: 263, hidden_size: 32, intermediate_size: 48, num_hidden_layers: 4, \
     num_attention_heads: 4, num_key_value_heads: 2, head_dim: 8, max_position_embeddings: 64, rope_theta: 10000.0}";
 
 /// One step on all conversations of `corpus`; the first moment without decay is the gradient.

@@ -66,7 +66,8 @@ impl Dpo {
             "data": {"sequence_length": SEQUENCE, "train": [{"path": dpo.path("pairs")}], "chat": {"packing": "none"}},
             "dpo": {"beta": 0.5},
             "batch": {"global": pairs, "micro": 1},
-            "train": {"steps": 3, "precision": "fp32", "device": "cpu", "clip_norm": 0, "threads": 1},
+            "train": {"steps": 3, "precision": "fp32", "device": "cpu", "clip_norm": 0, "threads": 1,
+                "allow": ["learning-rate"]},
             // The moment is the gradient, and a step follows it in proportion, so that rounding stays rounding.
             "optim": {"lr": 0.05, "beta1": 0.0, "eps": 1.0, "warmup_steps": 0, "schedule": "constant", "weight_decay": 0},
             "checkpoint": {"every": 1, "keep": 0, "background": false},
