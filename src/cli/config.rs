@@ -10,6 +10,7 @@ use crate::plan::flops::PerToken;
 use crate::plan::memory::Memory;
 use crate::plan::{self, Plan, Ranks};
 use crate::text::{binary, decimal};
+use crate::train::tasks::RunTasks;
 use clap::Subcommand;
 use serde_json::json;
 use std::path::PathBuf;
@@ -137,7 +138,10 @@ fn check(args: CheckArgs) -> Result<()> {
     let notes = notes(&plan.config.model)?;
     let data = match args.no_data {
         true => String::new(),
-        false => plan::check_data(&plan, args.file.config.display())?,
+        false => {
+            let data = plan::check_data(&plan, args.file.config.display())?;
+            RunTasks::look(&plan)?.into_iter().fold(data, |all, line| format!("{all}\n{line}"))
+        }
     };
     super::print(&match args.json {
         true => summary_json(&plan, &notes),

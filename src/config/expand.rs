@@ -163,6 +163,7 @@ mod tests {
                 "data.tokenizer",
                 "data.train[].path",
                 "data.validation[].path",
+                "validation.tasks[].path",
                 "checkpoint.snapshot_dir",
                 "checkpoint.store.url",
                 "launch.ledger",

@@ -135,7 +135,7 @@ mod tests {
             ("train.steps=1.5", "train.steps: is 1.5, a number, but must be an integer (hint: give a whole number)"),
             (
                 "validation=3",
-                "validation: is 3, a number, but must be a section of keys (hint: see its keys: every, sequences)",
+                "validation: is 3, a number, but must be a section of keys (hint: see its keys: every, sequences, tasks)",
             ),
             ("train.steps=0", "train.steps: 0 is too small (hint: at least 1)"),
             ("train.steps=-3", "train.steps: -3 is too small (hint: at least 1)"),

@@ -392,6 +392,25 @@ pub struct ValidationSection {
     /// Sequences per validation, over all ranks.
     #[schemars(range(min = 1, max = limit::BATCH))]
     pub sequences: usize,
+    /// Tasks of `herd eval` that are scored at the same time (docs/evaluation.md).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskSection>,
+}
+
+/// A task that a run scores.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TaskSection {
+    /// A file of rows as `herd eval` reads them: multiple choice, continuations or texts.
+    #[schemars(length(min = 1), extend("format" = "path"))]
+    pub path: PathBuf,
+    /// Only so many of its rows, from the beginning; all where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub limit: Option<usize>,
+    /// Contexts are a user's turn of the chat template beside the tokenizer.
+    #[serde(default)]
+    pub chat: bool,
 }
 
 /// What is printed and recorded.
@@ -451,7 +470,7 @@ impl Default for OptimSection {
 
 impl Default for ValidationSection {
     fn default() -> Self {
-        ValidationSection { every: 0, sequences: 64 }
+        ValidationSection { every: 0, sequences: 64, tasks: Vec::new() }
     }
 }
 

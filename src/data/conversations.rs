@@ -7,7 +7,7 @@
 use super::chat::{ChatTemplate, Trap};
 use super::indexed::{IndexExtent, Indexed, Sidecar};
 use super::packing::Packs;
-use super::sample::{Cutting, PairId, Sample};
+use super::sample::{Cutting, PairId, Sample, SampleRow};
 use super::Tokenizer;
 use crate::config::{ChatPacking, ChatSection, Corpus, TooLong};
 use crate::error::{Error, Exit, Result};
@@ -110,8 +110,7 @@ fn of_kind(file: &Indexed, pairs: bool) -> Result<()> {
 /// Row `i` of `packs`, of corpus number `corpus`.
 pub fn read(file: &Indexed, packs: &Packs, corpus: usize, i: u64, how: &Cutting) -> Result<Sample> {
     let room = how.sequence_length;
-    let (mut ids, mut targets, mut starts) = (Vec::with_capacity(room + 1), Vec::with_capacity(room), Vec::new());
-    let (mut tokens, mut mask) = (Vec::new(), Vec::new());
+    let (mut row, mut tokens, mut mask) = (SampleRow::new(room), Vec::new(), Vec::new());
     let packed = packs.documents(i as usize).iter().map(|&d| d as u64);
     let pairs: Vec<PairId> = match how.pairs {
         true => packed.clone().map(|number| PairId { corpus, number }).collect(),
@@ -128,21 +127,13 @@ pub fn read(file: &Indexed, packs: &Packs, corpus: usize, i: u64, how: &Cutting)
         mask.clear();
         file.read(place.start, n, how.vocab_size, &mut tokens)?;
         file.read_mask(place.start, n, &mut mask)?;
-        if n < 2 || ids.len() + n - 1 > room {
+        if !row.takes(n) {
             let fact = format!("{}: conversation {d} of {n} tokens is not as it was packed", file.prefix.display());
             return Err(Error::new(Exit::Data, fact).hint("do not change a file that a run has open: write a new one"));
         }
-        starts.push(ids.len());
-        ids.extend(&tokens[..n - 1]);
-        targets.extend(tokens[1..].iter().zip(&mask[1..]).map(|(&id, &counts)| if counts > 0 { id } else { -1 }));
+        row.push(&tokens, |at| mask[at] > 0);
     }
-    if ids.len() < room {
-        starts.push(ids.len());
-    }
-    starts.retain(|&s| s > 0);
-    ids.resize(room + 1, 0);
-    targets.resize(room, -1);
-    Ok(Sample { ids, starts, targets: Some(targets), pairs })
+    Ok(Sample { pairs, ..row.finish() })
 }
 
 /// What can be told of the masks of `corpora` without reading all of them: the template that made one must be the one beside the

@@ -17,6 +17,45 @@ pub struct Sample {
     pub pairs: Vec<PairId>,
 }
 
+/// A sample that is being put together: whole documents side by side, none of which sees another.
+pub struct SampleRow {
+    room: usize,
+    ids: Vec<i64>,
+    targets: Vec<i64>,
+    starts: Vec<usize>,
+}
+
+impl SampleRow {
+    /// An empty one of `room` places.
+    pub fn new(room: usize) -> SampleRow {
+        SampleRow { room, ids: Vec::with_capacity(room + 1), targets: Vec::with_capacity(room), starts: Vec::new() }
+    }
+
+    /// Whether a document of so many tokens has room: it takes one place less.
+    pub fn takes(&self, tokens: usize) -> bool {
+        tokens >= 2 && self.ids.len() + tokens - 1 <= self.room
+    }
+
+    /// Adds a document that has room: its tokens but the last are inputs, but the first targets where `counts` says so of their place
+    /// in it.
+    pub fn push(&mut self, tokens: &[i64], counts: impl Fn(usize) -> bool) {
+        self.starts.push(self.ids.len());
+        self.ids.extend(&tokens[..tokens.len() - 1]);
+        self.targets.extend((1..tokens.len()).map(|at| if counts(at) { tokens[at] } else { -1 }));
+    }
+
+    /// What is left is filled with token 0, which does not count; it is a document of its own.
+    pub fn finish(mut self) -> Sample {
+        if self.ids.len() < self.room {
+            self.starts.push(self.ids.len());
+        }
+        self.starts.retain(|&s| s > 0);
+        self.ids.resize(self.room + 1, 0);
+        self.targets.resize(self.room, -1);
+        Sample { ids: self.ids, starts: self.starts, targets: Some(self.targets), pairs: Vec::new() }
+    }
+}
+
 /// A preference pair of a list of corpora.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PairId {

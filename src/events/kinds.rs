@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// The enum of all kinds, whose fields have defaults, and how many kinds each group has.
@@ -277,6 +278,17 @@ kinds! {
             /// The same of each corpus, where there are several: `path`, `loss`, `accuracy`, `tokens`.
             #[serde(skip_serializing_if = "Vec::is_empty")]
             corpora: Vec<CorpusLoss>,
+        },
+        /// What came of a task.
+        Evaluation {
+            /// Steps done; 0 before the first.
+            step: u64,
+            /// Name of its file, without folders and ending.
+            task: String,
+            /// Rows that were scored.
+            rows: u64,
+            /// By name, as `herd eval` has them: `acc`, `acc_norm`, `perplexity`, `bits_per_byte`; `null` where one is not finite.
+            measures: BTreeMap<String, Option<f64>>,
         },
         /// A step changed no parameter.
         SkippedStep {

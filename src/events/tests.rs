@@ -99,6 +99,10 @@ fn lines() -> Vec<(RunEvent, &'static str)> {
         ),
         (DataChanged { changes: vec!["c".into()] }, r#""attempt":7,"changes":["c"]"#),
         (validation(Some(2.5), None, Vec::new()), r#""attempt":7,"step":5,"validation_loss":2.5"#),
+        (
+            Evaluation { step: 5, task: "t".into(), rows: 4, measures: [("acc".to_string(), Some(0.5))].into() },
+            r#""attempt":7,"step":5,"task":"t","rows":4,"measures":{"acc":0.5}"#,
+        ),
         (validation(None, None, Vec::new()), r#""attempt":7,"step":5,"validation_loss":null"#),
         (
             validation(

@@ -79,8 +79,13 @@ fn schedule(config: &Config, out: &mut Vec<Problem>) {
 
 fn data(config: &Config, out: &mut Vec<Problem>) {
     let d = &config.data;
-    if config.validation.every > 0 && d.validation.is_empty() {
-        let fact = format!("validation every {} steps, but there is no validation corpus", config.validation.every);
+    let v = &config.validation;
+    if v.every == 0 && !v.tasks.is_empty() {
+        let fact = format!("{} tasks, but no step after which they are scored", v.tasks.len());
+        out.push(Problem::new(["validation.tasks", "validation.every"], fact).hint("set validation.every"));
+    }
+    if v.every > 0 && d.validation.is_empty() && v.tasks.is_empty() {
+        let fact = format!("validation every {} steps, but there is no validation corpus", v.every);
         let hint = "list one in data.validation, or set validation.every to 0";
         out.push(Problem::new(["validation.every", "data.validation"], fact).hint(hint));
     }

@@ -5,6 +5,6 @@ pub mod put;
 pub mod score;
 pub mod task;
 
-pub use put::{PutTask, TaskRules};
-pub use score::{Measure, TaskScore};
+pub use put::{PutTask, ScoredText, TaskRules};
+pub use score::{HeardText, Measure, TaskScore};
 pub use task::{EvalTask, TaskKind, TaskRow};

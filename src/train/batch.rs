@@ -90,12 +90,11 @@ impl Portion<'_> {
         self.samples(pass).len().max(1)
     }
 
-    /// Of each token of a pass, as far as this rank holds them, what `of` says of its sample: [N] i64.
-    pub fn tokens(&self, pass: usize, of: impl Fn(u64) -> i64) -> Tensor {
+    /// Of each place of a pass, as far as this rank holds them, what `of` says of the S places of a sample: [N] i64.
+    pub fn places(&self, pass: usize, of: impl Fn(u64) -> Vec<i64>) -> Tensor {
         let s = self.plan.config.data.sequence_length as i64;
-        let rows: Vec<i64> = self.indices(pass).iter().map(|&i| of(i)).collect();
-        let all = Tensor::from_slice(&rows).unsqueeze(1).expand([rows.len() as i64, s], false);
-        own_part(self.plan, &all).reshape([-1]).to_device(self.plan.device)
+        let rows: Vec<i64> = self.indices(pass).iter().flat_map(|&i| of(i)).collect();
+        own_part(self.plan, &Tensor::from_slice(&rows).view([-1, s])).reshape([-1]).to_device(self.plan.device)
     }
 
     /// Where no sample is left, the first stands in.

@@ -13,6 +13,8 @@ use crate::run_dir::RunDir;
 use crate::{kernels, wire};
 use serde::Serialize;
 use serde_json::Value;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -82,6 +84,9 @@ pub struct StepRecord {
     /// Share of the held-out tokens that count which the model thinks likeliest, in steps that validate; absent of pairs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation_accuracy: Option<f64>,
+    /// Measures of tasks by task and name, in steps that score some.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tasks: BTreeMap<String, BTreeMap<String, f64>>,
     /// Of preference pairs.
     #[serde(flatten)]
     pub preference: Option<PreferenceRecord>,
@@ -196,8 +201,8 @@ impl Metrics {
 }
 
 /// A record's numbers under TensorBoard's tags.
-fn scalars(r: &StepRecord) -> Vec<(&'static str, f64)> {
-    let mut out = vec![
+fn scalars(r: &StepRecord) -> Vec<(Cow<'static, str>, f64)> {
+    let mut out: Vec<(&'static str, f64)> = vec![
         ("train/loss", r.loss),
         ("train/lr", r.lr),
         ("train/grad_norm", r.grad_norm),
@@ -231,7 +236,10 @@ fn scalars(r: &StepRecord) -> Vec<(&'static str, f64)> {
     if let Some(p) = &r.held_out {
         out.extend([("eval_rewards/margins", p.margins), ("eval_rewards/accuracies", p.accuracies)]);
     }
-    out
+    let of_task = |(task, measures): (&String, &BTreeMap<String, f64>)| {
+        measures.iter().map(|(name, x)| (Cow::from(format!("eval/{task}/{name}")), *x)).collect::<Vec<_>>()
+    };
+    out.into_iter().map(|(tag, x)| (tag.into(), x)).chain(r.tasks.iter().flat_map(of_task)).collect()
 }
 
 /// Leaves the whole lines of steps up to `restored` in the file and appends the others to a file beside it.

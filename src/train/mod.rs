@@ -27,6 +27,7 @@ mod spread;
 mod start;
 mod state;
 mod step;
+pub mod tasks;
 pub mod tensorboard;
 mod validate;
 

@@ -13,10 +13,12 @@ use crate::kernels;
 use crate::plan::flops::{self, PerToken};
 use crate::plan::Plan;
 use crate::run_dir::RunDir;
+use crate::serve::eval::{Measure, TaskScore};
 use crate::tiers::keeper::Happened;
 use crate::world::World;
 use jiff::Timestamp;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
@@ -124,6 +126,23 @@ impl Report {
         })
     }
 
+    /// What came of the tasks after `step` steps.
+    pub fn scored(&mut self, scores: &[TaskScore], step: u64) -> Result<()> {
+        for score in scores {
+            let one = |(name, m): &(&str, Measure)| match m.stderr {
+                Some(error) => format!("{name} {:.4} ± {error:.4}", m.value),
+                None => format!("{name} {:.4}", m.value),
+            };
+            let words: Vec<String> = score.measures().iter().map(one).collect();
+            self.note(&format!("{}: {}", score.name, words.join(", ")));
+            let finite = |(name, x): (String, f64)| (name, Some(x).filter(|x| x.is_finite()));
+            let measures = values(score).into_iter().map(finite).collect();
+            let (task, rows) = (score.name.clone(), score.rows.len() as u64);
+            self.event(&RunEvent::Evaluation { step, task, rows, measures })?;
+        }
+        Ok(())
+    }
+
     /// A line for the person who watches, and in the log.
     pub fn note(&self, text: &str) {
         if let Some(inner) = &self.inner {
@@ -162,6 +181,7 @@ impl Report {
             validation_loss: found.validation.as_ref().map(|v| v.loss),
             validation_accuracy: found.validation.as_ref().and_then(|v| v.accuracy),
             preference: found.pairs.as_ref().map(PreferenceRecord::of),
+            tasks: found.tasks.iter().map(|s| (s.name.clone(), values(s))).collect(),
             held_out: found.validation.as_ref().and_then(|v| v.pairs.as_ref()).map(HeldOutRecord::of),
         };
         // measured on every rank at once, since ranks of one node share its memory and its clock
@@ -208,6 +228,11 @@ fn cpu_peak(dtype: Kind) -> f64 {
         2.0 * (n * n * n) as f64 / began.elapsed().as_secs_f64()
     };
     (0..5).map(|_| once()).fold(0.0, f64::max)
+}
+
+/// A task's measures by name.
+fn values(score: &TaskScore) -> BTreeMap<String, f64> {
+    score.measures().into_iter().map(|(name, m)| (name.to_string(), m.value)).collect()
 }
 
 /// An event of rank 0 before the run's report is open.

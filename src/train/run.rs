@@ -2,6 +2,7 @@
 
 use super::behind::Behind;
 use super::device_failure;
+use super::measure::Measurement;
 use super::rescue;
 use super::signals::StopFlag;
 use super::start::{self, Started};
@@ -50,7 +51,7 @@ pub fn run(plan: &Plan, world: &World) -> Result<End> {
 fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Result<End> {
     let progress = liveness.progress();
     let config = &plan.config;
-    let Started { corpus, held_out, reference, model, pipeline, mut state, mut report, meta, mut keeper } =
+    let Started { corpus, held_out, tasks, reference, model, pipeline, mut state, mut report, meta, mut keeper } =
         start::start(plan, world, progress)?;
     if let Some(what) = sync::not_compared(&state.units).filter(|_| config.log.sync_check_every > 0) {
         report.note(what);
@@ -95,10 +96,9 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
 
         let finished = state.step == config.train.steps;
         state.validation = None;
-        if let Some(held_out) = &held_out {
-            if due(state.step, config.validation.every) || (finished && config.validation.every > 0) {
-                progress.at(Phase::Validate);
-                let corpus = held_out;
+        if due(state.step, config.validation.every) || (finished && config.validation.every > 0) {
+            progress.at(Phase::Validate);
+            if let Some(corpus) = &held_out {
                 let held_out = HeldOut { corpus, reference };
                 let validated = validate(plan, world, &model, &pipeline, &held_out, &mut state, progress)?;
                 let loss = validated.loss;
@@ -107,6 +107,9 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
                 report.event(&validated.event(state.step, corpus))?;
                 found.validation = Some(validated);
             }
+            let measurement = Measurement { plan, world, model: &model, pipeline: &pipeline, progress };
+            found.tasks = tasks.score(&measurement, &mut state)?;
+            report.scored(&found.tasks, state.step)?;
         }
         let ending = state.step == last || found.stop;
         keeper.before_report(state.step, ending)?;

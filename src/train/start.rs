@@ -7,6 +7,7 @@ use super::origin::{state_bytes, Origin};
 use super::reference::{Reference, ReferencePlace};
 use super::report::{self, say, Report};
 use super::state::State;
+use super::tasks::RunTasks;
 use super::validate::{validate, HeldOut};
 use crate::attempt;
 use crate::checkpoint::{Meta, ReferenceNote, SpecialTokens};
@@ -31,6 +32,7 @@ use std::sync::Arc;
 pub struct Started {
     pub corpus: Mixture,
     pub held_out: Option<Mixture>,
+    pub tasks: RunTasks,
     /// Of preference pairs: what they are compared with.
     pub reference: Option<Reference>,
     pub model: Llama,
@@ -50,6 +52,7 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
     crate::wire::use_device(world, plan.device)?;
     world.agree(report::open_run_directory(plan, world))?;
     let data = RunData::open(plan, world)?;
+    let tasks = RunTasks::open(plan, world, data.opened.as_ref())?;
     let (model, pipeline, mut state) = build(plan, world)?;
     let run = identity(plan, world)?;
     let session = session(plan, world, &state)?;
@@ -81,9 +84,11 @@ pub fn start(plan: &Plan, world: &World, progress: &Progress) -> Result<Started>
             report.event(&found.event(0, corpus))?;
             report.note(&format!("validation loss before the first step: {:.4}", found.loss));
         }
+        let measurement = Measurement { plan, world, model: &model, pipeline: &pipeline, progress };
+        report.scored(&tasks.score(&measurement, &mut state)?, 0)?;
     }
     let RunData { corpus, held_out, .. } = data;
-    Ok(Started { corpus, held_out, reference, model, pipeline, state, report, meta, keeper })
+    Ok(Started { corpus, held_out, tasks, reference, model, pipeline, state, report, meta, keeper })
 }
 
 /// What the preference pairs are compared with: from disk, else computed with the weights that the run began with. Those are in

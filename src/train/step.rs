@@ -14,6 +14,7 @@ use crate::model::{Accumulate, Llama, PairSums, StepOptions};
 use crate::optim::{clip_factor, learning_rate};
 use crate::parallel::pipeline::{Pipeline, StageWork};
 use crate::plan::Plan;
+use crate::serve::eval::TaskScore;
 use crate::topology::Axis;
 use crate::wire::CommTiming;
 use crate::world::World;
@@ -56,6 +57,8 @@ pub struct Outcome {
     pub spread: Option<Spread>,
     /// Filled in by the loop in steps that validate.
     pub validation: Option<Validated>,
+    /// What came of the tasks, on the rank that writes.
+    pub tasks: Vec<TaskScore>,
 }
 
 /// Runs one step on `state`. `stop` is this rank's wish to stop; the outcome's is everybody's.
@@ -115,5 +118,6 @@ pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
     comm += model.axes.take_spent();
     let matmul = clock::matmul() - products;
     let pipeline_wait = passes.waited;
-    Ok(Outcome { loss, pairs, lr, grad_norm, skipped, stop, z, comm, pipeline_wait, matmul, spread, validation: None })
+    let (validation, tasks) = (None, Vec::new());
+    Ok(Outcome { loss, pairs, lr, grad_norm, skipped, stop, z, comm, pipeline_wait, matmul, spread, validation, tasks })
 }

@@ -43,11 +43,11 @@ impl EventFile {
     ///
     /// # Errors
     /// [`Exit::Storage`].
-    pub fn scalars(&mut self, step: u64, values: &[(&str, f64)]) -> Result<()> {
+    pub fn scalars(&mut self, step: u64, values: &[(impl AsRef<str>, f64)]) -> Result<()> {
         let mut summary = Vec::new();
         for (tag, x) in values {
             let mut value = Vec::new();
-            bytes(&mut value, 1, tag.as_bytes());
+            bytes(&mut value, 1, tag.as_ref().as_bytes());
             value.push(2 << 3 | FIXED32);
             value.extend((*x as f32).to_le_bytes());
             bytes(&mut summary, 1, &value);

@@ -61,12 +61,12 @@ pub fn validate(
     let pairs = PairWork::of(plan, held_out.reference, List::Validation);
     let count = (plan.config.validation.sequences as u64).min(corpus.epoch_len());
     let portion = Portion::of(plan, count);
-    let by_corpus = if pairs.is_some() { 0 } else { corpus.paths().count() };
+    let by_corpus = if pairs.is_some() { 0 } else { corpus.paths().len() };
     let found = Rc::new(RefCell::new(vec![TokenSums::default(); by_corpus]));
     let mut load = |pass| {
         let micro = portion.batch(pass, |i| corpus.sequential(i), pairs.as_ref())?.micro(model);
-        let of = |i| corpus.corpus_of(i) as i64;
-        let groups = pairs.is_none().then(|| TokenGroups { of: portion.tokens(pass, of), sums: found.clone() });
+        let of = |i| vec![corpus.corpus_of(i) as i64; plan.config.data.sequence_length];
+        let groups = pairs.is_none().then(|| TokenGroups { of: portion.places(pass, of), sums: found.clone() });
         Ok(Micro { groups, ..micro })
     };
     let sequences = |pass| portion.sequences(pass);

@@ -35,6 +35,17 @@ pub struct TaskRules<'a> {
     pub longest: usize,
 }
 
+/// A text to score, without an engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScoredText {
+    /// Its tokens, two at least.
+    pub ids: Vec<u32>,
+    /// The place of the first that counts, from 1 on.
+    pub from: usize,
+    /// Characters and bytes of what counts.
+    pub size: (usize, usize),
+}
+
 /// One text of a row.
 struct Piece {
     asked: Asked,
@@ -84,6 +95,12 @@ impl<'a> PutTask<'a> {
     /// Texts in all.
     pub fn texts(&self) -> u64 {
         self.pieces.iter().map(|row| row.len() as u64).sum()
+    }
+
+    /// The texts of each row, of which something is scored: of rows that ask for texts to be written there are none.
+    pub fn scored(self) -> Vec<Vec<ScoredText>> {
+        let text = |p: Piece| Some(ScoredText { from: p.asked.score_from?, ids: p.asked.prompt, size: p.size });
+        self.pieces.into_iter().map(|row| row.into_iter().filter_map(text).collect()).collect()
     }
 
     /// What came of it. `meter` counts texts.
