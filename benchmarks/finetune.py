@@ -289,7 +289,7 @@ class Bench:
         cases = self.cases()
         for name, found in cases.items():
             trap, said, code = found
-            hit = code == 11 and trap in said
+            hit = code in (10, 11) and trap in said
             caught += hit
             each[name] = hit
             print(f"  {name:52} {'caught' if hit else 'NOT CAUGHT: ' + said.strip()[:200]}", flush=True)

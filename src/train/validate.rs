@@ -44,8 +44,10 @@ impl Validated {
             accuracy: sums.accuracy(),
             tokens: sums.tokens as u64,
         };
-        let several = self.corpora.len() > 1;
-        let corpora = several.then(|| corpus.paths().zip(&self.corpora).map(of).collect()).unwrap_or_default();
+        let corpora = match self.corpora.len() {
+            0 | 1 => Vec::new(),
+            _ => corpus.paths().zip(&self.corpora).map(of).collect(),
+        };
         let (validation_loss, validation_accuracy) = (Some(self.loss), self.accuracy);
         RunEvent::Validation { step, validation_loss, validation_accuracy, corpora }
     }
