@@ -445,12 +445,7 @@ def main():
     p.add_argument("--herd", help="herd binary (default target/release/herd)")
     p.add_argument("--test", help="binary of the integration tests, instead of building it")
     args = p.parse_args()
-    try:
-        bench = Bench(args)
-        entries = [e for part in args.only or PARTS for e in getattr(bench, part)()]
-    except Failed as e:
-        sys.exit(f"bench: {e}")
-    report.record(entries, RESULTS, args.quick)
+    report.run(Bench, PARTS, RESULTS, args)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ DIR is a folder made by `pip install --no-deps --target DIR trl==1.16.0 peft==0.
 python-dateutil pytz six`. Both sides have the same random Llama of 58 million parameters in Hugging Face's form, the same conversations
 (of bytes; answers log-normal around 150 tokens, from 16 to 700, behind prompts of 8 to 150), AdamW, two threads, and about as many conversations
 a step: TRL pads batches of 8, as it does by default (its packing needs FlashAttention), herd packs into samples of 1,024 places. What is compared is
-tokens that count over seconds of optimizer steps, the first one left out; model and optimizer are set up before. Each side runs once a
-round, in turn.
+tokens that count over seconds of optimizer steps, the first one left out; model and optimizer are set up before. Each side runs once, in turn.
 """
 
 import argparse
@@ -207,12 +206,7 @@ def main():
     p.add_argument("--quick", action="store_true", help="a small model; records nothing")
     p.add_argument("--herd", help="herd binary (default target/release/herd)")
     args = p.parse_args()
-    try:
-        bench = Bench(args)
-        entries = [e for part in args.only or PARTS for e in getattr(bench, part)()]
-    except Failed as e:
-        sys.exit(f"bench: {e}")
-    report.record(entries, RESULTS, args.quick)
+    report.run(Bench, PARTS, RESULTS, args)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import json
 import shutil
 import statistics
 import subprocess
-import sys
 from dataclasses import dataclass, field
 
 import common
@@ -236,12 +235,7 @@ def main():
     p.add_argument("--herd", help="herd binary (default target/release/herd)")
     p.add_argument("--disturbed", type=float, default=0.3, help="cores others may use before a run is repeated")
     args = p.parse_args()
-    try:
-        bench = Bench(args)
-        entries = [e for part in args.only or PARTS for e in getattr(bench, part)()]
-    except Failed as e:
-        sys.exit(f"bench: {e}")
-    report.record(entries, RESULTS, args.quick)
+    report.run(Bench, PARTS, RESULTS, args)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,16 @@ def record(entries, path, quick):
         write()
 
 
+def run(bench, parts, path, args):
+    """Measures the parts that were asked for, all where none was: a part is a method of `bench(args)` that returns entries."""
+    try:
+        made = bench(args)
+        entries = [e for part in args.only or parts for e in getattr(made, part)()]
+    except common.Failed as e:
+        sys.exit(f"bench: {e}")
+    record(entries, path, args.quick)
+
+
 def main():
     page = PAGE.read_text()
     if "--check" not in sys.argv:

@@ -33,7 +33,7 @@ pub struct RunTasks {
     asked: Vec<AskedTask>,
 }
 
-/// A task, and of each of its rows the sizes of its texts.
+/// A task, and the texts of each of its rows.
 struct AskedTask {
     task: EvalTask,
     texts: Vec<Vec<ScoredText>>,
