@@ -100,6 +100,11 @@ impl UnitLayout {
         rank * n..(rank + 1) * n
     }
 
+    /// Whether this is a transformer block.
+    pub fn is_block(&self) -> bool {
+        matches!(self.unit, Unit::Block(_))
+    }
+
     /// The parameters that meet `range` of the flat buffer, each with the local elements of it that do.
     pub fn pieces<'a>(&'a self, range: &Range<usize>) -> impl Iterator<Item = (&'a Param, Range<usize>)> {
         let range = range.clone();

@@ -1,10 +1,11 @@
 //! `herd config`: check a configuration, print it with its defaults, print the schema of its keys, change keys of a job.
 
-use crate::config::{self, schema, Config, ModelSection, Partner};
+use crate::config::{self, schema, Config, ModelSection, MomentFormat, Partner};
 use crate::convert::hf;
 use crate::error::Result;
+use crate::kernels::moments::Moment8;
 use crate::launch::submitted;
-use crate::layout;
+use crate::layout::{self, Sharding};
 use crate::plan::faults::FaultCost;
 use crate::plan::flops::PerToken;
 use crate::plan::memory::Memory;
@@ -221,7 +222,7 @@ fn summary(plan: &Plan, notes: &[String]) -> String {
         ("work", format!("{}FLOP a token ({}FLOP with full attention)", decimal(flops.causal), decimal(flops.full))),
         ("memory", format!("{} a rank: {}", binary(memory.total()), terms(&memory))),
     ];
-    let host = host(plan).map(|text| ("host", text));
+    let host = [offloaded(plan), host(plan)].into_iter().flatten().map(|text| ("host", text));
     let faults = FaultCost::of(plan);
     let faults = faults.warning().map_or(("faults", faults.line()), |warning| ("WARNING", warning));
     let notes = notes.iter().map(|note| ("note", note.clone()));
@@ -250,6 +251,21 @@ fn host(plan: &Plan) -> Option<String> {
             binary(slot)
         )
     })
+}
+
+/// What the optimizer keeps in host memory.
+fn offloaded(plan: &Plan) -> Option<String> {
+    let trained: usize = plan.layout.units.iter().filter(|u| !u.frozen).map(|u| u.len).sum();
+    let part = trained / Sharding::new(&plan.config.parallel, &plan.topology).group;
+    let bytes = match plan.config.optim.moments {
+        MomentFormat::Fp32 => 12 * part,
+        MomentFormat::Bits8 => 4 * part + 2 * Moment8::bytes(part),
+    };
+    match (plan.config.optim.offload, plan.offloads()) {
+        (true, true) => Some(format!("{} a rank: master weights and moments (optim.offload)", binary(bytes as u64))),
+        (true, false) => Some("optim.offload changes nothing: parameters lie in host memory already".into()),
+        (false, _) => None,
+    }
 }
 
 /// Each term with its name.

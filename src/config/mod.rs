@@ -11,6 +11,7 @@ mod launch;
 mod liveness;
 pub mod load;
 mod model;
+mod optim;
 mod parallel;
 mod problem;
 pub mod schema;
@@ -25,10 +26,11 @@ pub use launch::{AlertKind, AlertsSection, LaunchSection};
 pub use liveness::LivenessSection;
 pub use load::{load, to_yaml, Draft};
 pub use model::{ModelConfig, RopeScaling, RopeType};
+pub use optim::{MomentFormat, OptimSection, Schedule};
 pub use parallel::{ParallelSection, PipelineSchedule};
 pub use problem::{to_error, Problem};
 pub use store::StoreSection;
-pub use trained::{FreezeSection, LoraSection, LoraTarget};
+pub use trained::{BlockFormat, FreezeSection, LoraSection, LoraTarget};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -337,51 +339,6 @@ pub enum Recompute {
     Full,
 }
 
-/// AdamW and its learning-rate schedule.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct OptimSection {
-    /// Peak learning rate.
-    #[schemars(range(min = 0.0))]
-    pub lr: f64,
-    /// Learning rate at the end of the schedule.
-    #[schemars(range(min = 0.0))]
-    pub min_lr: f64,
-    /// Steps of linear warm-up: step n of them has n / warmup_steps of the rate.
-    #[schemars(range(max = limit::STEPS))]
-    pub warmup_steps: u64,
-    /// Shape of the learning rate after warm-up.
-    pub schedule: Schedule,
-    /// Length of the final decay of `wsd`, in steps.
-    #[schemars(range(max = limit::STEPS))]
-    pub decay_steps: u64,
-    /// Decay of the first moment.
-    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
-    pub beta1: f64,
-    /// Decay of the second moment.
-    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    #[schemars(extend("exclusiveMinimum" = 0.0))]
-    pub eps: f64,
-    /// Decoupled weight decay, applied to matrices only.
-    #[schemars(range(min = 0.0))]
-    pub weight_decay: f64,
-}
-
-/// Shape of the learning rate after warm-up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Schedule {
-    /// Half a cosine from `lr` down to `min_lr` at the end of the run.
-    #[default]
-    Cosine,
-    /// Warm-up, stable, decay (arXiv:2404.06395): constant until `decay_steps` before the end, then linear to `min_lr`.
-    Wsd,
-    /// `lr` until the end of the run.
-    Constant,
-}
-
 /// Validation loss on the held-out corpora.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -449,22 +406,6 @@ mod defaults {
     }
     pub fn max_skipped() -> u64 {
         3
-    }
-}
-
-impl Default for OptimSection {
-    fn default() -> Self {
-        OptimSection {
-            lr: 3e-4,
-            min_lr: 3e-5,
-            warmup_steps: 100,
-            schedule: Schedule::Cosine,
-            decay_steps: 0,
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-            weight_decay: 0.1,
-        }
     }
 }
 

@@ -25,6 +25,10 @@ pub struct LoraSection {
     /// Scale by alpha / √rank (rsLoRA, arXiv:2312.03732).
     #[serde(default)]
     pub rslora: bool,
+    /// Hold the blocks' frozen matrices in fewer bits (QLoRA, arXiv:2305.14314): a scale for each 64 values along a row, and 8 or 4 bits
+    /// a value. Products are in `train.precision`. Left out: all bits of `train.precision`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<BlockFormat>,
     /// An adapter in PEFT's form (adapter_config.json, adapter_model.safetensors) to start from; else A is random and B zero.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1), extend("format" = "path"))]
@@ -49,6 +53,16 @@ pub enum LoraTarget {
     UpProj,
     /// Output of the feed-forward layer.
     DownProj,
+}
+
+/// How values lie in fewer bits, 64 with one scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BlockFormat {
+    /// 8 bits, levels at equal distances: 8.5 bits a value.
+    Int8,
+    /// 4 bits, levels at quantiles of a normal distribution: 4.5 bits a value.
+    Nf4,
 }
 
 /// Layers that are not trained. Their weights have no gradients and no optimizer state.
@@ -94,10 +108,31 @@ impl LoraTarget {
     }
 }
 
+impl BlockFormat {
+    /// Values that share a scale.
+    pub const RUN: usize = 64;
+
+    /// Bits of a code.
+    pub fn bits(self) -> usize {
+        match self {
+            BlockFormat::Int8 => 8,
+            BlockFormat::Nf4 => 4,
+        }
+    }
+
+    /// Its name in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            BlockFormat::Int8 => "int8",
+            BlockFormat::Nf4 => "nf4",
+        }
+    }
+}
+
 impl LoraSection {
     /// All matrices, no dropout.
     pub fn new(rank: usize, alpha: f64) -> LoraSection {
-        LoraSection { rank, alpha, dropout: 0.0, targets: all_targets(), rslora: false, weights: None }
+        LoraSection { rank, alpha, dropout: 0.0, targets: all_targets(), rslora: false, quantize: None, weights: None }
     }
 
     /// What B·A is multiplied by.

@@ -65,6 +65,7 @@ impl AdapterFiles {
             dropout: config["lora_dropout"].as_f64().unwrap_or(0.0),
             targets,
             rslora: config["use_rslora"].as_bool().unwrap_or(false),
+            quantize: None,
             weights: None,
         };
         if lora.rank == 0 || lora.targets.is_empty() {

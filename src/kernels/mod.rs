@@ -6,6 +6,7 @@
 //! device that of `cuda`, and libtorch's way otherwise. The CPU versions give the same bits on every run and for every number of threads; libtorch's
 //! products (bf16 forward and input gradient, see `cpu::linear`) on every run with the same number of threads.
 
+pub mod blockwise;
 pub mod clock;
 mod cpu;
 pub mod cuda;
@@ -13,6 +14,7 @@ pub mod device;
 mod ffi;
 pub mod host;
 pub mod memory;
+pub mod moments;
 mod packed;
 pub mod paged;
 mod pages;

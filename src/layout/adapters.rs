@@ -1,7 +1,7 @@
 //! Runs that train a part of the model: which units are frozen, and the units of the adapters. Pure arithmetic.
 
 use super::{place, Cut, Layout, Unit};
-use crate::config::{FreezeSection, LoraSection, ModelConfig};
+use crate::config::{BlockFormat, FreezeSection, LoraSection, ModelConfig};
 use crate::topology::Topology;
 
 /// Names and global shapes of the adapters of a block, A [rank,in] and B [out,rank] of each target, in the order of the unit: what
@@ -38,6 +38,10 @@ impl Layout {
         for mut unit in self.units {
             let block = unit.unit;
             unit.frozen = true;
+            // Parts that replicas read are whole runs.
+            if lora.quantize.is_some() && unit.is_block() {
+                unit.len = unit.len.next_multiple_of(BlockFormat::RUN * topo.replicas());
+            }
             units.push(unit);
             if let Unit::Block(i) = block {
                 let shapes = adapter_shapes(model, lora, i);

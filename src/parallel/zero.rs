@@ -10,9 +10,12 @@
 //! - `whole`: gradients of stages 0 and 1, reduced in buckets while the last backward pass goes on
 //! - `shards`: gradients of stages 2 and 3, reduced unit by unit
 //! - `weights`: where parameters lie, when they are gathered
+//! - `frozen`, `blockwise`: what is read only, and may lie in fewer bits
 //! - `order`: what will be gathered next
 //! - `pool`: buffers that come and go
 
+mod blockwise;
+mod frozen;
 mod order;
 mod pool;
 mod shards;
@@ -20,8 +23,9 @@ mod weights;
 mod whole;
 
 use super::Groups;
+use crate::config::BlockFormat;
 use crate::error::{Error, Exit, Result};
-use crate::layout::{Layout, Sharding, Unit};
+use crate::layout::{Layout, Sharding, Unit, UnitLayout};
 use crate::model::units::adapter_of;
 use crate::model::{Accumulate, Flat, Held, Owned, Units, Use};
 use crate::plan::Plan;
@@ -45,6 +49,8 @@ pub struct ZeroOptions {
     pub bucket_mib: usize,
     /// Communication goes on while the caller computes; without it nothing starts before it is waited for.
     pub overlap: bool,
+    /// How the matrices of frozen blocks lie; None: in `dtype`. Of stages 0 to 2.
+    pub quantize: Option<BlockFormat>,
 }
 
 impl ZeroOptions {
@@ -56,7 +62,13 @@ impl ZeroOptions {
             device: plan.device,
             bucket_mib: plan.config.parallel.bucket_mib,
             overlap: plan.config.parallel.overlap,
+            quantize: plan.config.lora.as_ref().and_then(|l| l.quantize),
         }
+    }
+
+    /// The bits in which a unit lies.
+    fn quantizes(&self, unit: &UnitLayout) -> Option<BlockFormat> {
+        self.quantize.filter(|_| unit.frozen && unit.is_block())
     }
 }
 
@@ -122,12 +134,6 @@ impl Sharded {
         places.map(|(i, n)| self.part(i, grad(n))).collect()
     }
 
-    /// The parts of frozen units that this rank keeps, in forward order; their gradients are empty.
-    pub fn frozen(&self) -> Vec<Owned> {
-        let none = || Tensor::empty([0], (Kind::Float, self.how.device));
-        (0..self.layouts.len()).filter(|&i| self.layouts[i].frozen).map(|i| self.part(i, none())).collect()
-    }
-
     fn part(&self, i: usize, grad: Tensor) -> Owned {
         let layout = &self.layouts[i];
         Owned {
@@ -167,11 +173,6 @@ impl Sharded {
     /// the next pass, and each hold waits for its unit.
     pub fn publish(&mut self) -> Result<()> {
         self.publish_of(false)
-    }
-
-    /// [`Sharded::publish`] for frozen units too: once, when they were filled.
-    pub fn publish_all(&mut self) -> Result<()> {
-        self.publish_of(true)
     }
 
     fn publish_of(&mut self, all: bool) -> Result<()> {

@@ -12,8 +12,10 @@
 //! | master weights (none in fp32) | P/g·4 | P/g·4 | P/g·4 |
 //! | moments | P/g·8 | P/g·8 | P/g·8 |
 //!
+//! Moments in 8 bits (`optim.moments`) take 2.25 bytes in the place of 8. With `optim.offload` a device has neither master weights nor moments.
+//!
 //! Of frozen units only the parameters exist: P is then those that are trained in all other terms, and the adapters are units beside
-//! the blocks.
+//! the blocks. Quantized blocks take their bits on every rank, and one of them e·P while it is held.
 //!
 //! Buffers hold units that are whole for a while: two of the blocks' length and one for embedding and head
 //! (`layout::sharding::buffers_at_once`); gradients of all blocks under a schedule that puts weight gradients off.
@@ -26,7 +28,9 @@ mod work;
 pub use device::BesideTensors;
 pub use forms::{KernelForm, KernelForms};
 
-use crate::config::PipelineSchedule;
+use crate::config::{BlockFormat, MomentFormat, PipelineSchedule};
+use crate::kernels::blockwise::Blockwise;
+use crate::kernels::moments::Moment8;
 use crate::layout::sharding::{buffer_lengths, buffers_at_once};
 use crate::layout::{Sharding, Unit, UnitLayout};
 use crate::plan::Plan;
@@ -68,14 +72,22 @@ impl Memory {
         let worst = work.worst();
         let inputs = clip(work.inputs(worst.alive));
         let state = Memory { inputs, beside: BesideTensors::of(plan), ..Memory::state(plan) };
-        Memory { activations: clip(worst.activations), working: clip(worst.working), ..state }
+        // Between steps, when no activation is alive.
+        let working = worst.working.max(saving(plan).saturating_sub(worst.activations));
+        Memory { activations: clip(worst.activations), working: clip(working), ..state }
     }
 
     /// Parameters, gradients and optimizer state alone.
     fn state(plan: &Plan) -> Memory {
         let sharding = Sharding::new(&plan.config.parallel, &plan.topology);
         let (units, e) = (&plan.layout.units, plan.dtype.elt_size_in_bytes() as u128);
-        let all: u128 = units.iter().map(|u| u.len as u128).sum();
+        let format = plan.config.lora.as_ref().and_then(|l| l.quantize);
+        let quantized = |u: &&UnitLayout| format.is_some() && u.frozen && u.is_block();
+        let all: u128 = units.iter().filter(|u| !quantized(u)).map(|u| u.len as u128).sum();
+        let of_quantized = |format| {
+            let held = units.iter().filter(quantized).map(|u| u.len as u128 * e).max();
+            held.unwrap_or(0) + units.iter().filter(quantized).map(|u| stored(format, u)).sum::<u128>()
+        };
         let part = all / sharding.group as u128;
         let trained: Vec<UnitLayout> = units.iter().filter(|u| !u.frozen).cloned().collect();
         let moving: u128 = trained.iter().map(|u| u.len as u128).sum();
@@ -86,11 +98,11 @@ impl Memory {
             parameters: clip(match sharding.stage {
                 3 if shares_memory(plan, &sharding) => part * e,
                 3 => (part + buffers(units, false)) * e,
-                _ => all * e,
+                _ => all * e + format.map_or(0, of_quantized),
             }),
             gradients: clip(if sharding.stage < 2 { moving * 4 } else { (own + buffers(&trained, puts_off)) * 4 }),
-            master: if plan.dtype == Kind::Float { 0 } else { clip(own * 4) },
-            moments: clip(own * 8),
+            master: if plan.dtype == Kind::Float || plan.offloads() { 0 } else { clip(own * 4) },
+            moments: if plan.offloads() { 0 } else { clip(moments(plan, &trained, &sharding)) },
             ..Memory::default()
         }
     }
@@ -119,6 +131,32 @@ impl Memory {
         out.extend(beside.into_iter().filter(|term| term.1 > 0));
         out
     }
+}
+
+/// Bytes of 8-bit moments as a save has them in fp32 on a CPU: some megabytes at a time (`train::state`).
+fn saving(plan: &Plan) -> u128 {
+    let part = plan.layout.units.iter().filter(|u| !u.frozen).map(|u| u.len as u128).sum::<u128>();
+    let own = part / Sharding::new(&plan.config.parallel, &plan.topology).group as u128;
+    match (plan.config.optim.moments, plan.device) {
+        (MomentFormat::Bits8, Device::Cpu) => 8 * own.min(8 << 20),
+        _ => 0,
+    }
+}
+
+/// Bytes of both moments of this rank's parts.
+fn moments(plan: &Plan, trained: &[UnitLayout], sharding: &Sharding) -> u128 {
+    let own = trained.iter().map(|u| u.len / sharding.group);
+    own.map(|len| match plan.config.optim.moments {
+        MomentFormat::Fp32 => 8 * len as u128,
+        MomentFormat::Bits8 => 2 * Moment8::bytes(len) as u128,
+    })
+    .sum()
+}
+
+/// Bytes of a unit whose matrices are quantized (`parallel::zero::blockwise`).
+fn stored(format: BlockFormat, unit: &UnitLayout) -> u128 {
+    let vectors = unit.params.iter().filter(|p| p.kind == crate::layout::Kind::Vector);
+    (Blockwise::bytes(format, unit.len) + vectors.map(|p| p.len() * size_of::<f32>()).sum::<usize>()) as u128
 }
 
 /// Whether the ranks of a copy are on one node and on the CPU: then their parts are one window.

@@ -133,7 +133,11 @@ impl Plan {
         let (Some(model), Some(device), true) = (model, device, problems.is_empty()) else {
             return Err(config::to_error(place, &problems));
         };
-        Ok(Plan::assemble(config, model, device, ranks))
+        let plan = Plan::assemble(config, model, device, ranks);
+        match trained::mixed_runs(&plan) {
+            Some(problem) => Err(config::to_error(place, &[problem])),
+            None => Ok(plan),
+        }
     }
 
     /// What follows from values that fit together (the checks of [`Plan::from_draft`] have been made).
@@ -184,6 +188,11 @@ impl Plan {
             chat: self.config.data.chat,
             pairs: self.config.dpo.is_some(),
         }
+    }
+
+    /// Whether master weights and moments lie in host memory, and the parameters on a device.
+    pub fn offloads(&self) -> bool {
+        self.config.optim.offload && self.device != Device::Cpu
     }
 
     /// Tokens per optimizer step over all ranks.

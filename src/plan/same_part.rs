@@ -11,7 +11,11 @@ pub fn differences(plan: &Plan, meta: &Meta) -> Vec<String> {
     let of_lora = |l: &LoraSection| {
         let mut targets: Vec<&str> = l.targets.iter().map(|t| t.name()).collect();
         targets.sort_unstable();
-        json!({ "rank": l.rank, "alpha": l.alpha, "rslora": l.rslora, "targets": targets })
+        let mut all = json!({ "rank": l.rank, "alpha": l.alpha, "rslora": l.rslora, "targets": targets });
+        if let Some(format) = l.quantize {
+            all["quantize"] = json!(format);
+        }
+        all
     };
     let now = plan.config.lora.as_ref().map_or(Value::Null, of_lora);
     let then = meta.base.as_ref().and_then(|b| b.lora.as_ref()).map_or(Value::Null, of_lora);

@@ -129,6 +129,17 @@ fn every_clash_names_its_factors_and_what_would_work() {
             1,
             &["lora.targets: q_proj is named twice"],
         ),
+        (
+            "lora.rank=4 lora.alpha=8 lora.quantize=nf4 parallel.zero=3 parallel.data=2 model.shape.hidden_size=128 \
+             model.shape.num_attention_heads=8 model.weights=w",
+            2,
+            &["parallel.zero: matrices in nf4 lie on every replica", "parallel.zero to 2"],
+        ),
+        (
+            "optim.moments=8bit parallel.tensor=2 model.shape.hidden_size=80 model.shape.head_dim=16",
+            2,
+            &["optim.moments: 8-bit moments", "input_layernorm", "has 80 from place 0", "multiples of 32"],
+        ),
         ("model.freeze.blocks=3 model.weights=w", 1, &["model.freeze.blocks", "3 blocks", "of 2", "at most 2"]),
         (
             "model.freeze.embedding=true model.freeze.blocks=2 model.freeze.head=true model.weights=w",

@@ -2,8 +2,10 @@
 
 use super::shape::Shape;
 use super::Plan;
-use crate::config::{Config, DpoLoss, DpoSection, FreezeSection, LoraSection, Problem, TooLong};
-use crate::layout::adapter_shapes;
+use crate::config::{
+    BlockFormat, Config, DpoLoss, DpoSection, FreezeSection, LoraSection, MomentFormat, Problem, TooLong,
+};
+use crate::layout::{adapter_shapes, PAD};
 
 /// All clashes of `lora` and `model.freeze` with each other and the model.
 pub fn check(config: &Config, shape: Option<&Shape>, out: &mut Vec<Problem>) {
@@ -22,6 +24,9 @@ pub fn check(config: &Config, shape: Option<&Shape>, out: &mut Vec<Problem>) {
     }
     if let Some(lora) = &config.lora {
         adapters(lora, shape, out);
+        if let Some(format) = lora.quantize {
+            quantized(format, config, shape, out);
+        }
     }
     if let (Some(freeze), Some(shape)) = (freeze, shape) {
         let layers = shape.model.num_hidden_layers;
@@ -82,6 +87,51 @@ fn adapters(lora: &LoraSection, shape: Option<&Shape>, out: &mut Vec<Problem>) {
         let fact = format!("rank {} is more than the {least} rows or columns of {module}", lora.rank);
         out.push(Problem::new(["lora.rank"], fact).hint(format!("at most {least}; 8 to 64 is usual")));
     }
+}
+
+/// Matrices in fewer bits are whole on every rank, and each rank's rows are whole runs.
+fn quantized(format: BlockFormat, config: &Config, shape: Option<&Shape>, out: &mut Vec<Problem>) {
+    let p = &config.parallel;
+    let alone = p.data == 1 && p.context <= 1;
+    if p.zero == 3 && p.shard_size != 1 && !alone {
+        let fact = format!("matrices in {} lie on every replica, zero 3 would share them out", format.name());
+        let hint = "set parallel.zero to 2: adapters are shared out all the same";
+        out.push(Problem::new(["parallel.zero", "lora.quantize"], fact).hint(hint));
+    }
+    let Some(shape) = shape else { return };
+    let (m, tensor) = (&shape.model, p.tensor.max(1));
+    for (key, of_rank) in [
+        ("hidden_size", m.hidden_size),
+        ("num_attention_heads", m.q_dim() / tensor),
+        ("intermediate_size", m.intermediate_size / tensor),
+    ] {
+        if !of_rank.is_multiple_of(BlockFormat::RUN) {
+            let fact =
+                format!("a rank's rows have {of_rank} elements, which are no whole runs of {}", BlockFormat::RUN);
+            let mut problem = Problem::new(["lora.quantize", "parallel.tensor"], fact);
+            problem.keys.extend(shape.problem(&[key], String::new()).keys);
+            out.push(problem.hint("another tensor axis, or leave lora.quantize out"));
+        }
+    }
+}
+
+/// Moments in 8 bits of what tensor ranks hold alike stay alike only where its runs hold nothing else.
+pub fn mixed_runs(plan: &Plan) -> Option<Problem> {
+    if plan.config.optim.moments == MomentFormat::Fp32 {
+        return None;
+    }
+    let mut trained = plan.layout.units.iter().filter(|u| !u.frozen).flat_map(|u| &u.params);
+    let whole = |n: usize| n.is_multiple_of(PAD);
+    let p = trained.find(|p| p.copies > 1 && !(whole(p.start) && whole(p.len())))?;
+    let fact = format!(
+        "8-bit moments have a scale for each {PAD} values; {}, which {} tensor ranks hold alike, has {} from place {} on, no whole runs",
+        p.name,
+        p.copies,
+        p.len(),
+        p.start
+    );
+    let hint = format!("sizes that are multiples of {PAD} (hidden_size above all), no tensor axis, or fp32 moments");
+    Some(Problem::new(["optim.moments", "parallel.tensor"], fact).hint(hint))
 }
 
 impl Plan {

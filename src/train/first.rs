@@ -88,9 +88,15 @@ pub fn base(
         "the weights in {} are frozen (checksum {sum}); checkpoints of this run hold what is trained and need them",
         place.display()
     );
+    if let Some(format) = plan.config.lora.as_ref().and_then(|l| l.quantize) {
+        tracing::info!(
+            "the blocks' frozen matrices lie in {} (lora.quantize); what is trained fits these, not the weights as they are",
+            format.name()
+        );
+    }
     let (lora, freeze) = (plan.config.lora.clone(), plan.frozen_layers());
     state.base = Some(BaseNote { weights: place, sum, lora, freeze });
-    state.publish_frozen()
+    state.units.share_frozen()
 }
 
 /// Opens the weights in `path` and lets every rank take from them what it needs by `take`. A damaged step of a run is passed

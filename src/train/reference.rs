@@ -89,10 +89,13 @@ impl ReferencePlace {
         };
         // As a text, since a number read back may be another by its last bit.
         let shape = serde_json::to_string(&plan.model).unwrap_or_default();
-        let key = json!({
+        let mut key = json!({
             "format": "herd-reference", "version": 1, "weights": sum, "shape": shape, "precision": config.train.precision,
             "sequence_length": config.data.sequence_length, "train": of(&data.train), "validation": of(&data.validation),
         });
+        if let Some(format) = config.lora.as_ref().and_then(|l| l.quantize) {
+            key["quantize"] = json!(format);
+        }
         let dir = root.join(format!("ref-{:016x}", xxh3_64(key.to_string().as_bytes())));
         ReferencePlace { dir, about: json!({ "of": key, "model": config.model.weights, "files": {} }) }
     }

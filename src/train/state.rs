@@ -8,7 +8,6 @@ use crate::checkpoint::{self, BaseNote, Group, Meta, Rules, Slice, Spec, Team};
 use crate::convert::peft::AdapterFiles;
 use crate::convert::weights::Weights;
 use crate::error::Result;
-use crate::kernels;
 use crate::kernels::host::{floats, floats_mut};
 use crate::layout::Param;
 use crate::model::init;
@@ -61,9 +60,9 @@ impl State {
 
     /// As [`State::new`] left it: what was read of a checkpoint that turned out damaged is forgotten.
     pub fn clear(&mut self) {
-        for slots in &self.optimizer.slots {
+        for slots in &mut self.optimizer.slots {
             for group in Group::ALL {
-                let _ = slots.tensor(group).shallow_clone().zero_();
+                slots.keep(group, &slots.whole(group).zero_());
             }
         }
         (self.step, self.updates, self.tokens, self.skipped) = (0, 0, 0, 0);
@@ -93,33 +92,17 @@ impl State {
     }
 
     /// Reads the part of the frozen weights that this rank keeps, over the replicas each element once, rounds it into the
-    /// parameters, and adds it up. [`State::publish_frozen`] must follow.
+    /// parameters, and adds it up. [`Sharded::share_frozen`] must follow.
     pub fn fill_frozen(&mut self, weights: &Weights) -> Result<BaseSum> {
         let mut sum = BaseSum::default();
-        let mut values = Vec::new();
-        for o in self.units.frozen() {
-            for (p, range) in o.layout.pieces(&o.counted) {
-                for start in range.clone().step_by(BATCH) {
-                    values.resize(BATCH.min(range.end - start), 0f32);
-                    weights.read_range(&p.name, &p.offset, &p.extent, start, &mut values)?;
-                    if p.owner {
-                        sum.add(p, start, &values);
-                    }
-                    let part = o.part(&o.param, &(p.start + start..p.start + start + values.len()));
-                    kernels::cast(&part, &Tensor::from_slice(&values).to_device(part.device()));
-                }
+        self.units.fill_frozen(|p, start, values| {
+            weights.read_range(&p.name, &p.offset, &p.extent, start, values)?;
+            if p.owner {
+                sum.add(p, start, values);
             }
-        }
+            Ok(())
+        })?;
         Ok(sum)
-    }
-
-    /// Lets every rank have the frozen weights. Collective over the replicas.
-    pub fn publish_frozen(&mut self) -> Result<()> {
-        let across = self.units.groups().across.clone();
-        for o in self.units.frozen().iter().filter(|_| across.size() > 1) {
-            across.all_gather(&o.part(&o.param, &o.counted), &o.param)?.wait()?;
-        }
-        self.units.publish_all()
     }
 
     /// Weights from a model on disk; moments stay zero.
@@ -211,15 +194,16 @@ impl State {
     }
 
     /// Replicas that keep the same part of the state have each read a part of it: it is gathered, not read by each.
-    fn share(&self) -> Result<()> {
-        let across = &self.units.groups().across;
+    fn share(&mut self) -> Result<()> {
+        let across = self.units.groups().across.clone();
         if across.size() == 1 {
             return Ok(());
         }
-        for slots in &self.optimizer.slots {
+        for slots in &mut self.optimizer.slots {
             for group in Group::ALL {
-                let whole = slots.tensor(group);
-                across.all_gather(&slots.owned.part(whole, &slots.owned.counted), whole)?.wait()?;
+                let whole = slots.whole(group);
+                across.all_gather(&slots.owned.part(&whole, &slots.owned.counted), &whole)?.wait()?;
+                slots.keep(group, &whole);
             }
         }
         Ok(())
@@ -227,10 +211,11 @@ impl State {
 
     /// Fills the counted part of every parameter, one after the other: `f` gets the local elements from a position on.
     fn fill(&mut self, group: Group, mut f: impl FnMut(&Param, usize, &mut [f32]) -> Result<()>) -> Result<()> {
-        for slots in &self.optimizer.slots {
+        for slots in &mut self.optimizer.slots {
+            let whole = slots.whole(group);
             for (param, range) in slots.owned.layout.pieces(&slots.owned.counted) {
                 let flat = param.start + range.start..param.start + range.end;
-                let mut part = slots.owned.part(slots.tensor(group), &flat);
+                let mut part = slots.owned.part(&whole, &flat);
                 if part.device() == Device::Cpu {
                     f(param, range.start, floats_mut(&mut part))?;
                     continue;
@@ -239,6 +224,7 @@ impl State {
                 f(param, range.start, floats_mut(&mut values))?;
                 part.copy_(&values);
             }
+            slots.keep(group, &whole);
         }
         Ok(())
     }
@@ -273,6 +259,6 @@ impl SavedPiece<'_> {
     /// [range.len()] f32, on the device.
     pub fn data(&self) -> Tensor {
         let flat = self.param.start + self.range.start..self.param.start + self.range.end;
-        self.slots.owned.part(self.slots.tensor(self.group), &flat)
+        self.slots.part(self.group, &flat)
     }
 }

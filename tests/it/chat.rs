@@ -164,3 +164,73 @@ fn the_command_converses() {
         .iter()
         .for_each(|f| assert!(help.contains(f), "{f}"));
 }
+
+/// Taught a few answers, all weights and adapters beside a base in 4 bits, exported, and asked by transformers: the model's own template,
+/// every end, the same answers as herd gives.
+#[test]
+fn a_fine_tuned_model_converses_in_transformers() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    fs::create_dir(d.join("m")).unwrap();
+    printed(python().args(["tests/oracle/chat_model.py", "make"]).arg(d.join("m")));
+    let taught = [
+        ("Who is there?", "A friend from the north."),
+        ("What is it made of?", "Brass, and a little glue."),
+        ("When?", "On the third day."),
+        ("é or e?", "Both: é, then e."),
+    ];
+    let row = |(question, answer): &(&str, &str)| {
+        json!({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
+            .to_string()
+    };
+    fs::write(d.join("c.jsonl"), taught.iter().map(row).collect::<Vec<_>>().join("\n")).unwrap();
+    ok(d, &["data", "chat", "-t", "m", "-o", "sft", "c.jsonl"]);
+    for (name, more) in [("all", json!({})), ("few", json!({"rank": 16, "alpha": 64, "quantize": "nf4"}))] {
+        let mut config = json!({
+            "name": name, "run_dir": name, "model": {"weights": "m"},
+            "data": {"tokenizer": "m", "sequence_length": 128, "train": [{"path": "sft"}], "chat": {}},
+            "batch": {"global": 2, "micro": 1},
+            "train": {"steps": 200, "precision": "fp32", "device": "cpu", "threads": 1, "allow": ["learning-rate"]},
+            "optim": {"lr": 5e-3, "min_lr": 5e-4, "warmup_steps": 10, "weight_decay": 0.0},
+            "checkpoint": {"every": 0}, "log": {"tensorboard": false, "sync_check_every": 0},
+        });
+        if name == "few" {
+            // What adapters can teach a random model is little: they go on from what all weights have learned, with the answers turned.
+            config["model"]["weights"] = "hf-all".into();
+            config["lora"] = more;
+            let turned = taught
+                .map(|(question, _)| question)
+                .into_iter()
+                .zip(taught.map(|(_, answer)| answer).into_iter().rev());
+            let rows: Vec<String> = turned.map(|pair| row(&pair)).collect();
+            fs::write(d.join("c.jsonl"), rows.join("\n")).unwrap();
+            ok(d, &["data", "chat", "-t", "m", "-o", "sft", "--force", "c.jsonl"]);
+        }
+        put(&d.join(format!("{name}.yaml")), &config);
+        ok(d, &["train", &format!("{name}.yaml")]);
+        let hf = format!("hf-{name}");
+        ok(d, &["checkpoint", "export", name, &hf, "--dtype", "fp32"]);
+        let mut answers: Vec<&str> = taught.map(|(_, answer)| answer).to_vec();
+        if name == "few" {
+            answers.reverse();
+        }
+        let out = python()
+            .args(["tests/oracle/chat_model.py", "talk"])
+            .arg(d.join(&hf))
+            .args(taught.map(|(question, _)| question))
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{}", text(&out));
+        let said: Value = serde_json::from_slice(&out.stdout).unwrap();
+        assert_eq!(said["answers"], json!(answers), "{name}: {said}");
+        assert_eq!((&said["ended"], &said["ends"]), (&json!([257, 257, 257, 257]), &json!([257, 258])), "{said}");
+        assert_eq!(said["temperature"], 0.6, "{said}");
+        for (i, (question, _)) in taught.iter().enumerate() {
+            // Greedy is its default.
+            let (out, _) = generated(d, &["-m", &hf, "--chat", "-n", "64", "-p", question]);
+            assert_eq!(out.trim_end(), answers[i], "{name}");
+        }
+        let template = |at: &str| json_file(&d.join(at).join("tokenizer_config.json"))["chat_template"].clone();
+        assert_eq!(template(&hf), template("m"));
+    }
+}

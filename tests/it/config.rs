@@ -267,7 +267,7 @@ fn step_peak(plan: &herd::plan::Plan) -> u64 {
     use tch::{Kind, Tensor};
     let s = plan.config.data.sequence_length;
     let params = Params::zeros(&plan.layout, plan.dtype, plan.device);
-    let optimizer = Optimizer::new(params.owned(&herd::layout::Sharding::solo()), &plan.config.optim);
+    let mut optimizer = Optimizer::new(params.owned(&herd::layout::Sharding::solo()), &plan.config.optim);
     for flat in &params.units {
         let _ = flat.param.shallow_clone().fill_(0.01);
     }

@@ -26,7 +26,7 @@ fn replica(wire: &Arc<dyn Wire>, dtype: Kind, bucket_mib: usize, overlap: bool) 
         replica: wire.rank(),
         group: wire.size(),
     };
-    let how = ZeroOptions { sharding, dtype, device: tch::Device::Cpu, bucket_mib, overlap };
+    let how = ZeroOptions { sharding, dtype, device: tch::Device::Cpu, bucket_mib, overlap, quantize: None };
     let groups = Groups { shard: wire.clone(), gather: wire.clone(), ..Groups::solo() };
     let units = Sharded::new(&layout, how, groups).unwrap();
     (layout, units)

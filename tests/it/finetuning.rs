@@ -3,14 +3,14 @@
 
 use crate::conversations::{corpus, SEQUENCE, SHAPE};
 use crate::support::{herd, mpirun, text};
-use crate::train::{bits, losses};
+use crate::train::{bits, herd_pids, losses, wait_for_step};
 use herd::config::{ChatPacking, ChatSection, Corpus, TooLong};
 use herd::data::{Cutting, Mixture};
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 
 /// A configuration on conversations in `corpus`, to start from the weights in `weights` if there are any.
 fn config(d: &Path, name: &str, weights: Option<&Path>) -> Value {
@@ -30,12 +30,16 @@ fn config(d: &Path, name: &str, weights: Option<&Path>) -> Value {
 }
 
 fn train(d: &Path, name: &str, ranks: usize, sets: &[&str]) -> Output {
+    command(d, name, ranks, sets).output().unwrap()
+}
+
+fn command(d: &Path, name: &str, ranks: usize, sets: &[&str]) -> Command {
     let file = d.join(format!("{name}.yaml"));
     fs::write(&file, config(d, name, None).to_string()).unwrap();
     let mut c = mpirun(ranks);
     c.arg(env!("CARGO_BIN_EXE_herd")).arg("train").arg(&file).args(["--set", SHAPE]).env("HERD_LOG", "trace");
     sets.iter().for_each(|set| _ = c.args(["--set", set]));
-    c.output().unwrap()
+    c
 }
 
 /// Samples that the ranks of a run say they read, by step, each with how often, from the log of every rank.
@@ -147,6 +151,37 @@ fn resumed(d: &Path, name: &str, ranks: usize, sets: &[&str], undisturbed: &[f64
     } else {
         Err(format!("losses {got:?}, undisturbed {undisturbed:?}"))
     }
+}
+
+/// Killed twice without a word, in the middle of an epoch each time, the second time over other ranks: what was not saved is done again, with
+/// the same samples in the same steps.
+#[test]
+fn killed_in_mid_epoch_every_step_has_its_samples() {
+    let dir = tempfile::tempdir().unwrap();
+    let d = dir.path();
+    corpus(&d.join("corpus"), 60, 40);
+    let long = ["train.steps=200", "train.stop_at=60", "checkpoint.every=3", "checkpoint.background=false"];
+    let whole = train(d, "whole", 1, &long);
+    assert_eq!(whole.status.code(), Some(75), "{}", text(&whole));
+    let (undisturbed, want) = (losses(&d.join("whole")), read(&d.join("whole")));
+    let run = d.join("killed");
+    let replicas = ["parallel.data=2", "parallel.zero=1"];
+    for (step, ranks, sets) in [(5, 1, &[][..]), (25, 2, &replicas)] {
+        let mut child = command(d, "killed", ranks, &[&long[..], sets].concat());
+        let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        wait_for_step(&run, step, &mut child);
+        // SAFETY: signals a process that this test started.
+        assert_eq!(unsafe { libc::kill(herd_pids(child.id())[0], libc::SIGKILL) }, 0);
+        let ended = child.wait().unwrap().code();
+        assert!(!matches!(ended, Some(0 | 75)), "it was over before it was killed: {ended:?}");
+    }
+    let out = train(d, "killed", 2, &[&long[..], &["parallel.tensor=2"]].concat());
+    assert_eq!(out.status.code(), Some(75), "{}", text(&out));
+    assert_eq!(read(&run).into_keys().collect::<Vec<_>>(), want.into_keys().collect::<Vec<_>>());
+    let got = losses(&run);
+    assert_eq!(bits(&got[..3]), bits(&undisturbed[..3]));
+    let apart = got.iter().zip(&undisturbed).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max);
+    assert!(got.len() == 60 && apart < 1e-4, "{apart:e}: {got:?} {undisturbed:?}");
 }
 
 fn check(d: &Path, config: &Value, sets: &[&str]) -> (Option<i32>, String) {

@@ -198,6 +198,37 @@ fn adapters_go_out_in_pefts_form_and_come_in() {
     }
 }
 
+/// One step of one sequence, whose first moments are a tenth of the gradient.
+#[test]
+fn gradients_are_those_of_autograd_through_the_model() {
+    let l = Lora::new();
+    let words = "In the beginning was the adapter, and its factors were A and B...";
+    assert_eq!(words.len(), 65, "one sample of 64 places");
+    fs::write(l.path("words.txt"), words).unwrap();
+    let tokenize = ["data", "tokenize", "--tokenizer", "bytes", "--no-eos", "--output"];
+    said(herd().args(tokenize).args([&l.path("words"), &l.path("words.txt")]));
+    said(python().args(["tests/oracle/lora.py", "make"]).args([&l.path("hf"), &l.path("other")]));
+    let lora = format!(
+        "lora={{rank: 4, alpha: 6, targets: [q_proj, v_proj, o_proj, up_proj, down_proj], weights: {}}}",
+        l.path("other").display()
+    );
+    let corpus = format!("data.train=[{{path: {}}}]", l.path("words").display());
+    let one = ["batch.global=1", "batch.micro=1", "train.steps=1", "optim.warmup_steps=0", "train.clip_norm=0"];
+    for (i, (ranks, sets)) in [(0, &[][..]), (2, &["parallel.tensor=2"])].into_iter().enumerate() {
+        let name = format!("one-{i}");
+        l.losses(ranks, &name, &[&[lora.as_str(), &corpus, "checkpoint.every=1"], &one[..], sets].concat());
+        let out = python()
+            .args(["tests/oracle/lora.py", "gradients"])
+            .args([l.path("hf"), l.path("other"), l.path(&name).join("checkpoints/step-00000001"), l.path("words.txt")])
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{}", text(&out));
+        let v: Value = serde_json::from_slice(&out.stdout).unwrap();
+        let gap = v["gap"].as_f64().unwrap();
+        assert!(v["tensors"] == 3 * 2 * 5 && gap < 1e-5, "{sets:?}: {v}");
+    }
+}
+
 #[test]
 fn frozen_layers_stay_and_resume() {
     let l = Lora::new();

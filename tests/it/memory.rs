@@ -8,6 +8,7 @@ use herd::world::World;
 use std::path::{Path, PathBuf};
 
 const LORA: &str = "lora={rank: 16, alpha: 16}";
+const QLORA: &str = "lora={rank: 16, alpha: 16, quantize: nf4}";
 
 /// What the formula promises.
 const BAND: f64 = 0.10;
@@ -70,6 +71,7 @@ fn memory_of_every_stage_and_recompute_on_4_ranks() {
             &["parallel.zero=2"],
             &["parallel.zero=3"],
             &["parallel.zero=3", "parallel.shard_size=2"],
+            &["parallel.zero=1", "optim.moments=8bit"],
             &["parallel.tensor=2", "parallel.zero=1"],
             &["parallel.tensor=2", "parallel.zero=3"],
             &["parallel.pipeline=2", "parallel.zero=1"],
@@ -77,6 +79,8 @@ fn memory_of_every_stage_and_recompute_on_4_ranks() {
             &["parallel.pipeline=2", "parallel.zero=2", "parallel.schedule=gpipe"],
             &[LORA, &weights, "parallel.zero=1"],
             &[LORA, &weights, "parallel.tensor=2", "parallel.zero=3"],
+            &[QLORA, &weights, "parallel.tensor=2", "parallel.zero=2"],
+            &[QLORA, &weights, "parallel.pipeline=2", "parallel.zero=1", "parallel.schedule=zero_bubble"],
             &["model.freeze.blocks=4", &weights, "parallel.zero=1"],
         ];
         for cell in cells {

@@ -37,6 +37,8 @@ pub struct Cell {
     pub precision: &'static str,
     /// Attention inside documents, of a corpus of short ones.
     pub documents: bool,
+    /// Master weights and moments in host memory.
+    pub offload: bool,
 }
 
 /// One rank on the CPU.
@@ -52,6 +54,7 @@ pub const ALONE: Cell = Cell {
     device: "cpu",
     precision: "fp32",
     documents: false,
+    offload: false,
 };
 
 /// Uneven on purpose: 9 layers over 2 and 4 stages, 263 rows over 2 and 4 tensor ranks, 2 KV heads for 4 tensor ranks.
@@ -70,14 +73,14 @@ impl Cell {
     }
 
     fn name(&self) -> String {
-        let Cell { tensor, context, pipeline, data, schedule, zero, recompute, model, device, precision, documents } =
-            self;
+        let Cell { tensor, context, pipeline, data, schedule, zero, recompute, model, device, precision, .. } = self;
         let schedule = if *pipeline > 1 { format!(" {schedule}") } else { String::new() };
         let tied = if *model == 1 { " tied" } else { "" };
         let device = if *device == "cpu" { "" } else { " device" };
         let precision = if *precision == "fp32" { "" } else { " bf16" };
-        let documents = if *documents { " documents" } else { "" };
-        format!("tp{tensor} cp{context} pp{pipeline}{schedule} dp{data} zero{zero} {recompute}{tied}{precision}{documents}{device}")
+        let documents = if self.documents { " documents" } else { "" };
+        let offload = if self.offload { " offload" } else { "" };
+        format!("tp{tensor} cp{context} pp{pipeline}{schedule} dp{data} zero{zero} {recompute}{tied}{precision}{documents}{offload}{device}")
     }
 
     /// What the cell is compared with.
@@ -116,6 +119,7 @@ impl Cell {
             "train.threads=1".into(),
             "train.z_loss=0.001".into(),
             format!("train.recompute={}", self.recompute),
+            format!("optim.offload={}", self.offload),
             format!("optim.lr={LR}"),
             "optim.warmup_steps=0".into(),
             "optim.schedule=constant".into(),

@@ -1,6 +1,7 @@
 //! The GPU path on a stand-in for the device: CPU libtorch under CUDA's dispatch key, with memory that the host cannot touch
 //! (tests/standin; docs/gpu.md says what it shows). herd finds it as it finds a card: a driver's node, then libtorch_cuda.so.
 
+mod adapters;
 mod attention;
 mod commands;
 mod failures;

@@ -75,9 +75,9 @@ fn train(world: &World, tied: bool, dtype: Kind, cut: Cut, replicas: usize, made
     let parallel = ParallelSection { zero: cut.stage, shard_size: cut.size, ..ParallelSection::default() };
     let sharding = Sharding::new(&parallel, &topo);
     let groups = if replicas == 1 { Groups::solo() } else { groups(world, &sharding, &topo, cut.via, made) };
-    let how = ZeroOptions { sharding, dtype, device: Device::Cpu, bucket_mib: 1, overlap: cut.overlap };
+    let how = ZeroOptions { sharding, dtype, device: Device::Cpu, bucket_mib: 1, overlap: cut.overlap, quantize: None };
     let mut units = Sharded::new(&layout, how, groups).unwrap();
-    let optimizer = Optimizer::new(units.owned(), &OptimSection::default());
+    let mut optimizer = Optimizer::new(units.owned(), &OptimSection::default());
     for s in &optimizer.slots {
         for (p, r) in s.owned.layout.pieces(&s.owned.range) {
             let mut values = vec![0f32; r.len()];
@@ -311,6 +311,7 @@ fn copies_over_the_tensor_axis() {
         device: Device::Cpu,
         bucket_mib: 25,
         overlap: true,
+        quantize: None,
     };
     let mut units = Sharded::new(&layout, how, groups).unwrap();
     units.begin(1);

@@ -93,19 +93,20 @@ def ids(out):
     return list(out["input_ids"]) if hasattr(out, "keys") else list(out)
 
 
-made = {}
-for name, (post, config, jinja) in VARIANTS.items():
-    folder = Path(sys.argv[1]) / name
-    folder.mkdir()
-    byte_level(post).save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin|>", "eos_token": "<|end|>", **config}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    if jinja:
-        (folder / "chat_template.jinja").write_text(jinja)
-    t = AutoTokenizer.from_pretrained(folder)
-    made[name] = {
-        "plain": [ids(t(x, split_special_tokens=True)) for x in TEXTS],
-        "special": [ids(t(x)) for x in TEXTS],
-        "chats": [ids(t.apply_chat_template(c, add_generation_prompt=True)) for c in CHATS],
-    }
-print(json.dumps({"texts": TEXTS, "chats": CHATS, "made": made}))
+if __name__ == "__main__":
+    made = {}
+    for name, (post, config, jinja) in VARIANTS.items():
+        folder = Path(sys.argv[1]) / name
+        folder.mkdir()
+        byte_level(post).save(str(folder / "tokenizer.json"))
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin|>", "eos_token": "<|end|>", **config}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        if jinja:
+            (folder / "chat_template.jinja").write_text(jinja)
+        t = AutoTokenizer.from_pretrained(folder)
+        made[name] = {
+            "plain": [ids(t(x, split_special_tokens=True)) for x in TEXTS],
+            "special": [ids(t(x)) for x in TEXTS],
+            "chats": [ids(t.apply_chat_template(c, add_generation_prompt=True)) for c in CHATS],
+        }
+    print(json.dumps({"texts": TEXTS, "chats": CHATS, "made": made}))

@@ -3,6 +3,9 @@
     lora.py make MODEL OUT [rslora]   writes a random adapter for the model in MODEL in PEFT's form
     lora.py compare MODEL ADAPTER MERGED   largest difference between the logits of model with adapter and of the merged model,
                                            relative to the largest logit, and how far the adapter moves them, as JSON
+    lora.py gradients MODEL ADAPTER STEP TEXT   largest difference between the gradients of the mean cross-entropy of TEXT's bytes by
+                                           autograd and those of a checkpoint after one step (its first moments over 1 − 0.9),
+                                           relative to the largest gradient, as JSON
 """
 import json, math, os, sys
 import torch
@@ -44,6 +47,8 @@ def make(model, out, rslora):
 
 
 def adapt(model, adapter):
+    """Adds an adapter's products; its factors by their names in the model."""
+    factors = {}
     config = json.load(open(os.path.join(adapter, "adapter_config.json")))
     r = config["r"]
     scale = config["lora_alpha"] / (math.sqrt(r) if config["use_rslora"] else r)
@@ -56,9 +61,12 @@ def adapt(model, adapter):
         b = tensors[f"{PREFIX}{name}.lora_B.weight"]
         assert a.shape == (r, module.in_features) and b.shape == (module.out_features, r), name
         assert name.rsplit(".", 1)[-1] in config["target_modules"], name
-        module.register_forward_hook(lambda _, x, y, a=a.float(), b=b.float(): y + scale * (x[0] @ a.T @ b.T))
+        a, b = (t.float().requires_grad_() for t in (a, b))
+        factors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+        module.register_forward_hook(lambda _, x, y, a=a, b=b: y + scale * (x[0] @ a.T @ b.T))
         used += 2
     assert used == len(tensors) > 0, f"{used} of {len(tensors)} tensors fit"
+    return factors
 
 
 @torch.no_grad()
@@ -77,10 +85,33 @@ def compare(model, adapter, merged, by_peft):
     print(json.dumps({"gap": ((want - got).abs().max() / top).item(), "moved": ((want - plain).abs().max() / top).item()}))
 
 
+def gradients(model, adapter, step, text, by_peft):
+    from checkpoint_read import load
+
+    ids = torch.tensor([list(open(text, "rb").read())])
+    base = opened(model)
+    if by_peft:
+        from peft import PeftModel
+
+        base = PeftModel.from_pretrained(base, adapter, is_trainable=True).eval()
+        named = {n.removeprefix(PREFIX).replace(".default.", "."): p for n, p in base.named_parameters() if p.requires_grad}
+    else:
+        named = adapt(base, adapter)
+    logits = base(ids[:, :-1]).logits
+    torch.nn.functional.cross_entropy(logits[0], ids[0, 1:]).backward()
+    stored = {name: torch.from_numpy(array) for (group, name), array in load(step).items() if group == "exp_avg"}
+    assert stored.keys() == named.keys(), f"{sorted(stored)[:3]} {sorted(named)[:3]}"
+    top = max(p.grad.abs().max() for p in named.values())
+    gap = max((stored[name] / (1 - 0.9) - p.grad).abs().max() for name, p in named.items())
+    print(json.dumps({"gap": (gap / top).item(), "tensors": len(named)}))
+
+
 peft = sys.argv[-1] == "peft"
 if sys.argv[1] == "make" and peft:
     make_by_peft(*sys.argv[2:4])
 elif sys.argv[1] == "make":
     make(sys.argv[2], sys.argv[3], "rslora" in sys.argv[4:])
+elif sys.argv[1] == "gradients":
+    gradients(*sys.argv[2:6], peft)
 else:
     compare(*sys.argv[2:5], peft)

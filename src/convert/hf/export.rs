@@ -64,6 +64,14 @@ pub fn export_adapter(weights: &Weights, out: &Path, options: &ExportOptions) ->
     let Some((lora, base)) = weights.adapters() else {
         return Err(Error::new(Exit::Usage, "these weights have no adapters").hint("leave --adapter out"));
     };
+    if let Some(format) = lora.quantize {
+        tracing::warn!(
+            "the adapters were trained beside matrices in {}, and fit {} best when it is loaded so (NF4: bitsandbytes' 4 bits without double \
+             quantization); without --adapter they are merged into what they were trained beside",
+            format.name(),
+            base.display()
+        );
+    }
     written(out, |directory| {
         let model = weights.model();
         let names: Vec<NamedShape> =

@@ -4,9 +4,10 @@
 use super::Weights;
 use crate::checkpoint::base::BaseSum;
 use crate::checkpoint::BaseNote;
-use crate::config::LoraSection;
+use crate::config::{BlockFormat, LoraSection, LoraTarget};
 use crate::convert::peft::AdapterFiles;
 use crate::error::{Error, Exit, Result};
+use crate::kernels::blockwise;
 use crate::layout::{adapter_shapes, Kind, Param};
 use crate::threads::lock;
 use std::path::{Path, PathBuf};
@@ -96,9 +97,30 @@ impl Adapted {
         if self.over_shape(name).is_some() {
             return self.over_read(name, offset, extent, start, out);
         }
-        self.base.read_range(name, offset, extent, start, out)?;
+        match self.lora.as_ref().and_then(|l| l.quantize).filter(|_| in_block(name)) {
+            Some(format) => self.read_rounded(format, name, offset, extent, start, out)?,
+            None => self.base.read_range(name, offset, extent, start, out)?,
+        }
         let (Some(lora), Some(factors)) = (&self.lora, self.factors(name)?) else { return Ok(()) };
         factors.add(lora, offset, extent, start, out);
+        Ok(())
+    }
+
+    /// Elements of a matrix of the base as they lay beside the adapters: in fewer bits, so whole runs of its rows are read.
+    fn read_rounded(
+        &self, format: BlockFormat, name: &str, offset: &[usize], extent: &[usize], start: usize, out: &mut [f32],
+    ) -> Result<()> {
+        let (width, whole) = (extent[1], self.base.shape(name).map_or(0, |s| s[1]));
+        let first = offset[1] / BlockFormat::RUN * BlockFormat::RUN;
+        let columns = (offset[1] + width).next_multiple_of(BlockFormat::RUN).min(whole) - first;
+        let (row, end) = (start / width, (start + out.len()).div_ceil(width));
+        let mut values = vec![0.0; (end - row) * columns];
+        self.base.read_range(name, &[offset[0] + row, first], &[end - row, columns], 0, &mut values)?;
+        blockwise::rounded_(format, &mut values);
+        for (i, v) in out.iter_mut().enumerate() {
+            let (r, c) = ((start + i) / width - row, (start + i) % width);
+            *v = values[r * columns + offset[1] - first + c];
+        }
         Ok(())
     }
 
@@ -151,6 +173,11 @@ impl Adapted {
             .hint("put the base model back where it was, as it was")),
         }
     }
+}
+
+/// Whether this is a matrix of a transformer block.
+fn in_block(name: &str) -> bool {
+    LoraTarget::ALL.iter().any(|t| name.ends_with(&format!(".{}.weight", t.name())))
 }
 
 impl Factors {

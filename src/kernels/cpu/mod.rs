@@ -2,6 +2,7 @@
 //! caller then takes libtorch's way, which also raises the error where the shapes are wrong.
 
 pub mod attend;
+pub mod blockwise;
 mod dispatch;
 pub mod dots;
 pub mod flat;

@@ -1,11 +1,13 @@
 //! Every kernel against its libtorch reference, in fp32 and bf16, over awkward sizes and strides.
 
 mod attention;
+mod blockwise;
 mod by_row;
 mod flat;
 mod levels;
 mod matrix;
 mod memory;
+mod moments;
 mod quantized;
 mod rows;
 

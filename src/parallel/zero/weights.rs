@@ -3,13 +3,16 @@
 //! Stages 0 to 2 keep them whole and gather each unit after the update. Under stage 3 a rank keeps its part. Where the
 //! ranks of a copy share memory, the parts of a unit lie back to back there and are the whole unit without a gather, once a
 //! node ([`crate::wire::Wire::window`]). Elsewhere a unit is gathered into a buffer when it is held, the one after it
-//! while it is used, and the buffer goes when nobody holds the unit.
+//! while it is used, and the buffer goes when nobody holds the unit. A quantized unit lies in its bits on every rank, and is made
+//! into such a buffer when it is held.
 
+use super::blockwise::BlockwiseUnit;
 use super::order::UnitOrder;
 use super::pool::{Buffer, Pool};
 use super::ZeroOptions;
 use crate::error::{Error, Exit, Result};
-use crate::layout::UnitLayout;
+use crate::kernels;
+use crate::layout::{Param, UnitLayout};
 use crate::model::Use;
 use crate::wire::{CommTiming, Wire, Work};
 use crate::world::Op;
@@ -46,6 +49,8 @@ struct WeightUnit {
     own: Tensor,
     /// The whole unit where it lies whole.
     whole: Option<Tensor>,
+    /// The whole unit in fewer bits; `own` is empty then.
+    quantized: Option<BlockwiseUnit>,
     gathered: Option<Buffer>,
     gather: Option<Work>,
     holds: usize,
@@ -66,7 +71,11 @@ impl UnitWeights {
             }
         }
         if lie != Placement::Window {
-            let len = |u: &UnitLayout| if lie == Placement::Parts { u.len / how.sharding.group } else { u.len };
+            let len = |u: &UnitLayout| match lie {
+                _ if how.quantizes(u).is_some() => 0,
+                Placement::Parts => u.len / how.sharding.group,
+                _ => u.len,
+            };
             let total: usize = layouts.iter().map(|u| len(u)).sum();
             let all = match device {
                 Device::Cpu if wire.size() > 1 => wire.tensor(total, dtype)?,
@@ -77,6 +86,7 @@ impl UnitWeights {
                 let piece = all.narrow(0, at, len(u) as i64);
                 at += len(u) as i64;
                 units.push(match lie {
+                    _ if how.quantizes(u).is_some() => unit(u, how, None, Some(piece)),
                     Placement::Parts => unit(u, how, None, Some(piece)),
                     _ => unit(u, how, Some(piece), None),
                 });
@@ -91,9 +101,27 @@ impl UnitWeights {
         self.units[i].own.shallow_clone()
     }
 
+    /// Unit `i` where it is quantized.
+    pub fn quantized(&self, i: usize) -> Option<&BlockwiseUnit> {
+        self.units[i].quantized.as_ref()
+    }
+
+    /// Rounds values into a parameter of unit `i`, from its local element `start` on; the part that this rank keeps begins at `own`.
+    pub fn set(&mut self, i: usize, own: usize, p: &Param, start: usize, values: &[f32]) {
+        let u = &mut self.units[i];
+        if let Some(unit) = &mut u.quantized {
+            return unit.set(p, start, values);
+        }
+        let part = u.own.narrow(0, (p.start + start - own) as i64, values.len() as i64);
+        kernels::cast(&part, &Tensor::from_slice(values).to_device(part.device()));
+    }
+
     /// What lies on this rank between steps.
     pub fn resident(&self, i: usize) -> Tensor {
         let u = &self.units[i];
+        if let Some(unit) = &u.quantized {
+            return unit.stored();
+        }
         u.whole.as_ref().filter(|_| self.lie == Placement::Whole).unwrap_or(&u.own).shallow_clone()
     }
 
@@ -101,6 +129,9 @@ impl UnitWeights {
     pub fn hold(&mut self, i: usize, usage: Use, spent: &mut CommTiming) -> Result<Tensor> {
         if let Some((work, _)) = self.written.take() {
             spent.wait(work)?;
+        }
+        if self.units[i].quantized.is_some() {
+            return self.unpacked(i, usage);
         }
         if self.lie != Placement::Parts {
             let u = &mut self.units[i];
@@ -125,8 +156,27 @@ impl UnitWeights {
         Ok(whole)
     }
 
+    /// The same of a quantized unit.
+    fn unpacked(&mut self, i: usize, usage: Use) -> Result<Tensor> {
+        let options = (self.dtype, self.device);
+        if usage == Use::BackwardWeight {
+            return Ok(Tensor::empty([0], options));
+        }
+        self.order.want(i);
+        let u = &mut self.units[i];
+        u.holds += 1;
+        if let (None, Some(unit)) = (&u.gathered, &u.quantized) {
+            let buffer = self.pool.take(u.layout.len, |len| Ok(Tensor::zeros([len as i64], options)))?;
+            unit.get(&buffer.tensor);
+            u.gathered = Some(buffer);
+        }
+        let made = u.gathered.as_ref().map(|buffer| buffer.tensor.shallow_clone());
+        made.ok_or_else(|| Error::new(Exit::Internal, "a quantized unit has no buffer"))
+    }
+
     pub fn release(&mut self, i: usize, usage: Use) {
-        if self.lie != Placement::Parts || usage == Use::BackwardWeight {
+        let lies = self.lie != Placement::Parts && self.units[i].quantized.is_none();
+        if lies || usage == Use::BackwardWeight {
             return;
         }
         let u = &mut self.units[i];
@@ -212,5 +262,6 @@ fn unit(layout: &Arc<UnitLayout>, how: &ZeroOptions, whole: Option<Tensor>, part
         (Some(whole), None) => whole.narrow(0, range.start as i64, range.len() as i64),
         (None, None) => Tensor::new(),
     };
-    WeightUnit { layout: layout.clone(), own, whole, gathered: None, gather: None, holds: 0 }
+    let quantized = how.quantizes(layout).map(|format| BlockwiseUnit::new(format, layout, how.device));
+    WeightUnit { layout: layout.clone(), own, whole, quantized, gathered: None, gather: None, holds: 0 }
 }

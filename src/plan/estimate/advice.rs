@@ -2,9 +2,10 @@
 
 use super::hardware::Hardware;
 use super::search::{search, Ranking, SearchSpace};
+use super::shape::StepShape;
 use super::stages::{memory_of_stages, StageMemory};
-use super::Allocation;
-use crate::config::{self, Config, Draft, Recompute};
+use super::{step, Allocation};
+use crate::config::{self, BlockFormat, Config, Draft, LoraSection, MomentFormat, Recompute};
 use crate::error::{Error, Exit, Result};
 use crate::plan::memory::KernelForms;
 use crate::plan::{device, shape, Plan};
@@ -23,6 +24,9 @@ pub struct Question<'a> {
     /// Kernels that memory and time are counted with.
     pub forms: KernelForms,
 }
+
+/// A way to less memory: its words, whether it is open to this run, and the change.
+type Saving = (&'static str, bool, fn(&mut Config));
 
 impl Question<'_> {
     /// The plan of the first rank with the configuration's own axes.
@@ -112,6 +116,38 @@ impl Question<'_> {
         })
     }
 
+    /// The same axes with less memory for the state: the first way that fits, with the recomputation as it is or full. What making values
+    /// from 8 or 4 bits takes is not counted in any step.
+    fn savings(&self, plan: &Plan) -> Option<String> {
+        let own = step::estimate(&StepShape::of(plan, self.forms), self.hardware).ok()?.seconds;
+        let adapters = plan.config.lora.is_some();
+        let ways: [Saving; 4] = [
+            ("optim.moments 8bit", true, |c| c.optim.moments = MomentFormat::Bits8),
+            ("lora.quantize nf4", adapters, |c| {
+                c.lora = c.lora.take().map(|l| LoraSection { quantize: Some(BlockFormat::Nf4), ..l })
+            }),
+            ("optim.offload true", true, |c| c.optim.offload = true),
+            (
+                "lora {rank: 16, alpha: 32} instead of all weights",
+                !adapters && plan.config.model.weights.is_some(),
+                |c| c.lora = Some(LoraSection::new(16, 32.0)),
+            ),
+        ];
+        let fitting = |recompute: Recompute, (name, _, change): &Saving| {
+            let mut config = plan.config.clone();
+            config.train.recompute = recompute;
+            change(&mut config);
+            let changed = self.checked(config).ok()?;
+            let memory = memory_of_stages(&changed, self.hardware, self.forms);
+            let seconds = step::estimate(&StepShape::of(&changed, self.forms), self.hardware).ok()?.seconds;
+            let with = if recompute == plan.config.train.recompute { "" } else { " with train.recompute full" };
+            let needs = binary(memory.total);
+            memory.fits().then(|| format!("{name}{with} needs {needs}, a step {:.2} times the time", seconds / own))
+        };
+        let both = [plan.config.train.recompute, Recompute::Full];
+        both.into_iter().find_map(|r| ways.iter().filter(|way| way.1).find_map(|way| fitting(r, way)))
+    }
+
     /// The same axes with more recomputation or sharing, the best of all layouts, a larger device.
     fn remedies(&self, plan: &Plan) -> Vec<String> {
         let mut out = Vec::new();
@@ -132,6 +168,7 @@ impl Question<'_> {
             memory.fits().then(|| format!("{name} needs {}", binary(memory.total)))
         };
         out.extend(changes.iter().find_map(fitting));
+        out.extend(self.savings(plan));
         if let Some(best) = self.search().ok().and_then(|found| found.best.into_iter().next()) {
             out.push(format!("{} needs {} (the fastest that fits)", words(&best.config), binary(best.memory.total)));
         }

@@ -168,9 +168,13 @@ impl<'a> LayerTimes<'a> {
         (look_up.over_tensor(self.activations(), 0.0), back.over_tensor(self.activations(), 0.0))
     }
 
-    /// Gradient norm and update of `owned` elements.
+    /// Gradient norm and update of `owned` elements. In host memory: the update's bytes at the rate of the copy into a snapshot, which
+    /// goes the same way.
     pub fn optimizer(&self, owned: f64) -> f64 {
-        self.stream(owned * self.pick(34.0, 186.0))
+        match self.shape.offload && self.hardware.device == DeviceKind::Cuda {
+            true => 34.0 * owned / (self.hardware.costs.snapshot_gb_s * 1e9),
+            false => self.stream(owned * self.pick(34.0, 186.0)),
+        }
     }
 
     /// The copy of `owned` elements of state into a snapshot.

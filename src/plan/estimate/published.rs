@@ -173,6 +173,7 @@ fn sharded(model: ModelConfig, data: usize, micro: usize, batch: usize) -> StepS
         threads: 1,
         local: 8,
         snapshot_every: 0,
+        offload: false,
     }
 }
 

@@ -53,6 +53,8 @@ pub struct StepShape {
     pub local: usize,
     /// Steps between snapshots; 0 never.
     pub snapshot_every: u64,
+    /// Whether the update is made in host memory.
+    pub offload: bool,
 }
 
 /// Units of one chunk.
@@ -128,6 +130,7 @@ impl StepShape {
             threads,
             local,
             snapshot_every: c.checkpoint.snapshot_every,
+            offload: c.optim.offload,
         }
     }
 

@@ -235,6 +235,10 @@ fn what_cannot_fit_is_refused_with_what_would() {
         assert!(said.contains(words), "{words}: {said}");
     }
     assert_eq!(said.lines().count(), 1, "{said}");
+    // So would state in host memory, at the price of its copies.
+    let (_, price) = said.split_once("optim.offload true").unwrap_or_else(|| panic!("{said}"));
+    let times: f64 = price.split(" a step ").nth(1).and_then(|t| t.split(' ').next()?.parse().ok()).unwrap();
+    assert!(times > 1.05, "{said}");
     // Nothing holds 405B on one node.
     let q = question(draft("llama3_405b.yaml", &["parallel.data=0", "batch.global=2048"]), 1, &h);
     let e = q.search().unwrap_err();

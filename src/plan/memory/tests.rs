@@ -69,4 +69,25 @@ fn adapters_of_70b_fit_one_node_and_all_weights_do_not() {
     assert!(lora.total() <= CARD && all.total() > CARD, "{lora:?} {all:?}");
     assert_eq!(lora.parameters, all.parameters + lora.gradients / 2);
     assert!(lora.gradients * 40 < all.gradients && lora.moments == lora.gradients * 2);
+    // As shipped, and on two cards in 4 bits.
+    let draft = |file: &str, sets: &[String]| {
+        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs").join(file);
+        load::draft(&file, sets).unwrap()
+    };
+    let shape = serde_json::to_string(&draft("llama3_70b.yaml", &[]).config.model.shape).unwrap();
+    let few = |tensor| [tensor, "lora.quantize=nf4"];
+    for (size, sets) in [(8, &[][..]), (2, &few("parallel.tensor=2")), (1, &few("parallel.tensor=1"))] {
+        let sets: Vec<String> = sets.iter().map(|s| s.to_string()).chain([format!("model.shape={shape}")]).collect();
+        let ranks = Ranks { rank: 0, size, local_rank: 0, local_size: size, cuda_devices: size, cores: 8 };
+        let memory = Memory::peak(&Plan::from_draft(draft("llama31_70b_lora.yaml", &sets), &ranks).unwrap());
+        assert!(memory.total() <= CARD, "{size} cards: {memory:?}");
+    }
+    // In fewer bits: a block in bf16 at a time, embedding and head too.
+    let few = |format: &str| of(&["lora.rank=16", "lora.alpha=32", "model.weights=w", format]).parameters as f64;
+    let (eight, four) = (few("lora.quantize=int8"), few("lora.quantize=nf4"));
+    let (blocks, rest) = (80.0 * 855.65e6 / 8.0, (2.0 * 128_256.0 * 8192.0 / 8.0 + 855.65e6 / 8.0) * 2.0);
+    for (bits, found) in [(8.5, eight), (4.5, four)] {
+        let adapters = lora.gradients as f64 / 2.0;
+        assert!((found / (blocks * bits / 8.0 + rest + adapters) - 1.0).abs() < 0.01, "{bits}: {found}");
+    }
 }

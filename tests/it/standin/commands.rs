@@ -34,6 +34,17 @@ fn training_is_the_cpu_s_and_resumes() {
     let (again, _) = on_the_device(&run, 0, "again", &["train.stop_at=8"]).unwrap();
     assert_eq!(again.len(), 8);
     assert_eq!(on_the_device(&run, 0, "again", &[]).unwrap().0, alone);
+    // With the state in host memory too.
+    let offload = "optim.offload=true";
+    let (whole, _) = on_the_device(&run, 0, "offload", &[offload]).unwrap();
+    whole.iter().zip(&cpu).for_each(|(a, b)| assert!((a / b - 1.0).abs() < 1e-4, "{whole:?} {cpu:?}"));
+    on_the_device(&run, 0, "offload-again", &[offload, "train.stop_at=8"]).unwrap();
+    assert_eq!(on_the_device(&run, 0, "offload-again", &[offload]).unwrap().0, whole);
+    let few = run.losses(0, "few-cpu", &["optim.moments=8bit"]);
+    for (name, sets) in [("few", &["optim.moments=8bit"][..]), ("few-offload", &["optim.moments=8bit", offload])] {
+        let (got, _) = on_the_device(&run, 0, name, sets).unwrap();
+        got.iter().zip(&few).for_each(|(a, b)| assert!((a / b - 1.0).abs() < 1e-3, "{name}: {got:?} {few:?}"));
+    }
     // bf16 is fused, and nothing is said.
     let (bf16, words) = on_the_device(&run, 0, "bf16", &["train.precision=bf16"]).unwrap();
     assert!(!words.contains("unfused") && (bf16[19] / cpu[19] - 1.0).abs() < 2e-2, "{bf16:?} {cpu:?} {words}");

@@ -13,7 +13,7 @@ use tch::Device;
 const BAND: f64 = 0.10;
 
 /// Shapes of the 8B model scaled down, so that each term is the large one somewhere.
-const CELLS: [&[&str]; 7] = [
+const CELLS: [&[&str]; 9] = [
     &[],
     &["train.recompute=full"],
     &["batch.micro=4"],
@@ -21,12 +21,15 @@ const CELLS: [&[&str]; 7] = [
     &["data.sequence_length=512", "batch.micro=2", "train.recompute=selective"],
     &["data.document_mask=true"],
     &["train.precision=fp32"],
+    &["optim.offload=true"],
+    &["optim.offload=true", "train.precision=fp32"],
 ];
 
-const TWO: [&[&str]; 6] = [
+const TWO: [&[&str]; 7] = [
     &["parallel.zero=1"],
     &["parallel.zero=2", "train.recompute=selective"],
     &["parallel.zero=3"],
+    &["parallel.zero=2", "optim.offload=true"],
     &["parallel.tensor=2"],
     &["parallel.context=2"],
     &["parallel.pipeline=2", "train.recompute=selective"],

@@ -21,6 +21,9 @@ fn cells() -> Vec<Cell> {
     for (i, base) in [ON, BF16].into_iter().enumerate() {
         let on = |tensor, context, pipeline, data| Cell { tensor, context, pipeline, data, ..base.clone() };
         let turn = |n: usize| RECOMPUTE[(n + i) % 3];
+        // state in host memory
+        out.push(Cell { offload: true, ..base.clone() });
+        out.extend([0, 1, 3].map(|zero| Cell { offload: true, zero, ..on(1, 1, 1, 2) }));
         // two ranks
         out.extend((0..4).map(|zero| Cell { zero, recompute: turn(zero), ..on(1, 1, 1, 2) }));
         out.extend(SCHEDULES.iter().enumerate().map(|(n, s)| Cell {
