@@ -181,6 +181,17 @@ class Bench:
         self.logits("make", "hf", "other", result=False)
         self.must("checkpoint", "export", "other", "out", "--dtype", "fp32")
         gaps["made by PEFT"] = self.logits("compare", "hf", "other", "out")
+        # One step of one sequence from PEFT's adapter: a tenth of its gradient is the first moment.
+        words = self.folder / "words.txt"
+        words.write_bytes(text.read_bytes()[:65])
+        self.must("data", "tokenize", "--tokenizer", "bytes", "--no-eos", "--output", "words", words)
+        made = json.loads((self.folder / "other/adapter_config.json").read_text())
+        targets = f"targets: [{', '.join(sorted(made['target_modules']))}]"
+        one = [f"lora={{rank: {made['r']}, alpha: {made['lora_alpha']}, {targets}, weights: other}}", "model.weights=hf", "model.shape=",
+               "data.train=[{path: words}]", "batch.global=1", "batch.micro=1", "train.steps=1", "optim.warmup_steps=0", "train.clip_norm=0",
+               "checkpoint.every=1", "run_dir=one"]  # fmt: skip
+        self.must("train", "r.yaml", *sets(*one))
+        gradient = self.logits("gradients", "hf", "other", "one/checkpoints/step-00000001", words)
         losses = {}
         for dtype in ["fp32", "bf16"]:
             more = ["model.shape=", f"model.weights=merged-{dtype}", f"run_dir=again-{dtype}", "train.steps=1", "optim.warmup_steps=0"]
@@ -192,6 +203,8 @@ class Bench:
         unit = "largest difference of a logit, relative to the largest, fp32"
         return [
             figure("peft_logit_gap", gap, unit, peer, 1e-5, each=gaps),
+            figure("peft_gradient_gap", gradient["gap"], "largest difference of a gradient of A or B, relative to the largest, fp32",
+                   peer, 1e-5, tensors=gradient["tensors"]),
             figure("merge_gap", abs(losses["fp32"] / unmerged - 1), "relative difference of the validation loss, merged in fp32",
                    "the same adapters unmerged", 1e-6, unmerged=unmerged, merged=losses),
         ]

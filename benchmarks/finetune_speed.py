@@ -1,8 +1,8 @@
-"""Fine-tuning beside TRL and PEFT: trained tokens a second on conversations of unequal lengths, what DPO takes of memory beside SFT, and what
-evaluation in the run costs.
+"""Fine-tuning beside TRL and PEFT: trained tokens a second on conversations of unequal lengths, what DPO takes of memory beside SFT, what
+evaluation in the run costs, and adapters beside matrices in 8 and 4 bits against adapters beside bf16.
 
     python benchmarks/finetune_speed.py --trl DIR     # about 20 minutes on two cores; records results/finetune.json
-    python benchmarks/finetune_speed.py --only memory # or speed, evaluation; these two need no TRL
+    python benchmarks/finetune_speed.py --only memory # or speed, evaluation, quantized; all but speed need no TRL
     python benchmarks/finetune_speed.py --trl DIR --quick   # a small model and few conversations; records nothing
 
 DIR is a folder made by `pip install --no-deps --target DIR trl==1.16.0 peft==0.21.0 datasets pandas pyarrow dill multiprocess xxhash
@@ -38,7 +38,7 @@ SEQUENCE = 1024
 LORA = {"rank": 16, "alpha": 32}
 # Questions of the task, and the steps between two evaluations that the share is given for.
 EVALUATED, STEPS_BETWEEN = 100, 500
-PARTS = ["speed", "memory", "evaluation"]
+PARTS = ["speed", "memory", "evaluation", "quantized"]
 
 
 class Bench:
@@ -197,6 +197,28 @@ class Bench:
             f"8 samples of {SEQUENCE} places, fp32: seconds of one evaluation over those of the steps between"
         )
         return [figure("eval_overhead", share, unit, "none", 0.01, seconds=round(seconds, 3), step_s=round(step, 3))]
+
+    # --- in fewer bits -------------------------------------------------------------------------------------------------
+
+    def quantized(self):
+        """Seconds of a step and peak of tensors beside matrices in 8 and 4 bits, over those beside bf16; in turn, twice."""
+        self.corpus("sft", self.count)
+        steps = {"bf16": [], "int8": [], "nf4": []}
+        peaks = {}
+        for turn in range(2):
+            for name in list(steps)[:: 1 - 2 * turn]:
+                lora = LORA if name == "bf16" else {**LORA, "quantize": name}
+                metrics, _ = self.train(f"quantized-{name}-{turn}", "sft", 8, "bf16", 2, lora=lora)
+                steps[name] += [m["step_s"] for m in metrics[1:]]
+                peaks[name] = max(m["memory_peak"] for m in metrics)
+        seconds = {name: statistics.median(s) for name, s in steps.items()}
+        for name, s in seconds.items():
+            print(f"  adapters beside {name}: {s:.3f} s a step, {peaks[name] / 2**20:.0f} MiB", flush=True)
+        unit = f"adapters beside matrices in 4 bits (NF4) over those beside bf16, a step of 2 samples of {SEQUENCE} places, bf16 products"
+        return [
+            figure("qlora_step_vs_lora", seconds["nf4"] / seconds["bf16"], f"seconds of a step: {unit}", "herd's own LoRA", 1.15, each=seconds),
+            figure("qlora_memory_vs_lora", peaks["nf4"] / peaks["bf16"], f"peak of tensors: {unit}", "herd's own LoRA", 1, each=peaks),
+        ]
 
 
 def main():
