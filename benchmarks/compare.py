@@ -9,9 +9,11 @@ Exit code 1 where a loss differs or old state is not restored. Records nothing: 
 
 import argparse
 import json
+import os
 import re
 import shutil
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -134,6 +136,37 @@ class Compare:
             before, now = (statistics.median(of[b]) for b in ("before", "now"))
             print(f"{name + ', ' + what:46}{before:.3f} s before, {now:.3f} s now: {value:.3f} times the speed ({low:.3f} to {high:.3f})", flush=True)
 
+    def cold(self, name):
+        """Seconds of a resume whose files are not in the page cache, after another process has touched as much memory as the ranks will and
+        without that: a guest whose host takes free memory back pays for the first touch of each page, which is no part of herd. Root only."""
+        drop = Path("/proc/sys/vm/drop_caches")
+        if not os.access(drop, os.W_OK):
+            return print(f"{name}: skipped, {drop} is not ours to write", flush=True)
+        run_dir = self.fresh(name, "whole")
+        sections = {"parallel": {"data": 2}, "checkpoint": {"every": 2}}
+        document = self.document(run_dir, common.SHAPE, 4, "bf16", 2, 512, **sections)
+        document["train"]["stop_at"] = 2
+        self.run("before", name, document, 2)
+        del document["train"]["stop_at"]
+        seconds = {(build, touched): [] for build in self.builds for touched in (False, True)}
+        for number in range(self.args.rounds):
+            for build, touched in list(seconds)[:: 1 if number % 2 else -1]:
+                again = self.fresh(name, build)
+                shutil.copytree(run_dir, again)
+                os.sync()
+                drop.write_text("3")
+                if touched:
+                    subprocess.run([sys.executable, "-c", "b'1' * (8 << 30)"], check=True)
+                self.run(build, name, document | {"run_dir": str(again)}, 2)
+                events = [json.loads(line) for line in (again / "events.jsonl").read_text().splitlines()]
+                seconds[build, touched].append([e["seconds"] for e in events if e["kind"] == "resume"][-1])
+                shutil.rmtree(again)
+        for touched in (False, True):
+            before, now = (statistics.median(seconds[build, touched]) for build in self.builds)
+            how = "memory touched before" if touched else "memory as it is"
+            print(f"{name + ', ' + how:46}{before:.3f} s before, {now:.3f} s now: {before / now:.3f} times the speed", flush=True)
+        shutil.rmtree(run_dir)
+
     def path(self, name, build, ending):
         return FOLDER / (re.sub(r"\W+", "-", name) + f"-{build}.{ending}")
 
@@ -167,6 +200,8 @@ def main():
     for name, precision, ranks, checkpoint in TIMED:
         if compare.wanted(name):
             compare.timed(name, precision, ranks, checkpoint)
+    if compare.wanted("resume, files cold"):
+        compare.cold("resume, files cold")
     if compare.wrong:
         sys.exit(f"differ: {'; '.join(compare.wrong)}")
 

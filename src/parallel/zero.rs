@@ -175,8 +175,8 @@ impl Sharded {
         self.publish_of(false)
     }
 
-    fn publish_of(&mut self, all: bool) -> Result<()> {
-        self.weights.publish(all, &mut self.spent)?;
+    fn publish_of(&mut self, frozen: bool) -> Result<()> {
+        self.weights.publish(frozen, &mut self.spent)?;
         if self.how.overlap {
             return Ok(());
         }

@@ -77,6 +77,7 @@ fn every_axis_trains_the_same_adapters() {
         (2, &["parallel.data=2", "parallel.zero=0"]),
         (2, &["parallel.data=2", "parallel.zero=1"]),
         (2, &["parallel.data=2", "parallel.zero=2"]),
+        (4, &["parallel.data=4", "parallel.zero=1", "parallel.shard_size=2"]),
         (4, &["parallel.data=4", "parallel.zero=3"]),
         (4, &["parallel.data=4", "parallel.zero=3", "parallel.shard_size=2"]),
         (4, &["parallel.tensor=2", "parallel.pipeline=2", "parallel.zero=2"]),

@@ -38,7 +38,7 @@ impl Sharded {
         Ok(())
     }
 
-    /// Lets every rank have what all have filled. Collective over the replicas.
+    /// Lets every rank have what all have filled of frozen units; those that are trained are nobody's yet. Collective over the replicas.
     pub fn share_frozen(&mut self) -> Result<()> {
         let across = self.groups.across.clone();
         for o in self.frozen().iter().filter(|_| across.size() > 1) {

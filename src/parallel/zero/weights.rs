@@ -188,14 +188,16 @@ impl UnitWeights {
         }
     }
 
-    /// The owners have written, of frozen units too where `all`: starts what it takes until every rank reads the new parameters.
-    pub fn publish(&mut self, all: bool, spent: &mut CommTiming) -> Result<()> {
+    /// The owners have written the units that are trained, or those that are `frozen`: starts what it takes until every rank reads the new
+    /// parameters. What was started before and never waited for ends first: it would bring old ones.
+    pub fn publish(&mut self, frozen: bool, spent: &mut CommTiming) -> Result<()> {
         if self.wire.size() == 1 {
             return Ok(());
         }
+        self.settle(spent)?;
         match self.lie {
             Placement::Whole => {
-                for u in self.units.iter_mut().filter(|u| all || !u.layout.frozen) {
+                for u in self.units.iter_mut().filter(|u| u.layout.frozen == frozen) {
                     if let Some(whole) = &u.whole {
                         u.gather = Some(self.wire.all_gather(&u.own, whole)?);
                         spent.moved(whole);
@@ -211,7 +213,7 @@ impl UnitWeights {
             // What was gathered ahead of the update would be old.
             Placement::Parts => {
                 for i in 0..self.units.len() {
-                    if self.units[i].holds == 0 && (all || !self.units[i].layout.frozen) {
+                    if self.units[i].holds == 0 && self.units[i].layout.frozen == frozen {
                         if let Some(work) = self.units[i].gather.take() {
                             spent.wait(work)?;
                         }
