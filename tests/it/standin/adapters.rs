@@ -24,7 +24,8 @@ fn adapters_train_as_on_the_cpu() {
     ] {
         let sets = [&SHAPE[..], &["train.steps=6", &weights, lora, "checkpoint.every=0"]].concat();
         let want = run.losses(0, &format!("cpu-{name}"), &sets);
-        for (ranks, axis) in [(0, "parallel.data=1"), (2, "parallel.tensor=2"), (2, "parallel.data=2")] {
+        let axes = [(0, "parallel.data=1"), (2, "parallel.tensor=2"), (2, "parallel.data=2")];
+        for (ranks, axis) in axes.into_iter().filter(|(ranks, _)| *ranks == 0 || name == "nf4") {
             let name = format!("device-{name}-{}", axis.replace('=', "-"));
             let dir = format!("run_dir={}", run.path(&name).display());
             let mut c = run.command(ranks, &[&sets[..], &["train.device=cuda", axis, &dir]].concat());
