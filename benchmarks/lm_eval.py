@@ -61,7 +61,7 @@ def harness(folder, name, model, *args):
     env = {**common.environment(), "PYTHONPATH": str(Path(folder).resolve()), "HF_HUB_OFFLINE": "1", "HF_HOME": str(SCRATCH / "home"),
            "OPENAI_API_KEY": os.environ.get("OPENAI_API_KEY", "none"), "TOKENIZERS_PARALLELISM": "false"}  # fmt: skip
     command = [sys.executable, "-m", "lm_eval", "--model", model, "--model_args", ",".join(args), "--tasks", "herd_choices",
-               "--include_path", SCRATCH / "tasks", "--output_path", out, "--log_samples", "--batch_size", "1"]  # fmt: skip
+               "--include_path", SCRATCH / "tasks", "--output_path", out, "--log_samples", "--batch_size", "1", "--device", "cpu"]  # fmt: skip
     done = subprocess.run([str(c) for c in command], env=env, cwd=SCRATCH, capture_output=True, text=True)
     if done.returncode:
         raise Failed(f"lm_eval {name}: {done.stderr.strip()[-800:]}")
@@ -122,7 +122,7 @@ def main():
     (SCRATCH / "choices.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (SCRATCH / "tasks").mkdir()
     (SCRATCH / "tasks" / "herd_choices.yaml").write_text(TASK.format(path=SCRATCH / "choices.jsonl"))
-    theirs, by_torch = harness(args.lm_eval, "transformers", "hf", f"pretrained={model}", "dtype=float32", "device=cpu", "add_bos_token=False")
+    theirs, by_torch = harness(args.lm_eval, "transformers", "hf", f"pretrained={model}", "dtype=float32", "add_bos_token=False")
     found, by_server = served(herd, model, args.lm_eval)
     ours, by_eval = own(herd, model)
     gaps = {"herd serve": apart(by_server, by_torch), "herd eval": apart(by_eval, by_torch)}
