@@ -118,6 +118,16 @@ fn scores_equal_transformers_and_are_the_same_in_any_company() {
     let acc = told["tasks"][0]["measures"]["acc"]["value"].as_f64().unwrap();
     let right = rows_of(&d.join("details.jsonl")).iter().filter(|r| r["task"] == "choices" && r["acc"] == true).count();
     assert_eq!(acc, right as f64 / 40.0);
+    // By the characters of each choice as it was given: what stands between it and the question is not counted.
+    let (asked, rows) = (rows_of(&d.join("choices.jsonl")), rows_of(&d.join("details.jsonl")));
+    for (asked, row) in asked.iter().zip(rows.iter().filter(|r| r["task"] == "choices")) {
+        let (choices, logprobs) = (asked["choices"].as_array().unwrap(), row["logprobs"].as_array().unwrap());
+        let each = choices.iter().zip(logprobs);
+        let each: Vec<f64> =
+            each.map(|(c, l)| l.as_f64().unwrap() / c.as_str().unwrap().chars().count() as f64).collect();
+        let best = (0..each.len()).rev().max_by(|a, b| each[*a].total_cmp(&each[*b])).unwrap();
+        assert_eq!(row["acc_norm"], best as u64 == asked["answer"].as_u64().unwrap(), "{asked} {row} {each:?}");
+    }
     assert_eq!(told["tasks"][3]["rows"], 1);
 }
 

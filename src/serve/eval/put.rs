@@ -134,7 +134,12 @@ impl TaskRules<'_> {
     fn pieces(&self, row: &TaskRow) -> Result<Vec<Piece>> {
         match row {
             TaskRow::Choice { context, choices, .. } => {
-                choices.iter().map(|c| self.pair(context, &self.delimited(c))).collect()
+                // Its length is the choice's own, as lm-evaluation-harness has it: what stands before it is not counted.
+                let one = |c: &String| {
+                    let size = (c.chars().count(), c.len());
+                    Ok(Piece { size, ..self.pair(context, &self.delimited(c))? })
+                };
+                choices.iter().map(one).collect()
             }
             TaskRow::Continuation { context, continuation } => Ok(vec![self.pair(context, continuation)?]),
             TaskRow::Text { text } => self.windows(text),
