@@ -1,5 +1,6 @@
 //! Runs that train a part of the model: adapters, or all but some layers.
 
+use super::Config;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -105,6 +106,13 @@ impl LoraTarget {
             LoraTarget::UpProj => "up_proj",
             LoraTarget::DownProj => "down_proj",
         }
+    }
+}
+
+impl Config {
+    /// The bits in which the blocks' frozen matrices lie; None: in the compute dtype.
+    pub fn quantize(&self) -> Option<BlockFormat> {
+        self.lora.as_ref().and_then(|l| l.quantize)
     }
 }
 

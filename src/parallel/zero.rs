@@ -62,7 +62,7 @@ impl ZeroOptions {
             device: plan.device,
             bucket_mib: plan.config.parallel.bucket_mib,
             overlap: plan.config.parallel.overlap,
-            quantize: plan.config.lora.as_ref().and_then(|l| l.quantize),
+            quantize: plan.config.quantize(),
         }
     }
 

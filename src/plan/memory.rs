@@ -81,7 +81,7 @@ impl Memory {
     fn state(plan: &Plan) -> Memory {
         let sharding = Sharding::new(&plan.config.parallel, &plan.topology);
         let (units, e) = (&plan.layout.units, plan.dtype.elt_size_in_bytes() as u128);
-        let format = plan.config.lora.as_ref().and_then(|l| l.quantize);
+        let format = plan.config.quantize();
         let quantized = |u: &&UnitLayout| format.is_some() && u.frozen && u.is_block();
         let all: u128 = units.iter().filter(|u| !quantized(u)).map(|u| u.len as u128).sum();
         let of_quantized = |format| {

@@ -88,7 +88,7 @@ pub fn base(
         "the weights in {} are frozen (checksum {sum}); checkpoints of this run hold what is trained and need them",
         place.display()
     );
-    if let Some(format) = plan.config.lora.as_ref().and_then(|l| l.quantize) {
+    if let Some(format) = plan.config.quantize() {
         tracing::info!(
             "the blocks' frozen matrices lie in {} (lora.quantize); what is trained fits these, not the weights as they are",
             format.name()

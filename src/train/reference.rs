@@ -93,7 +93,7 @@ impl ReferencePlace {
             "format": "herd-reference", "version": 1, "weights": sum, "shape": shape, "precision": config.train.precision,
             "sequence_length": config.data.sequence_length, "train": of(&data.train), "validation": of(&data.validation),
         });
-        if let Some(format) = config.lora.as_ref().and_then(|l| l.quantize) {
+        if let Some(format) = config.quantize() {
             key["quantize"] = json!(format);
         }
         let dir = root.join(format!("ref-{:016x}", xxh3_64(key.to_string().as_bytes())));

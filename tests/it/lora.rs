@@ -2,7 +2,7 @@
 //! merged; what their checkpoints lack is named and compared.
 
 use crate::support::{herd, python, said, text};
-use crate::train::{bits, lines, losses, Run};
+use crate::train::{apart, bits, lines, losses, Run};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -51,11 +51,6 @@ impl Lora {
 
 fn export(args: &[&Path], more: &[&str]) -> String {
     said(herd().args(["checkpoint", "export"]).args(args).args(more))
-}
-
-fn apart(a: &[f64], b: &[f64]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max)
 }
 
 #[test]

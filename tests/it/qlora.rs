@@ -2,7 +2,7 @@
 //! that it is offered on; resumed and merged.
 
 use crate::support::{herd, python, said, text};
-use crate::train::{bits, lines, Run};
+use crate::train::{apart, bits, lines, Run};
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -61,11 +61,6 @@ impl Qlora {
         let format = if format.is_empty() { String::new() } else { format!(", quantize: {format}") };
         format!("lora={{rank: 4, alpha: 8, dropout: 0.1{format}}}")
     }
-}
-
-fn apart(a: &[f64], b: &[f64]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max)
 }
 
 #[test]

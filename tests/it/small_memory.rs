@@ -1,16 +1,11 @@
 //! Moments in 8 bits: nearly the losses of fp32's, the same bits after a resume, on every stage of ZeRO, and in and out of fp32.
 
 use crate::support::text;
-use crate::train::{bits, Run};
+use crate::train::{apart, bits, Run};
 
 const FEW: &str = "optim.moments=8bit";
 /// Norms are whole runs of 32.
 const SHAPE: &str = "model.shape.hidden_size=64";
-
-fn apart(a: &[f64], b: &[f64]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max)
-}
 
 #[test]
 fn moments_in_8_bits_train_and_resume() {

@@ -117,6 +117,12 @@ pub fn losses(run: &Path) -> Vec<f64> {
     by_step.into_values().collect()
 }
 
+/// The largest relative difference of two curves.
+pub fn apart(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max)
+}
+
 pub fn bits(values: &[f64]) -> Vec<u64> {
     values.iter().map(|v| v.to_bits()).collect()
 }
