@@ -130,8 +130,9 @@ fn of_run<'l>(
 /// The token after `tokens`, prompt and text, from its logits [V].
 fn choose(asked: &Asked, tokens: &[u32], logits: &[f32]) -> Result<Chosen> {
     let Asked { sampling, prompt, sample, stop, logprobs, .. } = asked;
+    finite(logits, tokens.len() as u64)?;
     let penalised = sampling.penalised(logits, prompt, &tokens[prompt.len()..]);
-    let id = sampling.choose(&penalised, *sample, tokens.len() as u64)?;
+    let id = sampling.pick(&penalised, *sample, tokens.len() as u64);
     let scored = logprobs.map(|top| logprobs::of(logits, id, top));
     Ok(Chosen { id, ends: stop.contains(&id), scored })
 }

@@ -87,7 +87,8 @@ impl Sampling {
             let out = out.to_mut();
             for id in seen.into_iter().map(|id| id as usize).filter(|&id| id < logits.len()) {
                 let factor = if out[id] > 0.0 { 1.0 / self.repetition_penalty } else { self.repetition_penalty };
-                out[id] = (out[id] as f64 * factor) as f32;
+                // A penalty may be any number: what comes of it is one that fp32 holds, and the likeliest stays a choice.
+                out[id] = (out[id] as f64 * factor).clamp(f32::MIN.into(), f32::MAX.into()) as f32;
             }
         }
         if presence != 0.0 || frequency != 0.0 {
@@ -102,12 +103,8 @@ impl Sampling {
         out
     }
 
-    /// The token after `position` tokens of sample number `sample`, from its logits [V].
-    pub fn choose(&self, logits: &[f32], sample: u64, position: u64) -> Result<u32> {
-        finite(logits, position).map(|()| self.pick(logits, sample, position))
-    }
-
-    /// The same of logits that are numbers, or −∞ where a token may not be chosen; one at least may.
+    /// The token after `position` tokens of sample number `sample`, from its logits [V], which are numbers ([`finite`]), or −∞ where a
+    /// token may not be chosen; one at least may.
     pub fn pick(&self, logits: &[f32], sample: u64, position: u64) -> u32 {
         let best = argmax(logits);
         if self.temperature == 0.0 {
@@ -202,7 +199,7 @@ mod tests {
     fn shares(s: Sampling, logits: &[f32]) -> Vec<f64> {
         let n = 40_000;
         let mut count = vec![0.0; logits.len()];
-        (0..n).for_each(|i| count[s.choose(logits, 0, i).unwrap() as usize] += 1.0 / n as f64);
+        (0..n).for_each(|i| count[s.pick(logits, 0, i) as usize] += 1.0 / n as f64);
         count
     }
 
@@ -218,8 +215,8 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_likeliest_and_the_first_of_equals() {
-        assert_eq!(Sampling::greedy().choose(&logits(&P), 0, 0).unwrap(), 1);
-        assert_eq!(Sampling::greedy().choose(&[1.0, 3.0, 3.0], 0, 0).unwrap(), 1);
+        assert_eq!(Sampling::greedy().pick(&logits(&P), 0, 0), 1);
+        assert_eq!(Sampling::greedy().pick(&[1.0, 3.0, 3.0], 0, 0), 1);
     }
 
     #[test]
@@ -261,8 +258,7 @@ mod tests {
     #[test]
     fn draws_depend_on_seed_prompt_and_position_alone() {
         let l = vec![0.0; 1000];
-        let run =
-            |seed, prompt| (0..50).map(|i| Sampling { seed, ..ALL }.choose(&l, prompt, i).unwrap()).collect::<Vec<_>>();
+        let run = |seed, prompt| (0..50).map(|i| Sampling { seed, ..ALL }.pick(&l, prompt, i)).collect::<Vec<_>>();
         assert_eq!(run(1, 0), run(1, 0));
         assert_ne!(run(1, 0), run(2, 0));
         assert_ne!(run(1, 0), run(1, 1));
@@ -281,7 +277,7 @@ mod tests {
             assert_eq!(bad.problems().len(), 1, "{bad:?}");
         }
         assert!(ALL.check().is_ok() && Sampling::greedy().check().is_ok());
-        let e = ALL.choose(&[0.0, f32::NAN], 0, 7).unwrap_err();
+        let e = finite(&[0.0, f32::NAN], 7).unwrap_err();
         assert!(e.exit == Exit::Model && e.fact.contains("token 1"), "{e}");
     }
 
@@ -294,5 +290,18 @@ mod tests {
         assert_eq!(repetition.penalised(&l, &[0, 1, 1], &[2]).as_ref(), [1.0, -2.0, 1.5, 0.5]);
         let both = Sampling { presence_penalty: 0.5, frequency_penalty: 0.25, ..ALL };
         assert_eq!(both.penalised(&l, &[0], &[2, 3, 3]).as_ref(), [2.0, -1.0, 2.25, -0.5]);
+    }
+
+    /// Such a request once ended the server: an infinite logit was taken for damaged weights.
+    #[test]
+    fn penalties_of_any_size_leave_numbers() {
+        let l = [2.0, -1.0, 3.0, 0.5];
+        for repetition_penalty in [f64::MIN_POSITIVE, 1e-300, 1e39, f64::MAX] {
+            let s = Sampling { repetition_penalty, ..ALL };
+            assert!(s.problems().is_empty());
+            let out = s.penalised(&l, &[0, 1, 2], &[3]);
+            finite(&out, 4).unwrap();
+            assert!(s.pick(&out, 0, 4) < 4);
+        }
     }
 }

@@ -267,11 +267,12 @@ fn bad_lines_are_answered_and_bad_files_refused() {
         json!({"custom_id": "chat", "messages": [{"role": "user", "content": "x"}]}).to_string(),
         "not JSON".into(),
         json!({"prompt": [0, 255], "max_tokens": 2, "model": "m"}).to_string(),
+        json!({"custom_id": "penalty", "prompt": "abc", "max_tokens": 3, "repetition_penalty": 1e300}).to_string(),
     ]
     .join("\n");
     fs::write(d.join("in.jsonl"), input).unwrap();
     let told = ok(d, 1, &["--model", "m", "in.jsonl", "out.jsonl"]);
-    assert!(told.contains("8 of 8 requests answered, 6 refused") && told.contains("user of requests"), "{told}");
+    assert!(told.contains("9 of 9 requests answered, 6 refused") && told.contains("user of requests"), "{told}");
     let answers: Vec<Value> = sorted(&d.join("out.jsonl")).iter().map(|l| serde_json::from_str(l).unwrap()).collect();
     for (i, (code, param)) in [
         ("", ""),
@@ -281,6 +282,7 @@ fn bad_lines_are_answered_and_bad_files_refused() {
         ("model_not_found", "model"),
         ("not_supported", "messages"),
         ("invalid_json", ""),
+        ("", ""),
         ("", ""),
     ]
     .into_iter()
