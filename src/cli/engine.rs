@@ -19,6 +19,7 @@ use crate::serve::Engine;
 use crate::topology::Topology;
 use crate::world::{Op, World};
 use serde::{Deserialize, Serialize};
+use serde_json::{json, Value};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tch::{Device, Kind};
@@ -149,6 +150,18 @@ impl EngineArgs {
             tracing::info!("texts may have {longest} tokens, of the model's {most} (--max-length)");
         }
         Ok(OpenedModel { weights, tokenizer, longest })
+    }
+
+    /// What answers are made by, whatever is asked: another value, other texts. An object.
+    pub fn made_by(&self, opened: &OpenedModel, kind: Kind) -> Value {
+        json!({
+            "model": std::path::absolute(&self.model).unwrap_or_else(|_| self.model.clone()),
+            "step": opened.weights.checkpoint().map(|c| c.meta().step),
+            "shape": opened.weights.model(),
+            "tokenizer": opened.tokenizer.fingerprint(),
+            "precision": format!("{kind:?}"),
+            "quantize": self.quantize,
+        })
     }
 
     /// The one replica that all ranks of `world` are, with what the first rank has open. Collective.

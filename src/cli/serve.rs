@@ -10,7 +10,7 @@ use crate::progress::Meter;
 use crate::serve::batch::request::Defaults;
 use crate::serve::http::address::{self, Door};
 use crate::serve::http::desk::Desk;
-use crate::serve::http::front::FrontDesk;
+use crate::serve::http::front::{FrontDesk, NotResumed};
 use crate::serve::http::gate::Gate;
 use crate::serve::http::journal::SharedJournal;
 use crate::serve::http::server::RunningServer;
@@ -107,8 +107,9 @@ fn serve(args: &Args, world: &World) -> Result<()> {
     let replica = replica.ok_or_else(missing)?;
     match (opened, door) {
         (Some(opened), Some(door)) => {
+            let made_by = engine.made_by(&opened, holding.kind).to_string();
             let made = engine.engine(&holding, replica);
-            answer(args, opened, door, made, &stop)
+            answer(args, opened, door, (made, made_by), &stop)
         }
         _ => replica.follow(),
     }
@@ -132,8 +133,8 @@ fn open_door(args: &Args) -> Result<(Door, Option<String>)> {
 
 /// The first rank: serves until it is asked to stop.
 fn answer(
-    args: &Args, opened: super::engine::OpenedModel, (door, token): (Door, Option<String>), engine: Engine,
-    stop: &StopFlag,
+    args: &Args, opened: super::engine::OpenedModel, (door, token): (Door, Option<String>),
+    (engine, made_by): (Engine, String), stop: &StopFlag,
 ) -> Result<()> {
     let (journal, unfinished, says) = SharedJournal::open(&args.run)?;
     says.iter().for_each(|line| tracing::warn!("{line}"));
@@ -145,15 +146,21 @@ fn answer(
     }
     let gate = Gate::new(args.engine.max_sequences + args.max_waiting);
     let (orders, ordered) = std::sync::mpsc::channel();
-    let front = Arc::new(FrontDesk::new(rules, orders, gate.clone(), journal.clone(), token));
+    let front = Arc::new(FrontDesk::new(rules, made_by, orders, gate.clone(), journal.clone(), token));
     if !unfinished.is_empty() {
         tracing::info!("{} requests of an earlier server go on", unfinished.len());
     }
     for u in unfinished {
         let key = u.key.clone();
-        if let Err(why) = front.resume(u) {
-            tracing::warn!("request {key} of an earlier server is refused now: {why}");
-            journal.done(&key);
+        match front.resume(u) {
+            Ok(()) => {}
+            Err(NotResumed::Refused(why)) => {
+                tracing::warn!("request {key} of an earlier server is refused now: {why}");
+                journal.done(&key);
+            }
+            Err(NotResumed::Journal(why)) => {
+                tracing::warn!("request {key} of an earlier server waits for the next start: {why}");
+            }
         }
     }
     let name = door.name();

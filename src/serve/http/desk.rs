@@ -80,7 +80,9 @@ struct OpenText<'t> {
     text: TokenizerText<'t>,
     /// Bytes of text that are in the record.
     told: usize,
-    /// Tokens that the journal does not have yet.
+    /// Tokens that the journal was given.
+    noted: usize,
+    /// Tokens behind those, for the journal's next line.
     fresh: Vec<u32>,
 }
 
@@ -163,7 +165,7 @@ impl<'t> Desk<'t> {
         for (i, asked) in asked.into_iter().enumerate() {
             let begun = begun.get(i).map_or(&[][..], |b| b);
             let text = TokenizerText::of(self.texts.tokenizer, &stops);
-            let mut text = OpenText { text, told: 0, fresh: vec![] };
+            let mut text = OpenText { text, told: 0, noted: begun.len(), fresh: vec![] };
             for &id in begun {
                 text.text.push(id);
                 let piece = text.piece();
@@ -208,7 +210,9 @@ impl OpenTexts<'_> {
             let Some(key) = &job.key else { continue };
             for (i, ticket) in job.tickets.iter().enumerate() {
                 let Some(text) = self.open.get_mut(ticket).filter(|t| !t.fresh.is_empty()) else { continue };
-                self.journal.tokens(key, i, &std::mem::take(&mut text.fresh));
+                let fresh = std::mem::take(&mut text.fresh);
+                self.journal.tokens(key, i, text.noted, &fresh);
+                text.noted += fresh.len();
             }
         }
     }

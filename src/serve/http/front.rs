@@ -30,6 +30,8 @@ pub struct FrontDesk {
     pub rules: RequestRules<'static>,
     /// That of `rules`, for as long as the server runs.
     pub tokenizer: &'static Tokenizer,
+    /// What texts are made by besides their requests: the model, its precision, its tokenizer.
+    pub made_by: String,
     /// To the engine's thread, which hears them between two iterations.
     pub orders: Sender<DeskOrder>,
     /// Bounds the texts of requests that are not done; the engine's thread closes it.
@@ -68,16 +70,25 @@ pub struct Accepted {
     pub keyed: bool,
 }
 
+/// Why a request of an earlier server does not go on, in a line.
+#[derive(Debug)]
+pub enum NotResumed {
+    /// It is none for this server: no next one need try it.
+    Refused(String),
+    /// The journal cannot be written to now: it stays there for the next start.
+    Journal(String),
+}
+
 impl FrontDesk {
     /// `gate` and `journal` are those of the engine's side; `token` is none for a door that is a socket.
     pub fn new(
-        rules: RequestRules<'static>, orders: Sender<DeskOrder>, gate: Arc<Gate>, journal: SharedJournal,
-        token: Option<String>,
+        rules: RequestRules<'static>, made_by: String, orders: Sender<DeskOrder>, gate: Arc<Gate>,
+        journal: SharedJournal, token: Option<String>,
     ) -> FrontDesk {
         let (tokenizer, figures) = (rules.tokenizer, Arc::default());
         let (created, next, kept) = (now(), AtomicU64::new(0), Mutex::default());
         let nonce = jiff::Timestamp::now().as_nanosecond();
-        FrontDesk { rules, tokenizer, orders, gate, figures, journal, token, created, nonce, next, kept }
+        FrontDesk { rules, tokenizer, made_by, orders, gate, figures, journal, token, created, nonce, next, kept }
     }
 
     /// Takes a request, or says why not. It blocks: on the tokenizer, and for one with a key on the disk.
@@ -111,7 +122,8 @@ impl FrontDesk {
         }
         let call = ServedCall::read(&self.rules, form, &key, body)?;
         let pass = self.pass(&call)?;
-        self.journal.accepted(&key, form, &String::from_utf8_lossy(body)).map_err(|e| {
+        let made_by = self.made_by(&call);
+        self.journal.accepted(&key, form, &String::from_utf8_lossy(body), &made_by).map_err(|e| {
             tracing::warn!("{e}");
             Refused::new(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -125,24 +137,35 @@ impl FrontDesk {
         Ok(accepted)
     }
 
-    /// Goes on with a request of an earlier server. Errors: why it cannot be, in a line.
-    pub fn resume(&self, u: Unfinished) -> Result<(), String> {
-        let call = ServedCall::read(&self.rules, u.form, &u.key, u.body.as_bytes()).map_err(|why| why.message)?;
+    /// Goes on with a request of an earlier server.
+    pub fn resume(&self, u: Unfinished) -> Result<(), NotResumed> {
+        let call = ServedCall::read(&self.rules, u.form, &u.key, u.body.as_bytes());
+        let call = call.map_err(|why| NotResumed::Refused(why.message))?;
+        // Tokens of another model, or behind another prompt (a template may tell the date), are no beginning of this text.
+        let made_by = self.made_by(&call);
+        let same = u.made_by == made_by;
+        if !same {
+            tracing::warn!(
+                "request {} is made from its beginning: what is there is of another model, precision, prompt or version",
+                u.key
+            );
+            let written = self.journal.accepted(&u.key, u.form, &u.body, &made_by);
+            written.map_err(|e| NotResumed::Journal(e.to_string()))?;
+        }
         // Scores are not in the journal, nor how far the grammar of a text is: such a text is made again, with the same bits.
-        let begun =
-            |(i, asked): (usize, &crate::serve::Asked)| match asked.logprobs.is_some() || asked.grammar.is_some() {
-                true => vec![],
-                false => {
-                    let tokens = u.texts.get(&i).map_or(&[][..], |t| t);
-                    // At least one token is left to make: it may be the one that ends the text.
-                    tokens[..tokens.len().min(asked.max_tokens.saturating_sub(1))].to_vec()
-                }
-            };
+        let begun = |(i, asked): (usize, &crate::serve::Asked)| {
+            if !same || asked.logprobs.is_some() || asked.grammar.is_some() {
+                return vec![];
+            }
+            let tokens = u.texts.get(&i).map_or(&[][..], |t| t);
+            // At least one token is left to make: it may be the one that ends the text.
+            tokens[..tokens.len().min(asked.max_tokens.saturating_sub(1))].to_vec()
+        };
         let begun = call.asked.iter().enumerate().map(begun).collect();
         let print = xxh3_128(&[u.body.as_bytes(), if u.form == Form::Chat { b"chat" } else { b"text" }].concat());
         let pass = self.gate.let_in(call.asked.len());
         let order = self.order(self.number(), &u.key, call, pass, (Some(u.key.clone()), begun));
-        let accepted = order.map_err(|why| why.why.message)?;
+        let accepted = order.map_err(|why| NotResumed::Refused(why.why.message))?;
         lock(&self.kept).keep(u.key, print, accepted);
         Ok(())
     }
@@ -154,6 +177,14 @@ impl FrontDesk {
             // An engine that hears no more orders needs none.
             let _ = self.orders.send(DeskOrder::Leave(accepted.number));
         }
+    }
+
+    /// What the tokens of its texts depend on: xxh3-128, as 32 hexadecimal digits.
+    fn made_by(&self, call: &ServedCall) -> String {
+        let texts: Vec<_> = call.asked.iter().map(|a| (&a.prompt, &a.sampling, a.sample, &a.stop)).collect();
+        // Numbers always have a form in JSON.
+        let all = serde_json::to_string(&(&self.made_by, texts)).unwrap_or_default();
+        format!("{:032x}", xxh3_128(all.as_bytes()))
     }
 
     fn number(&self) -> u64 {

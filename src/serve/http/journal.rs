@@ -20,9 +20,25 @@ use std::sync::{Arc, Mutex};
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
 enum Line {
-    Accepted { key: String, form: Form, body: String },
-    Tokens { key: String, text: usize, tokens: Vec<u32> },
-    Done { key: String },
+    /// `made_by`: what its tokens depend on; empty in lines of older servers.
+    Accepted {
+        key: String,
+        form: Form,
+        body: String,
+        #[serde(default)]
+        made_by: String,
+    },
+    /// `at`: how many tokens of the text stand before these; lines of older servers lack it.
+    Tokens {
+        key: String,
+        text: usize,
+        #[serde(default)]
+        at: Option<usize>,
+        tokens: Vec<u32>,
+    },
+    Done {
+        key: String,
+    },
 }
 
 /// A request that was accepted and not finished.
@@ -34,6 +50,8 @@ pub struct Unfinished {
     pub form: Form,
     /// The request's body, JSON as it was sent.
     pub body: String,
+    /// What its tokens depend on: where it differs, those below are no part of the answer.
+    pub made_by: String,
     /// By text, the tokens so far.
     pub texts: BTreeMap<usize, Vec<u32>>,
 }
@@ -46,6 +64,8 @@ struct Journal {
     file: File,
     path: PathBuf,
     dirty: bool,
+    /// The last line may be there in part.
+    torn: bool,
     /// It could not be written to, which was said.
     failed: bool,
     /// Held as long as this server lives: one server a run.
@@ -73,29 +93,34 @@ impl SharedJournal {
         }
         let mut anew = String::new();
         for u in &unfinished {
-            anew += &line(&Line::Accepted { key: u.key.clone(), form: u.form, body: u.body.clone() });
+            anew += &line(&Line::Accepted {
+                key: u.key.clone(),
+                form: u.form,
+                body: u.body.clone(),
+                made_by: u.made_by.clone(),
+            });
             for (&text, tokens) in &u.texts {
-                anew += &line(&Line::Tokens { key: u.key.clone(), text, tokens: tokens.clone() });
+                anew += &line(&Line::Tokens { key: u.key.clone(), text, at: Some(0), tokens: tokens.clone() });
             }
         }
         write_atomic(&path, anew.as_bytes())?;
         let mut file = open(&path).map_err(refused(&path, "open"))?;
         file.seek(SeekFrom::End(0)).map_err(refused(&path, "open"))?;
-        let journal = Journal { file, path, dirty: false, failed: false, _lock: held };
+        let journal = Journal { file, path, dirty: false, torn: false, failed: false, _lock: held };
         Ok((SharedJournal(Arc::new(Mutex::new(journal))), unfinished, says))
     }
 
-    /// Durable when it returns.
-    pub fn accepted(&self, key: &str, form: Form, body: &str) -> Result<()> {
+    /// A request, in place of what stands there under its key. Durable when it returns.
+    pub fn accepted(&self, key: &str, form: Form, body: &str, made_by: &str) -> Result<()> {
         self.with(|j| {
-            j.append(&Line::Accepted { key: key.into(), form, body: body.into() })?;
+            j.append(&Line::Accepted { key: key.into(), form, body: body.into(), made_by: made_by.into() })?;
             j.file.sync_data().map_err(refused(&j.path, "sync"))
         })
     }
 
-    /// Further tokens of a text. Where they cannot be written, a next server makes them again.
-    pub fn tokens(&self, key: &str, text: usize, tokens: &[u32]) {
-        self.loosely(|j| j.append(&Line::Tokens { key: key.into(), text, tokens: tokens.into() }));
+    /// Further tokens of a text, behind the first `at`. Where they cannot be written, a next server makes them again, and those behind them.
+    pub fn tokens(&self, key: &str, text: usize, at: usize, tokens: &[u32]) {
+        self.loosely(|j| j.append(&Line::Tokens { key: key.into(), text, at: Some(at), tokens: tokens.into() }));
     }
 
     /// A request is done, or refused for good: no next server takes it up. Durable with the next [`SharedJournal::sync`].
@@ -129,7 +154,10 @@ impl SharedJournal {
 
 impl Journal {
     fn append(&mut self, event: &Line) -> Result<()> {
-        self.file.write_all(line(event).as_bytes()).map_err(refused(&self.path, "write to"))?;
+        let end = if self.torn { "\n" } else { "" };
+        let written = self.file.write_all(format!("{end}{}", line(event)).as_bytes());
+        self.torn = written.is_err();
+        written.map_err(refused(&self.path, "write to"))?;
         self.dirty = true;
         Ok(())
     }
@@ -143,16 +171,16 @@ fn line(event: &Line) -> String {
 /// What is unfinished, in order of acceptance; and how many lines cannot be read.
 fn read(text: &str) -> (Vec<Unfinished>, usize) {
     let (mut all, mut unread) = (Vec::<Unfinished>::new(), 0);
-    for line in text.lines() {
+    for line in text.lines().filter(|line| !line.is_empty()) {
         let of = |all: &mut Vec<Unfinished>, key: &str| all.iter().position(|u| u.key == key);
         match serde_json::from_str(line) {
-            Ok(Line::Accepted { key, form, body }) => {
+            Ok(Line::Accepted { key, form, body, made_by }) => {
                 all.retain(|u| u.key != key);
-                all.push(Unfinished { key, form, body, texts: BTreeMap::new() });
+                all.push(Unfinished { key, form, body, made_by, texts: BTreeMap::new() });
             }
-            Ok(Line::Tokens { key, text, tokens }) => {
+            Ok(Line::Tokens { key, text, at, tokens }) => {
                 if let Some(i) = of(&mut all, &key) {
-                    all[i].texts.entry(text).or_default().extend(tokens);
+                    grow(all[i].texts.entry(text).or_default(), at, tokens);
                 }
             }
             Ok(Line::Done { key }) => all.retain(|u| u.key != key),
@@ -160,6 +188,15 @@ fn read(text: &str) -> (Vec<Unfinished>, usize) {
         }
     }
     (all, unread)
+}
+
+/// Puts `tokens` behind the first `at` of a text. Behind a line that could not be written nothing counts: it would leave a gap.
+fn grow(text: &mut Vec<u32>, at: Option<usize>, tokens: Vec<u32>) {
+    let at = at.unwrap_or(text.len());
+    if at <= text.len() {
+        text.truncate(at);
+        text.extend(tokens);
+    }
 }
 
 #[cfg(test)]
@@ -171,11 +208,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (j, none, _) = SharedJournal::open(dir.path()).unwrap();
         assert!(none.is_empty());
-        j.accepted("a", Form::Chat, "{}").unwrap();
-        j.accepted("b", Form::Completion, "{\"prompt\":\"x\\n\"}").unwrap();
-        j.tokens("b", 1, &[7]);
-        j.tokens("a", 0, &[1, 2]);
-        j.tokens("b", 1, &[8]);
+        j.accepted("a", Form::Chat, "{}", "A").unwrap();
+        j.accepted("b", Form::Completion, "{\"prompt\":\"x\\n\"}", "B").unwrap();
+        j.tokens("b", 1, 0, &[7]);
+        j.tokens("a", 0, 0, &[1, 2]);
+        j.tokens("b", 1, 1, &[8]);
         j.done("a");
         drop(j);
         let path = RunDir::new(dir.path()).serve_journal();
@@ -184,8 +221,35 @@ mod tests {
         for again in 0..2 {
             let (_, found, says) = SharedJournal::open(dir.path()).unwrap();
             assert_eq!((found.len(), says.len()), (1, 1 - again), "{says:?}");
-            assert_eq!(found[0].body, "{\"prompt\":\"x\\n\"}");
+            assert_eq!((&found[0].body[..], &found[0].made_by[..]), ("{\"prompt\":\"x\\n\"}", "B"));
             assert_eq!(found[0].texts, [(1, vec![7, 8])].into_iter().collect());
         }
+    }
+
+    /// A disk that was full for a moment: the text goes on from before the gap, and the request behind the torn line is whole.
+    #[test]
+    fn what_was_not_written_leaves_neither_a_gap_nor_a_broken_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let (j, ..) = SharedJournal::open(dir.path()).unwrap();
+        j.accepted("a", Form::Completion, "{}", "").unwrap();
+        j.tokens("a", 0, 0, &[1, 2]);
+        // tokens 3 and 4 are written in part
+        j.with(|j| {
+            j.file.write_all(b"{\"event\":\"tokens\",\"key\":\"a\",\"text\":0,\"at\":2,\"tok").unwrap();
+            j.torn = true;
+        });
+        j.accepted("b", Form::Chat, "{}", "").unwrap();
+        j.tokens("a", 0, 4, &[5, 6]);
+        drop(j);
+        let (j, found, says) = SharedJournal::open(dir.path()).unwrap();
+        assert_eq!(found.iter().map(|u| &u.key[..]).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!((found[0].texts[&0].clone(), says.len()), (vec![1, 2], 1));
+        // made again from there, and from the beginning where another model goes on
+        j.tokens("a", 0, 2, &[3]);
+        j.tokens("b", 0, 0, &[9]);
+        j.accepted("b", Form::Chat, "{}", "other").unwrap();
+        drop(j);
+        let (_, found, _) = SharedJournal::open(dir.path()).unwrap();
+        assert_eq!((found[0].texts[&0].clone(), found[1].texts.len()), (vec![1, 2, 3], 0));
     }
 }

@@ -107,12 +107,15 @@ async fn generate(State(front): Shared, form: Form, headers: HeaderMap, body: Re
     let (began, body) = (Instant::now(), whole(body)?);
     let key = headers.get("idempotency-key").map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
     let of = front.clone();
-    let accepted = aside(move || of.accept(form, key, &body)).await?;
-    let leaves = {
-        let (front, accepted) = (front.clone(), accepted.clone());
-        move || front.gone(&accepted)
-    };
-    let reading = RecordReader::new(accepted.record.clone(), accepted.call.asked.len(), leaves);
+    // The reader is made with it: where the client has gone by then, both are dropped, and that says so.
+    let (accepted, reading) = aside(move || {
+        let accepted = of.accept(form, key, &body)?;
+        let left = accepted.clone();
+        let leaves = move || of.gone(&left);
+        let reading = RecordReader::new(accepted.record.clone(), accepted.call.asked.len(), leaves);
+        Ok((accepted, reading))
+    })
+    .await?;
     match accepted.call.stream {
         Some(_) => Ok(streamed(front, accepted, reading, began)),
         None => answered(front, accepted, reading, began).await,
