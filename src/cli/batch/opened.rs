@@ -3,10 +3,11 @@
 use super::super::engine::OpenedModel;
 use super::super::generate::accepted;
 use super::Args;
+use crate::data::chat::ChatTemplate;
 use crate::error::Result;
 use crate::progress::Meter;
 use crate::serve::batch::input::Input;
-use crate::serve::batch::output::Output;
+use crate::serve::batch::output::{self, Output};
 use crate::serve::batch::request::Defaults;
 use crate::serve::batch::share::{Finish, Queue};
 use crate::serve::start::Holding;
@@ -15,6 +16,7 @@ use crate::text::grouped;
 use crate::topology::Axis;
 use crate::train::StopFlag;
 use crate::world::Mailbox;
+use jiff::Zoned;
 use serde_json::{json, Value};
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -29,6 +31,8 @@ pub struct Opened {
 pub struct Begun {
     output: Output,
     left: VecDeque<u64>,
+    /// When the first start was: what conversations say of the date is of that moment, whenever they are answered.
+    began: Zoned,
 }
 
 /// The leaders of the other replicas.
@@ -47,7 +51,8 @@ impl Opened {
 
     /// Opens the file of answers.
     pub fn begin(&self, args: &Args, holding: &Holding) -> Result<Begun> {
-        let (output, found) = Output::open(&args.output, &self.note(args, holding), self.input.numbers())?;
+        let began = output::began(&args.output).unwrap_or_else(Zoned::now);
+        let (output, found) = Output::open(&args.output, &self.note(args, holding, &began), self.input.numbers())?;
         found.says.iter().for_each(|line| tracing::warn!("{line}"));
         if !self.input.unused.is_empty() {
             tracing::info!("{} of requests: read past, they change no answer", self.input.unused.join(", "));
@@ -56,29 +61,28 @@ impl Opened {
         let there = if done > 0 { format!(", {} answered before", grouped(done as u64)) } else { String::new() };
         tracing::info!("{} requests{there}", grouped(all as u64));
         let left = self.input.numbers().filter(|n| !found.done.contains(n)).collect();
-        Ok(Begun { output, left })
+        Ok(Begun { output, left, began })
     }
 
     /// What answers are made of.
-    fn note(&self, args: &Args, holding: &Holding) -> Value {
-        let place = std::path::absolute(&args.engine.model).unwrap_or_else(|_| args.engine.model.clone());
-        let step = self.model.weights.checkpoint().map(|c| c.meta().step);
+    fn note(&self, args: &Args, holding: &Holding, began: &Zoned) -> Value {
+        let mut must = json!({
+            "input": self.input.fingerprint,
+            "served_model_name": args.engine.served_model_name,
+            "max_length": self.model.longest,
+            "temperature": args.temperature,
+            "max_tokens": args.max_tokens,
+            "seed": args.seed,
+        });
+        if let (Value::Object(must), Value::Object(made_by)) =
+            (&mut must, args.engine.made_by(&self.model, holding.kind))
+        {
+            must.extend(made_by);
+        }
         json!({
             "herd": env!("CARGO_PKG_VERSION"),
-            "must": {
-                "input": self.input.fingerprint,
-                "model": place,
-                "step": step,
-                "shape": self.model.weights.model(),
-                "tokenizer": self.model.tokenizer.fingerprint(),
-                "served_model_name": args.engine.served_model_name,
-                "precision": format!("{:?}", holding.kind),
-                "quantize": args.engine.quantize,
-                "max_length": self.model.longest,
-                "temperature": args.temperature,
-                "max_tokens": args.max_tokens,
-                "seed": args.seed,
-            },
+            "began": began.to_string(),
+            "must": must,
             "may": {
                 "tensor": holding.topology.size(Axis::Tensor),
                 "pipeline": holding.topology.size(Axis::Pipeline),
@@ -91,11 +95,15 @@ impl Opened {
     pub fn answer(
         &self, args: &Args, begun: Begun, engine: Engine, others: Others, meter: &Meter, stop: &StopFlag,
     ) -> Result<Finish> {
-        let Begun { output, left } = begun;
+        let Begun { output, left, began: first } = begun;
         let (began, all) = (Instant::now(), left.len() as u64);
         let OpenedModel { weights, tokenizer, longest } = &self.model;
         let defaults = Defaults { temperature: args.temperature, max_tokens: args.max_tokens, seed: args.seed };
-        let (input, rules) = (&self.input, args.engine.rules(weights, tokenizer, *longest, defaults)?);
+        let (input, mut rules) = (&self.input, args.engine.rules(weights, tokenizer, *longest, defaults)?);
+        if rules.chat.as_ref().is_ok_and(ChatTemplate::tells_the_date) {
+            tracing::info!("conversations tell the date of the first start, {}", first.date());
+        }
+        rules.chat = rules.chat.map(|chat| chat.at(first));
         let replicas = others.leaders + 1;
         let mut queue = Queue {
             input,

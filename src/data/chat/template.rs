@@ -83,6 +83,14 @@ impl ChatTemplate {
         self.marks
     }
 
+    /// The same template on another day: what it writes of the date is that of `when`.
+    pub fn at(mut self, when: jiff::Zoned) -> ChatTemplate {
+        if let Ok(env) = &mut self.compiled {
+            env.add_function("strftime_now", move |format: String| when.strftime(&format).to_string());
+        }
+        self
+    }
+
     /// Whether what it writes depends on the day.
     pub fn tells_the_date(&self) -> bool {
         self.source.contains("strftime_now")
@@ -232,6 +240,14 @@ mod tests {
             say("{{ strftime_now('%Y') | length }}{% if tools is none and add_generation_prompt %}!{% endif %}"),
             "4!"
         );
+    }
+
+    #[test]
+    fn a_template_tells_the_date_that_it_is_given() {
+        let t = chat("{{ strftime_now('%d %b %Y') }}");
+        assert!(t.tells_the_date() && !chat("x").tells_the_date());
+        let when: jiff::Zoned = "2024-07-26T23:59:00+00:00[UTC]".parse().unwrap();
+        assert_eq!(t.at(when).render(&[]).unwrap(), "26 Jul 2024");
     }
 
     #[test]

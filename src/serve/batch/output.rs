@@ -43,6 +43,13 @@ pub fn note_path(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
+/// When the answers in `path` were begun, as the note beside it says; `None` where there are none, or no such note.
+pub fn began(path: &Path) -> Option<jiff::Zoned> {
+    std::fs::metadata(path).ok().filter(|m| m.len() > 0)?;
+    let note: Value = serde_json::from_slice(&std::fs::read(note_path(path)).ok()?).ok()?;
+    note["began"].as_str()?.parse().ok()
+}
+
 impl Output {
     /// Opens `path` for the answers to the requests `numbers`. `note` says what they are made of: under `must` what has to be the
     /// same, under `may` what changes last bits only.
@@ -50,7 +57,11 @@ impl Output {
     /// Errors: [`Exit::Data`] where the file is another's, [`Exit::Storage`].
     pub fn open(path: &Path, note: &Value, numbers: impl Iterator<Item = u64>) -> Result<(Output, AnswersFound)> {
         let mut found = AnswersFound { done: HashSet::new(), says: vec![] };
-        let there = std::fs::metadata(path).is_ok_and(|m| m.len() > 0);
+        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path);
+        let mut file = file.map_err(refused(path, "open"))?;
+        // before anything is compared: another process may be about to write the first answers
+        lock_file(&file, path, &mut found.says)?;
+        let there = file.metadata().is_ok_and(|m| m.len() > 0);
         let place = note_path(path);
         match std::fs::read(&place) {
             Ok(text) => compare(path, &place, &text, note, there, &mut found)?,
@@ -61,9 +72,6 @@ impl Output {
             }
             Err(_) => {}
         }
-        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path);
-        let mut file = file.map_err(refused(path, "open"))?;
-        lock_file(&file, path, &mut found.says)?;
         write_atomic(&place, format!("{note:#}\n").as_bytes())?;
         let numbers: BTreeSet<u64> = numbers.collect();
         answered(&mut file, path, &numbers, &mut found)?;

@@ -164,7 +164,8 @@ pub fn lead(engine: Engine, tokenizer: &Tokenizer, mailbox: &mut Mailbox, world:
     let gone = world.stop_flag();
     let enough = worker.wants().div_ceil(4);
     loop {
-        let late = last.elapsed() >= REPORT_EVERY && !answers.is_empty();
+        // Without answers too: only who asks hears that the work is to stop.
+        let late = last.elapsed() >= REPORT_EVERY;
         let hungry = if dry { worker.is_idle() } else { worker.wants() >= enough };
         if !asked && (late || hungry) {
             last = Instant::now();
