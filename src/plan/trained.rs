@@ -6,6 +6,7 @@ use crate::config::{
     BlockFormat, Config, DpoLoss, DpoSection, FreezeSection, LoraSection, MomentFormat, Problem, TooLong,
 };
 use crate::layout::{adapter_shapes, PAD};
+use crate::topology::Axis;
 
 /// All clashes of `lora` and `model.freeze` with each other and the model.
 pub fn check(config: &Config, shape: Option<&Shape>, out: &mut Vec<Problem>) {
@@ -120,7 +121,10 @@ pub fn mixed_runs(plan: &Plan) -> Option<Problem> {
     if plan.config.optim.moments == MomentFormat::Fp32 {
         return None;
     }
-    let mut trained = plan.layout.units.iter().filter(|u| !u.frozen).flat_map(|u| &u.params);
+    // Where layers are frozen one stage may train what another does not.
+    let (stages, stride) = (plan.topology.size(Axis::Pipeline), plan.topology.stride(Axis::Pipeline));
+    let layouts: Vec<_> = (0..stages).map(|stage| plan.of_rank(stage * stride).layout).collect();
+    let mut trained = layouts.iter().flat_map(|l| &l.units).filter(|u| !u.frozen).flat_map(|u| &u.params);
     let whole = |n: usize| n.is_multiple_of(PAD);
     let p = trained.find(|p| p.copies > 1 && !(whole(p.start) && whole(p.len())))?;
     let fact = format!(

@@ -1,6 +1,7 @@
 //! Preference pairs: `herd data chat` on the forms that people have, and DPO on them: the same loss, rewards and gradient on every axis
 //! and in every split of a batch, those of the papers' formulas in transformers, and a reference that is computed once.
 
+use crate::qlora::SHAPE;
 use crate::support::{herd, python, said as said_of, text};
 use crate::train::{lines, Run};
 use herd::config::{ChatPacking, ChatSection, Corpus, TooLong};
@@ -55,8 +56,12 @@ struct Dpo {
 
 impl Dpo {
     fn new(pairs: u64) -> Dpo {
+        Dpo::shaped(pairs, &[])
+    }
+
+    fn shaped(pairs: u64, shape: &[&str]) -> Dpo {
         let dpo = Dpo { run: Run::new() };
-        dpo.run.losses(0, "base", &["train.steps=8", "validation.every=0"]);
+        dpo.run.losses(0, "base", &[shape, &["train.steps=8", "validation.every=0"]].concat());
         let to = dpo.path("hf");
         said_of(herd().args(["checkpoint", "export"]).args([&dpo.path("base"), &to]).args(["--dtype", "fp32"]));
         corpus(&dpo.path("pairs"), pairs, 1, true);
@@ -274,6 +279,21 @@ fn adapters_are_trained_on_pairs_too() {
     assert!(number(&whole[2], "rewards/margins") > 0.01, "it learns: {}", whole[2]);
     let (got, _) = dpo.trained(2, "zero", &[lora, "optim.lr=1", "parallel.data=2", "parallel.zero=3"]);
     (0..3).for_each(|s| same(&format!("step {s}"), &got[s], &whole[s], 5e-6));
+}
+
+/// Replicas that have frozen matrices in few bits read the weights once more, and share them once more: nothing is added up twice.
+#[test]
+fn a_lost_reference_beside_few_bits_is_measured_with_the_same_weights() {
+    let dpo = Dpo::shaped(12, &SHAPE);
+    let lora = "lora={rank: 4, alpha: 8, quantize: int8}";
+    let usual: &[&str] = &[lora, "optim.lr=1", "parallel.data=2", "batch.global=4", "train.steps=4"];
+    let (whole, _) = dpo.trained(2, "whole", usual);
+    dpo.trained(2, "lost", &[usual, &["train.stop_at=2"]].concat());
+    fs::remove_dir_all(dpo.path("lost").join("reference")).unwrap();
+    let (rest, said) = dpo.trained(2, "lost", usual);
+    assert!(said.contains("computed again with model.weights"), "{said}");
+    let figures = |steps: &[Value]| steps[2..].iter().map(|v| FIGURES.map(|key| v[key].clone())).collect::<Vec<_>>();
+    assert_eq!(figures(&rest), figures(&whole));
 }
 
 const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|end_of_text|>\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";

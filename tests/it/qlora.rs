@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::path::PathBuf;
 
 /// A base whose rows are whole runs of 64 on two tensor ranks too.
-const SHAPE: [&str; 4] = [
+pub const SHAPE: [&str; 4] = [
     "model.shape.hidden_size=128",
     "model.shape.intermediate_size=256",
     "model.shape.num_attention_heads=8",

@@ -9,6 +9,7 @@ use crate::kernels::blockwise::Blockwise;
 use crate::layout::{Kind, Param, Sharding, UnitLayout};
 use crate::parallel::Groups;
 use crate::world::Op;
+use std::ops::Range;
 use std::sync::Arc;
 use tch::{Device, Tensor};
 
@@ -42,6 +43,7 @@ impl BlockwiseUnit {
     pub fn share(&self, groups: &Groups, sharding: &Sharding) -> Result<()> {
         let whole = 0..self.layout.len;
         let (own, counted) = (sharding.range(&self.layout), sharding.counted(&self.layout));
+        self.keep(&counted);
         for (wire, part, all) in [(&groups.across, &counted, &own), (&groups.gather, &own, &whole)] {
             if wire.size() == 1 {
                 continue;
@@ -49,12 +51,24 @@ impl BlockwiseUnit {
             for (part, all) in self.values.parts(part).iter().zip(self.values.parts(all)) {
                 wire.all_gather(part, &all)?.wait()?;
             }
-            // Every element is zero but on the replica that has read it.
+            // Every element is zero but on the replica that counts it.
             for (_, vector) in &self.vectors {
                 wire.all_reduce(vector, Op::Sum)?.wait()?;
             }
         }
         Ok(())
+    }
+
+    /// Leaves of the vectors what lies in `part` of the unit: weights may be read once more, and what an earlier sharing brought would be
+    /// added to them.
+    fn keep(&self, part: &Range<usize>) {
+        for (at, vector) in &self.vectors {
+            let len = vector.numel();
+            let within = |place: usize| place.clamp(*at, at + len) - at;
+            for gap in [0..within(part.start), within(part.end)..len] {
+                let _ = vector.narrow(0, gap.start as i64, gap.len() as i64).zero_();
+            }
+        }
     }
 
     /// The unit in the compute dtype T, [len].
