@@ -7,7 +7,7 @@ use crate::config::DeviceChoice;
 use crate::error::{Exit, Result};
 use crate::kernels::{device, memory};
 use crate::plan::{Plan, Ranks};
-use crate::train::{self, End};
+use crate::train::{self, End, StopFlag};
 use crate::world::World;
 use std::path::PathBuf;
 
@@ -29,8 +29,10 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<()> {
     memory::install();
+    // before anything takes time: SIGUSR1 would end a process that has no handler
+    let stop = StopFlag::of_a_run()?;
     let world = World::init()?;
-    match train(&args, &world) {
+    match train(&args, &world, &stop) {
         Ok(End::Finished) => world.finalize(),
         Ok(End::Stopped) => {
             // together: the first rank to leave with a code that is not 0 makes srun end the others
@@ -42,7 +44,7 @@ pub fn run(args: Args) -> Result<()> {
     }
 }
 
-fn train(args: &Args, world: &World) -> Result<End> {
+fn train(args: &Args, world: &World, stop: &StopFlag) -> Result<End> {
     let ranks = Ranks::of(world, device::cuda_device_count(), cores(world.local_size()));
     let plan = Plan::read_together(&args.config, &args.set, &ranks, Team(Some(world))).map_err(devices::with_reason)?;
     let file = RankLog { run_dir: &plan.config.run_dir, node: world.host(), rank: world.rank() };
@@ -51,7 +53,7 @@ fn train(args: &Args, world: &World) -> Result<End> {
         tracing::warn!("{line}");
     }
     tch::set_num_threads(plan.threads as i32);
-    train::run(&plan, world)
+    train::run_until(&plan, world, stop)
 }
 
 /// Cores this rank may use: those it is bound to (Slurm's --cpu-bind), or its share of the node where it is not bound.

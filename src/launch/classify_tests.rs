@@ -76,6 +76,9 @@ fn who_was_seen_to_end_first_is_to_blame() {
     let with_record = Seen { records: vec![record(Exit::Storage, 0, false)], ..seen.clone() };
     assert_eq!(classify(&with_record).class, Class::Storage);
     assert_ne!(classify(&Seen { asked: true, ..seen }).nodes, ["n2"]);
+    // the warning of the time limit ends ranks that have no handler for it yet
+    let warned = Seen { asked: true, code: Some(138), ..said(&["n[1-2]: tasks 0-1: User defined signal 1"]) };
+    assert_eq!(classify(&warned).nodes.len(), 0, "{:?}", classify(&warned));
     // Slurm ends all ranks when their srun is killed, and somebody sees one of them end first
     let killed = classify(&Seen { lost: lost(&[("n2", 0)]), code: Some(137), ..said(&[]) });
     assert_eq!((killed.reason.as_str(), killed.nodes.len()), ("srun_killed", 0));

@@ -7,12 +7,38 @@ use super::records::begun;
 use super::run_log;
 use super::supervise::Supervisor;
 use crate::config::AlertKind;
-use crate::error::{Exit, Result};
+use crate::error::{Error, Exit, Result};
 use crate::events::RunEvent;
 use crate::host;
 use crate::run_dir::RunDir;
 use crate::slurm::control;
+use crate::slurm::Job;
 use serde_json::{json, Value};
+use std::time::Duration;
+
+/// How often a controller that does not say how the job stands is asked again, and for how long.
+const CONTROLLER_AWAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
+/// How the job stands, from a controller that may be away for a while.
+pub(super) fn job_state(job: &Job) -> Result<String> {
+    let (began, mut told) = (host::now(), false);
+    loop {
+        match control::job_state(&job.address()) {
+            Ok(state) => return Ok(state.unwrap_or_else(|| "UNKNOWN".into())),
+            Err(e) if host::since(began) >= CONTROLLER_AWAY.1 => return Err(e),
+            Err(e) if !std::mem::replace(&mut told, true) => {
+                tracing::warn!("{e}: asking again, for {} s at most", CONTROLLER_AWAY.1.as_secs());
+            }
+            Err(_) => {}
+        }
+        host::sleep(CONTROLLER_AWAY.0);
+    }
+}
+
+/// Whether Slurm has it as a job that runs. SIGNALING: a signal is on its way to some of its processes.
+pub(super) fn is_running(state: &str) -> bool {
+    state == "RUNNING" || state == "SIGNALING"
+}
 
 impl Supervisor {
     /// The end: `exit` becomes the job's exit code.
@@ -50,15 +76,11 @@ impl Supervisor {
         if !self.context.launch.config.launch.requeue {
             return self.leave(Exit::Requeue, &format!("{why}; launch.requeue is false"));
         }
-        let state = match control::job_state(&self.context.job.address()) {
-            Ok(state) => state.unwrap_or_else(|| "UNKNOWN".into()),
-            Err(e) => {
-                tracing::error!("the job is not requeued, since its state is not known: {e}");
-                return self.leave(Exit::Requeue, why);
-            }
+        let state = match job_state(&self.context.job) {
+            Ok(state) => state,
+            Err(e) => return self.not_requeued(&format!("{why}; its state is not known: {e}")),
         };
-        // SIGNALING: a signal is on its way to some of its processes
-        if state != "RUNNING" && state != "SIGNALING" {
+        if !is_running(&state) {
             self.say(RunEvent::NotRequeued { job: self.context.job.address(), state: state.clone(), why: why.into() })?;
             tracing::info!("{why}; the job is {state}, which is Slurm's doing: nothing more from here");
             self.records.finish_alerts();
@@ -92,10 +114,27 @@ impl Supervisor {
         self.say(RunEvent::Requeue { job: self.context.job.address(), why: why.into(), by: None })?;
         self.records.finish_alerts();
         tracing::info!("{why}: job {} goes back into the queue", self.context.job.address());
-        match control::requeue(&self.context.job) {
+        let job = &self.context.job;
+        let asked_again = |e: Error| {
+            tracing::warn!("the requeue failed: {e}; once more when the controller answers");
+            match job_state(job)? {
+                state if is_running(&state) => control::requeue(job),
+                // it was done, and only the answer was lost
+                _ => Ok(()),
+            }
+        };
+        match control::requeue(job).or_else(asked_again) {
             Ok(()) => Ok(Exit::Requeue),
-            Err(e) => self.leave(Exit::Requeue, &format!("{why}; and the requeue failed: {e}")),
+            Err(e) => self.not_requeued(&format!("{why}; and the requeue failed: {e}")),
         }
+    }
+
+    /// The job was to go back into the queue and does not: nobody but a person starts it again.
+    fn not_requeued(&mut self, why: &str) -> Result<Exit> {
+        let text = format!("job {} is not back in the queue: {why}", self.context.job.address());
+        tracing::error!("{text}");
+        self.records.alerts.tell(AlertKind::Stopped, "", &text, json!({ "exit": Exit::Requeue.code() }));
+        self.leave(Exit::Requeue, why)
     }
 
     /// Not enough nodes are left for the plan.

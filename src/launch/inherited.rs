@@ -6,12 +6,15 @@ use super::ledger::Standing;
 use super::place::Placement;
 use super::policy::Decision;
 use super::ranks::RunningRanks;
+use super::run_log::{Signs, Tail};
 use super::supervise::Supervisor;
 use super::{run_log, standby};
+use crate::attempt;
 use crate::config::AlertKind;
 use crate::error::{Error, Exit, Result};
 use crate::events::RunEvent;
 use crate::host;
+use crate::run_dir::RunDir;
 use crate::slurm::control;
 use std::time::Duration;
 
@@ -67,6 +70,15 @@ impl Supervisor {
         // what was started again after a signal says nothing about its node
         let started_again = self.parent.as_ref().is_some_and(|p| p.starts > 0);
         let Some(record) = attempts.last_mut().filter(|r| r.ended.is_none()) else { return Ok(again) };
+        // Slurm starts a job again by itself when the node of its batch script is lost. Where the ranks were asked to stop, it
+        // was the job that Slurm ended, and no node has failed.
+        let mut signs = Signs::default();
+        signs.read(&mut Tail::from_start(RunDir::new(&self.context.run_dir).events()), record.attempt);
+        // a file that cannot be read now says nothing
+        let newest = attempt::newest(&self.context.run_dir).ok().flatten();
+        let announced = newest.filter(|a| a.attempt == record.attempt);
+        let counts = record.job == id && !started_again && !signs.asked;
+        let own = announced.map(|a| a.host).filter(|host| counts && self.context.job.nodes.contains(host));
         record.ended = Some(host::wall());
         record.last_step = step;
         record.class = Some(Class::Supervisor);
@@ -75,8 +87,7 @@ impl Supervisor {
             Some(node) => format!("node {node} is lost, and the supervisor of attempt {} with it", record.attempt),
             None => format!("the supervisor of attempt {} left no word", record.attempt),
         };
-        let first = record.nodes.first().filter(|_| record.job == id && !started_again);
-        let host = self.context.lost.clone().or_else(|| first.cloned());
+        let host = self.context.lost.clone().or(own);
         let (attempt, fact) = (record.attempt, record.fact.clone());
         self.records.write_history()?;
         self.say(RunEvent::Fault {
@@ -88,7 +99,6 @@ impl Supervisor {
             nodes: host.iter().cloned().collect(),
             ranks: Vec::new(),
         })?;
-        // Slurm starts a job again by itself when the node of its batch script is lost.
         let (host, pause) = (host.into_iter().collect::<Vec<_>>(), self.context.lost.is_some());
         self.records.blame(self.state.number, &host, "supervisor_lost", pause)?;
         self.state.fault = Some(Fault::at(step));

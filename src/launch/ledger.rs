@@ -26,6 +26,9 @@ pub struct Node {
     /// Until then it is used only where nothing better is left.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_until: Option<Timestamp>,
+    /// When an examination last found it good: the pause of a failure before that is over, also where another ledger still has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cleared: Option<Timestamp>,
     /// Never used again. A person takes it back by editing or removing the file.
     #[serde(default)]
     pub given_up: bool,
@@ -65,8 +68,9 @@ impl Ledger {
     /// the `limit`th, and the node is given up from now on. One that was only late, however often, is not.
     pub fn record(&mut self, node: &str, failure: Failure, pause: Option<SignedDuration>, limit: u64) -> bool {
         let entry = self.nodes.entry(node.to_string()).or_default();
-        // a node that was silent and then does not answer has failed once
-        let counted = entry.failures.last().is_some_and(|f| (f.job, f.attempt) == (failure.job, failure.attempt));
+        // a node that was silent and then does not answer has failed once; one that was found good between has failed again
+        let same = |f: &Failure| (f.job, f.attempt) == (failure.job, failure.attempt);
+        let counted = entry.failures.last().is_some_and(|f| same(f) && entry.cleared.is_none_or(|good| good < f.time));
         if let Some(pause) = pause {
             let until = failure.time.checked_add(pause).unwrap_or(Timestamp::MAX);
             entry.paused_until = Some(entry.paused_until.map_or(until, |old| old.max(until)));
@@ -80,14 +84,14 @@ impl Ledger {
         first_time
     }
 
-    /// Ends the pause of a node whose last failure has a reason that begins so. Whether there was one.
-    pub fn clear(&mut self, node: &str, reason: &str) -> bool {
+    /// Ends the pause of a node whose last failure has a reason that begins so: at `now` it was found good. Whether there was one.
+    pub fn clear(&mut self, node: &str, reason: &str, now: Timestamp) -> bool {
         let Some(entry) = self.nodes.get_mut(node).filter(|n| !n.given_up && n.paused_until.is_some()) else {
             return false;
         };
         let ours = entry.failures.last().is_some_and(|f| f.reason.starts_with(reason));
         if ours {
-            entry.paused_until = None;
+            (entry.paused_until, entry.cleared) = (None, Some(now));
         }
         ours
     }
@@ -109,7 +113,9 @@ impl Ledger {
             let new: Vec<Failure> = theirs.failures.into_iter().filter(|f| !ours.failures.contains(f)).collect();
             ours.failures.extend(new);
             ours.failures.sort_by_key(|f| f.time);
-            ours.paused_until = ours.paused_until.max(theirs.paused_until);
+            ours.cleared = ours.cleared.max(theirs.cleared);
+            let is_over = ours.failures.last().is_some_and(|f| ours.cleared.is_some_and(|good| good >= f.time));
+            ours.paused_until = ours.paused_until.max(theirs.paused_until).filter(|_| !is_over);
             ours.given_up |= theirs.given_up;
         }
     }
@@ -207,6 +213,22 @@ mod tests {
         let third = Book::open(&a, Some(&site)).unwrap().ledger;
         assert_eq!(third.nodes.len(), 2);
         assert!(third.nodes["n2"].given_up && third.nodes["n1"].failures.len() == 1);
+        // Found good: over for every run, whatever its own ledger still says; another failure pauses it again.
+        let pause = Some(SignedDuration::from_secs(1000));
+        first.ledger.record("n3", failure(2), pause, 9);
+        first.save().unwrap();
+        second.save().unwrap();
+        assert_eq!(second.ledger.standing("n3", at(3)), Standing::Paused);
+        assert!(first.ledger.clear("n3", "silent", at(4)) && !first.ledger.clear("n3", "silent", at(5)));
+        first.save().unwrap();
+        second.save().unwrap();
+        for ledger in [&first.ledger, &second.ledger, &Book::open(&b, Some(&site)).unwrap().ledger] {
+            assert_eq!((ledger.standing("n3", at(6)), ledger.nodes["n3"].failures.len()), (Standing::Good, 1));
+        }
+        second.ledger.record("n3", failure(7), pause, 9);
+        second.save().unwrap();
+        first.save().unwrap();
+        assert_eq!(first.ledger.standing("n3", at(8)), Standing::Paused);
         std::fs::write(&site, "{").unwrap();
         assert_eq!(Book::open(&a, Some(&site)).unwrap_err().exit, Exit::Storage);
     }

@@ -49,7 +49,9 @@ pub(super) fn find_nodes(context: &JobContext, records: &mut Records, state: &mu
         if absent.is_empty() {
             return Ok(Found::Nodes(placement));
         }
-        if absent.len() == need && need > 1 && host::since(began) < CONTROLLER_AWAY.1 {
+        // one node alone may be dead; then the controller answers
+        let is_away = || need > 1 || control::job_state(&context.job.address()).is_err();
+        if absent.len() == need && host::since(began) < CONTROLLER_AWAY.1 && is_away() {
             // nobody at all: the controller is away, or this node is cut off and Slurm has begun anew elsewhere
             if run_log::overtaken(&context.run_dir, state.number) {
                 return Ok(Found::Overtaken);

@@ -276,7 +276,7 @@ pub fn record(d: &Diagnosis, config: &Config, job: u64) -> Result<Recorded> {
         told.avoided.insert(node, reason);
     }
     for node in d.nodes.iter().filter(|n| !told.avoided.contains_key(*n)) {
-        if book.ledger.clear(node, REASON) {
+        if book.ledger.clear(node, REASON, Timestamp::now()) {
             told.cleared.push(node.clone());
         }
     }

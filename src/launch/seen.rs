@@ -6,8 +6,9 @@ use crate::exit_record::{ExitRecord, Lost};
 use crate::liveness::Verdict;
 use crate::slurm::messages::SlurmMessage;
 
-/// Signals by which Slurm or the supervisor ends tasks: they say nothing about who failed.
-pub(super) const FROM_OUTSIDE: &[&str] = &["Terminated", "Hangup", "Interrupt"];
+/// Signals by which Slurm or the supervisor ends tasks: they say nothing about who failed. SIGUSR1 is the warning of the time limit, which
+/// ends a process that has no handler for it yet.
+pub(super) const FROM_OUTSIDE: &[&str] = &["Terminated", "Hangup", "Interrupt", "User defined signal 1"];
 
 /// Everything seen of the end of an attempt.
 #[derive(Clone, Debug, Default)]

@@ -37,6 +37,14 @@ pub fn settle(file: &Path, sets: &[String], job: &Job) -> Result<Submitted> {
         let changed = differences(&kept, &config);
         return Ok(Submitted { config: kept, path, changed });
     }
+    if job.restarts > 0 {
+        tracing::warn!(
+            "job {} was started before, and {} has nothing of it: if run_dir was changed in {} meanwhile, this is another run",
+            job.address(),
+            config.run_dir.display(),
+            file.display()
+        );
+    }
     keep(&config, &path)?;
     Ok(Submitted { config, path, changed: Vec::new() })
 }

@@ -1,5 +1,6 @@
 //! The standby's own side: it listens beside the supervisor, and takes its place when the supervisor's node is lost.
 
+use super::ending;
 use super::rollcall::{self, Patience};
 use super::standby::{here, BEAT};
 use super::supervise::Supervisor;
@@ -31,7 +32,9 @@ pub fn wait(launch: Launch, job: Job, asked: Arc<AtomicBool>, supervisor: &str) 
     match outlive(&launch, &job, &asked, supervisor, hear) {
         Outlived::Left => Ok(Exit::Ok),
         Outlived::Lost => {
-            speak_into(&RunDir::new(&launch.config.run_dir).standby_log())?;
+            if let Err(e) = speak_into(&RunDir::new(&launch.config.run_dir).standby_log()) {
+                tracing::warn!("{e}: what is said from now on goes nowhere, the run goes on");
+            }
             forget_this_step();
             go_on(launch, job, asked, supervisor)
         }
@@ -96,17 +99,23 @@ fn forget_this_step() {
 /// Goes on in the place of the supervisor on node `lost`.
 pub fn go_on(launch: Launch, job: Job, asked: Arc<AtomicBool>, lost: &str) -> Result<Exit> {
     tracing::warn!("the supervisor's node {lost} is lost: going on in its place");
-    let address = job.address();
-    let exit = Supervisor::open(launch, job, asked, None)?.after(lost).run()?;
-    // with its batch script lost, nothing but this ends the job
-    if matches!(control::job_state(&address), Ok(Some(state)) if state == "RUNNING") && exit != Exit::Fenced {
+    let (of, hosts) = (job.clone(), RunDir::new(&launch.config.run_dir).standby_hosts());
+    let ended = Supervisor::open(launch, job, asked, None).and_then(|s| s.after(lost).run());
+    let exit = ended.as_ref().map_or_else(|e| e.exit, |exit| *exit);
+    let runs = || ending::job_state(&of).is_ok_and(|state| ending::is_running(&state));
+    // after an error the node may be there again, and its supervisor go on
+    let is_back = || ended.is_err() && rollcall::absent(&of, &[lost.to_string()], &hosts, ROLL_CALL).is_empty();
+    // with its batch script lost, nothing but this ends the job, however the run has ended
+    if exit != Exit::Fenced && runs() && !is_back() {
         tracing::info!(
             "the run has ended with code {}; the job is cancelled, since its batch script is lost",
             exit.code()
         );
-        control::cancel(&address)?;
+        if let Err(e) = control::cancel(&of.address()) {
+            tracing::error!("{e}: job {} has no batch script, and goes on until somebody cancels it", of.address());
+        }
     }
-    Ok(exit)
+    ended
 }
 
 /// One message for each byte of the supervisor's; disconnected when its srun has closed.

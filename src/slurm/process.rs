@@ -1,7 +1,7 @@
 //! Slurm's own commands, run with a time limit: a controller that does not answer must not hold up a recovery.
 
 use crate::error::{Error, Exit, Result};
-use crate::host::{self, HostProcess, Spawned};
+use crate::host::{self, HostProcess, Pipe, Spawned};
 use std::ffi::OsStr;
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -32,7 +32,7 @@ impl CommandEnd {
     }
 }
 
-/// Runs `command` for at most `limit` and returns its standard output. Its output must be small: it is read at the end.
+/// Runs `command` for at most `limit` and returns its standard output.
 ///
 /// Errors ([`Exit::World`]): it cannot be started, ends with another code than 0 (with what it said), or takes longer.
 pub fn output(command: Command, limit: Duration) -> Result<String> {
@@ -51,34 +51,50 @@ pub fn run(mut command: Command, limit: Duration) -> Result<CommandEnd> {
     let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let Spawned { mut process, mut out, mut err, .. } =
         host::spawn(piped).map_err(|e| failed(format!("cannot be started: {e}")).hint("is Slurm's client in PATH?"))?;
-    let code = match within(&mut process, limit) {
-        Some(code) => code,
-        None => {
-            process.end();
-            return Err(failed(format!("no answer within {} s", limit.as_secs_f64())));
-        }
+    // read as it comes: a pipe holds 64 KiB (pipe(7)), and who has filled it waits for a reader
+    [&out, &err].into_iter().flatten().for_each(Pipe::do_not_block);
+    let (mut said, mut complained) = (Vec::new(), Vec::new());
+    let gather = || {
+        out.iter_mut().for_each(|pipe| read_what_is_there(pipe, &mut said));
+        err.iter_mut().for_each(|pipe| read_what_is_there(pipe, &mut complained));
     };
-    let read = |from: Option<&mut dyn Read>| {
-        let mut text = String::new();
-        from.and_then(|s| s.read_to_string(&mut text).ok());
-        text
+    let Some(code) = within_while(&mut process, limit, gather) else {
+        process.end();
+        return Err(failed(format!("no answer within {} s", limit.as_secs_f64())));
     };
-    let err = read(err.as_mut().map(|s| s as _));
-    let out = read(out.as_mut().map(|s| s as _));
-    Ok(CommandEnd { program: name, code, out, err })
+    let text = |bytes| String::from_utf8(bytes).unwrap_or_default();
+    Ok(CommandEnd { program: name, code, out: text(said), err: text(complained) })
 }
 
 /// The exit code of a child that ends within `limit`; 128 + signal where a signal ended it.
 pub fn within(child: &mut HostProcess, limit: Duration) -> Option<i32> {
+    within_while(child, limit, || {})
+}
+
+/// The same; `meanwhile` is called again and again, and once more after the end.
+fn within_while(child: &mut HostProcess, limit: Duration, mut meanwhile: impl FnMut()) -> Option<i32> {
     let end = host::now() + limit;
     loop {
-        if let Some(code) = child.ended() {
-            return Some(code);
-        }
-        if host::now() >= end {
-            return None;
+        let ended = child.ended();
+        meanwhile();
+        if ended.is_some() || host::now() >= end {
+            return ended;
         }
         host::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Reads a pipe that does not block until nothing is left, its other end is closed, or it was more than a pipe holds: who writes
+/// without end is not to outlast the limit.
+fn read_what_is_there(from: &mut Pipe, into: &mut Vec<u8>) {
+    let mut buffer = [0u8; 16 << 10];
+    for _ in 0..64 {
+        match from.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(n) => into.extend_from_slice(&buffer[..n]),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
     }
 }
 
@@ -117,6 +133,14 @@ mod tests {
         assert!(e.contains("no answer within 0.3 s") && began.elapsed() < Duration::from_secs(5), "{e}");
         let e = output(command("herd-has-no-such-program", &[""]), Duration::from_secs(1)).unwrap_err();
         assert!(e.to_string().contains("cannot be started"), "{e}");
+    }
+
+    /// More than a pipe holds: srun of a step whose ranks' libraries all print a line, sinfo of a large cluster.
+    #[test]
+    fn much_is_read_too() {
+        let script = "head -c 200000 /dev/zero | tr '\\0' x; head -c 100000 /dev/zero | tr '\\0' y >&2";
+        let end = run(command("sh", &["-c", script]), Duration::from_secs(20)).unwrap();
+        assert_eq!((end.code, end.out, end.err), (0, "x".repeat(200_000), "y".repeat(100_000)));
     }
 
     #[test]

@@ -32,5 +32,5 @@ pub mod tensorboard;
 mod validate;
 
 pub use resave::resave;
-pub use run::{run, End};
+pub use run::{run, run_until, End};
 pub use signals::StopFlag;

@@ -32,12 +32,15 @@ pub enum End {
 /// Trains until the last step, `train.stop_at`, a signal, or an error. Collective over all ranks. While a verdict of the
 /// watch over the ranks is carried out it does not return.
 pub fn run(plan: &Plan, world: &World) -> Result<End> {
-    let stop =
-        StopFlag::install().map_err(|e| Error::new(Exit::Internal, format!("cannot install signal handlers: {e}")))?;
+    run_until(plan, world, &StopFlag::of_a_run()?)
+}
+
+/// [`run`], with handlers that were installed before: a signal that came since then counts.
+pub fn run_until(plan: &Plan, world: &World, stop: &StopFlag) -> Result<End> {
     let config = &plan.config;
     device_failure::promise(plan);
     let liveness = Liveness::start(&config.liveness, &config.run_dir, plan.topology.sizes, world)?;
-    match train(plan, world, &liveness, &stop) {
+    match train(plan, world, &liveness, stop) {
         Ok(end) => liveness.finish(world).map(|()| end),
         Err(e) => {
             let e = device_failure::explained(e);

@@ -3,6 +3,7 @@
 //! SIGUSR1 comes from `sbatch --signal=USR1@N` ahead of the time limit, SIGTERM from preemption, `scontrol requeue` and
 //! `scancel` (sbatch(1), scancel(1)).
 
+use crate::error::{Error, Exit, Result};
 use signal_hook::consts::{SIGTERM, SIGUSR1};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -18,6 +19,11 @@ impl StopFlag {
         signal_hook::flag::register(SIGTERM, flag.clone())?;
         signal_hook::flag::register(SIGUSR1, flag.clone())?;
         Ok(StopFlag(flag))
+    }
+
+    /// [`StopFlag::install`]. Errors: [`Exit::Internal`].
+    pub fn of_a_run() -> Result<StopFlag> {
+        StopFlag::install().map_err(|e| Error::new(Exit::Internal, format!("cannot install signal handlers: {e}")))
     }
 
     /// Whether a signal has come to this process since [`StopFlag::install`].
