@@ -6,6 +6,7 @@ use rustix::process::{pidfd_open, Pid, PidfdFlags};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Descriptors of the ranks that report to this one or that it reports to, where they are in its pid namespace.
 pub(super) struct Processes {
@@ -15,8 +16,7 @@ pub(super) struct Processes {
 
 impl Processes {
     pub(super) fn new() -> Processes {
-        let space = std::fs::metadata("/proc/self/ns/pid").map_or(0, |m| m.ino());
-        Processes { space, seen: BTreeMap::new() }
+        Processes { space: space().unwrap_or(0), seen: BTreeMap::new() }
     }
 
     /// The namespace in which this process's id means something, 0 if unknown.
@@ -24,7 +24,7 @@ impl Processes {
         self.space
     }
 
-    /// Takes a process id from a message of its owner. On another node the namespace is another one.
+    /// Takes a process id from a message of its owner.
     pub(super) fn learn(&mut self, from: usize, message: &Message) {
         let (pid, space) = match message {
             Message::Probe(p) if p.rank as usize == from => (p.pid, p.pid_space),
@@ -55,6 +55,15 @@ impl Processes {
     }
 }
 
+/// Tells pid namespaces apart, also those of different hosts: the first one of a host has the same inode everywhere
+/// (PROC_PID_INIT_INO in include/linux/proc_ns.h), so the number of this boot (proc(5), random/boot_id) is in it. `None` where either
+/// is not known: then no process is watched through the kernel.
+fn space() -> Option<u64> {
+    let inode = std::fs::metadata("/proc/self/ns/pid").ok()?.ino();
+    let boot = std::fs::read("/proc/sys/kernel/random/boot_id").ok().filter(|id| !id.is_empty())?;
+    Some(xxh3_64_with_seed(&boot, inode))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,8 +74,12 @@ mod tests {
         let mut all = Processes::new();
         let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let pong = |pid, pid_space| Message::Pong { pid, pid_space };
-        all.learn(3, &pong(child.id(), all.space() + 1));
+        all.learn(3, &pong(child.id(), all.space() ^ 1));
         assert!(all.seen.is_empty(), "another namespace");
+        // the inode alone, which the first namespace of every host has, is none
+        let inode = std::fs::metadata("/proc/self/ns/pid").unwrap().ino();
+        all.learn(3, &pong(child.id(), inode));
+        assert!(all.seen.is_empty() && all.space() != 0, "another host");
         all.learn(3, &pong(child.id(), all.space()));
         all.learn(4, &pong(std::process::id(), all.space()));
         assert!(all.ended().is_empty());

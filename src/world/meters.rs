@@ -17,6 +17,8 @@ const CONTROL: usize = 0;
 pub struct CollectiveCounters {
     entered: [AtomicU32; WIRES],
     left: [AtomicU32; WIRES],
+    /// Wires whose collectives run on a device: who waits for one waits in a read of the device, which nobody tells.
+    on_device: [AtomicBool; WIRES],
     /// Wire that a caller waits for, from 1, and in the upper half the rank on it whose message it waits for, from 1.
     blocked: AtomicU64,
     /// Nanoseconds that callers have waited.
@@ -59,13 +61,15 @@ impl CollectiveCounters {
 
     /// The counters now. They are read one after another, while collectives go on.
     pub fn read(&self) -> MeterReading {
-        let blocked = self.blocked.load(Ordering::Relaxed);
-        MeterReading {
-            entered: std::array::from_fn(|i| self.entered[i].load(Ordering::Relaxed)),
-            left: std::array::from_fn(|i| self.left[i].load(Ordering::Relaxed)),
-            blocked_wire: blocked as u32,
-            blocked_peer: (blocked >> 32) as u32,
-        }
+        let count =
+            |all: &[AtomicU32; WIRES]| -> [u32; WIRES] { std::array::from_fn(|i| all[i].load(Ordering::Relaxed)) };
+        let (entered, left) = (count(&self.entered), count(&self.left));
+        let is_open = |&i: &usize| self.on_device[i].load(Ordering::Relaxed) && entered[i] != left[i];
+        let blocked = match self.blocked.load(Ordering::Relaxed) {
+            0 => (0..WIRES).find(is_open).map_or(0, |i| i as u64 + 1),
+            told => told,
+        };
+        MeterReading { entered, left, blocked_wire: blocked as u32, blocked_peer: (blocked >> 32) as u32 }
     }
 
     /// Time that callers have spent waiting for wires.
@@ -150,6 +154,7 @@ impl WireMeter {
     /// A collective begins on a device; [`WireMeter::ended`] when it is seen to have ended there.
     pub(crate) fn began(&self) {
         if let Some(n) = self.all.entered.get(self.wire) {
+            self.all.on_device[self.wire].store(true, Ordering::Relaxed);
             n.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -197,6 +202,11 @@ mod tests {
         let inside = meter.blocked(Some(1), || all.read());
         assert_eq!((inside.blocked_wire, inside.blocked_peer), (2, 2));
         assert_eq!(all.tables(1)[0].name, "data");
+        // a collective of a device that is under way is waited for, whatever call of the host waits
+        meter.began();
+        assert_eq!(all.read().blocked_wire, 2);
+        meter.ended();
+        assert_eq!(all.read().blocked_wire, 0);
         assert_eq!([meter.world_rank(0), meter.world_rank(2)], [Some(0), None]);
     }
 }
