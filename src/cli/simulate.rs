@@ -132,7 +132,8 @@ fn settings(args: &Args, hardware: &Hardware) -> Result<Settings> {
         s.checkpoint_stall_s = if config.checkpoint.background { saves.snapshot_s } else { saves.write_s };
         (s.save_s, s.flush_s, s.restore_disk_s) = (saves.write_s, saves.write_s, saves.read_s);
         s.restore_s = saves.partner_s + saves.snapshot_s;
-        (s.snapshot_every, s.checkpoint_every) = (config.checkpoint.snapshot_every, config.checkpoint.every);
+        let every = estimate::checkpoint_steps(&config.checkpoint, args.step_s.unwrap_or(s.step_s));
+        (s.snapshot_every, s.checkpoint_every) = (config.checkpoint.snapshot_every, every);
         s.config = config;
         // the run of the simulation has no end of its own, tells nobody, and touches no file of the site
         s.config.train.steps = 1_000_000_000_000;
@@ -162,7 +163,7 @@ fn settings(args: &Args, hardware: &Hardware) -> Result<Settings> {
     Ok(s)
 }
 
-/// Goodput by the formula of `herd plan`, for the same times.
+/// Goodput by the formula of `herd plan`, for the same times, as if every snapshot had its second copy.
 fn formula(s: &Settings, hardware: &Hardware) -> f64 {
     let lambda = s.faults_per_day / 86_400.0;
     let detect = hardware.faults.detect_s;

@@ -54,6 +54,12 @@ enum Kind {
     Tiktoken(Box<tiktoken::Tiktoken>),
 }
 
+/// The file that a directory's tokenizer is read from.
+pub fn file_in(directory: &Path) -> Option<PathBuf> {
+    let names = ["herd_tokenizer.json", "tokenizer.json", "tokenizer.model"];
+    names.iter().map(|name| directory.join(name)).find(|file| file.is_file())
+}
+
 impl Tokenizer {
     /// Opens `bytes`, a `tokenizer.json`, a tiktoken model, or a directory that holds one of them. Which of the two a
     /// file is, its content decides: JSON starts with `{`.
@@ -63,13 +69,10 @@ impl Tokenizer {
         }
         let mut path = PathBuf::from(spec);
         if path.is_dir() {
-            match ["herd_tokenizer.json", "tokenizer.json", "tokenizer.model"].iter().find(|f| path.join(f).is_file()) {
-                Some(f) => path.push(f),
-                None => {
-                    return Err(Error::new(Exit::Data, format!("{spec} holds no tokenizer"))
-                        .hint("expected tokenizer.json or tokenizer.model in it"))
-                }
-            }
+            path = file_in(&path).ok_or_else(|| {
+                Error::new(Exit::Data, format!("{spec} holds no tokenizer"))
+                    .hint("expected tokenizer.json or tokenizer.model in it")
+            })?;
         }
         let content = std::fs::read(&path).map_err(|e| {
             Error::io(&path, "read tokenizer", &e, Exit::Data).hint("`bytes`, a tokenizer.json or a tokenizer.model")

@@ -1,6 +1,7 @@
 //! What is asked of every host: rank 0 reads it out of the configuration and tells the others.
 
 use crate::config::{load, Config};
+use crate::data::tokenizer;
 use crate::error::Result;
 use crate::kernels::device;
 use crate::plan::estimate::{self, Allocation, Hardware};
@@ -81,7 +82,8 @@ impl Inquiry {
             }
         }
         if config.data.tokenizer != "bytes" {
-            inputs.push(PathBuf::from(&config.data.tokenizer));
+            let path = PathBuf::from(&config.data.tokenizer);
+            inputs.push(tokenizer::file_in(&path).unwrap_or(path));
         }
         inputs.extend(config.model.config.clone());
         inputs.extend(config.model.weights.as_ref().map(|w| w.join("config.json")));

@@ -97,7 +97,7 @@ fn is_usable(state: &str) -> bool {
 
 /// Number and type of the GPUs of a node: `gpu:h100:8(S:0-1)`, `gpu:4`, `nvme:1,gpu:a100:4`.
 fn devices(gres: &str) -> (usize, String) {
-    let mut found = (0, String::new());
+    let (mut found, mut first) = ((0, String::new()), true);
     let mut depth = 0;
     let parts = gres.split(|c: char| {
         depth += (c == '(') as i32 - (c == ')') as i32;
@@ -112,7 +112,9 @@ fn devices(gres: &str) -> (usize, String) {
             _ => continue,
         };
         found.0 += count;
-        found.1 = kind.to_string();
+        // the name of all of them, or none
+        found.1 = if first || found.1 == kind { kind.to_string() } else { String::new() };
+        first = false;
     }
     found
 }
@@ -153,6 +155,8 @@ mod tests {
     #[test]
     fn gres_and_times_in_all_their_forms() {
         assert_eq!(devices("nvme:1,gpu:a100:4(S:0,2-3),gpu:a100:4"), (8, "a100".into()));
+        assert_eq!(devices("gpu:a100:4,gpu:h100:4"), (8, String::new()));
+        assert_eq!(devices("gpu:4,gpu:h100:4"), (8, String::new()));
         assert_eq!([devices("gpu:4").0, devices("(null)").0, devices("gpu:x:y").0], [4, 0, 0]);
         let all = ["30", "90:00", "24:00:00", "1-00", "1-12:30", "1-00:00:00", "infinite", "n/a"];
         let want = [Some(30), Some(90), Some(1440), Some(1440), Some(2190), Some(1440), None, None];

@@ -44,6 +44,12 @@ fn shipped_configurations_fit_the_nodes_they_are_for() {
         assert!((f("/tokens_per_step") / f("/step/seconds") / f("/speed/tokens_per_s") - 1.0).abs() < 1e-9);
         assert!(f("/faults/goodput_snapshots") >= f("/faults/goodput_checkpoints"), "{config}");
         assert!(f("/faults/goodput_checkpoints") >= f("/faults/goodput_no_spares"), "{config}");
+        // Without second copies a lost node's snapshots are lost.
+        if nodes != "1" {
+            let sets = ["--gpu", "h200", "--attention", "fused", "--set", "checkpoint.partner=off"];
+            let alone = json(config, &[&["--nodes", nodes, "--gpus-per-node", "8"][..], &sets].concat());
+            assert!(alone["estimate"]["faults"]["goodput"].as_f64().unwrap() < f("/faults/goodput"), "{config}");
+        }
         // The same formula as `herd config check`.
         let ranks = format!("{}", 8 * nodes.parse::<usize>().unwrap());
         if f("/memory/stage") == 0.0 {

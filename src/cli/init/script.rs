@@ -67,7 +67,9 @@ pub fn text(c: &Chosen, site: &SiteWays, config: &Path, nodes: usize) -> String 
     lines.push(format!("#SBATCH --ntasks-per-node={}", c.ranks_per_node));
     lines.push(match c.offer.gpus {
         0 => format!("#SBATCH --cpus-per-task={}", c.config.train.threads),
-        n => format!("#SBATCH --gpus-per-node={n}"),
+        n if c.offer.gpu_type.is_empty() => format!("#SBATCH --gpus-per-node={n}"),
+        // the partition may have other kinds too
+        n => format!("#SBATCH --gpus-per-node={}:{n}", c.offer.gpu_type),
     });
     if site.memory {
         lines.push("#SBATCH --mem=0                     # all of a node's memory".into());

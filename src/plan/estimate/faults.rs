@@ -50,6 +50,8 @@ pub struct Intervals {
     pub checkpoint: u64,
     /// Whether checkpoints are written behind the steps (`checkpoint.background`).
     pub background: bool,
+    /// Whether another node has a copy of each snapshot (`checkpoint.partner`).
+    pub copied: bool,
 }
 
 /// Of `devices` on `nodes`, where a step takes `step_s` without saves.
@@ -75,7 +77,17 @@ pub fn estimate(
             let cost = if own.background { stall } else { saves.write_s };
             goodput(lambda, (every as f64 * step_s).max(saves.write_s), cost, recovery(f.restart_s, far))
         }
-        (every, _) => goodput(lambda, every as f64 * step_s, stall, recovery(f.restart_s, near)),
+        (every, on_disk) => {
+            let interval = every as f64 * step_s;
+            // without second copies a lost node's memory is lost: back to what is on disk, or to the beginning
+            let alone = if own.copied { 0.0 } else { lost_node };
+            let back_to = match on_disk {
+                0 => 1.0 / lambda.max(1e-12),
+                n => (n as f64 * step_s).max(saves.write_s),
+            };
+            let further = alone * ((far - near).max(0.0) + (back_to - interval).max(0.0) / 2.0);
+            goodput(lambda, interval, stall, recovery(f.restart_s, near) + further)
+        }
     };
     FaultEstimate {
         per_day: lambda * DAY,

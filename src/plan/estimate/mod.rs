@@ -37,6 +37,7 @@ pub use stages::{memory_of_stages, StageMemory};
 
 use super::memory::KernelForms;
 use super::{flops, Plan, Ranks};
+use crate::config::{CheckpointSection, Partner};
 use crate::error::Result;
 use crate::layout;
 use faults::{FaultEstimate, Intervals};
@@ -126,6 +127,13 @@ pub struct RunEstimate {
     pub device_hours: f64,
 }
 
+/// Steps of `step_s` seconds between checkpoints on shared storage, by `every` or `every_minutes`, whichever comes first; 0: never.
+pub fn checkpoint_steps(c: &CheckpointSection, step_s: f64) -> u64 {
+    let timed = (c.every_minutes > 0.0).then(|| (c.every_minutes * 60.0 / step_s).ceil().max(1.0) as u64);
+    let counted = (c.every > 0).then_some(c.every);
+    timed.into_iter().chain(counted).min().unwrap_or(0)
+}
+
 /// Of `plan` (any rank's) on `hardware`, to `tokens` in all (None: the configuration's steps).
 ///
 /// # Errors
@@ -138,11 +146,9 @@ pub fn estimate(
     let parameters = layout::count(&plan.model);
     let c = &plan.config.checkpoint;
     let saves = saves::estimate(&shape, c, hardware, parameters as f64, allocation.nodes);
-    let every = match c.every {
-        0 if c.every_minutes > 0.0 => (c.every_minutes * 60.0 / step.seconds).ceil().max(1.0) as u64,
-        n => n,
-    };
-    let own = Intervals { snapshot: c.snapshot_every, checkpoint: every, background: c.background };
+    let every = checkpoint_steps(c, step.seconds);
+    let copied = c.partner == Partner::Node && allocation.nodes > 1;
+    let own = Intervals { snapshot: c.snapshot_every, checkpoint: every, background: c.background, copied };
     let world = allocation.world();
     let without_saves = step.seconds - step.snapshot;
     let faults = faults::estimate(hardware, world, allocation.nodes, without_saves, &saves, own);

@@ -324,3 +324,13 @@ fn state_and_its_ways_are_counted_once() {
     let more = estimate(&plan, allocation, &h100(), KernelForms::FUSED, Some(2.0 * e.run.tokens)).unwrap();
     near(more.run.days, 2.0 * e.run.days, 1e-9);
 }
+
+#[test]
+fn checkpoints_are_as_far_apart_as_the_nearer_key_says() {
+    for (every, every_minutes, steps) in
+        [(0, 0.0, 0), (500, 0.0, 500), (0, 30.0, 180), (100, 30.0, 100), (500, 30.0, 180)]
+    {
+        let c = CheckpointSection { every, every_minutes, ..CheckpointSection::default() };
+        assert_eq!(checkpoint_steps(&c, 10.0), steps, "{every} {every_minutes}");
+    }
+}
