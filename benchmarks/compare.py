@@ -38,6 +38,7 @@ TIMED = [
     ("bf16, one rank", "bf16", 1, {}),
     ("bf16, two replicas", "bf16", 2, {}),
     ("bf16, two replicas, snapshots", "bf16", 2, {"snapshot_every": 1, "snapshot_dir": "{memory}"}),
+    ("bf16, two replicas, saves behind the steps", "bf16", 2, {"every": 3}),
     ("fp32, one rank, speed", "fp32", 1, {}),
 ]
 
@@ -116,15 +117,18 @@ class Compare:
     def timed(self, name, precision, ranks, checkpoint):
         """Seconds of a step, of the save at the end and from the start to the first step's end, the builds in turn."""
         seconds = {what: {build: [] for build in self.builds} for what in ("a step", "the save", "the first step")}
+        peak = {build: 0 for build in self.builds}
         memory = Path("/dev/shm/herd-compare")
         for number in range(self.args.rounds):
             for build in list(self.builds)[:: 1 if number % 2 else -1]:
                 run_dir = self.fresh(name, build)
                 memory.mkdir(exist_ok=True)
                 sections = {"parallel": {"data": ranks}, "checkpoint": in_memory(checkpoint, memory)}
-                document = self.document(run_dir, common.SHAPE, STEPS, precision, ranks, 512, **sections)
+                document = self.document(run_dir, common.SHAPE, self.args.steps, precision, ranks, self.args.sequence, **sections)
                 began = time.time()
-                ends = [s["time"] for s in self.run(build, name, document, ranks)]
+                steps = self.run(build, name, document, ranks)
+                ends = [s["time"] for s in steps]
+                peak[build] = max(peak[build], *(s["memory_peak"] for s in steps))
                 events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
                 seconds["a step"][build].append(statistics.median(b - a for a, b in zip(ends[2:], ends[3:])))
                 seconds["the save"][build].append([e["seconds"] for e in events if e["kind"] == "checkpoint"][-1])
@@ -132,9 +136,27 @@ class Compare:
                 shutil.rmtree(run_dir, ignore_errors=True)
                 shutil.rmtree(memory, ignore_errors=True)
         for what, of in seconds.items():
-            value, low, high = common.spread([b / n for b, n in zip(of["before"], of["now"])])
-            before, now = (statistics.median(of[b]) for b in ("before", "now"))
-            print(f"{name + ', ' + what:46}{before:.3f} s before, {now:.3f} s now: {value:.3f} times the speed ({low:.3f} to {high:.3f})", flush=True)
+            speed(f"{name}, {what}", of)
+        print(f"{name + ', memory':58}{peak['before'] / 1e6:.1f} MB before, {peak['now'] / 1e6:.1f} MB now", flush=True)
+
+    def converted(self, name):
+        """Seconds of an import of a Hugging Face model of 1.2 GB and of the export of what it made."""
+        work = FOLDER / "convert"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        # In a process of its own: its peak of memory is not ours.
+        subprocess.run([sys.executable, Path(__file__).with_name("checkpoint_convert.py"), "--make", work / "hf", "10"], check=True)
+        seconds = {verb: {build: [] for build in self.builds} for verb in ("import", "export")}
+        for number in range(self.args.rounds):
+            for build in list(self.builds)[:: 1 if number % 2 else -1]:
+                for verb, source, target in (("import", "hf", "run"), ("export", "run", "out")):
+                    shutil.rmtree(work / target, ignore_errors=True)
+                    os.sync()
+                    run = common.Run([self.builds[build], "checkpoint", verb, work / source, work / target], self.path(name, build, "log"))
+                    seconds[verb][build].append(run.seconds)
+        for verb, of in seconds.items():
+            speed(f"{name}, {verb}", of)
+        shutil.rmtree(work)
 
     def cold(self, name):
         """Seconds of a resume whose files are not in the page cache, after another process has touched as much memory as the ranks will and
@@ -144,7 +166,7 @@ class Compare:
             return print(f"{name}: skipped, {drop} is not ours to write", flush=True)
         run_dir = self.fresh(name, "whole")
         sections = {"parallel": {"data": 2}, "checkpoint": {"every": 2}}
-        document = self.document(run_dir, common.SHAPE, 4, "bf16", 2, 512, **sections)
+        document = self.document(run_dir, common.SHAPE, 3, "fp32" if self.args.fp32 else "bf16", 2, self.args.sequence, **sections)
         document["train"]["stop_at"] = 2
         self.run("before", name, document, 2)
         del document["train"]["stop_at"]
@@ -176,6 +198,12 @@ class Compare:
         return run_dir
 
 
+def speed(what, seconds):
+    value, low, high = common.spread([b / n for b, n in zip(seconds["before"], seconds["now"])])
+    before, now = (statistics.median(seconds[b]) for b in ("before", "now"))
+    print(f"{what:58}{before:.3f} s before, {now:.3f} s now: {value:.3f} times the speed ({low:.3f} to {high:.3f})", flush=True)
+
+
 def in_memory(checkpoint, memory):
     return {k: v.format(memory=memory) if isinstance(v, str) else v for k, v in checkpoint.items()}
 
@@ -185,7 +213,10 @@ def main():
     p.add_argument("--before", required=True, help="the older herd")
     p.add_argument("--herd", help="the newer one (default target/release/herd)")
     p.add_argument("--only", default="", help="cells whose name matches this regular expression")
+    p.add_argument("--fp32", action="store_true", help="time runs in fp32 alone: for a CPU on which one build has no bf16 products")
     p.add_argument("--rounds", type=int, default=5, help="times that each build runs a timed cell (default 5)")
+    p.add_argument("--steps", type=int, default=STEPS, help=f"steps of a timed run, at least 5 (default {STEPS})")
+    p.add_argument("--sequence", type=int, default=512, help="tokens of a sample of a timed run (default 512)")
     args = p.parse_args()
     compare = Compare(args)
     for name, sections, ranks in EXACT:
@@ -198,8 +229,12 @@ def main():
         if compare.wanted(name):
             compare.resume(name, checkpoint)
     for name, precision, ranks, checkpoint in TIMED:
+        if args.fp32:
+            name, precision = name.replace("bf16", "fp32"), "fp32"
         if compare.wanted(name):
             compare.timed(name, precision, ranks, checkpoint)
+    if compare.wanted("conversion"):
+        compare.converted("conversion")
     if compare.wanted("resume, files cold"):
         compare.cold("resume, files cold")
     if compare.wrong:
