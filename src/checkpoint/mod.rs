@@ -38,7 +38,7 @@ pub use disk::directory;
 pub use lustre::Stripes;
 pub use map::Spec;
 pub use meta::{BaseNote, Group, Meta, Piece, ReferenceNote, Saved, SpecialTokens};
-pub use prune::{prune, prune_if, Keep, Pruned};
+pub use prune::{prune, prune_after, prune_if, Keep, Pruned};
 pub use read::{Checkpoint, FileReport};
 pub use restore::{list, newest_valid, newest_valid_alone, Event};
 pub use save::{save, save_by, Rules};

@@ -61,6 +61,14 @@ pub fn prune(checkpoints: &Path, keep: impl Into<Keep>, may_remove: &dyn Fn(u64)
     prune_if(checkpoints, keep.into(), false, may_remove, &mut |_| true)
 }
 
+/// [`prune`] after the save of step `saved`, which is whole. What has a higher step is of an earlier start, and was passed over when this
+/// one began: it may look valid and hold wrong bytes, so it stays, and no other goes in its favour.
+pub fn prune_after(
+    checkpoints: &Path, keep: impl Into<Keep>, saved: u64, may_remove: &dyn Fn(u64) -> bool,
+) -> Result<Pruned> {
+    prune_if(checkpoints, keep.into(), false, may_remove, &mut |c| c.meta().step <= saved)
+}
+
 /// As [`prune`], but a checkpoint counts as valid only if `whole` says so, asked of the newest until one is; `dry` only
 /// tells what would go.
 pub fn prune_if(

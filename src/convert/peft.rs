@@ -199,7 +199,15 @@ fn refuse(config: &Value) -> std::result::Result<(), String> {
         Value::String(s) => s == "none",
         _ => false,
     };
+    // Others begin with what they take out of the base's matrices (peft, tuners/lora/layer.py): W + BA is then another model.
+    let begins = config["init_lora_weights"].as_str().unwrap_or("gaussian");
+    if !["gaussian", "eva", "orthogonal"].iter().any(|plain| begins.eq_ignore_ascii_case(plain)) {
+        return Err(format!(
+            "init_lora_weights is {begins:?}, whose adapters belong to a changed base: save them with path_initial_model_for_weight_conversion"
+        ));
+    }
     let keys = [
+        "alora_invocation_tokens",
         "use_dora",
         "bias",
         "fan_in_fan_out",

@@ -20,9 +20,13 @@ pub struct UploadLedger {
 }
 
 impl UploadLedger {
-    /// The ledger of a run; `None` for a run without a store. A damaged one counts as empty, which keeps more.
+    /// The ledger of a run; `None` for a run without a store. One that is damaged or cannot be read counts as
+    /// empty, which keeps more.
     pub fn read(run: &Path) -> Option<UploadLedger> {
-        let bytes = std::fs::read(RunDir::new(run).uploads()).ok()?;
+        let bytes = match std::fs::read(RunDir::new(run).uploads()) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return None,
+            other => other.unwrap_or_default(),
+        };
         Some(serde_json::from_slice(&bytes).unwrap_or(UploadLedger {
             url: String::new(),
             every: 0,

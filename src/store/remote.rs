@@ -22,6 +22,9 @@ use std::sync::Arc;
 use tokio::runtime::Runtime;
 use xxhash_rust::xxh3::xxh3_64;
 
+/// Bytes of a file that one request reads back, and how many requests are under way.
+const READ: u64 = 8 << 20;
+const AT_ONCE: usize = 4;
 const CREDENTIALS: &str = "check the credentials in the environment, and what they may do";
 const NO_CREDENTIALS: &str =
     "no credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write ~/.aws/credentials";
@@ -148,13 +151,19 @@ impl Remote {
         &self, key: &ObjectPath, m: &Manifest, file: &FileEntry, meter: &Meter,
     ) -> Result<Option<String>> {
         let failed = |e: object_store::Error| self.refused("read", key.as_ref(), &e);
-        let found = match self.store.get(key).await {
+        let found = match self.store.head(key).await {
             Err(object_store::Error::NotFound { .. }) => return Ok(Some(format!("{} is missing", file.name))),
             other => other.map_err(failed)?,
         };
-        let mut stream = found.into_stream();
+        if found.size != file.size {
+            return Ok(Some(format!("{} has {} bytes, the manifest says {}", file.name, found.size, file.size)));
+        }
+        // In ranges: a request has a time limit, which must not bound the size of a file.
+        let ranges = (0..file.size).step_by(READ as usize).map(|at| at..(at + READ).min(file.size));
+        let mut parts =
+            futures_util::stream::iter(ranges).map(|range| self.store.get_range(key, range)).buffered(AT_ONCE);
         let mut sums = FileChecksums::new(m, file);
-        while let Some(bytes) = stream.next().await {
+        while let Some(bytes) = parts.next().await {
             let bytes = bytes.map_err(failed)?;
             meter.add(bytes.len() as u64);
             sums.feed(&bytes);

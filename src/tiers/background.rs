@@ -3,7 +3,7 @@
 use crate::checkpoint::meta::{Meta, Saved};
 use crate::checkpoint::save::{save_by, Rules};
 use crate::checkpoint::Team;
-use crate::checkpoint::{prune, Keep};
+use crate::checkpoint::{prune_after, Keep};
 use crate::error::{Error, Exit, Result};
 use crate::threads;
 use crate::tiers::snapshot::slot::Slot;
@@ -37,8 +37,8 @@ const SHARE: f64 = 0.01;
 
 enum Job {
     Save(Arc<Slot>, Box<Meta>),
-    /// On rank 0: old checkpoints go, but for these steps.
-    Prune(Keep, Vec<u64>),
+    /// On rank 0: after the save of this step old checkpoints go, but for these steps.
+    Prune(Keep, u64, Vec<u64>),
 }
 
 /// A save that has ended.
@@ -67,8 +67,8 @@ impl BackgroundWriter {
                         drop(slot);
                         let _ = report.send(Ended { step: meta.step, result });
                     }
-                    Job::Prune(keep, spared) => {
-                        if let Err(e) = prune(&checkpoints, keep, &|step| !spared.contains(&step)) {
+                    Job::Prune(keep, saved, spared) => {
+                        if let Err(e) = prune_after(&checkpoints, keep, saved, &|step| !spared.contains(&step)) {
                             let _ = complain.send(e);
                         }
                     }
@@ -85,9 +85,9 @@ impl BackgroundWriter {
         let _ = self.jobs.as_ref().map(|jobs| jobs.send(Job::Save(slot, Box::new(meta))));
     }
 
-    /// Removes old checkpoints behind the steps, but for those of the steps `spared`.
-    pub fn prune(&self, keep: Keep, spared: Vec<u64>) {
-        let _ = self.jobs.as_ref().map(|jobs| jobs.send(Job::Prune(keep, spared)));
+    /// Removes old checkpoints behind the steps after the save of step `saved`, but for those of the steps `spared`.
+    pub fn prune(&self, keep: Keep, saved: u64, spared: Vec<u64>) {
+        let _ = self.jobs.as_ref().map(|jobs| jobs.send(Job::Prune(keep, saved, spared)));
     }
 
     /// Why old checkpoints could not be removed, since the last call.

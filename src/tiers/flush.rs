@@ -6,10 +6,11 @@ use crate::checkpoint::map::Spec;
 use crate::checkpoint::meta::{Meta, Saved};
 use crate::checkpoint::restore::list;
 use crate::checkpoint::Team;
-use crate::checkpoint::{directory, save_by, Rules};
+use crate::checkpoint::{directory, save_by, Checkpoint, Rules};
 use crate::error::{Error, Exit, Result};
 use crate::run_dir::RunDir;
 use crate::tiers::choice::{RestoreAction, RestoreView};
+use crate::tiers::snapshot::collect;
 use crate::tiers::snapshot::image::SnapshotReader;
 use crate::tiers::snapshot::inventory::{agreed_place, Inventory, SnapshotEntry};
 use crate::tiers::snapshot::nodes::Nodes;
@@ -67,7 +68,8 @@ pub fn flush(run_dir: &Path, snapshot_dir: &Path, rules: &Rules, world: &World) 
         let set = &sets[set];
         let mut passed_over: Vec<u64> = began_with.iter().map(|s| s.step).filter(|&step| step > set.step).collect();
         passed_over.dedup();
-        if let Some(step) = on_disk.filter(|&d| d >= set.step) {
+        // a higher step of an earlier start was passed over by the start that is in memory
+        if let Some([_, step]) = on_disk.filter(|&found| found >= [set.attempt, set.step]) {
             let path = checkpoints.join(directory(step));
             return Ok(Flushed { step, path, written: false, bytes: 0, seconds: 0.0, from_partners: 0, passed_over });
         }
@@ -138,14 +140,17 @@ fn agreed_meta(images: &[SnapshotReader], world: &World) -> Result<Meta> {
     serde_json::from_slice(some).map_err(|e| Error::new(Exit::Internal, format!("a snapshot's description: {e}")))
 }
 
-/// Step of the newest checkpoint that opens; collective, rank 0 looks.
-fn newest_on_disk(checkpoints: &Path, world: &World) -> Result<Option<u64>> {
+/// Attempt and step of the checkpoint, of those that open, that the newest attempt wrote last; collective, rank 0 looks.
+fn newest_on_disk(checkpoints: &Path, world: &World) -> Result<Option<[u64; 2]>> {
+    let newest = |all: Vec<(PathBuf, Result<Checkpoint>)>| {
+        all.into_iter().filter_map(|(_, c)| c.ok()).map(|c| [c.meta().attempt, c.meta().step]).max()
+    };
     let mine = match world.rank() {
-        0 => list(checkpoints).map(|all| all.into_iter().find_map(|(_, c)| c.ok()).map(|c| c.meta().step)),
+        0 => list(checkpoints).map(newest),
         _ => Ok(None),
     };
-    let bytes = world.broadcast_bytes(world.agree(mine)?.map_or(Vec::new(), |s| s.to_le_bytes().to_vec()), 0)?;
-    Ok(bytes.try_into().ok().map(u64::from_le_bytes))
+    let bytes = world.agree(mine)?.map_or(Vec::new(), |found| bytemuck::cast_slice(&found).to_vec());
+    Ok(collect(&world.broadcast_bytes(bytes, 0)?).pop())
 }
 
 /// Removes this run's snapshots from this node, unless living processes hold them.

@@ -11,7 +11,7 @@ use crate::checkpoint::on_local_disk;
 use crate::checkpoint::restore::candidates;
 use crate::checkpoint::save::Rules;
 use crate::checkpoint::Stripes;
-use crate::checkpoint::{prune, Keep};
+use crate::checkpoint::{prune_after, Keep};
 use crate::config::{due, CheckpointSection};
 use crate::error::{Exit, Result};
 use crate::run_dir::RunDir;
@@ -280,20 +280,20 @@ impl StateKeeper {
         Ok(())
     }
 
-    /// Removes old checkpoints after a save, behind the steps that follow; `last`: no save comes after it. `may_remove` is
-    /// asked for each step. What cannot be removed costs space, not the run.
-    pub fn prune(&mut self, last: bool, may_remove: &dyn Fn(u64) -> bool, world: &World) {
+    /// Removes old checkpoints after the save of step `saved`, behind the steps that follow; `last`: no save comes after it. `may_remove`
+    /// is asked for each step. What cannot be removed costs space, not the run.
+    pub fn prune(&mut self, saved: u64, last: bool, may_remove: &dyn Fn(u64) -> bool, world: &World) {
         if world.rank() > 0 {
             return;
         }
         let keep = self.keep(last);
         let failed = match (&self.writer, candidates(&self.checkpoints)) {
             (Some(writer), Ok(all)) => {
-                writer.prune(keep, all.iter().map(|c| c.step).filter(|&s| !may_remove(s)).collect());
+                writer.prune(keep, saved, all.iter().map(|c| c.step).filter(|&s| !may_remove(s)).collect());
                 None
             }
             (_, Err(e)) => Some(e),
-            _ => prune(&self.checkpoints, keep, may_remove).err(),
+            _ => prune_after(&self.checkpoints, keep, saved, may_remove).err(),
         };
         self.pending.extend(failed.map(|error| Happened::PruneFailed { error }));
     }

@@ -145,7 +145,7 @@ fn train(plan: &Plan, world: &World, liveness: &Liveness, stop: &StopFlag) -> Re
         for what in happened {
             if let Happened::Saved(saved, step) = &what {
                 behind.committed(*step, &saved.path, ending && *step == state.step);
-                keeper.prune(ending, &|step| behind.may_remove(step), world);
+                keeper.prune(*step, ending, &|step| behind.may_remove(step), world);
             }
             report.kept(what)?;
         }

@@ -182,9 +182,13 @@ fn adapters_go_out_in_pefts_form_and_come_in() {
     // What herd has not is refused by name.
     let file = l.path("other0/adapter_config.json");
     let config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-    for (key, value) in
-        [("use_dora", Value::Bool(true)), ("bias", "all".into()), ("peft_type", "IA3".into()), ("r", 8.into())]
-    {
+    for (key, value) in [
+        ("use_dora", Value::Bool(true)),
+        ("bias", "all".into()),
+        ("peft_type", "IA3".into()),
+        ("init_lora_weights", "pissa_niter_16".into()),
+        ("r", 8.into()),
+    ] {
         let mut other = config.clone();
         other[key] = value;
         fs::write(&file, other.to_string()).unwrap();
@@ -247,6 +251,12 @@ fn frozen_layers_stay_and_resume() {
     assert_eq!(l.run.train(0, &[freeze, &l.base, &dir, "train.stop_at=8"]).status.code(), Some(75));
     assert_eq!(bits(&l.losses(0, "stopped", &[freeze])), bits(&whole));
     assert_eq!(losses(&l.path("stopped")).len(), 20);
+    // Of the runs themselves, whose frozen layers are in the base, nothing differs.
+    let runs = [l.path("whole"), l.path("stopped")];
+    let out = herd().args(["checkpoint", "diff", "--json"]).args(&runs).output().unwrap();
+    let diff: Value = serde_json::from_slice(&out.stdout).unwrap_or_else(|_| panic!("{}", text(&out)));
+    let all = diff["tensors"].as_array().unwrap();
+    assert!(all.len() > 28 && all.iter().all(|t| t["max_abs"] == 0.0), "{diff}");
     // Of the exported model the frozen layers are the base's to the bit, the others not.
     export(&[&l.path("stopped"), &l.path("out")], &["--dtype", "fp32"]);
     let out = herd().args(["checkpoint", "diff", "--json"]).args([&l.path("hf"), &l.path("out")]).output().unwrap();

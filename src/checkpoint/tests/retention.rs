@@ -96,6 +96,25 @@ fn what_a_crash_between_two_renames_leaves_is_found_and_later_removed() {
     assert_eq!(names(dir.path()), ["step-00000006", "step-00000007"]);
 }
 
+/// It has a higher step, looks valid, and was passed over when the run started: what the run saves since then is what stays.
+#[test]
+fn a_damaged_one_of_an_earlier_start_costs_no_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = save_step(dir.path(), 9).join("rank-00000.h5");
+    let mut bytes = fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    for step in [1, 2] {
+        save_step(dir.path(), step);
+        prune_after(dir.path(), 1, step, &|_| true).unwrap();
+    }
+    assert_eq!(names(dir.path()), ["step-00000002", "step-00000009"]);
+    save_step(dir.path(), 10);
+    prune_after(dir.path(), 1, 10, &|_| true).unwrap();
+    assert_eq!(names(dir.path()), ["step-00000010"]);
+}
+
 #[test]
 fn milestones_and_the_best_stay_beside_the_newest() {
     let dir = tempfile::tempdir().unwrap();

@@ -182,9 +182,10 @@ fn compare(a: &Weights, b: &Weights, group: Group, name: &str, shape: &[usize], 
     for start in (0..len).step_by(BLOCK) {
         let n = BLOCK.min(len - start);
         for (w, out) in [(a, &mut x[..n]), (b, &mut y[..n])] {
-            match w.checkpoint() {
-                Some(c) => c.read(group, name, &origin, shape, start, out)?,
-                None => w.read_range(name, &origin, shape, start, out)?,
+            match (group, w.checkpoint()) {
+                // weights that a checkpoint has not are in its base
+                (Group::Param, _) | (_, None) => w.read_range(name, &origin, shape, start, out)?,
+                (_, Some(c)) => c.read(group, name, &origin, shape, start, out)?,
             }
         }
         difference.add(&x[..n], &y[..n]);

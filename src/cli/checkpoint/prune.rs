@@ -52,7 +52,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let checkpoints = checkpoints_of(Path::new(&args.run))?;
     // Where the run has a store, what is not safe there stays here.
-    let ledger = checkpoints.parent().and_then(UploadLedger::read);
+    // `.` and a link do not name the run, and a run's `checkpoints` may itself be a link elsewhere.
+    let real = checkpoints.canonicalize().map_err(|e| Error::io(&checkpoints, "look at", &e, Exit::Checkpoint))?;
+    let ledger = [checkpoints.parent(), real.parent()].into_iter().flatten().find_map(UploadLedger::read);
     let may_remove = |step| ledger.as_ref().is_none_or(|l| l.may_remove(step));
     let whole = |c: &Checkpoint, meter: &Meter| {
         meter.begin("verify", c.bytes());

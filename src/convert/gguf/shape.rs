@@ -45,9 +45,10 @@ pub fn model(head: &GgufHead, factors: Option<&[f32]>) -> Result<ModelConfig> {
     if head.count(&key("expert_count")).is_some_and(|n| n > 0) {
         return Err(wrong("it is a mixture of experts (llama.expert_count); herd runs dense models only".into()));
     }
-    let scaling = head.text(&key("rope.scaling.type")).unwrap_or("none");
-    let linear = head.number(&key("rope.scale_linear")).or(head.number(&key("rope.scaling.factor"))).unwrap_or(1.0);
-    if scaling != "none" && linear != 1.0 {
+    // As llama.cpp reads it: linear where no type is named, the old key where the new one is absent, 0 is none.
+    let scaling = head.text(&key("rope.scaling.type")).unwrap_or("linear");
+    let linear = head.number(&key("rope.scaling.factor")).or(head.number(&key("rope.scale_linear"))).unwrap_or(1.0);
+    if scaling != "none" && ![0.0, 1.0].contains(&linear) {
         return Err(wrong(format!("llama.rope.scaling.type is {scaling}; herd knows Llama 3.1's scaling only")));
     }
     let (hidden_size, heads) = (need("embedding_length")?, need("attention.head_count")?);
