@@ -8,6 +8,7 @@ use crate::convert::weights::{self, Weights};
 use crate::data::chat::ChatTemplate;
 use crate::data::tokenizer::{Bos, Tokenizer};
 use crate::error::{Error, Exit, Result};
+use crate::kernels::device::DeviceMemory;
 use crate::kernels::quantized::WeightFormat;
 use crate::progress::Meter;
 use crate::serve::batch::request::{Defaults, RequestRules};
@@ -17,12 +18,13 @@ use crate::serve::scheduler::Limits;
 use crate::serve::start::{self, cache_blocks, Holding};
 use crate::serve::Engine;
 use crate::topology::Topology;
+use crate::wire::Backend;
 use crate::world::{Op, World};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Value};
 use std::path::PathBuf;
 use std::sync::Arc;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 #[derive(clap::Args)]
 pub struct EngineArgs {
@@ -50,7 +52,8 @@ pub struct EngineArgs {
     /// Tokens of the longest text, prompt and continuation. Default: the model's, 8192 at most.
     #[arg(long, value_name = "N", value_parser = positive)]
     pub max_length: Option<usize>,
-    /// Memory of a rank for keys and values, in GB. Default: a quarter of what is free, shared by the node's ranks.
+    /// Memory of a rank for keys and values, in GB. Default: a quarter of what is free, of the device or of the node, shared by the
+    /// ranks that have it.
     #[arg(long, value_name = "GB")]
     pub cache_gb: Option<f64>,
     /// Propose up to this many tokens of a text at a time, from what stood behind its last tokens before, and read them at once
@@ -218,7 +221,12 @@ impl EngineArgs {
                 let e = Error::new(Exit::Usage, format!("--cache-gb is {gb}, must be above 0"));
                 return Err(Error { agreed: true, ..e });
             }
-            None => free_memory() / 4 / world.local_size() as u64,
+            None => match (device_memory(holding.device), crate::wire::chosen()) {
+                // through the host: several ranks may share a device
+                (Some(free), Backend::Staged(..)) => free / 4 / world.local_size() as u64,
+                (Some(free), _) => free / 4,
+                (None, _) => free_memory() / 4 / world.local_size() as u64,
+            },
         };
         let own = world.agree(cache_blocks(holding.longest, self.max_sequences, holding.block_bytes(), bytes))?;
         Ok(-world.all_reduce_f64(&[-(own as f64)], Op::Max)?[0] as usize)
@@ -250,6 +258,13 @@ impl EngineArgs {
             grammars: Arc::new(Grammars::new(tokenizer, weights.model().vocab_size)),
         })
     }
+}
+
+/// Bytes of a device that are free; `None` for the CPU.
+fn device_memory(device: Device) -> Option<u64> {
+    // its allocator says nothing before the first tensor
+    let _first = device.is_cuda().then(|| Tensor::zeros([1], (Kind::Float, device)));
+    DeviceMemory::of(device).map(|memory| memory.free)
 }
 
 /// Bytes of this host that can be had (proc(5), MemAvailable); where it does not say, 4 GB are taken.

@@ -37,8 +37,10 @@ impl LibtorchFailure {
     /// What the words of an exception say; want of memory is looked for first.
     pub fn of(words: &str) -> LibtorchFailure {
         let any = |all: &[&str]| all.iter().any(|w| words.contains(w));
+        // of herd's own launches: the driver's number (CUDA_ERROR_OUT_OF_MEMORY), then where
+        let spent = words.contains("CUDA driver error 2 at ");
         match () {
-            () if any(&OUT_OF_MEMORY) => LibtorchFailure::OutOfMemory,
+            () if spent || any(&OUT_OF_MEMORY) => LibtorchFailure::OutOfMemory,
             () if any(&DEVICE) => LibtorchFailure::Device,
             () => LibtorchFailure::Other,
         }
@@ -62,6 +64,8 @@ mod tests {
         for (words, whose) in [
             ("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.19 GiB", OutOfMemory),
             ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", OutOfMemory),
+            ("CUDA kernel swiglu: CUDA driver error 2 at cuLaunchKernel: out of memory", OutOfMemory),
+            ("CUDA kernel swiglu: CUDA driver error 700 at cuLaunchKernel: an illegal memory access", Device),
             ("CUDA error: device-side assert triggered", Device),
             ("CUDA error: uncorrectable ECC error encountered", Device),
             ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(…)`", Device),

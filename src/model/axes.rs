@@ -28,6 +28,11 @@ pub struct Coming {
 }
 
 impl Axes {
+    /// [`Wire::sound`] of both.
+    pub fn sound(&self) -> Result<()> {
+        self.tensor.sound().and_then(|()| self.context.sound())
+    }
+
     /// Of this rank's wires over the two axes; nothing is spent yet.
     pub fn new(tensor: Arc<dyn Wire>, context: Arc<dyn Wire>) -> Axes {
         Axes { tensor, context, spent: Arc::default() }

@@ -32,6 +32,13 @@ pub struct Groups {
 }
 
 impl Groups {
+    /// [`Wire::sound`] of all.
+    pub fn sound(&self) -> Result<()> {
+        let own = [&self.shard, &self.gather, &self.across];
+        let copies = self.copies.iter().map(|(_, wire)| wire);
+        own.into_iter().chain(copies).chain(&self.tied).try_for_each(|wire| wire.sound())
+    }
+
     /// All wires of `plan`. Collective over the world.
     pub fn new(plan: &Plan, world: &World, axes: &Axes) -> Result<Groups> {
         let (topo, sharding) = (&plan.topology, Sharding::new(&plan.config.parallel, &plan.topology));

@@ -92,6 +92,10 @@ pub fn step(stage: &Stage, state: &mut State, stop: bool) -> Result<Outcome> {
     let tells = plan.topology.coord(Axis::Tensor) == 0;
     let sums = if tells { sums } else { LossSums::default() };
     let squares = state.optimizer.grad_sum_squares();
+    // The device has come this far: by itself, or because an operation was given up, whose sums nothing may be made of.
+    state.units.groups().sound()?;
+    model.axes.sound()?;
+    pipeline.sound()?;
     let own = progress.own_so_far();
     let mine = vec![sums.loss, sums.z, sums.tokens as f64, squares, stop as u8 as f64, own.as_secs_f64()];
     let (all, pairs) = batch::sum_with_pairs(world, mine, pairs.as_ref(), tells)?;

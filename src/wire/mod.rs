@@ -73,6 +73,11 @@ pub trait Wire: Send + Sync {
     fn send(&self, tensor: &Tensor, to: usize) -> Result<Work>;
     /// From rank `from` of this axis; may be started long before the other side sends.
     fn recv(&self, tensor: &Tensor, from: usize) -> Result<Work>;
+    /// An error of what was started here, where [`Work::wait`] does not wait for the device and so cannot tell (NCCL): to be asked when a
+    /// value has been read from the device, and before anything is kept that came of it. What an aborted operation leaves is rubbish.
+    fn sound(&self) -> Result<()> {
+        Ok(())
+    }
     /// Device time of what has finished since the last call, where [`Work::wait`] does not wait for the device and so
     /// cannot tell (NCCL). Zero on wires whose `wait` tells.
     fn measured(&self) -> Timing {

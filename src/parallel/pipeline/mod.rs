@@ -34,6 +34,11 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
+    /// [`Wire::sound`] of the stages' wire.
+    pub fn sound(&self) -> Result<()> {
+        self.wire.sound()
+    }
+
     /// Of `plan`, over the pipeline axis's wire.
     pub fn new(plan: &Plan, wire: Arc<dyn Wire>) -> Pipeline {
         let (p, t) = (&plan.config.parallel, &plan.topology);

@@ -11,7 +11,7 @@ use crate::world::ffi::{stopped, Backoff};
 use crate::world::Op;
 use std::ffi::{c_char, c_int, c_uint, c_void, CStr};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use tch::Kind;
 
 const SUCCESS: c_int = 0;
@@ -46,6 +46,8 @@ functions! {
         ncclGetUniqueId(*mut UniqueId) -> c_int;
         ncclCommInitRankConfig(*mut Handle, c_int, UniqueId, c_int, *mut Config) -> c_int;
         ncclCommAbort(Handle) -> c_int;
+        ncclGroupStart() -> c_int;
+        ncclGroupEnd() -> c_int;
         ncclCommGetAsyncError(Handle, *mut c_int) -> c_int;
         ncclGetErrorString(c_int) -> *const c_char;
         ncclGetLastError(Handle) -> *const c_char;
@@ -215,15 +217,34 @@ impl NcclComm {
 
     /// Ends every operation on the device and frees the communicator; what uses it from now on gets `why`. Once.
     pub(super) fn abort(&self, why: Error) {
-        let mut state = self.lock();
-        if let State::Handle(h) = &mut *state {
-            let handle = *h;
-            *state = State::Broken(why);
-            if !handle.is_null() {
-                // SAFETY: a live communicator, which nobody uses after this.
-                unsafe { (self.nccl.ncclCommAbort)(handle) };
-            }
+        if let Some(handle) = self.give_up(why) {
+            // SAFETY: a live communicator, which nobody else has any more. Not under the lock: NCCL waits for the device here.
+            unsafe { (self.nccl.ncclCommAbort)(handle) };
         }
+    }
+
+    /// [`NcclComm::abort`] of several as one group: one by one the first would wait, while it frees its memory, for kernels of those
+    /// that come after it (NCCL's issue 1013).
+    pub(super) fn abort_all(comms: &[Arc<NcclComm>], why: &Error) {
+        let Some(nccl) = comms.first().map(|c| c.nccl) else { return };
+        let handles: Vec<Handle> = comms.iter().filter_map(|c| c.give_up(why.clone())).collect();
+        if handles.is_empty() {
+            return;
+        }
+        // SAFETY: live communicators, which nobody else has any more; a group is this thread's own.
+        unsafe {
+            (nccl.ncclGroupStart)();
+            handles.into_iter().for_each(|handle| _ = (nccl.ncclCommAbort)(handle));
+            (nccl.ncclGroupEnd)();
+        }
+    }
+
+    /// The handle, which is the caller's alone from now on; `None` where there is none yet, or none any more.
+    fn give_up(&self, why: Error) -> Option<Handle> {
+        let mut state = self.lock();
+        let State::Handle(handle) = *state else { return None };
+        *state = State::Broken(why);
+        (!handle.is_null()).then_some(handle)
     }
 
     pub(super) fn broken(&self) -> Option<Error> {

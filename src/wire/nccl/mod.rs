@@ -205,6 +205,10 @@ impl Wire for NcclWire {
         }
     }
 
+    fn sound(&self) -> Result<()> {
+        lock(&self.comms).iter().find_map(|c| c.broken()).map_or(Ok(()), Err)
+    }
+
     fn measured(&self) -> Timing {
         self.common.clock.take()
     }
@@ -220,7 +224,7 @@ fn watch(comms: &Weak<Mutex<Vec<Arc<NcclComm>>>>, common: &Common) {
             why = Some(stopped("operation on a device"));
         }
         if let Some(e) = why {
-            comms.iter().for_each(|c| c.abort(e.clone()));
+            NcclComm::abort_all(&comms, &e);
         } else if on_device {
             // A device that fails shows in the operations themselves.
             let _ = common.clock.collect(&common.gpu);

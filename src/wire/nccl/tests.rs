@@ -188,8 +188,15 @@ fn the_wire_makes_its_communicator_when_first_used() {
     assert_eq!(refused.err().unwrap().exit, Exit::Internal);
     std::thread::sleep(4 * LOOK);
     assert!(wire.measured().busy > Duration::ZERO && wire.measured().busy == Duration::ZERO);
+    assert!(wire.sound().is_ok());
     stop.store(true, Ordering::Relaxed);
     assert_eq!(wire.all_reduce(&t, Op::Sum).err().unwrap().exit, Exit::Peer);
+    // what was on its way is given up, and what it leaves is not to be used
+    let began = Instant::now();
+    while wire.sound().is_ok() && began.elapsed() < Duration::from_secs(10) {
+        std::thread::sleep(LOOK);
+    }
+    assert_eq!(wire.sound().unwrap_err().exit, Exit::Peer);
 }
 
 /// Without its peer: a communicator that is never complete, and an operation that never ends on the device.

@@ -233,11 +233,28 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* out) {
   *out = (ncclResult_t)(failures > 0 ? ncclRemoteError : busy ? ncclInProgress : ncclSuccess);
   return (ncclResult_t)ncclSuccess;
 }
+// Calls between the two are made together, at the end.
+static thread_local bool grouped = false;
+static thread_local std::vector<ncclComm_t> given_up;
 ncclResult_t ncclCommAbort(ncclComm_t comm) {
+  if (grouped) {
+    given_up.push_back(comm);
+    return (ncclResult_t)ncclSuccess;
+  }
   Lock lock(mutex);
   comm->group->aborted = true;
   changed.notify_all();
   delete comm;
+  return (ncclResult_t)ncclSuccess;
+}
+ncclResult_t ncclGroupStart() {
+  grouped = true;
+  return (ncclResult_t)ncclSuccess;
+}
+ncclResult_t ncclGroupEnd() {
+  grouped = false;
+  for (ncclComm_t comm : given_up) ncclCommAbort(comm);
+  given_up.clear();
   return (ncclResult_t)ncclSuccess;
 }
 ncclResult_t ncclAllReduce(const void* in, void* out, size_t n, ncclDataType_t t, ncclRedOp_t op, ncclComm_t c,
