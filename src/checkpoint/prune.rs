@@ -66,7 +66,7 @@ pub fn prune(checkpoints: &Path, keep: impl Into<Keep>, may_remove: &dyn Fn(u64)
 pub fn prune_after(
     checkpoints: &Path, keep: impl Into<Keep>, saved: u64, may_remove: &dyn Fn(u64) -> bool,
 ) -> Result<Pruned> {
-    prune_if(checkpoints, keep.into(), false, may_remove, &mut |c| c.meta().step <= saved)
+    prune_upto(checkpoints, keep.into(), false, may_remove, &mut |c| c.meta().step <= saved, saved)
 }
 
 /// As [`prune`], but a checkpoint counts as valid only if `whole` says so, asked of the newest until one is; `dry` only
@@ -75,13 +75,24 @@ pub fn prune_if(
     checkpoints: &Path, keep: Keep, dry: bool, may_remove: &dyn Fn(u64) -> bool,
     whole: &mut dyn FnMut(&Checkpoint) -> bool,
 ) -> Result<Pruned> {
+    prune_upto(checkpoints, keep, dry, may_remove, whole, u64::MAX)
+}
+
+/// The best is one of those up to step `upto`.
+fn prune_upto(
+    checkpoints: &Path, keep: Keep, dry: bool, may_remove: &dyn Fn(u64) -> bool,
+    whole: &mut dyn FnMut(&Checkpoint) -> bool, upto: u64,
+) -> Result<Pruned> {
     let mut out = Pruned { temporary: stale(checkpoints)?, ..Pruned::default() };
     let recycled = if keep.recycle { Vec::new() } else { recycle::left(checkpoints)? };
     let (mut kept, mut sure, mut gone) = (0, false, Vec::new());
     let all = list(checkpoints)?;
     let best =
         all.iter().filter_map(|(_, c)| c.as_ref().ok()).filter_map(|c| Some((c.meta().validation?, c.meta().step)));
-    let best = best.filter(|_| keep.best).min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))).map(|(_, step)| step);
+    let best = best
+        .filter(|(_, step)| keep.best && *step <= upto)
+        .min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)))
+        .map(|(_, step)| step);
     for (path, opened) in all {
         let aside = path.to_string_lossy().contains(".old-");
         let stays = match &opened {

@@ -263,7 +263,7 @@ impl EngineArgs {
 /// Bytes of a device that are free; `None` for the CPU.
 fn device_memory(device: Device) -> Option<u64> {
     // its allocator says nothing before the first tensor
-    let _first = device.is_cuda().then(|| Tensor::zeros([1], (Kind::Float, device)));
+    let _first = device.is_cuda().then(|| Tensor::f_zeros([1], (Kind::Float, device)));
     DeviceMemory::of(device).map(|memory| memory.free)
 }
 
