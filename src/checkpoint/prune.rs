@@ -58,7 +58,7 @@ impl Keep {
 ///
 /// `may_remove`, asked with the step, spares checkpoints that are still needed for something else: an upload, an export.
 pub fn prune(checkpoints: &Path, keep: impl Into<Keep>, may_remove: &dyn Fn(u64) -> bool) -> Result<Pruned> {
-    prune_if(checkpoints, keep.into(), false, may_remove, &mut |_| true)
+    prune_after(checkpoints, keep, u64::MAX, may_remove)
 }
 
 /// [`prune`] after the save of step `saved`, which is whole. What has a higher step is of an earlier start, and was passed over when this
@@ -66,7 +66,7 @@ pub fn prune(checkpoints: &Path, keep: impl Into<Keep>, may_remove: &dyn Fn(u64)
 pub fn prune_after(
     checkpoints: &Path, keep: impl Into<Keep>, saved: u64, may_remove: &dyn Fn(u64) -> bool,
 ) -> Result<Pruned> {
-    prune_upto(checkpoints, keep.into(), false, may_remove, &mut |c| c.meta().step <= saved, saved)
+    prune_upto(checkpoints, keep.into(), false, may_remove, &mut |_| true, saved)
 }
 
 /// As [`prune`], but a checkpoint counts as valid only if `whole` says so, asked of the newest until one is; `dry` only
@@ -78,7 +78,7 @@ pub fn prune_if(
     prune_upto(checkpoints, keep, dry, may_remove, whole, u64::MAX)
 }
 
-/// The best is one of those up to step `upto`.
+/// Whole, and the best, are only those up to step `upto`.
 fn prune_upto(
     checkpoints: &Path, keep: Keep, dry: bool, may_remove: &dyn Fn(u64) -> bool,
     whole: &mut dyn FnMut(&Checkpoint) -> bool, upto: u64,
@@ -98,7 +98,7 @@ fn prune_upto(
         let stays = match &opened {
             // Until a whole one is found nothing goes: what looks damaged may be all there is.
             Ok(c) if !sure => {
-                sure = whole(c);
+                sure = c.meta().step <= upto && whole(c);
                 kept += sure as usize;
                 true
             }

@@ -10,7 +10,7 @@ mod beside;
 mod process;
 
 pub use beside::{beside, SideWork};
-pub use process::{set_nonblocking, spawn, HostProcess, Pipe, SimulatedProcess, Spawned, StdStream};
+pub use process::{drain, set_nonblocking, spawn, HostProcess, Pipe, SimulatedProcess, Spawned, StdStream};
 
 use jiff::Timestamp;
 use std::cell::{Cell, RefCell};

@@ -149,6 +149,21 @@ impl Read for Pipe {
     }
 }
 
+/// Reads what there is in a pipe that does not block, a pipe full at most (1 MiB, pipe(7)): who writes without end is not to hold up
+/// the reader. False at the end of the stream.
+pub fn drain(from: &mut impl Read, into: &mut Vec<u8>) -> bool {
+    let (mut buffer, enough) = ([0u8; 16 << 10], into.len() + (1 << 20));
+    while into.len() < enough {
+        match from.read(&mut buffer) {
+            Ok(0) => return false,
+            Ok(n) => into.extend_from_slice(&buffer[..n]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return e.kind() == io::ErrorKind::WouldBlock,
+        }
+    }
+    true
+}
+
 /// Makes reads of a pipe return at once.
 pub fn set_nonblocking(fd: RawFd) {
     // SAFETY: flags of an open descriptor of ours.

@@ -1,7 +1,7 @@
 //! The parent that starts a supervisor again when a signal ends it, seen from the supervisor: the ranks train on meanwhile, and the next
 //! supervisor takes over their srun ([`Parent::holds`], [`Srun::Adopted`]). The parent itself is `parent/program.rs`.
 
-use crate::host::{set_nonblocking, HostProcess};
+use crate::host::{drain, set_nonblocking, HostProcess};
 use crate::text::whole_lines;
 use crate::threads::lock;
 use std::collections::HashMap;
@@ -42,7 +42,7 @@ pub struct Ends {
 impl Ends {
     /// The exit code of process `pid`, 128 + signal where one ended it; `None` while it runs.
     fn of(&mut self, pid: u32) -> Option<i32> {
-        super::rollcall::drain(&mut self.pipe, &mut self.part);
+        drain(&mut self.pipe, &mut self.part);
         let pair = |line: &str| -> Option<(u32, i32)> {
             let (pid, code) = line.split_once(' ')?;
             Some((pid.parse().ok()?, code.parse().ok()?))
@@ -108,7 +108,7 @@ impl Parent {
     /// What a step's srun is to have as standard error, and where it is read. What is left of an earlier one goes to the log.
     pub fn stderr(&self) -> std::io::Result<(Stdio, File)> {
         let (mut reader, mut left) = (self.reader()?, Vec::new());
-        super::rollcall::drain(&mut reader, &mut left);
+        drain(&mut reader, &mut left);
         let _ = std::io::stderr().write_all(&left);
         Ok((self.say.try_clone()?.into(), reader))
     }

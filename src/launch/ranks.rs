@@ -2,7 +2,6 @@
 
 use super::parent::{Parent, Srun};
 use super::relay::Relay;
-use super::rollcall::drain;
 use super::run_log::{Signs, Tail};
 use super::seen::Seen;
 use crate::appended::{gone, is_gone};
@@ -260,7 +259,7 @@ impl RunningRanks {
     fn listen(&mut self) {
         let Some(pipe) = &mut self.stderr else { return };
         let mut news = Vec::new();
-        let open = drain(pipe, &mut news);
+        let open = host::drain(pipe, &mut news);
         let mut log = host::stderr();
         let lines = self.relay.pass(&news, &mut log);
         if self.signs.started {

@@ -5,7 +5,6 @@ use crate::host::{self, HostProcess, Pipe, SideWork};
 use crate::slurm::{control, process, Job, StepLine};
 use crate::text::whole_lines;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -143,10 +142,10 @@ fn answers(job: &Job, groups: &[Vec<String>], hosts_file: &Path, patience: Patie
         let (mut open, before) = (false, here.len());
         for step in &mut steps {
             if let Some(err) = step.err.as_mut() {
-                drain(err, &mut said);
+                host::drain(err, &mut said);
             }
             let Some(out) = step.out.as_mut() else { continue };
-            match drain(out, &mut step.part) {
+            match host::drain(out, &mut step.part) {
                 true => open = true,
                 false => step.out = None,
             }
@@ -204,17 +203,4 @@ fn ask(job: &Job, nodes: &[String], hosts_file: &Path) -> Option<AskingStep> {
     let (out, err) = (spawned.out?, spawned.err?);
     [&out, &err].iter().for_each(|pipe| pipe.do_not_block());
     Some(AskingStep { process: spawned.process, out: Some(out), err: Some(err), part: Vec::new() })
-}
-
-/// Reads what there is; false at the end of the stream.
-pub fn drain(from: &mut impl Read, into: &mut Vec<u8>) -> bool {
-    let mut buffer = [0u8; 16 << 10];
-    loop {
-        match from.read(&mut buffer) {
-            Ok(0) => return false,
-            Ok(n) => into.extend_from_slice(&buffer[..n]),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return e.kind() == std::io::ErrorKind::WouldBlock,
-        }
-    }
 }

@@ -3,7 +3,6 @@
 use crate::error::{Error, Exit, Result};
 use crate::host::{self, HostProcess, Pipe, Spawned};
 use std::ffi::OsStr;
-use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -55,8 +54,8 @@ pub fn run(mut command: Command, limit: Duration) -> Result<CommandEnd> {
     [&out, &err].into_iter().flatten().for_each(Pipe::do_not_block);
     let (mut said, mut complained) = (Vec::new(), Vec::new());
     let gather = || {
-        out.iter_mut().for_each(|pipe| read_what_is_there(pipe, &mut said));
-        err.iter_mut().for_each(|pipe| read_what_is_there(pipe, &mut complained));
+        out.iter_mut().for_each(|pipe| _ = host::drain(pipe, &mut said));
+        err.iter_mut().for_each(|pipe| _ = host::drain(pipe, &mut complained));
     };
     let Some(code) = within_while(&mut process, limit, gather) else {
         process.end();
@@ -81,20 +80,6 @@ fn within_while(child: &mut HostProcess, limit: Duration, mut meanwhile: impl Fn
             return ended;
         }
         host::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Reads a pipe that does not block until nothing is left, its other end is closed, or it was more than a pipe holds: who writes
-/// without end is not to outlast the limit.
-fn read_what_is_there(from: &mut Pipe, into: &mut Vec<u8>) {
-    let mut buffer = [0u8; 16 << 10];
-    for _ in 0..64 {
-        match from.read(&mut buffer) {
-            Ok(0) => return,
-            Ok(n) => into.extend_from_slice(&buffer[..n]),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(_) => return,
-        }
     }
 }
 
